@@ -1,0 +1,30 @@
+"""TorchScale's architectures as a plugin for stock fairseq.
+
+The names below belong to the core, which needs torch alone; they are loaded on first use.
+For fairseq, pass this folder as ``--user-dir`` (see ``plugin.py``).
+"""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "EncoderConfig": "core.config",
+    "DecoderConfig": "core.config",
+    "EncoderDecoderConfig": "core.config",
+    "Encoder": "core.architectures.encoder",
+    "Decoder": "core.architectures.decoder",
+    "EncoderDecoder": "core.architectures.encoder_decoder",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,1 @@
+"""The architectures themselves: torch only, nothing of fairseq."""

@@ -1,0 +1,1 @@
+"""Builders: a config in, a model out."""

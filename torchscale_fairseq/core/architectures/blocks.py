@@ -1,0 +1,230 @@
+"""What the layers of encoder and decoder are made of, read off a config."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..config import DecoderConfig, EncoderConfig, EncoderDecoderConfig
+from ..initialization import (
+    ResidualScaling,
+    deepnorm_scaling,
+    initialize_bert,
+    initialize_layers,
+    scale_layers,
+    subln_scaling,
+)
+from ..layers.attention import MultiheadAttention
+from ..layers.embedding import PositionalEmbedding, SinusoidalPositionalEmbedding, TextEmbedding
+from ..layers.feed_forward import FeedForwardNetwork, GatedLinearUnit
+from ..layers.multiway import single_or_multiway
+from ..layers.norm import build_norm
+from ..layers.relative_position import RelativePositionBias
+from ..layers.residual import Residual
+from ..ops.positions import FIRST_POSITION, PADDING_POSITION, absolute_positions
+from ..ops.xpos import XPosTables, xpos_tables
+
+Config = EncoderConfig | DecoderConfig | EncoderDecoderConfig
+Side = Literal["encoder", "decoder"]
+
+
+class SideOptions:
+    """The options of one side of a config, under names without the side's prefix."""
+
+    def __init__(self, config: Config, side: Side, *, is_encoder_decoder: bool):
+        self.config = config
+        self.side = side
+        self.width: int = getattr(config, f"{side}_embed_dim")
+        self.heads: int = getattr(config, f"{side}_attention_heads")
+        self.ffn_width: int = getattr(config, f"{side}_ffn_embed_dim")
+        self.layers: int = getattr(config, f"{side}_layers")
+        self.pre_norm: bool = getattr(config, f"{side}_pre_norm")
+        self.learned_positions: bool = getattr(config, f"{side}_learned_pos")
+        self.max_positions_option = "max_source_positions" if side == "encoder" else "max_target_positions"
+        self.max_positions: int = getattr(config, self.max_positions_option)
+        multiway: bool = getattr(config, "multiway", False)
+        self.multiway_ffn = multiway and side == "encoder"
+        self.multiway_attention = multiway and config.torchscale_compatible
+        self.multiway_norm = self.multiway_attention and side == "encoder"
+        self.scaling = self._scaling(is_encoder_decoder)
+
+    def _scaling(self, is_encoder_decoder: bool) -> ResidualScaling:
+        def layers_of(side: Side) -> int:
+            exists = is_encoder_decoder or side == self.side
+            return int(getattr(self.config, f"{side}_layers")) if exists else 0
+
+        depths = {"encoder_layers": layers_of("encoder"), "decoder_layers": layers_of("decoder")}
+        which = 0 if self.side == "encoder" else 1
+        if self.config.deepnorm:
+            return deepnorm_scaling(**depths, torchscale_compatible=self.config.torchscale_compatible)[which]
+        if self.config.uses_subln:
+            return subln_scaling(**depths)[which]
+        return ResidualScaling()
+
+    def norm(self, width: int | None = None, *, multiway: bool | None = None) -> nn.Module:
+        """A norm over ``width``, the side's own by default."""
+        return single_or_multiway(
+            self.multiway_norm if multiway is None else multiway,
+            lambda: build_norm(self.config.norm, width or self.width, self.config.layernorm_eps),
+        )
+
+    def residual(self, depth: int) -> Residual:
+        """The residual connection of layer ``depth``, counted from 0."""
+        return Residual(
+            alpha=self.scaling.alpha,
+            pre_norm=self.pre_norm,
+            dropout=self.config.dropout,
+            drop_path_rate=self.config.drop_path_rate * depth / max(self.layers - 1, 1),
+        )
+
+    def self_attention(self) -> MultiheadAttention:
+        """Self-attention, with SubLN's inner norm where that is on."""
+        inner_norm = self.norm(multiway=self.multiway_attention) if self.config.uses_subln else None
+        return MultiheadAttention(
+            self.width,
+            self.heads,
+            dropout=self.config.attention_dropout,
+            inner_norm=inner_norm,
+            backend=self.config.backend,
+            multiway=self.multiway_attention,
+        )
+
+    def cross_attention(self, memory_dim: int) -> MultiheadAttention:
+        """Attention to the encoder's output; SubLN adds nothing to it."""
+        return MultiheadAttention(
+            self.width,
+            self.heads,
+            memory_dim=memory_dim,
+            dropout=self.config.attention_dropout,
+            backend=self.config.backend,
+            multiway=self.multiway_attention,
+        )
+
+    def feed_forward(self) -> nn.Module:
+        """The feed-forward network."""
+
+        def make() -> nn.Module:
+            kind = GatedLinearUnit if self.config.gated_ffn else FeedForwardNetwork
+            return kind(
+                self.width,
+                self.ffn_width,
+                activation_fn=self.config.activation_fn,
+                activation_dropout=self.config.activation_dropout,
+                inner_norm=self.norm(self.ffn_width, multiway=False) if self.config.uses_subln else None,
+            )
+
+        return single_or_multiway(self.multiway_ffn, make)
+
+    def relative_bias(self, *, bidirectional: bool) -> RelativePositionBias | None:
+        """T5's bias, if the config asks for it."""
+        if not self.config.has_relative_bias:
+            return None
+        return RelativePositionBias(
+            self.heads,
+            bidirectional=bidirectional,
+            num_buckets=self.config.rel_pos_buckets,
+            max_distance=self.config.max_rel_pos,
+        )
+
+    def token_embedding(self) -> TextEmbedding | None:
+        """A fresh embedding of the vocabulary; TorchScale leaves that to the caller."""
+        if self.config.vocab_size < 0 or self.config.torchscale_compatible:
+            return None
+        return TextEmbedding(self.config.vocab_size, self.width, padding_idx=PADDING_POSITION)
+
+    def position_embedding(self) -> PositionalEmbedding | SinusoidalPositionalEmbedding | None:
+        """Learned or sinusoidal positions, if the config has absolute ones."""
+        if not self.config.has_absolute_positions:
+            return None
+        if self.learned_positions:
+            return PositionalEmbedding(self.max_positions + FIRST_POSITION, self.width, padding_idx=PADDING_POSITION)
+        return SinusoidalPositionalEmbedding(self.max_positions, self.width)
+
+    def default_position_embedding(self) -> PositionalEmbedding | SinusoidalPositionalEmbedding | None:
+        """The same for a model built without one; TorchScale leaves that to the caller."""
+        if self.config.vocab_size < 0 or self.config.torchscale_compatible:
+            return None
+        return self.position_embedding()
+
+    def output_projection(self, tied_to: nn.Embedding | None) -> nn.Linear:
+        """Projection to the vocabulary, N(0, 1 / width), or the embedding it shares."""
+        if tied_to is not None:
+            projection = nn.Linear(tied_to.embedding_dim, tied_to.num_embeddings, bias=False)
+            projection.weight = tied_to.weight
+            return projection
+        projection = nn.Linear(self.width, self.config.vocab_size, bias=False)
+        nn.init.normal_(projection.weight, std=self.width**-0.5)
+        return projection
+
+    def initialize(self, model: nn.Module, layers: nn.Module) -> None:
+        """Initialise one side after it is built.
+
+        Args:
+            model: the side.
+            layers: its layers.
+        """
+        config = self.config
+        scale_cross_attention = config.deepnorm
+        if config.bert_init:
+            initialize_bert(model)
+        elif not config.torchscale_compatible:
+            xavier = "normal" if config.deepnorm or config.uses_subln else "uniform"
+            initialize_layers(
+                layers, gain=self.scaling.gain, xavier=xavier, scale_cross_attention=scale_cross_attention
+            )
+            return
+        scale_layers(layers, gain=self.scaling.gain, scale_cross_attention=scale_cross_attention)
+
+    def xpos_tables(self, positions: Tensor, *, causal: bool, centre: int, dtype: torch.dtype) -> XPosTables | None:
+        """xPos tables for one forward pass, if the config asks for xPos.
+
+        Args:
+            positions: (batch or 1, seq), of queries and new keys.
+            causal: scores decay; in bidirectional attention they do so in TorchScale's code only.
+            centre: position at which nothing is scaled.
+            dtype: of the model.
+        """
+        if not self.config.xpos_rel_pos:
+            return None
+        return xpos_tables(
+            positions,
+            self.width // self.heads,
+            decay=causal or self.config.torchscale_compatible,
+            scale_base=self.config.xpos_scale_base,
+            centre=centre,
+            span=positions.size(1),
+            dtype=dtype,
+        )
+
+
+def run_layer(layer: nn.Module, x: Tensor, *, recompute: bool, **arguments: Any) -> Tensor:
+    """Call a layer, keeping its inner activations or, with ``recompute``, making them again in the backward."""
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(layer, x, use_reentrant=False, **arguments)
+    return layer(x, **arguments)
+
+
+def position_rows(positions: Tensor | None, padding_mask: Tensor | None, *, start: int, x: Tensor) -> Tensor:
+    """Rows of the position table for the tokens of x, (batch, seq, width): given, counted from the padding mask
+    of exactly these tokens and those before, or consecutive from token ``start`` on."""
+    if positions is not None:
+        return positions
+    if padding_mask is not None:
+        return absolute_positions(padding_mask)[:, -x.size(1) :]
+    first = FIRST_POSITION + start
+    return torch.arange(first, first + x.size(1), device=x.device)[None]
+
+
+def check_length(options: SideOptions, embed_positions: nn.Module, rows: Tensor) -> None:
+    """Raise ValueError if rows run past the table of absolute positions."""
+    limit = getattr(embed_positions, "max_positions", options.max_positions)
+    if rows.size(0) == 1 and rows.is_cpu is False and rows.size(1) <= limit:
+        return
+    length = int(rows.max()) - FIRST_POSITION + 1
+    if length > limit:
+        name = options.max_positions_option
+        raise ValueError(
+            f"a sequence of {length} tokens is longer than {name} ({limit}); raise {name}, shorten the input, "
+            "or use positions without a limit (xpos_rel_pos, or rel_pos_buckets with max_rel_pos)."
+        )

@@ -1,0 +1,255 @@
+"""The causal decoder: a language model, or the target side of a translation model."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config import DecoderConfig, EncoderDecoderConfig
+from ..layers.cache import DecodingState, LayerState, reorder_incremental_state
+from ..ops.positions import has_padding_before_tokens, has_padding_inside, relative_positions
+from ..ops.xpos import XPosTables
+from .blocks import SideOptions, check_length, position_rows, run_layer
+
+
+class DecoderLayer(nn.Module):
+    """Causal self-attention, attention to the encoder where there is one, and feed-forward network."""
+
+    def __init__(self, options: SideOptions, depth: int, memory_dim: int | None):
+        super().__init__()
+        self.self_attn = options.self_attention()
+        self.self_attn_layer_norm = options.norm()
+        self.encoder_attn = None if memory_dim is None else options.cross_attention(memory_dim)
+        self.encoder_attn_layer_norm = None if memory_dim is None else options.norm()
+        self.ffn = options.feed_forward()
+        self.final_layer_norm = options.norm()
+        self.residual = options.residual(depth)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        padding_mask: Tensor | None,
+        bias: Tensor | None,
+        xpos: XPosTables | None,
+        memory: Tensor | None,
+        memory_padding_mask: Tensor | None,
+        memory_bias: Tensor | None,
+        state: LayerState | None,
+    ) -> Tensor:
+        """(batch, seq, width) to the same; arguments as for MultiheadAttention."""
+        x = self.residual(
+            x,
+            self.self_attn_layer_norm,
+            lambda y: self.self_attn(
+                y,
+                causal=True,
+                key_padding_mask=padding_mask,
+                bias=bias,
+                xpos=xpos,
+                cache=None if state is None else state.self_attn,
+            ),
+        )
+        if self.encoder_attn is not None and memory is not None:
+            x = self.residual(
+                x,
+                self.encoder_attn_layer_norm,
+                lambda y: self.encoder_attn(
+                    y,
+                    memory,
+                    key_padding_mask=memory_padding_mask,
+                    bias=memory_bias,
+                    cache=None if state is None else state.encoder_attn,
+                ),
+            )
+        return self.residual(x, self.final_layer_norm, self.ffn)
+
+
+class Decoder(nn.Module):
+    """A stack of decoder layers between embeddings and, unless told otherwise, a projection to the vocabulary.
+
+    Args:
+        config: the options.
+        embed_tokens: token embedding; by default one is built if the config has a vocabulary (not under
+            torchscale_compatible).
+        embed_positions: module from position table rows (``ops.positions``) to vectors; by default built
+            after the config likewise.
+        output_projection: module from features to logits; by default built if the config has a vocabulary.
+        is_encoder_decoder: layers also attend to an encoder's output.
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig | EncoderDecoderConfig,
+        embed_tokens: nn.Embedding | None = None,
+        embed_positions: nn.Module | None = None,
+        output_projection: nn.Module | None = None,
+        is_encoder_decoder: bool = False,
+    ):
+        super().__init__()
+        self.config = config
+        self.options = options = SideOptions(config, "decoder", is_encoder_decoder=is_encoder_decoder)
+        self.embed_scale = 1.0 if config.no_scale_embedding else math.sqrt(options.width)
+        self.embed_tokens = embed_tokens if embed_tokens is not None else options.token_embedding()
+        self.embed_positions = embed_positions if embed_positions is not None else options.default_position_embedding()
+        self.layernorm_embedding = options.norm() if config.layernorm_embedding else None
+        self.dropout = nn.Dropout(config.dropout)
+        memory_dim = config.encoder_embed_dim if isinstance(config, EncoderDecoderConfig) else None
+        self.layers = nn.ModuleList(
+            DecoderLayer(options, depth, memory_dim if is_encoder_decoder else None) for depth in range(options.layers)
+        )
+        self.layer_norm = options.norm() if options.pre_norm else None
+        # T5 has causal buckets here and no bias to the encoder; TorchScale has bidirectional ones and a bias.
+        official = config.torchscale_compatible
+        self.self_attn_relative_position = options.relative_bias(bidirectional=official)
+        self.cross_attn_relative_position = (
+            options.relative_bias(bidirectional=True) if official and is_encoder_decoder else None
+        )
+        self.output_projection = output_projection
+        if output_projection is None and not config.no_output_layer and config.vocab_size > 0:
+            self.output_projection = options.output_projection(self._tied_embedding())
+        options.initialize(self, self.layers)
+
+    def _tied_embedding(self) -> nn.Embedding | None:
+        shared = self.config.share_decoder_input_output_embed
+        if isinstance(self.config, EncoderDecoderConfig):
+            shared = shared or self.config.share_all_embeddings
+        if shared and self.embed_tokens is None:
+            raise ValueError("share_decoder_input_output_embed needs embed_tokens, the embedding to share.")
+        return self.embed_tokens if shared else None
+
+    def forward(
+        self,
+        prev_output_tokens: Tensor,
+        self_attn_padding_mask: Tensor | None = None,
+        encoder_out: dict[str, Any] | None = None,
+        incremental_state: dict[Any, Any] | None = None,
+        features_only: bool = False,
+        return_all_hiddens: bool = False,
+        token_embeddings: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Decode a batch: all positions at once, or those that the state has not seen.
+
+        Args:
+            prev_output_tokens: (batch, seq), the whole sequence so far, also with incremental_state.
+            self_attn_padding_mask: (batch, seq), True for padding, left or right.
+            encoder_out: what ``Encoder`` returns; batch / rows of it neighbouring sequences share a row.
+            incremental_state: a dict of the caller's, empty at first. What it has seen is not computed again:
+                the first call may bring a prompt of any length, later ones any number of new tokens.
+            features_only: skip the output projection.
+            return_all_hiddens: fill inner_states.
+            token_embeddings: (batch, seq or new tokens, width), in place of embed_tokens.
+
+        Returns:
+            Logits (batch, new tokens, vocabulary), or features with features_only or without an output
+            projection; and inner_states (list), l_aux (list, None for a dense layer), attn (None).
+
+        Raises:
+            ValueError: input is missing, or longer than max_target_positions.
+        """
+        state = None if incremental_state is None else DecodingState.of(incremental_state, len(self.layers))
+        past = 0 if state is None else state.length
+        embedding = self._embed(prev_output_tokens[:, past:], token_embeddings)
+        total = past + embedding.size(1)
+        padding_mask = self._padding_mask(self_attn_padding_mask, state, embedding.size(1))
+        x = self._embed_positions(embedding, padding_mask, past)
+        memory, memory_padding_mask = _memory(encoder_out, state)
+
+        relative = _relative_positions(padding_mask, total, x.device)
+        if padding_mask is not None and state is None and not has_padding_before_tokens(padding_mask):
+            padding_mask = None  # causal attention does not look to the right
+        centre = total // 2 if state is None else state.xpos_centre_for(total, self.config.xpos_scale_base)
+        shared: dict[str, Any] = {
+            "padding_mask": padding_mask,
+            "bias": self._self_bias(relative, past),
+            "xpos": self.options.xpos_tables(relative[:, past:], causal=True, centre=centre, dtype=x.dtype),
+            "memory": memory,
+            "memory_padding_mask": memory_padding_mask,
+            "memory_bias": self._memory_bias(memory, past, total),
+        }
+        layer_states = [None] * len(self.layers) if state is None else state.layers
+        inner_states = [x]
+        for layer, layer_state in zip(self.layers, layer_states, strict=True):
+            recompute = self.config.checkpoint_activations and state is None
+            x = run_layer(layer, x, recompute=recompute, state=layer_state, **shared)
+            inner_states.append(x)
+        if state is not None:
+            state.length = total
+        if self.layer_norm is not None:
+            x = self.layer_norm(x)
+        if not features_only:
+            x = self.output_layer(x)
+        return x, {"inner_states": inner_states, "l_aux": [None] * len(self.layers), "attn": None}
+
+    def output_layer(self, features: Tensor) -> Tensor:
+        """Features (..., width) to logits, if there is an output projection."""
+        return features if self.output_projection is None else self.output_projection(features)
+
+    def reorder_incremental_state(self, incremental_state: dict[Any, Any], new_order: Tensor) -> None:
+        """Make the state follow its sequences, as beam search moves, drops and repeats them.
+
+        Args:
+            incremental_state: the caller's dictionary.
+            new_order: (new batch,), rows to keep.
+        """
+        reorder_incremental_state(incremental_state, new_order)
+
+    def _embed(self, new_tokens: Tensor, token_embeddings: Tensor | None) -> Tensor:
+        if new_tokens.size(1) == 0:
+            raise ValueError("prev_output_tokens has no token that incremental_state has not seen.")
+        if token_embeddings is not None:
+            return self.embed_scale * token_embeddings[:, -new_tokens.size(1) :]
+        if self.embed_tokens is None:
+            raise ValueError(
+                "this decoder was built without embed_tokens: give token_embeddings, or build it with "
+                "embed_tokens=TextEmbedding(vocab_size, width)."
+            )
+        return self.embed_scale * self.embed_tokens(new_tokens)
+
+    def _padding_mask(self, given: Tensor | None, state: DecodingState | None, new_tokens: int) -> Tensor | None:
+        if state is not None:
+            return state.extend_padding_mask(given, new_tokens)
+        return given if given is not None and given.any() else None
+
+    def _embed_positions(self, x: Tensor, padding_mask: Tensor | None, past: int) -> Tensor:
+        if self.embed_positions is not None:
+            rows = position_rows(None, padding_mask, start=past, x=x)
+            check_length(self.options, self.embed_positions, rows)
+            x = x + self.embed_positions(rows).to(x.dtype)
+        if self.layernorm_embedding is not None:
+            x = self.layernorm_embedding(x)
+        return self.dropout(x)
+
+    def _self_bias(self, relative: Tensor, past: int) -> Tensor | None:
+        if self.self_attn_relative_position is None:
+            return None
+        return self.self_attn_relative_position(relative[:, past:], relative)
+
+    def _memory_bias(self, memory: Tensor | None, past: int, total: int) -> Tensor | None:
+        if self.cross_attn_relative_position is None or memory is None:
+            return None
+        queries = torch.arange(past, total, device=memory.device)[None]
+        keys = torch.arange(memory.size(1), device=memory.device)[None]
+        return self.cross_attn_relative_position(queries, keys)
+
+
+def _relative_positions(padding_mask: Tensor | None, total: int, device: torch.device) -> Tensor:
+    if padding_mask is not None and has_padding_inside(padding_mask):
+        return relative_positions(padding_mask)
+    return torch.arange(total, device=device)[None]
+
+
+def _memory(encoder_out: dict[str, Any] | None, state: DecodingState | None) -> tuple[Tensor | None, Tensor | None]:
+    """The encoder's output and its padding, which a state keeps from its first step."""
+    if encoder_out is None:
+        return None, None
+    memory: Tensor = encoder_out["encoder_out"]
+    if state is not None and state.length > 0:
+        return memory, state.memory_padding_mask
+    padding_mask = encoder_out.get("encoder_padding_mask")
+    if padding_mask is not None and not padding_mask.any():
+        padding_mask = None
+    if state is not None:
+        state.memory_padding_mask = padding_mask
+    return memory, padding_mask

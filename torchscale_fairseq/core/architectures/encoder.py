@@ -1,0 +1,233 @@
+"""The bidirectional encoder (BERT, or the source side of a translation model)."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config import EncoderConfig, EncoderDecoderConfig
+from ..layers.cache import KeyValueCache
+from ..layers.multiway import apply
+from ..ops.positions import has_padding_inside, relative_positions
+from ..ops.xpos import XPosTables
+from .blocks import SideOptions, check_length, position_rows, run_layer
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and feed-forward network."""
+
+    def __init__(self, options: SideOptions, depth: int):
+        super().__init__()
+        self.self_attn = options.self_attention()
+        self.self_attn_layer_norm = options.norm()
+        self.ffn = options.feed_forward()
+        self.final_layer_norm = options.norm()
+        self.residual = options.residual(depth)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        padding_mask: Tensor | None,
+        bias: Tensor | None,
+        xpos: XPosTables | None,
+        cache: KeyValueCache | None,
+        split_position: int | None,
+    ) -> Tensor:
+        """(batch, seq, width) to the same; arguments as for MultiheadAttention."""
+        x = self.residual(
+            x,
+            lambda y: apply(self.self_attn_layer_norm, y, split_position),
+            lambda y: self.self_attn(
+                y,
+                key_padding_mask=padding_mask,
+                bias=bias,
+                xpos=xpos,
+                cache=cache,
+                split_position=split_position,
+            ),
+        )
+        return self.residual(
+            x,
+            lambda y: apply(self.final_layer_norm, y, split_position),
+            lambda y: apply(self.ffn, y, split_position),
+        )
+
+
+class Encoder(nn.Module):
+    """A stack of encoder layers between embeddings and, unless told otherwise, a projection to the vocabulary.
+
+    Args:
+        config: the options.
+        embed_tokens: token embedding; by default one is built if the config has a vocabulary (not under
+            torchscale_compatible).
+        embed_positions: module from position table rows (``ops.positions``) to vectors; by default built
+            after the config likewise.
+        output_projection: module from features to logits; by default built if the config has a vocabulary.
+        is_encoder_decoder: this is the source side of an encoder-decoder, which has no output projection.
+    """
+
+    def __init__(
+        self,
+        config: EncoderConfig | EncoderDecoderConfig,
+        embed_tokens: nn.Embedding | None = None,
+        embed_positions: nn.Module | None = None,
+        output_projection: nn.Module | None = None,
+        is_encoder_decoder: bool = False,
+    ):
+        super().__init__()
+        self.config = config
+        self.options = options = SideOptions(config, "encoder", is_encoder_decoder=is_encoder_decoder)
+        self.embed_scale = 1.0 if config.no_scale_embedding else math.sqrt(options.width)
+        self.embed_tokens = embed_tokens if embed_tokens is not None else options.token_embedding()
+        self.embed_positions = embed_positions if embed_positions is not None else options.default_position_embedding()
+        self.layernorm_embedding = options.norm() if config.layernorm_embedding else None
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(EncoderLayer(options, depth) for depth in range(options.layers))
+        self.layer_norm = options.norm() if options.pre_norm and config.normalize_output else None
+        self.relative_position = options.relative_bias(bidirectional=True)
+        self.output_projection = output_projection
+        if output_projection is None and not (is_encoder_decoder or config.no_output_layer or config.vocab_size < 0):
+            self.output_projection = options.output_projection(self._tied_embedding())
+        options.initialize(self, self.layers)
+
+    def _tied_embedding(self) -> nn.Embedding | None:
+        if not getattr(self.config, "share_encoder_input_output_embed", False):
+            return None
+        if self.embed_tokens is None:
+            raise ValueError("share_encoder_input_output_embed needs embed_tokens, the embedding to share.")
+        return self.embed_tokens
+
+    def forward(
+        self,
+        src_tokens: Tensor | None,
+        encoder_padding_mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        return_all_hiddens: bool = False,
+        token_embeddings: Tensor | None = None,
+        multiway_split_position: int | None = None,
+        features_only: bool = False,
+        incremental_state: list[dict[str, Any]] | None = None,
+        positions: Tensor | None = None,
+    ) -> dict[str, Any]:
+        """Encode a batch.
+
+        Args:
+            src_tokens: (batch, seq), or None with token_embeddings.
+            encoder_padding_mask: (batch, seq), True for padding.
+            attn_mask: (seq, keys), non-zero where a query must not see a key.
+            return_all_hiddens: fill encoder_states.
+            token_embeddings: (batch, seq, width), in place of embed_tokens(src_tokens).
+            multiway_split_position: tokens of the first modality, -1 for all.
+            features_only: skip the output projection.
+            incremental_state: one dict per layer, in which keys and values of earlier calls are kept; new
+                tokens see them all.
+            positions: (batch, seq), rows of the position table; by default counted from the padding mask.
+
+        Returns:
+            encoder_out (batch, seq, width or vocabulary), encoder_embedding, encoder_padding_mask,
+            encoder_states (list), l_aux (list, None for a dense layer).
+
+        Raises:
+            ValueError: input is missing, or longer than max_source_positions.
+        """
+        if token_embeddings is None:
+            token_embeddings = self._embed(src_tokens)
+        batch, length = token_embeddings.shape[:2]
+        split = self._checked_split(multiway_split_position)
+        caches = [None] * len(self.layers) if incremental_state is None else _caches(incremental_state)
+        past = 0 if caches[0] is None else caches[0].length
+        padding_mask = self._checked_padding(encoder_padding_mask, past, length)
+        new_padding = None if padding_mask is None else padding_mask[:, past:]
+
+        embedding = self.embed_scale * token_embeddings
+        x = self._embed_positions(embedding, positions, new_padding, split)
+        relative = self._relative_positions(padding_mask, past, x)
+        xpos = self.options.xpos_tables(relative, causal=False, centre=length // 2, dtype=x.dtype)
+        bias = self._bias(relative, attn_mask, x.dtype)
+
+        states = [x]
+        for layer, cache in zip(self.layers, caches, strict=True):
+            x = run_layer(
+                layer,
+                x,
+                recompute=self.config.checkpoint_activations,
+                padding_mask=padding_mask,
+                bias=bias,
+                xpos=xpos,
+                cache=cache,
+                split_position=split,
+            )
+            states.append(x)
+        if self.layer_norm is not None:
+            x = apply(self.layer_norm, x, split)
+        if self.output_projection is not None and not features_only:
+            x = self.output_projection(x)
+        if encoder_padding_mask is None:
+            encoder_padding_mask = torch.zeros(batch, length, dtype=torch.bool, device=x.device)
+        return {
+            "encoder_out": x,
+            "encoder_embedding": embedding,
+            "encoder_padding_mask": encoder_padding_mask,
+            "encoder_states": states if return_all_hiddens else [],
+            "l_aux": [None] * len(self.layers),
+        }
+
+    def _embed(self, src_tokens: Tensor | None) -> Tensor:
+        if src_tokens is None:
+            raise ValueError("the encoder needs src_tokens or token_embeddings.")
+        if self.embed_tokens is None:
+            raise ValueError(
+                "this encoder was built without embed_tokens: give token_embeddings, or build it with "
+                "embed_tokens=TextEmbedding(vocab_size, width)."
+            )
+        return self.embed_tokens(src_tokens)
+
+    def _checked_split(self, split_position: int | None) -> int | None:
+        if split_position is not None and not self.config.multiway:
+            raise ValueError(
+                f"multiway_split_position ({split_position}) has no use without multiway=True in the config."
+            )
+        return split_position
+
+    def _checked_padding(self, padding_mask: Tensor | None, past: int, length: int) -> Tensor | None:
+        if padding_mask is None or not padding_mask.any():
+            return None
+        if padding_mask.size(1) != past + length:
+            raise ValueError(
+                f"encoder_padding_mask covers {padding_mask.size(1)} tokens, but there are {past + length}, "
+                f"{past} of them from earlier calls."
+            )
+        return padding_mask
+
+    def _embed_positions(
+        self, x: Tensor, positions: Tensor | None, padding_mask: Tensor | None, split: int | None
+    ) -> Tensor:
+        if self.embed_positions is not None:
+            counted = None if self.config.torchscale_compatible else padding_mask  # TorchScale counts padding too
+            rows = position_rows(positions, counted, start=0, x=x)
+            check_length(self.options, self.embed_positions, rows)
+            x = x + self.embed_positions(rows).to(x.dtype)
+        if self.layernorm_embedding is not None:
+            x = apply(self.layernorm_embedding, x, split)
+        x = self.dropout(x)
+        return x if padding_mask is None else x.masked_fill(padding_mask.unsqueeze(-1), 0.0)
+
+    def _relative_positions(self, padding_mask: Tensor | None, past: int, x: Tensor) -> Tensor:
+        if past and (self.relative_position is not None or self.config.xpos_rel_pos):
+            raise ValueError("incremental_state in an encoder knows no relative positions; encode the whole sequence.")
+        if padding_mask is not None and has_padding_inside(padding_mask):
+            return relative_positions(padding_mask)
+        return torch.arange(x.size(1), device=x.device)[None]
+
+    def _bias(self, relative: Tensor, attn_mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        bias = None if self.relative_position is None else self.relative_position(relative, relative)
+        if attn_mask is not None:
+            hidden = torch.zeros_like(attn_mask, dtype=dtype).masked_fill(attn_mask.bool(), torch.finfo(dtype).min / 2)
+            bias = hidden[None, None] if bias is None else bias + hidden
+        return bias
+
+
+def _caches(incremental_state: list[dict[str, Any]]) -> list[KeyValueCache]:
+    return [layer.setdefault("self_attn", KeyValueCache()) for layer in incremental_state]

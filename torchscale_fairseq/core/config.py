@@ -1,0 +1,315 @@
+"""The options of every architecture: declared once, typed, documented and checked on construction.
+
+Field names are TorchScale's. A field that is ``None`` is decided by the others; the properties below the
+fields give the decision, so that ``dataclasses.replace`` can change any field later.
+"""
+
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+ACTIVATIONS = ("gelu", "relu", "swish")
+ATTENTION_BACKENDS = ("sdpa", "naive", "flash_attn")
+NORMS = ("layernorm", "rmsnorm")
+
+
+def option(
+    default: Any, help: str, *, choices: Sequence[str] | None = None, alias: str | None = None, core_only: bool = False
+) -> Any:
+    """A config field.
+
+    Args:
+        default: its value when the user says nothing.
+        help: shown by ``--help`` and in docs/options.md; says the unit where there is one.
+        choices: the values it takes, if they can be listed.
+        alias: a second spelling of its command line flag.
+        core_only: has no command line flag, since fairseq's data or task decide it.
+    """
+    return field(default=default, metadata={"help": help, "choices": choices, "alias": alias, "core_only": core_only})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Config:
+    """What every config shares: checking of names, types and ranges."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "_Config":
+        _refuse_unknown_keywords(cls.__name__, [f.name for f in fields(cls)], args, kwargs)
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for f in fields(self):
+            _check_value(type(self).__name__, f.name, getattr(self, f.name), hints[f.name], f.metadata["choices"])
+        self._check()
+
+    def _check(self) -> None:
+        """Conditions between fields; each class extends its parents'."""
+
+
+def _refuse_unknown_keywords(owner: str, known: list[str], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    if args:
+        raise TypeError(f"{owner} takes keyword arguments only, such as vocab_size=64000.")
+    for name in kwargs:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"its options are {', '.join(known)}."
+            raise TypeError(f"{owner} has no option {name}; {hint}")
+
+
+def _check_value(owner: str, name: str, value: Any, hint: Any, choices: Sequence[str] | None) -> None:
+    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    ok = any(
+        value is None
+        if kind in (None, types.NoneType)
+        else isinstance(value, (int, float)) and not isinstance(value, bool)
+        if kind is float
+        else isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+        for kind in allowed
+    )
+    if not ok:
+        wanted = " or ".join("None" if k is types.NoneType else k.__name__ for k in allowed)
+        raise TypeError(f"{owner}: {name} must be {wanted}, got {value!r}.")
+    if choices is not None and value is not None and value not in choices:
+        raise ValueError(f"{owner}: {name} ({value!r}) must be one of {', '.join(choices)}.")
+
+
+def _check_range(name: str, value: float, low: float, high: float | None = None) -> None:
+    if value < low or (high is not None and value >= high):
+        bound = f"at least {low}" if high is None else f"in [{low}, {high})"
+        raise ValueError(f"{name} ({value}) must be {bound}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TransformerConfig(_Config):
+    """Options that encoder, decoder and encoder-decoder share."""
+
+    vocab_size: int = option(-1, "size of the vocabulary; -1 for a model without embeddings", core_only=True)
+    no_output_layer: bool = option(False, "build no projection to the vocabulary", core_only=True)
+    activation_fn: str = option("gelu", "activation of the feed-forward networks", choices=ACTIVATIONS)
+    gated_ffn: bool = option(False, "gated linear units (no biases) as feed-forward networks")
+    norm: str = option("layernorm", "kind of all normalisations", choices=NORMS)
+    layernorm_eps: float = option(1e-5, "epsilon of the normalisations")
+    dropout: float = option(0.0, "dropout after embeddings, attention and feed-forward networks")
+    attention_dropout: float = option(0.0, "dropout of attention weights")
+    activation_dropout: float = option(
+        0.0, "dropout after the activation of the feed-forward networks", alias="--relu-dropout"
+    )
+    drop_path_rate: float = option(
+        0.0, "probability to skip a sublayer in the last layer; earlier layers get linearly less"
+    )
+    no_scale_embedding: bool = option(True, "do not multiply embeddings by the square root of their width")
+    layernorm_embedding: bool = option(False, "normalise the sum of token and position embeddings")
+    no_token_positional_embeddings: bool | None = option(
+        None, "no absolute positions; unset: none exactly when xPos or the relative bias supplies positions"
+    )
+    rel_pos_buckets: int = option(0, "buckets of the T5 relative position bias; 0 for none")
+    max_rel_pos: int = option(0, "distance in tokens from which on all keys share the last bucket; 0 for none")
+    xpos_rel_pos: bool = option(False, "xPos (rotary positions with decay) in self-attention")
+    xpos_scale_base: int = option(512, "tokens over which xPos decays by its factor zeta")
+    deepnorm: bool = option(False, "DeepNorm: post-norm, scaled residual, scaled initialisation")
+    subln: bool | None = option(
+        None,
+        "SubLN: pre-norm, second norm inside each sublayer, scaled initialisation; unset: on unless deepnorm",
+    )
+    bert_init: bool = option(False, "initialise linear layers and embeddings from N(0, 0.02)")
+    attention_backend: str | None = option(None, "implementation of attention; unset: sdpa", choices=ATTENTION_BACKENDS)
+    flash_attention: bool = option(False, "TorchScale's spelling of attention_backend=flash_attn")
+    checkpoint_activations: bool = option(False, "recompute each layer in the backward pass to save memory")
+    torchscale_compatible: bool = option(
+        False, "reproduce TorchScale's code where it departs from the papers (docs/parity.md)"
+    )
+
+    def _check(self) -> None:
+        super()._check()
+        for name in ("dropout", "attention_dropout", "activation_dropout", "drop_path_rate"):
+            _check_range(name, getattr(self, name), 0.0, 1.0)
+        for name in ("rel_pos_buckets", "max_rel_pos"):
+            _check_range(name, getattr(self, name), 0)
+        _check_range("xpos_scale_base", self.xpos_scale_base, 1)
+        if self.vocab_size < -1 or self.vocab_size == 0:
+            raise ValueError(f"vocab_size ({self.vocab_size}) must be positive, or -1 for a model without embeddings.")
+        if self.deepnorm and self.subln:
+            raise ValueError("deepnorm and subln cannot both be on: they place the norms differently; drop one.")
+        if (self.rel_pos_buckets > 0) != (self.max_rel_pos > 0):
+            raise ValueError(
+                f"rel_pos_buckets ({self.rel_pos_buckets}) and max_rel_pos ({self.max_rel_pos}) belong together: "
+                "give both (32 and 128, say) or neither."
+            )
+        if self.has_relative_bias and (self.rel_pos_buckets < 4 or self.max_rel_pos <= self.rel_pos_buckets // 2):
+            raise ValueError(
+                f"rel_pos_buckets ({self.rel_pos_buckets}) must be at least 4 and max_rel_pos ({self.max_rel_pos}) "
+                "above half of it."
+            )
+        if self.flash_attention and self.attention_backend not in (None, "flash_attn"):
+            raise ValueError(
+                f"flash_attention=True contradicts attention_backend={self.attention_backend}; give one of them."
+            )
+
+    @property
+    def uses_subln(self) -> bool:
+        """Whether SubLN is on."""
+        return not self.deepnorm if self.subln is None else self.subln
+
+    @property
+    def has_relative_bias(self) -> bool:
+        """Whether the T5 relative position bias is on."""
+        return self.rel_pos_buckets > 0
+
+    @property
+    def has_absolute_positions(self) -> bool:
+        """Whether embeddings of absolute positions are added."""
+        if self.no_token_positional_embeddings is not None:
+            return not self.no_token_positional_embeddings
+        return self.torchscale_compatible or not (self.xpos_rel_pos or self.has_relative_bias)
+
+    @property
+    def backend(self) -> str:
+        """The attention backend in use."""
+        return "flash_attn" if self.flash_attention else self.attention_backend or "sdpa"
+
+    def _check_stack(self, side: str) -> None:
+        width, heads = getattr(self, f"{side}_embed_dim"), getattr(self, f"{side}_attention_heads")
+        for name in ("embed_dim", "attention_heads", "ffn_embed_dim", "layers"):
+            _check_range(f"{side}_{name}", getattr(self, f"{side}_{name}"), 1)
+        if width % heads:
+            raise ValueError(
+                f"{side}_embed_dim ({width}) must be divisible by {side}_attention_heads ({heads}); "
+                f"use {_nearest_divisor(width, heads)} heads."
+            )
+        if self.xpos_rel_pos and (width // heads) % 2:
+            raise ValueError(
+                f"xpos_rel_pos rotates pairs of channels: {side}_embed_dim / {side}_attention_heads "
+                f"({width} / {heads} = {width // heads}) must be even."
+            )
+
+    def _pre_norm(self, side: str, *, follows_residual_scheme: bool) -> bool:
+        """Whether the norms of one side stand before the sublayers."""
+        asked: bool | None = getattr(self, f"{side}_normalize_before")
+        if follows_residual_scheme and self.deepnorm:
+            return False
+        if follows_residual_scheme and self.uses_subln:
+            return True
+        return True if asked is None else asked
+
+    def _check_placement(self, side: str) -> None:
+        asked = getattr(self, f"{side}_normalize_before")
+        if asked is None or self.torchscale_compatible:
+            return
+        if self.deepnorm and asked:
+            raise ValueError(f"deepnorm is post-norm and contradicts {side}_normalize_before=True; drop one.")
+        if self.uses_subln and not asked:
+            raise ValueError(
+                f"subln is pre-norm and contradicts {side}_normalize_before=False; "
+                "give subln=False for a plain post-norm model."
+            )
+
+
+def _nearest_divisor(width: int, heads: int) -> int:
+    return min((h for h in range(1, width + 1) if width % h == 0), key=lambda h: abs(h - heads))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _EncoderSide(_TransformerConfig):
+    encoder_embed_dim: int = option(768, "width of the encoder")
+    encoder_attention_heads: int = option(12, "attention heads of the encoder")
+    encoder_ffn_embed_dim: int = option(3072, "inner width of the encoder's feed-forward networks")
+    encoder_layers: int = option(12, "layers of the encoder")
+    encoder_normalize_before: bool | None = option(
+        None, "pre-norm encoder; unset: pre-norm unless deepnorm, which is always post-norm"
+    )
+    encoder_learned_pos: bool = option(False, "learned instead of sinusoidal positions in the encoder")
+    normalize_output: bool = option(True, "norm after the last layer of a pre-norm encoder", core_only=True)
+    max_source_positions: int = option(1024, "longest source in tokens")
+    multiway: bool = option(
+        False, "separate parameters for two modalities, told apart by multiway_split_position", core_only=True
+    )
+
+    def _check(self) -> None:
+        super()._check()
+        self._check_stack("encoder")
+        self._check_placement("encoder")
+        _check_range("max_source_positions", self.max_source_positions, 1)
+
+    @property
+    def encoder_pre_norm(self) -> bool:
+        """Whether the encoder's norms stand before its sublayers."""
+        return self._pre_norm("encoder", follows_residual_scheme=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _DecoderSide(_TransformerConfig):
+    decoder_embed_dim: int = option(768, "width of the decoder")
+    decoder_attention_heads: int = option(12, "attention heads of the decoder")
+    decoder_ffn_embed_dim: int = option(3072, "inner width of the decoder's feed-forward networks")
+    decoder_layers: int = option(12, "layers of the decoder")
+    decoder_normalize_before: bool | None = option(
+        None, "pre-norm decoder; unset: pre-norm unless deepnorm, which is always post-norm"
+    )
+    decoder_learned_pos: bool = option(False, "learned instead of sinusoidal positions in the decoder")
+    share_decoder_input_output_embed: bool = option(
+        False, "one matrix for the decoder's embedding and its output projection"
+    )
+    max_target_positions: int = option(1024, "longest target in tokens")
+
+    def _check(self) -> None:
+        super()._check()
+        self._check_stack("decoder")
+        self._check_placement("decoder")
+        _check_range("max_target_positions", self.max_target_positions, 1)
+
+    @property
+    def decoder_pre_norm(self) -> bool:
+        """Whether the decoder's norms stand before its sublayers.
+
+        TorchScale's deepnorm and subln switch the encoder's placement alone (docs/parity.md).
+        """
+        return self._pre_norm("decoder", follows_residual_scheme=not self.torchscale_compatible)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig(_EncoderSide):
+    """Options of ``Encoder``."""
+
+    share_encoder_input_output_embed: bool = option(
+        False, "one matrix for the encoder's embedding and its output projection"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig(_DecoderSide):
+    """Options of ``Decoder``."""
+
+    multiway: bool = option(False, "doubled attention parameters of TorchScale's multiway decoders", core_only=True)
+
+    def _check(self) -> None:
+        super()._check()
+        if self.multiway and not self.torchscale_compatible:
+            raise ValueError(
+                "multiway has no use in a decoder, where all tokens are of one modality; "
+                "to load a TorchScale decoder made with it, add torchscale_compatible=True."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderDecoderConfig(_EncoderSide, _DecoderSide):
+    """Options of ``EncoderDecoder``."""
+
+    share_all_embeddings: bool = option(
+        False, "one matrix for the embeddings of both sides and the output projection (joined dictionary)"
+    )
+
+    def _check(self) -> None:
+        super()._check()
+        if self.share_all_embeddings and self.encoder_embed_dim != self.decoder_embed_dim:
+            raise ValueError(
+                f"share_all_embeddings needs encoder_embed_dim ({self.encoder_embed_dim}) equal to "
+                f"decoder_embed_dim ({self.decoder_embed_dim})."
+            )
+
+    @property
+    def shares_output_embedding(self) -> bool:
+        """Whether the output projection is the decoder's embedding."""
+        return self.share_all_embeddings or self.share_decoder_input_output_embed

@@ -1,0 +1,68 @@
+"""Feed-forward networks."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "swish": F.silu}
+
+
+class FeedForwardNetwork(nn.Module):
+    """fc2(inner_norm(activation(fc1(x)))).
+
+    "Attention Is All You Need", arXiv:1706.03762, eq. 2; the inner norm is SubLN's (Magneto,
+    arXiv:2210.06423, sec. 2.1).
+
+    Args:
+        embed_dim: width of input and output.
+        ffn_dim: inner width.
+        activation_fn: gelu, relu or swish.
+        activation_dropout: dropout after the activation.
+        inner_norm: norm over ffn_dim, or None.
+        bias: whether the projections have biases.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        ffn_dim: int,
+        *,
+        activation_fn: str = "gelu",
+        activation_dropout: float = 0.0,
+        inner_norm: nn.Module | None = None,
+        bias: bool = True,
+    ):
+        super().__init__()
+        self.activation = ACTIVATIONS[activation_fn]
+        self.activation_dropout = nn.Dropout(activation_dropout)
+        self.fc1 = nn.Linear(embed_dim, ffn_dim, bias=bias)
+        self.fc2 = nn.Linear(ffn_dim, embed_dim, bias=bias)
+        self.ffn_layernorm = inner_norm
+
+    def inner(self, x: Tensor) -> Tensor:
+        """(..., embed_dim) to the activated (..., ffn_dim)."""
+        return self.activation(self.fc1(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., embed_dim) to the same."""
+        x = self.activation_dropout(self.inner(x))
+        if self.ffn_layernorm is not None:
+            x = self.ffn_layernorm(x)
+        return self.fc2(x)
+
+
+class GatedLinearUnit(FeedForwardNetwork):
+    """fc2(inner_norm(activation(fc1(x)) * gate(x))), without biases.
+
+    "GLU Variants Improve Transformer", arXiv:2002.05202, eq. 6. Arguments as for FeedForwardNetwork.
+    """
+
+    def __init__(self, embed_dim: int, ffn_dim: int, **options: Any):
+        super().__init__(embed_dim, ffn_dim, bias=False, **options)
+        self.gate = nn.Linear(embed_dim, ffn_dim, bias=False)
+
+    def inner(self, x: Tensor) -> Tensor:
+        """(..., embed_dim) to the gated (..., ffn_dim)."""
+        return super().inner(x) * self.gate(x)

@@ -1,0 +1,45 @@
+"""Multiway: a module of its own for each of two modalities.
+
+BEiT-3, arXiv:2208.10442, sec. 2.1. Positions before the split belong to modality A, the others to B.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+ALL_A = -1
+
+
+class Multiway(nn.Module):
+    """Two modules of one shape, ``A`` and ``B``."""
+
+    def __init__(self, make: Callable[[], nn.Module]):
+        super().__init__()
+        self.A = make()
+        self.B = make()
+
+    def forward(self, x: Tensor, split_position: int = ALL_A) -> Tensor:
+        """Apply A to x[:, :split_position] and B to the rest.
+
+        Args:
+            x: (batch, seq, width).
+            split_position: tokens of modality A; -1 where all are A.
+        """
+        if split_position == ALL_A:
+            return self.A(x)
+        if split_position == 0:
+            return self.B(x)
+        return torch.cat((self.A(x[:, :split_position]), self.B(x[:, split_position:])), 1)
+
+
+def single_or_multiway(multiway: bool, make: Callable[[], nn.Module]) -> nn.Module:
+    """What ``make`` makes, doubled if asked."""
+    return Multiway(make) if multiway else make()
+
+
+def apply(module: nn.Module, x: Tensor, split_position: int | None) -> Tensor:
+    """Call a module that may be multiway."""
+    if isinstance(module, Multiway):
+        return module(x, ALL_A if split_position is None else split_position)
+    return module(x)

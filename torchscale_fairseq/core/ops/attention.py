@@ -1,0 +1,72 @@
+"""Softmax attention, written out.
+
+"Attention Is All You Need", arXiv:1706.03762, eq. 1, with what the architectures add to it: a bias on the
+scores, hidden keys, and the log-sum-exp by which partial results can be merged.
+"""
+
+import torch
+from torch import Tensor
+
+
+def visible_keys(
+    query_length: int, key_length: int, *, causal: bool, key_padding_mask: Tensor | None, device: torch.device
+) -> Tensor | None:
+    """Which keys a query may see.
+
+    Args:
+        query_length, key_length: tokens; causal queries are the last ones of the keys' sequence.
+        key_padding_mask: (batch, key_length), True for padding.
+
+    Returns:
+        Bool, broadcastable to (batch, heads, query_length, key_length), or None where all see all.
+    """
+    visible = None
+    if causal and query_length > 1:
+        visible = torch.ones(query_length, key_length, dtype=torch.bool, device=device).tril(key_length - query_length)[
+            None, None
+        ]
+    if key_padding_mask is not None:
+        real = ~key_padding_mask[:, None, None, :]
+        visible = real if visible is None else visible & real
+    return visible
+
+
+def naive_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    visible: Tensor | None,
+    bias: Tensor | None,
+    scale: float,
+    dropout: float,
+) -> tuple[Tensor, Tensor]:
+    """The definition, in float32 or, for float64 inputs, float64.
+
+    Args:
+        query: (batch, query_length, heads, head_dim).
+        key, value: (batch, key_length, heads, head_dim).
+        visible: as ``visible_keys`` returns it.
+        bias: added to the scaled scores; broadcastable to (batch, heads, query_length, key_length).
+        scale: factor on the scores.
+        dropout: probability to drop a weight.
+
+    Returns:
+        Output shaped like query, zero where a query sees no key; and the log-sum-exp of the scores,
+        (batch, heads, query_length), -inf there.
+    """
+    wide = torch.promote_types(query.dtype, torch.float32)
+    scores = torch.einsum("bqhd,bkhd->bhqk", query.to(wide) * scale, key.to(wide))
+    if bias is not None:
+        scores = scores + bias.to(wide)
+    if visible is not None:
+        scores = scores.masked_fill(~visible, float("-inf"))
+    highest = scores.detach().amax(-1, keepdim=True)
+    highest = highest.masked_fill(highest == float("-inf"), 0.0)
+    weights = torch.exp(scores - highest)
+    total = weights.sum(-1, keepdim=True)
+    sees_any = total > 0
+    total = total.masked_fill(~sees_any, 1.0)
+    log_sum_exp = (total.log() + highest).masked_fill(~sees_any, float("-inf")).squeeze(-1)
+    weights = torch.dropout(weights / total, dropout, train=dropout > 0)
+    return torch.einsum("bhqk,bkhd->bqhd", weights, value.to(wide)).to(query.dtype), log_sum_exp

@@ -1,0 +1,175 @@
+"""The one function through which attention is computed, and the choice of its implementation."""
+
+import functools
+import importlib.util
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .attention import naive_attention, visible_keys
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Request:
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    causal: bool
+    key_padding_mask: Tensor | None
+    bias: Tensor | None
+    scale: float
+    dropout: float
+
+    def visible(self) -> Tensor | None:
+        return visible_keys(
+            self.query.size(1),
+            self.key.size(1),
+            causal=self.causal,
+            key_padding_mask=self.key_padding_mask,
+            device=self.query.device,
+        )
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    causal: bool = False,
+    key_padding_mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    need_log_sum_exp: bool = False,
+    backend: str = "sdpa",
+) -> tuple[Tensor, Tensor | None]:
+    """Softmax attention through a backend.
+
+    Args:
+        query: (batch, query_length, heads, head_dim).
+        key, value: (batch, key_length, heads, head_dim).
+        causal: a query sees keys up to its own position; the queries are the last of the keys' sequence.
+        key_padding_mask: (batch, key_length), True for keys that nothing may see.
+        bias: added to the scaled scores; broadcastable to (batch, heads, query_length, key_length).
+        scale: factor on the scores; head_dim ** -0.5 by default.
+        dropout: probability to drop a weight; 0 outside training.
+        need_log_sum_exp: also return the log-sum-exp of the scores.
+        backend: naive (the definition), sdpa (torch's fused kernels) or flash_attn (the package of that name).
+
+    Returns:
+        Output shaped like query, zero where a query sees no key; and the log-sum-exp
+        (batch, heads, query_length), -inf there, or None unless needed.
+
+    Raises:
+        ValueError: the backend is unknown or cannot serve the request.
+    """
+    if backend not in _BACKENDS:
+        raise ValueError(f"attention_backend ({backend!r}) must be one of {', '.join(_BACKENDS)}.")
+    request = _Request(
+        query,
+        key,
+        value,
+        causal,
+        key_padding_mask,
+        bias,
+        query.size(-1) ** -0.5 if scale is None else scale,
+        dropout,
+    )
+    refusal = _REFUSALS[backend](request, need_log_sum_exp)
+    if refusal:
+        raise ValueError(f"attention_backend={backend} {refusal}")
+    _log_choice(backend)
+    return _BACKENDS[backend](request)
+
+
+@functools.cache
+def _log_choice(backend: str) -> None:
+    logger.info("attention backend: %s", backend)
+
+
+def _naive(request: _Request) -> tuple[Tensor, Tensor | None]:
+    return naive_attention(
+        request.query,
+        request.key,
+        request.value,
+        visible=request.visible(),
+        bias=request.bias,
+        scale=request.scale,
+        dropout=request.dropout,
+    )
+
+
+def _sdpa(request: _Request) -> tuple[Tensor, Tensor | None]:
+    query, key, value = (x.transpose(1, 2) for x in (request.query, request.key, request.value))
+    only_causal = request.causal and request.key_padding_mask is None and request.bias is None
+    if only_causal and query.size(2) == key.size(2):
+        output = F.scaled_dot_product_attention(
+            query, key, value, dropout_p=request.dropout, scale=request.scale, is_causal=query.size(2) > 1
+        )
+        return output.transpose(1, 2), None
+
+    visible = request.visible()
+    blind = None
+    if visible is not None and request.key_padding_mask is not None:
+        # A query that sees nothing is given all keys and then zeroed: kernels differ on empty rows.
+        blind = ~visible.any(-1, keepdim=True)
+        visible = visible | blind
+    mask = visible if request.bias is None else request.bias.to(query.dtype)
+    if request.bias is not None and visible is not None:
+        mask = mask.masked_fill(~visible, float("-inf"))  # type: ignore[union-attr]
+    output = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, dropout_p=request.dropout, scale=request.scale
+    )
+    if blind is not None:
+        output = output.masked_fill(blind, 0.0)
+    return output.transpose(1, 2), None
+
+
+def _flash_attn(request: _Request) -> tuple[Tensor, Tensor | None]:
+    from flash_attn import flash_attn_func
+
+    return (
+        flash_attn_func(
+            request.query,
+            request.key,
+            request.value,
+            dropout_p=request.dropout,
+            softmax_scale=request.scale,
+            causal=request.causal,
+        ),
+        None,
+    )
+
+
+def _flash_attn_refusal(request: _Request, need_log_sum_exp: bool) -> str | None:
+    if importlib.util.find_spec("flash_attn") is None:
+        return "needs the package flash-attn (pip install flash-attn); use sdpa, which brings its own kernels."
+    if request.query.device.type != "cuda" or request.query.dtype not in (torch.float16, torch.bfloat16):
+        return f"needs fp16 or bf16 on a GPU, not {request.query.dtype} on {request.query.device.type}; use sdpa."
+    if request.bias is not None or request.key_padding_mask is not None:
+        return "knows no bias and no padding; use sdpa."
+    if need_log_sum_exp:
+        return "gives no differentiable log-sum-exp; use naive."
+    return None
+
+
+def _sdpa_refusal(request: _Request, need_log_sum_exp: bool) -> str | None:
+    return "gives no log-sum-exp; use naive." if need_log_sum_exp else None
+
+
+_BACKENDS: dict[str, Callable[[_Request], tuple[Tensor, Tensor | None]]] = {
+    "sdpa": _sdpa,
+    "naive": _naive,
+    "flash_attn": _flash_attn,
+}
+_REFUSALS: dict[str, Callable[[_Request, bool], str | None]] = {
+    "sdpa": _sdpa_refusal,
+    "naive": lambda request, need_log_sum_exp: None,
+    "flash_attn": _flash_attn_refusal,
+}

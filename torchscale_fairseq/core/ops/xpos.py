@@ -1,0 +1,90 @@
+"""xPos: rotary positions whose scores decay with distance.
+
+"A Length-Extrapolatable Transformer", arXiv:2212.10554, eq. 12 and algorithm 1. Channel pair i turns by
+theta_i = 10000 ** (-2i / d) per token; queries at n are scaled by zeta_i ** ((n - c) / base), keys at m by
+zeta_i ** ((c - m) / base), so that a score carries zeta_i ** ((n - m) / base) for any centre c, with
+zeta_i = (2i / d + 0.4) / 1.4. Tables are float32 (float64 for float64 models) whatever the model's dtype.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_LARGEST_EXPONENT = 80 / -math.log(0.4 / 1.4)
+_LARGEST_FP16_SPAN = 2048
+
+
+@dataclass(frozen=True)
+class XPosTables:
+    """Cosines and sines, scaled where scores decay: each (batch or 1, seq, 1, head_dim / 2)."""
+
+    query: tuple[Tensor, Tensor]
+    key: tuple[Tensor, Tensor]
+    wide: bool
+    """Whether rotated queries and keys would overflow float16 and must stay in float32."""
+
+
+def decay_factors(head_dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """zeta of each channel pair, (head_dim / 2,)."""
+    return (torch.arange(0, head_dim, 2, dtype=dtype, device=device) / head_dim + 0.4) / 1.4
+
+
+def xpos_tables(
+    positions: Tensor,
+    head_dim: int,
+    *,
+    decay: bool,
+    scale_base: int,
+    centre: int,
+    span: int,
+    dtype: torch.dtype,
+) -> XPosTables:
+    """Tables for one forward pass; every layer shares them.
+
+    Args:
+        positions: (batch or 1, seq), tokens.
+        head_dim: channels of a head, even.
+        decay: scale as well as rotate; meaningful only where keys stand before the query.
+        scale_base: tokens over which scores decay by zeta.
+        centre: position at which nothing is scaled.
+        span: distance in tokens between the first and the last key.
+        dtype: of the model.
+
+    Raises:
+        ValueError: the scale would overflow.
+    """
+    wide = torch.promote_types(dtype, torch.float32)
+    pairs = torch.arange(0, head_dim, 2, dtype=wide, device=positions.device)
+    angles = positions[..., None, None].to(wide) * 10000 ** (-pairs / head_dim)
+    cos, sin = angles.cos(), angles.sin()
+    if not decay:
+        return XPosTables((cos, sin), (cos, sin), wide=False)
+    if span / scale_base > _LARGEST_EXPONENT:
+        raise ValueError(
+            f"xpos_scale_base ({scale_base}) is too small for {span} tokens; "
+            f"use at least {math.ceil(span / _LARGEST_EXPONENT)}."
+        )
+    exponents = (positions[..., None, None].to(wide) - centre) / scale_base
+    scale = decay_factors(head_dim, wide, positions.device) ** exponents
+    return XPosTables(
+        (cos * scale, sin * scale),
+        (cos / scale, sin / scale),
+        wide=dtype == torch.float16 and span > _LARGEST_FP16_SPAN,
+    )
+
+
+def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    """Apply a table.
+
+    Args:
+        x: (batch, seq, heads, head_dim); neighbouring channels form a pair.
+        table: cosines and sines.
+
+    Returns:
+        Shaped like x, in the table's dtype.
+    """
+    cos, sin = table
+    even, odd = x.to(cos.dtype).unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack((even * cos - odd * sin, odd * cos + even * sin), -1).flatten(-2)

@@ -1,0 +1,85 @@
+"""From a config class of the core to the dataclass that fairseq makes flags and Hydra keys of, and back.
+
+fairseq turns a bool whose default is True into a flag that switches it off, so a bool that a preset turns on
+is None here and the preset supplies True when the model is built.
+"""
+
+import dataclasses
+import re
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Optional, TypeVar
+
+from fairseq.dataclass import FairseqDataclass
+from omegaconf import II
+
+Preset = Mapping[str, Any]
+ConfigT = TypeVar("ConfigT")
+
+FROM_TASK = ("max_source_positions", "max_target_positions")
+
+
+def flag_fields(config_class: type) -> list[dataclasses.Field[Any]]:
+    """The fields of a config class that have a flag."""
+    return [f for f in dataclasses.fields(config_class) if not f.metadata["core_only"]]
+
+
+def fairseq_dataclass(name: str, config_class: type, preset: Preset, base: type = FairseqDataclass) -> type:
+    """A dataclass with one field per option of a config class.
+
+    Args:
+        name: of the dataclass.
+        config_class: a config of the core.
+        preset: values that differ from the config's defaults.
+        base: fields that belong to fairseq's side of the model alone.
+    """
+    unknown = set(preset) - {f.name for f in flag_fields(config_class)}
+    assert not unknown, f"{name} presets {unknown}, which {config_class.__name__} lacks"
+    hints = typing.get_type_hints(config_class)
+    derived = [_derived_field(f, hints[f.name], preset.get(f.name, f.default)) for f in flag_fields(config_class)]
+    return dataclasses.make_dataclass(name, derived, bases=(base,))
+
+
+def _derived_field(f: dataclasses.Field[Any], hint: Any, default: Any) -> tuple[str, Any, Any]:
+    if f.name in FROM_TASK:
+        return f.name, int, dataclasses.field(default=II(f"task.{f.name}"))
+    kind = next(k for k in typing.get_args(hint) or (hint,) if k is not types.NoneType)
+    optional = isinstance(hint, types.UnionType) or (kind is bool and default is True)
+    if kind is bool and default is True:
+        default = None
+    help_text = f.metadata["help"]
+    if f.metadata["choices"]:
+        help_text += f"; one of {', '.join(f.metadata['choices'])}"
+    metadata = {"help": help_text}
+    if f.metadata["alias"]:
+        metadata["argparse_alias"] = f.metadata["alias"]
+    return f.name, Optional[kind] if optional else kind, dataclasses.field(default=default, metadata=metadata)  # noqa: UP045 - fairseq reads typing's form only
+
+
+def core_config(cfg: Any, config_class: type[ConfigT], preset: Preset, **core_only: Any) -> ConfigT:
+    """The core's config for a model's part of fairseq's configuration.
+
+    Args:
+        cfg: an instance of ``fairseq_dataclass``, or the same values as OmegaConf or Namespace.
+        config_class: a config of the core.
+        preset: as given to ``fairseq_dataclass``.
+        core_only: options without a flag.
+
+    Raises:
+        ValueError: the options contradict each other; named as flags.
+    """
+    values = {f.name: getattr(cfg, f.name, None) for f in flag_fields(config_class)}
+    for name, value in preset.items():
+        if values[name] is None:
+            values[name] = value
+    given = {name: value for name, value in values.items() if value is not None}
+    try:
+        return config_class(**given, **core_only)
+    except (TypeError, ValueError) as error:
+        raise type(error)(_with_flags(str(error), [f.name for f in flag_fields(config_class)])) from None
+
+
+def _with_flags(message: str, names: list[str]) -> str:
+    pattern = r"(?<![\w-])(" + "|".join(sorted(names, key=len, reverse=True)) + r")(?!\w)"
+    return re.sub(pattern, lambda m: "--" + m.group(1).replace("_", "-"), message)

@@ -1,6 +1,7 @@
 """Single operations equal the official ones."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -51,7 +52,7 @@ def test_feed_forward(case: Case) -> None:
 def test_xpos(case: Case) -> None:
     for name, x in case.group("in/").items():
         variant = name.removesuffix(".x")
-        head_dim, base, length, offset = (int(part.lstrip("hdbaselenof")) for part in variant.split("_"))
+        head_dim, base, length, offset = (int(re.sub("[a-z]+", "", part)) for part in variant.split("_"))
         total = length + offset
         first = -(total // 2) - total % 2  # the official code centres like this
         positions = torch.arange(offset, total)[None]

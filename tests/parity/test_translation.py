@@ -15,7 +15,7 @@ pytest.importorskip("fairseq")
 from fairseq.data import Dictionary
 from fairseq.models import ARCH_MODEL_REGISTRY, build_model
 
-import torchscale_fairseq.models  # noqa: F401 - registers mt_base
+import torchscale_fairseq.models
 
 
 def build(case: Case) -> torch.nn.Module:

@@ -1,0 +1,161 @@
+"""Configs: errors name what the user typed, unset options are decided, none is dead."""
+
+import copy
+import dataclasses
+import pickle
+from typing import Any
+
+import pytest
+import torch
+
+from tests.core.models import SIZES, tokens
+from torchscale_fairseq import Decoder, DecoderConfig, Encoder, EncoderConfig, EncoderDecoder, EncoderDecoderConfig
+
+CONFIGS = (EncoderConfig, DecoderConfig, EncoderDecoderConfig)
+
+
+@pytest.mark.parametrize(
+    ("config", "kwargs", "error", "message"),
+    [
+        (EncoderConfig, {"encoder_layer": 2}, TypeError, "no option encoder_layer; did you mean encoder_layers?"),
+        (DecoderConfig, {"encoder_embed_dim": 8}, TypeError, "DecoderConfig has no option encoder_embed_dim"),
+        (EncoderConfig, {"deepnorm": True, "subln": True}, ValueError, "deepnorm and subln cannot both be on"),
+        (
+            EncoderConfig,
+            {"encoder_embed_dim": 100, "encoder_attention_heads": 12},
+            ValueError,
+            r"encoder_embed_dim \(100\) must be divisible by encoder_attention_heads \(12\); use 10 heads",
+        ),
+        (DecoderConfig, {"dropout": 1.5}, ValueError, r"dropout \(1.5\) must be in \[0.0, 1.0\)"),
+        (DecoderConfig, {"decoder_layers": 0}, ValueError, r"decoder_layers \(0\) must be at least 1"),
+        (DecoderConfig, {"decoder_layers": "six"}, TypeError, "decoder_layers must be int, got 'six'"),
+        (DecoderConfig, {"decoder_layers": True}, TypeError, "decoder_layers must be int, got True"),
+        (DecoderConfig, {"subln": 1}, TypeError, "subln must be bool or None, got 1"),
+        (EncoderConfig, {"activation_fn": "tanh"}, ValueError, r"activation_fn \('tanh'\) must be one of gelu"),
+        (EncoderConfig, {"rel_pos_buckets": 32}, ValueError, "belong together"),
+        (EncoderConfig, {"rel_pos_buckets": 32, "max_rel_pos": 16}, ValueError, "above half of it"),
+        (
+            DecoderConfig,
+            {"xpos_rel_pos": True, "decoder_embed_dim": 36, "decoder_attention_heads": 12},
+            ValueError,
+            "must be even",
+        ),
+        (DecoderConfig, {"multiway": True}, ValueError, "multiway has no use in a decoder"),
+        (
+            EncoderConfig,
+            {"deepnorm": True, "encoder_normalize_before": True},
+            ValueError,
+            "deepnorm is post-norm and contradicts encoder_normalize_before=True",
+        ),
+        (DecoderConfig, {"decoder_normalize_before": False}, ValueError, "give subln=False for a plain post-norm"),
+        (
+            EncoderConfig,
+            {"flash_attention": True, "attention_backend": "naive"},
+            ValueError,
+            "flash_attention=True contradicts attention_backend=naive",
+        ),
+        (
+            EncoderDecoderConfig,
+            {"share_all_embeddings": True, "decoder_embed_dim": 384},
+            ValueError,
+            r"share_all_embeddings needs encoder_embed_dim \(768\) equal to decoder_embed_dim \(384\)",
+        ),
+        (EncoderConfig, {"vocab_size": 0}, ValueError, r"vocab_size \(0\) must be positive"),
+    ],
+)
+def test_errors(config: type, kwargs: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        config(**kwargs)
+
+
+def test_positional_arguments_are_refused() -> None:
+    with pytest.raises(TypeError, match="takes keyword arguments only"):
+        EncoderConfig(64000)
+
+
+def test_unset_options_are_decided_together() -> None:
+    assert EncoderConfig().uses_subln and EncoderConfig().encoder_pre_norm
+    deepnorm = EncoderDecoderConfig(deepnorm=True)
+    assert not (deepnorm.uses_subln or deepnorm.encoder_pre_norm or deepnorm.decoder_pre_norm)
+    plain = dataclasses.replace(deepnorm, deepnorm=False, subln=False)
+    assert plain.encoder_pre_norm and plain.decoder_pre_norm and not plain.uses_subln
+    assert EncoderConfig().has_absolute_positions
+    assert not EncoderConfig(xpos_rel_pos=True).has_absolute_positions
+    assert EncoderConfig(xpos_rel_pos=True, torchscale_compatible=True).has_absolute_positions
+
+
+def test_official_placement_of_deepnorm_decoders() -> None:
+    """TorchScale's deepnorm switches the encoder alone; the paper's is post-norm on both sides."""
+    official = EncoderDecoderConfig(deepnorm=True, torchscale_compatible=True)
+    assert not official.encoder_pre_norm and official.decoder_pre_norm
+    assert not EncoderDecoderConfig(deepnorm=True).decoder_pre_norm
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_configs_copy_and_pickle(config: type) -> None:
+    made = config(vocab_size=10, dropout=0.25)
+    assert copy.deepcopy(made) == made == pickle.loads(pickle.dumps(made))
+
+
+@pytest.mark.parametrize("config_class", CONFIGS)
+def test_every_option_is_read(config_class: type) -> None:
+    """Building, training and decoding a model reads each field: none is dead."""
+    read: set[str] = set()
+
+    class Recording(config_class):  # type: ignore[misc]
+        def __getattribute__(self, name: str) -> Any:
+            if object.__getattribute__(self, "__dict__").get("_checked"):
+                read.add(name)
+            return super().__getattribute__(name)
+
+    sides = [s for s in ("encoder", "decoder") if f"{s}_layers" in {f.name for f in dataclasses.fields(config_class)}]
+    sizes = {f"{side}_{k}": v for side in sides for k, v in SIZES.items()}
+    config = Recording(vocab_size=40, xpos_rel_pos=True, rel_pos_buckets=8, max_rel_pos=16, **sizes)
+    object.__setattr__(config, "_checked", True)
+    model = {EncoderConfig: Encoder, DecoderConfig: Decoder, EncoderDecoderConfig: EncoderDecoder}[config_class](config)
+    if config_class is EncoderDecoderConfig:
+        logits = model(tokens(2, 5), tokens(2, 4))[0]
+    else:
+        output = model(tokens(2, 5))
+        logits = output["encoder_out"] if config_class is EncoderConfig else output[0]
+    logits.sum().backward()
+    dead = {f.name for f in dataclasses.fields(config_class)} - read
+    # what is read on one side only or only when something else is set
+    conditional = {"encoder_learned_pos", "decoder_learned_pos"}
+    assert dead <= conditional, dead
+
+
+def test_learned_positions_are_read() -> None:
+    for side, config, model in (("encoder", EncoderConfig, Encoder), ("decoder", DecoderConfig, Decoder)):
+        sizes = {f"{side}_{k}": v for k, v in SIZES.items()}
+        learned = model(config(vocab_size=40, **{f"{side}_learned_pos": True}, **sizes))
+        fixed = model(config(vocab_size=40, **sizes))
+        assert "embed_positions.weight" in dict(learned.named_parameters())
+        assert "embed_positions.weight" not in dict(fixed.named_parameters())
+
+
+def test_too_long_a_sequence() -> None:
+    sizes = {f"decoder_{k}": v for k, v in SIZES.items()}
+    for learned in (True, False):
+        model = Decoder(DecoderConfig(vocab_size=40, max_target_positions=6, decoder_learned_pos=learned, **sizes))
+        model(tokens(1, 6))
+        with pytest.raises(ValueError, match=r"7 tokens is longer than max_target_positions \(6\); raise"):
+            model(tokens(1, 7))
+        state: dict = {}
+        model(tokens(1, 6), incremental_state=state)
+        with pytest.raises(ValueError, match="7 tokens is longer"):
+            model(tokens(1, 7), incremental_state=state)
+    free = Decoder(DecoderConfig(vocab_size=40, max_target_positions=6, xpos_rel_pos=True, **sizes))
+    assert free(tokens(1, 9))[0].shape == (1, 9, 40)
+    padded = torch.arange(7)[None] < 2  # 7 columns but 5 tokens
+    assert model(tokens(1, 7), padded)[0].isfinite().all()
+
+
+def test_missing_input() -> None:
+    sizes = {f"encoder_{k}": v for k, v in SIZES.items()}
+    with pytest.raises(ValueError, match="needs src_tokens or token_embeddings"):
+        Encoder(EncoderConfig(vocab_size=40, **sizes))(None)
+    with pytest.raises(ValueError, match="built without embed_tokens"):
+        Encoder(EncoderConfig(**sizes))(tokens(1, 3))
+    with pytest.raises(ValueError, match=r"multiway_split_position \(1\) has no use without multiway=True"):
+        Encoder(EncoderConfig(vocab_size=40, **sizes))(tokens(1, 3), multiway_split_position=1)

@@ -1,0 +1,58 @@
+"""The core works without fairseq, and TorchScale's README snippets work with our import line."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+
+def run(code: str) -> str:
+    """Run code in a fresh interpreter in which fairseq cannot be imported."""
+    blocked = "import sys\nsys.modules['fairseq'] = None\n"
+    done = subprocess.run([sys.executable, "-c", blocked + textwrap.dedent(code)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_snippets_of_torchscales_readme() -> None:
+    out = run(
+        """
+        from torchscale_fairseq import EncoderConfig, Encoder
+        config = EncoderConfig(vocab_size=64000)
+        model = Encoder(config)
+        print(model)
+
+        from torchscale_fairseq import DecoderConfig, Decoder
+        config = DecoderConfig(vocab_size=64000)
+        decoder = Decoder(config)
+        print(decoder)
+
+        from torchscale_fairseq import EncoderDecoderConfig, EncoderDecoder
+        config = EncoderDecoderConfig(vocab_size=64000)
+        encdec = EncoderDecoder(config)
+        print(encdec)
+
+        config = EncoderConfig(vocab_size=64000, deepnorm=True, multiway=True)
+        model = Encoder(config)
+        print(model)
+
+        import torch
+        tokens = torch.randint(2, 64000, (1, 5))
+        print(tuple(model(tokens)["encoder_out"].shape), tuple(decoder(tokens)[0].shape))
+        """
+    )
+    assert "(1, 5, 64000) (1, 5, 64000)" in out
+
+
+def test_importing_the_package_imports_neither_torch_nor_fairseq() -> None:
+    out = run("import torchscale_fairseq; print('torch' in sys.modules, torchscale_fairseq.__version__)")
+    assert out.split()[0] == "False"
+
+
+def test_unknown_name() -> None:
+    import torchscale_fairseq
+
+    with pytest.raises(AttributeError, match="has no attribute 'Encodr'"):
+        _ = torchscale_fairseq.Encodr
+    assert "EncoderDecoder" in dir(torchscale_fairseq)

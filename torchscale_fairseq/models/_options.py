@@ -69,17 +69,21 @@ def core_config(cfg: Any, config_class: type[ConfigT], preset: Preset, **core_on
     Raises:
         ValueError: the options contradict each other; named as flags.
     """
-    values = {f.name: getattr(cfg, f.name, None) for f in flag_fields(config_class)}
-    for name, value in preset.items():
-        if values[name] is None:
-            values[name] = value
-    given = {name: value for name, value in values.items() if value is not None}
+    names = [f.name for f in flag_fields(config_class)]
+    given = {name: getattr(cfg, name, None) for name in names}
+    values = {name: preset.get(name) if value is None else value for name, value in given.items()}
     try:
-        return config_class(**given, **core_only)
+        return config_class(**{name: v for name, v in values.items() if v is not None}, **core_only)
     except (TypeError, ValueError) as error:
-        raise type(error)(_with_flags(str(error), [f.name for f in flag_fields(config_class)])) from None
+        message, mentioned = _with_flags(str(error), names)
+        ours = [name for name in mentioned if name in preset and given[name] in (None, preset[name])]
+        if ours:
+            message += f" The architecture itself sets {', '.join(f'{name}={preset[name]}' for name in ours)}."
+        raise type(error)(message) from None
 
 
-def _with_flags(message: str, names: list[str]) -> str:
+def _with_flags(message: str, names: list[str]) -> tuple[str, list[str]]:
+    """The message with options spelt as flags, and which it mentions."""
     pattern = r"(?<![\w-])(" + "|".join(sorted(names, key=len, reverse=True)) + r")(?!\w)"
-    return re.sub(pattern, lambda m: "--" + m.group(1).replace("_", "-"), message)
+    mentioned = list(dict.fromkeys(re.findall(pattern, message)))
+    return re.sub(pattern, lambda m: "--" + m.group(1).replace("_", "-"), message), mentioned

@@ -1,0 +1,73 @@
+"""Writes docs/options.md from the configs and presets, the only places where options are declared.
+
+python scripts/write_options.py           # rewrites docs/options.md
+python scripts/write_options.py --check   # exit code 1 if it is out of date
+"""
+
+import argparse
+import sys
+import typing
+from dataclasses import Field
+from pathlib import Path
+from typing import Any
+
+import torchscale_fairseq.models  # noqa: F401 - registers them
+from torchscale_fairseq.core import config
+from torchscale_fairseq.models._presets import TRANSLATION
+
+TARGET = Path(__file__).parent.parent / "docs" / "options.md"
+SECTIONS = {
+    "Both sides": config._TransformerConfig,
+    "Encoder": config.EncoderConfig,
+    "Decoder": config.DecoderConfig,
+    "Encoder-decoder": config.EncoderDecoderConfig,
+}
+HEADER = """# Options
+
+Written by `scripts/write_options.py`. Each option is a keyword of the config classes of the core
+(`EncoderConfig(dropout=0.1)`), a flag of `fairseq-train` (`--dropout 0.1`) and a Hydra key (`model.dropout=0.1`).
+A flag of kind *switch* takes no value. Options marked *core only* have no flag: fairseq's data and task decide them.
+An architecture (`--arch`) starts from its preset, listed at the end, and a flag overrides it.
+"""
+
+
+def options_md() -> str:
+    """The whole page."""
+    seen: set[str] = set()
+    parts = [HEADER]
+    for title, config_class in SECTIONS.items():
+        rows = [f for f in config_class.__dataclass_fields__.values() if f.name not in seen]
+        seen |= {f.name for f in rows}
+        parts.append(f"\n## {title}\n\n| option | kind | default | meaning |\n|---|---|---|---|\n")
+        hints = typing.get_type_hints(config_class)
+        parts += [_row(f, hints[f.name]) for f in rows]
+    parts.append("\n## Presets\n\n| architecture | differs from the defaults by |\n|---|---|\n")
+    for name, preset in TRANSLATION.items():
+        parts.append(f"| `{name}` | {', '.join(f'`{k}={v}`' for k, v in preset.items())} |\n")
+    return "".join(parts)
+
+
+def _row(f: Field[Any], hint: Any) -> str:
+    flag = f.name if f.metadata["core_only"] else "--" + f.name.replace("_", "-")
+    kind = next(k for k in typing.get_args(hint) or (hint,) if k is not type(None)).__name__
+    if kind == "bool":
+        kind = "switch"
+    if f.metadata["core_only"]:
+        kind += ", core only"
+    default = "unset" if f.default is None else f"`{f.default}`"
+    meaning = f.metadata["help"] + (f"; one of {', '.join(f.metadata['choices'])}" if f.metadata["choices"] else "")
+    return f"| `{flag}` | {kind} | {default} | {meaning} |\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if the page is out of date")
+    page = options_md()
+    if not parser.parse_args().check:
+        TARGET.write_text(page)
+    elif not TARGET.exists() or TARGET.read_text() != page:
+        sys.exit("docs/options.md is out of date; run python scripts/write_options.py")
+
+
+if __name__ == "__main__":
+    main()

@@ -101,7 +101,8 @@ class TranslationDecoder(FairseqIncrementalDecoder, Decoder):
         positions = SideOptions(config, "decoder", is_encoder_decoder=True).position_embedding()
         Decoder.__init__(self, config, embed_tokens, positions, is_encoder_decoder=True)
         self.dictionary = dictionary
-        self.adaptive_softmax = None  # asked for by FairseqDecoder.get_normalized_probs
+        self.adaptive_softmax = None  # both asked for by FairseqDecoder.get_normalized_probs
+        self.onnx_trace = False
 
     def forward(
         self,

@@ -1,0 +1,41 @@
+"""Two gloo processes train what one process with twice the batches an update trains."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("fairseq")
+
+from tests.fairseq_cli import USER_DIR, run_program, tiny_translation_data
+from tests.plugin.shrunk import shrunk
+from tests.plugin.test_translation_cli import ARCH, COMMON, assert_same_weights, train
+
+UPDATES = ["--max-update", "6", "--optimizer", "sgd", "--lr", "0.1", "--label-smoothing", "0.1"]
+UPDATES += ["--criterion", "label_smoothed_cross_entropy", "--batch-size", "8"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_translation_data(tmp_path_factory.mktemp("distributed-data"))
+
+
+@pytest.fixture(scope="module")
+def one_process(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("one")
+    train(data, folder, *UPDATES, "--update-freq", "2").check()
+    return folder
+
+
+@pytest.mark.parametrize("backend", ["pytorch_ddp", "legacy_ddp"])
+@pytest.mark.parametrize("launcher", ["torchrun", "world_size"])
+def test_two_processes_equal_one(launcher: str, backend: str, data: Path, one_process: Path, tmp_path: Path) -> None:
+    command = str(Path(sys.executable).parent / "fairseq-train")
+    arguments = [data, "--user-dir", USER_DIR, *shrunk(ARCH), *COMMON, "--dropout", "0", *UPDATES]
+    arguments += ["--save-dir", tmp_path, "--ddp-backend", backend]
+    if launcher == "torchrun":
+        result = run_program(["torchrun", "--nproc_per_node", "2", "--master_port", "29611", command, *arguments])
+    else:
+        result = run_program([command, *arguments, "--distributed-world-size", "2"])
+    result.check()
+    assert_same_weights(one_process, tmp_path, 1e-5)

@@ -1,0 +1,18 @@
+"""Any registered model, made tiny by its own flags."""
+
+import dataclasses
+
+from fairseq.models import MODEL_DATACLASS_REGISTRY
+
+_SMALL = {"_ffn_embed_dim": 32, "_embed_dim": 16, "_attention_heads": 2, "_layers": 1}
+
+
+def shrunk(arch: str) -> list[str]:
+    """Flags for a model of one narrow layer per side."""
+    flags = ["--arch", arch]
+    for field in dataclasses.fields(MODEL_DATACLASS_REGISTRY[arch]):
+        for ending, value in _SMALL.items():
+            if field.name.endswith(ending):
+                flags += [f"--{field.name.replace('_', '-')}", str(value)]
+                break
+    return flags

@@ -1,0 +1,5 @@
+"""Criterions registered with fairseq."""
+
+from torchscale_fairseq import plugin
+
+plugin.register()

@@ -1,0 +1,26 @@
+"""Replacing a function or class of fairseq, wherever it has already been imported by name."""
+
+import functools
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+_REPLACED = "_torchscale_fairseq_replaced"
+
+
+def replace(module: ModuleType, name: str, make: Callable[[Any], Any]) -> None:
+    """Put ``make(stock)`` in place of ``module.name`` and of every reference to it that a module of fairseq
+    (or the script being run) holds under that name. Does nothing the second time for the same ``make``."""
+    stock = getattr(module, name)
+    done: frozenset[str] = getattr(stock, _REPLACED, frozenset())
+    if make.__qualname__ in done:
+        return
+    repaired = make(stock)
+    if not isinstance(repaired, type):
+        repaired = functools.wraps(stock)(repaired)
+    setattr(repaired, _REPLACED, done | {make.__qualname__})
+    for holder in list(sys.modules.values()):
+        belongs = getattr(holder, "__name__", "").split(".")[0] in {"fairseq", "fairseq_cli", "__main__"}
+        if belongs and vars(holder).get(name) is stock:
+            setattr(holder, name, repaired)

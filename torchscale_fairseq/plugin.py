@@ -1,0 +1,56 @@
+"""What makes stock fairseq see this package.
+
+``--user-dir torchscale_fairseq`` (or the path that ``python -m torchscale_fairseq`` prints) is all a command
+line needs: fairseq then imports the modules in ``tasks/`` and ``models/``, and those two packages call
+:func:`register`. fairseq skips both folders when ``torchscale_fairseq`` is already imported in the process,
+say for its core; a program that does so calls :func:`register` itself, or imports ``torchscale_fairseq.models``.
+"""
+
+import importlib
+import importlib.util
+import pkgutil
+from pathlib import Path
+
+_REGISTERING = ("criterions", "models", "tasks")
+_registered = False
+
+
+def user_dir() -> str:
+    """The path to give to fairseq as ``--user-dir``."""
+    return str(Path(__file__).resolve().parent)
+
+
+def register() -> None:
+    """Mend stock fairseq and import every criterion, model and task of this package. Calls after the first
+    do nothing.
+
+    Raises:
+        ModuleNotFoundError: fairseq is not installed.
+    """
+    global _registered
+    if _registered:
+        return
+    if importlib.util.find_spec("fairseq") is None:
+        raise ModuleNotFoundError(
+            "torchscale_fairseq's models, tasks and criterions need fairseq; install it with "
+            "pip install --no-build-isolation --no-deps fairseq-fixed==0.12.3.1 (docs/stock_repairs.md)",
+            name="fairseq",
+        )
+    _registered = True  # first, since the packages imported below call this function
+    try:
+        from torchscale_fairseq.hooks import stock_repairs
+
+        stock_repairs.apply()
+        for name in _REGISTERING:
+            _import_modules(f"{__package__}.{name}")
+    except BaseException:
+        _registered = False
+        raise
+
+
+def _import_modules(package_name: str) -> None:
+    """Import the package and each module in it whose name has no leading underscore."""
+    package = importlib.import_module(package_name)
+    for module in pkgutil.iter_modules(package.__path__):
+        if not module.name.startswith("_"):
+            importlib.import_module(f"{package_name}.{module.name}")

@@ -1,0 +1,5 @@
+"""Tasks registered with fairseq."""
+
+from torchscale_fairseq import plugin
+
+plugin.register()

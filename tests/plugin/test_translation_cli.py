@@ -136,6 +136,13 @@ def test_ensemble_of_two_checkpoints(run: Path, data: Path) -> None:
         torch.testing.assert_close(mean, expected, atol=2e-4, rtol=0)
 
 
+def test_alignment_is_refused(run: Path, data: Path) -> None:
+    arguments = [data, "--path", run / "checkpoint_last.pt", "--cpu", "--batch-size", "8", "--print-alignment"]
+    result = run_fairseq("generate", arguments)
+    assert result.returncode != 0
+    assert "--print-alignment needs attention weights" in result.last_line
+
+
 def test_left_padded_sources_and_batches_do_not_matter(run: Path, data: Path) -> None:
     """One sentence at a time or eight padded ones give the same translations and scores."""
     together = column(generate(data, run / "checkpoint_last.pt", "--beam", "3"), "P")

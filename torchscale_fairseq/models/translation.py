@@ -178,6 +178,18 @@ class TranslationModel(FairseqEncoderDecoderModel):
             TranslationDecoder(config, target, decoder_embedding),
         )
 
+    @property
+    def full_context_alignment(self) -> bool:
+        """Asked for by ``--print-alignment``.
+
+        Raises:
+            ValueError: always; fused attention keeps no weights to align by.
+        """
+        raise ValueError(
+            "--print-alignment needs attention weights, which this model's fused attention does not keep; align the "
+            "finished translations with a word aligner (fast_align, awesome-align), or train --arch transformer_align."
+        )
+
     @classmethod
     def from_pretrained(
         cls,

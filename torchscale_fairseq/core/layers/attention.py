@@ -46,7 +46,7 @@ class MultiheadAttention(nn.Module):
         self.q_proj = single_or_multiway(multiway, lambda: nn.Linear(embed_dim, embed_dim))
         self.out_proj = single_or_multiway(multiway, lambda: nn.Linear(embed_dim, embed_dim))
         self.inner_attn_ln = inner_norm
-        self._register_load_state_dict_pre_hook(_drop_official_xpos_buffer)
+        self.register_load_state_dict_pre_hook(_drop_official_xpos_buffer)  # type: ignore[no-untyped-call]
 
     def forward(
         self,
@@ -129,6 +129,6 @@ def _one_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tenso
     return query.to(dtype), key.to(dtype), value.to(dtype)
 
 
-def _drop_official_xpos_buffer(state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
+def _drop_official_xpos_buffer(_: nn.Module, state_dict: dict[str, Tensor], prefix: str, *__: object) -> None:
     """TorchScale stores xPos's constants; ours are computed from the config."""
     state_dict.pop(f"{prefix}xpos.scale", None)

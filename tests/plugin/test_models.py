@@ -159,3 +159,14 @@ def test_presets_are_fields() -> None:
     fields = {f.name for f in dataclasses.fields(EncoderDecoderConfig)}
     for arch in TRANSLATION:
         assert set(MODEL_REGISTRY[arch].preset) <= fields
+
+
+def test_options_page_is_up_to_date() -> None:
+    import importlib.util
+    from pathlib import Path
+
+    script = Path(__file__).parents[2] / "scripts" / "write_options.py"
+    spec = importlib.util.spec_from_file_location("write_options", script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.TARGET.read_text() == module.options_md(), "run python scripts/write_options.py"

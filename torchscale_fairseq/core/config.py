@@ -261,6 +261,11 @@ class _DecoderSide(_TransformerConfig):
         _check_range("max_target_positions", self.max_target_positions, 1)
 
     @property
+    def shares_output_embedding(self) -> bool:
+        """Whether the output projection is the decoder's embedding."""
+        return self.share_decoder_input_output_embed
+
+    @property
     def decoder_pre_norm(self) -> bool:
         """Whether the decoder's norms stand before its sublayers.
 

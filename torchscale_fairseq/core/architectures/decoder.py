@@ -1,6 +1,5 @@
 """The causal decoder: a language model, or the target side of a translation model."""
 
-import math
 from typing import Any
 
 import torch
@@ -10,7 +9,8 @@ from ..config import DecoderConfig, EncoderDecoderConfig
 from ..layers.cache import DecodingState, LayerState, reorder_incremental_state
 from ..ops.positions import has_padding_before_tokens, has_padding_inside, relative_positions
 from ..ops.xpos import XPosTables
-from .blocks import SideOptions, check_length, position_rows, run_layer
+from .blocks import SideOptions, position_rows, run_layer
+from .stack import Stack
 
 
 class DecoderLayer(nn.Module):
@@ -66,18 +66,17 @@ class DecoderLayer(nn.Module):
         return self.residual(x, self.final_layer_norm, self.ffn)
 
 
-class Decoder(nn.Module):
+class Decoder(Stack):
     """A stack of decoder layers between embeddings and, unless told otherwise, a projection to the vocabulary.
 
     Args:
         config: the options.
-        embed_tokens: token embedding; by default one is built if the config has a vocabulary (not under
-            torchscale_compatible).
-        embed_positions: module from position table rows (``ops.positions``) to vectors; by default built
-            after the config likewise.
+        embed_tokens, embed_positions: as for ``Stack``.
         output_projection: module from features to logits; by default built if the config has a vocabulary.
         is_encoder_decoder: layers also attend to an encoder's output.
     """
+
+    config: DecoderConfig | EncoderDecoderConfig
 
     def __init__(
         self,
@@ -87,18 +86,12 @@ class Decoder(nn.Module):
         output_projection: nn.Module | None = None,
         is_encoder_decoder: bool = False,
     ):
-        super().__init__()
-        self.config = config
-        self.options = options = SideOptions(config, "decoder", is_encoder_decoder=is_encoder_decoder)
-        self.embed_scale = 1.0 if config.no_scale_embedding else math.sqrt(options.width)
-        self.embed_tokens = embed_tokens if embed_tokens is not None else options.token_embedding()
-        self.embed_positions = embed_positions if embed_positions is not None else options.default_position_embedding()
-        self.layernorm_embedding = options.norm() if config.layernorm_embedding else None
-        self.dropout = nn.Dropout(config.dropout)
-        memory_dim = config.encoder_embed_dim if isinstance(config, EncoderDecoderConfig) else None
-        self.layers = nn.ModuleList(
-            DecoderLayer(options, depth, memory_dim if is_encoder_decoder else None) for depth in range(options.layers)
-        )
+        super().__init__(config, "decoder", embed_tokens, embed_positions, is_encoder_decoder=is_encoder_decoder)
+        options = self.options
+        memory_dim = None
+        if is_encoder_decoder and isinstance(config, EncoderDecoderConfig):
+            memory_dim = config.encoder_embed_dim
+        self.layers = nn.ModuleList(DecoderLayer(options, depth, memory_dim) for depth in range(options.layers))
         self.layer_norm = options.norm() if options.pre_norm else None
         # T5 has causal buckets here and no bias to the encoder; TorchScale has bidirectional ones and a bias.
         official = config.torchscale_compatible
@@ -108,16 +101,10 @@ class Decoder(nn.Module):
         )
         self.output_projection = output_projection
         if output_projection is None and not config.no_output_layer and config.vocab_size > 0:
-            self.output_projection = options.output_projection(self._tied_embedding())
+            shared = config.shares_output_embedding
+            tied = self._tied_embedding("share_decoder_input_output_embed", shared=shared)
+            self.output_projection = options.output_projection(tied)
         options.initialize(self, self.layers)
-
-    def _tied_embedding(self) -> nn.Embedding | None:
-        shared = self.config.share_decoder_input_output_embed
-        if isinstance(self.config, EncoderDecoderConfig):
-            shared = shared or self.config.share_all_embeddings
-        if shared and self.embed_tokens is None:
-            raise ValueError("share_decoder_input_output_embed needs embed_tokens, the embedding to share.")
-        return self.embed_tokens if shared else None
 
     def forward(
         self,
@@ -153,7 +140,7 @@ class Decoder(nn.Module):
         embedding = self._embed(prev_output_tokens[:, past:], token_embeddings)
         total = past + embedding.size(1)
         padding_mask = self._padding_mask(self_attn_padding_mask, state, embedding.size(1))
-        x = self._embed_positions(embedding, padding_mask, past)
+        x = self._add_positions(embedding, position_rows(None, padding_mask, start=past, x=embedding))
         memory, memory_padding_mask = _memory(encoder_out, state)
 
         relative = _relative_positions(padding_mask, total, x.device)
@@ -200,26 +187,12 @@ class Decoder(nn.Module):
             raise ValueError("prev_output_tokens has no token that incremental_state has not seen.")
         if token_embeddings is not None:
             return self.embed_scale * token_embeddings[:, -new_tokens.size(1) :]
-        if self.embed_tokens is None:
-            raise ValueError(
-                "this decoder was built without embed_tokens: give token_embeddings, or build it with "
-                "embed_tokens=TextEmbedding(vocab_size, width)."
-            )
-        return self.embed_scale * self.embed_tokens(new_tokens)
+        return self.embed_scale * self._embed_tokens(new_tokens)
 
     def _padding_mask(self, given: Tensor | None, state: DecodingState | None, new_tokens: int) -> Tensor | None:
         if state is not None:
             return state.extend_padding_mask(given, new_tokens)
         return given if given is not None and given.any() else None
-
-    def _embed_positions(self, x: Tensor, padding_mask: Tensor | None, past: int) -> Tensor:
-        if self.embed_positions is not None:
-            rows = position_rows(None, padding_mask, start=past, x=x)
-            check_length(self.options, self.embed_positions, rows)
-            x = x + self.embed_positions(rows).to(x.dtype)
-        if self.layernorm_embedding is not None:
-            x = self.layernorm_embedding(x)
-        return self.dropout(x)
 
     def _self_bias(self, relative: Tensor, past: int) -> Tensor | None:
         if self.self_attn_relative_position is None:

@@ -1,6 +1,5 @@
 """The bidirectional encoder (BERT, or the source side of a translation model)."""
 
-import math
 from typing import Any
 
 import torch
@@ -11,7 +10,8 @@ from ..layers.cache import KeyValueCache
 from ..layers.multiway import apply
 from ..ops.positions import has_padding_inside, relative_positions
 from ..ops.xpos import XPosTables
-from .blocks import SideOptions, check_length, position_rows, run_layer
+from .blocks import SideOptions, position_rows, run_layer
+from .stack import Stack
 
 
 class EncoderLayer(nn.Module):
@@ -55,18 +55,17 @@ class EncoderLayer(nn.Module):
         )
 
 
-class Encoder(nn.Module):
+class Encoder(Stack):
     """A stack of encoder layers between embeddings and, unless told otherwise, a projection to the vocabulary.
 
     Args:
         config: the options.
-        embed_tokens: token embedding; by default one is built if the config has a vocabulary (not under
-            torchscale_compatible).
-        embed_positions: module from position table rows (``ops.positions``) to vectors; by default built
-            after the config likewise.
+        embed_tokens, embed_positions: as for ``Stack``.
         output_projection: module from features to logits; by default built if the config has a vocabulary.
         is_encoder_decoder: this is the source side of an encoder-decoder, which has no output projection.
     """
+
+    config: EncoderConfig | EncoderDecoderConfig
 
     def __init__(
         self,
@@ -76,28 +75,17 @@ class Encoder(nn.Module):
         output_projection: nn.Module | None = None,
         is_encoder_decoder: bool = False,
     ):
-        super().__init__()
-        self.config = config
-        self.options = options = SideOptions(config, "encoder", is_encoder_decoder=is_encoder_decoder)
-        self.embed_scale = 1.0 if config.no_scale_embedding else math.sqrt(options.width)
-        self.embed_tokens = embed_tokens if embed_tokens is not None else options.token_embedding()
-        self.embed_positions = embed_positions if embed_positions is not None else options.default_position_embedding()
-        self.layernorm_embedding = options.norm() if config.layernorm_embedding else None
-        self.dropout = nn.Dropout(config.dropout)
+        super().__init__(config, "encoder", embed_tokens, embed_positions, is_encoder_decoder=is_encoder_decoder)
+        options = self.options
         self.layers = nn.ModuleList(EncoderLayer(options, depth) for depth in range(options.layers))
         self.layer_norm = options.norm() if options.pre_norm and config.normalize_output else None
         self.relative_position = options.relative_bias(bidirectional=True)
         self.output_projection = output_projection
         if output_projection is None and not (is_encoder_decoder or config.no_output_layer or config.vocab_size < 0):
-            self.output_projection = options.output_projection(self._tied_embedding())
+            shared = isinstance(config, EncoderConfig) and config.share_encoder_input_output_embed
+            tied = self._tied_embedding("share_encoder_input_output_embed", shared=shared)
+            self.output_projection = options.output_projection(tied)
         options.initialize(self, self.layers)
-
-    def _tied_embedding(self) -> nn.Embedding | None:
-        if not getattr(self.config, "share_encoder_input_output_embed", False):
-            return None
-        if self.embed_tokens is None:
-            raise ValueError("share_encoder_input_output_embed needs embed_tokens, the embedding to share.")
-        return self.embed_tokens
 
     def forward(
         self,
@@ -133,7 +121,9 @@ class Encoder(nn.Module):
             ValueError: input is missing, or longer than max_source_positions.
         """
         if token_embeddings is None:
-            token_embeddings = self._embed(src_tokens)
+            if src_tokens is None:
+                raise ValueError("the encoder needs src_tokens or token_embeddings.")
+            token_embeddings = self._embed_tokens(src_tokens)
         batch, length = token_embeddings.shape[:2]
         split = self._checked_split(multiway_split_position)
         caches = [None] * len(self.layers) if incremental_state is None else _caches(incremental_state)
@@ -142,7 +132,10 @@ class Encoder(nn.Module):
         new_padding = None if padding_mask is None else padding_mask[:, past:]
 
         embedding = self.embed_scale * token_embeddings
-        x = self._embed_positions(embedding, positions, new_padding, split)
+        counted = None if self.config.torchscale_compatible else new_padding  # TorchScale counts padding too
+        x = self._add_positions(embedding, position_rows(positions, counted, start=0, x=embedding), split)
+        if new_padding is not None:
+            x = x.masked_fill(new_padding.unsqueeze(-1), 0.0)
         relative = self._relative_positions(padding_mask, past, x)
         xpos = self.options.xpos_tables(relative, causal=False, centre=length // 2, dtype=x.dtype)
         bias = self._bias(relative, attn_mask, x.dtype)
@@ -174,16 +167,6 @@ class Encoder(nn.Module):
             "l_aux": [None] * len(self.layers),
         }
 
-    def _embed(self, src_tokens: Tensor | None) -> Tensor:
-        if src_tokens is None:
-            raise ValueError("the encoder needs src_tokens or token_embeddings.")
-        if self.embed_tokens is None:
-            raise ValueError(
-                "this encoder was built without embed_tokens: give token_embeddings, or build it with "
-                "embed_tokens=TextEmbedding(vocab_size, width)."
-            )
-        return self.embed_tokens(src_tokens)
-
     def _checked_split(self, split_position: int | None) -> int | None:
         if split_position is not None and not self.config.multiway:
             raise ValueError(
@@ -200,19 +183,6 @@ class Encoder(nn.Module):
                 f"{past} of them from earlier calls."
             )
         return padding_mask
-
-    def _embed_positions(
-        self, x: Tensor, positions: Tensor | None, padding_mask: Tensor | None, split: int | None
-    ) -> Tensor:
-        if self.embed_positions is not None:
-            counted = None if self.config.torchscale_compatible else padding_mask  # TorchScale counts padding too
-            rows = position_rows(positions, counted, start=0, x=x)
-            check_length(self.options, self.embed_positions, rows)
-            x = x + self.embed_positions(rows).to(x.dtype)
-        if self.layernorm_embedding is not None:
-            x = apply(self.layernorm_embedding, x, split)
-        x = self.dropout(x)
-        return x if padding_mask is None else x.masked_fill(padding_mask.unsqueeze(-1), 0.0)
 
     def _relative_positions(self, padding_mask: Tensor | None, past: int, x: Tensor) -> Tensor:
         if past and (self.relative_position is not None or self.config.xpos_rel_pos):

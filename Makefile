@@ -1,0 +1,22 @@
+VENV ?= $(CURDIR)/.venv
+export VENV
+
+.PHONY: setup test lint format quickstart
+
+setup:
+	scripts/setup.sh
+
+test: setup
+	scripts/test.sh
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: setup
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+quickstart:
+	scripts/quickstart.sh

@@ -61,7 +61,6 @@ training=(
 )
 generation=(--beam 5 --max-tokens 4000)
 if [ -n "$gpu" ]; then device=(--fp16); else device=(--cpu); fi
-if [ -t 1 ]; then progress=(); else progress=(--log-format simple); fi
 
 step() {
   printf '\n== %s\n' "$1"
@@ -119,7 +118,7 @@ fi
 step "4/6 Training: $arch for $max_update updates"
 train=(
   fairseq-train "$data" --user-dir torchscale_fairseq --arch "$arch" "${training[@]}" "${device[@]}"
-  --save-dir "$run" --tensorboard-logdir "$run/tensorboard" --log-file "$run/train.log" "${progress[@]}" "$@"
+  --save-dir "$run" --tensorboard-logdir "$run/tensorboard" --log-file "$run/train.log" "$@"
 )
 mkdir -p "$run"
 if [ "$(cat "$run/finished" 2>/dev/null)" = "${train[*]}" ]; then
@@ -133,7 +132,7 @@ echo "to see the curves: tensorboard --logdir $run/tensorboard"
 step "5/6 Translation: the test set, by beam search"
 run fairseq-generate "$data" --user-dir torchscale_fairseq --path "$run/checkpoint_best.pt" \
   --bpe sentencepiece --sentencepiece-model "$data/sentencepiece.bpe.model" \
-  "${generation[@]}" "${device[@]}" "${progress[@]}" --results-path "$run"
+  "${generation[@]}" "${device[@]}" --results-path "$run"
 
 step "6/6 Scores"
 run python scripts/score_translation.py "$run/generate-test.txt" --reference "$data/raw/test.de" \

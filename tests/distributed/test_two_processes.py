@@ -34,7 +34,7 @@ def test_two_processes_equal_one(launcher: str, backend: str, data: Path, one_pr
     arguments = [data, "--user-dir", USER_DIR, *shrunk(ARCH), *COMMON, "--dropout", "0", *UPDATES]
     arguments += ["--save-dir", tmp_path, "--ddp-backend", backend]
     if launcher == "torchrun":
-        result = run_program(["torchrun", "--nproc_per_node", "2", "--master_port", "29611", command, *arguments])
+        result = run_program(["torchrun", "--standalone", "--nproc_per_node", "2", command, *arguments])
     else:
         result = run_program([command, *arguments, "--distributed-world-size", "2"])
     result.check()

@@ -133,14 +133,14 @@ class Encoder(Stack):
 
         embedding = self.embed_scale * token_embeddings
         counted = None if self.config.torchscale_compatible else new_padding  # TorchScale counts padding too
-        x = self._add_positions(embedding, position_rows(positions, counted, start=0, x=embedding), split)
+        x = self._add_positions(embedding, position_rows(positions, counted, start=past, x=embedding), split)
         if new_padding is not None:
             x = x.masked_fill(new_padding.unsqueeze(-1), 0.0)
         relative = self._relative_positions(padding_mask, past, x)
         xpos = self.options.xpos_tables(relative, causal=False, centre=length // 2, dtype=x.dtype)
         bias = self._bias(relative, attn_mask, x.dtype)
 
-        states = [x]
+        states = [x] if return_all_hiddens else []
         for layer, cache in zip(self.layers, caches, strict=True):
             x = run_layer(
                 layer,
@@ -152,7 +152,8 @@ class Encoder(Stack):
                 cache=cache,
                 split_position=split,
             )
-            states.append(x)
+            if return_all_hiddens:
+                states.append(x)
         if self.layer_norm is not None:
             x = apply(self.layer_norm, x, split)
         if self.output_projection is not None and not features_only:
@@ -163,7 +164,7 @@ class Encoder(Stack):
             "encoder_out": x,
             "encoder_embedding": embedding,
             "encoder_padding_mask": encoder_padding_mask,
-            "encoder_states": states if return_all_hiddens else [],
+            "encoder_states": states,
             "l_aux": [None] * len(self.layers),
         }
 

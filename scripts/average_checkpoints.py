@@ -80,9 +80,10 @@ def choose_paths(options: argparse.Namespace) -> list[Path]:
         and (options.checkpoint_upper_bound is None or int(match[1]) <= options.checkpoint_upper_bound)
     ]
     if len(numbered) < options.count:
+        present = ", ".join(sorted(path.name for path in inputs[0].glob("checkpoint*.pt"))) or "no checkpoint"
         raise InputError(
-            f"{options.option} {options.count}: --inputs {inputs[0]} has {len(numbered)} such checkpoints; "
-            "ask for fewer, or train with --keep-last-epochs or --keep-interval-updates"
+            f"{options.option} {options.count}: --inputs {inputs[0]} has {len(numbered)} such checkpoints (it holds "
+            f"{present}); ask for fewer or the other kind, or train with --keep-last-epochs or --keep-interval-updates"
         )
     return [path for _, path in sorted(numbered, reverse=True)[: options.count]]
 

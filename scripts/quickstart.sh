@@ -59,7 +59,7 @@ training=(
   --validate-interval-updates 250 --save-interval-updates 250 --keep-interval-updates 1 --no-epoch-checkpoints
   --log-interval 50
 )
-generation=(--beam 5 --max-tokens 4000)
+generation=(--beam 5 --max-len-a 2 --max-len-b 10 --max-tokens 4000)
 if [ -n "$gpu" ]; then device=(--fp16); else device=(--cpu); fi
 
 step() {

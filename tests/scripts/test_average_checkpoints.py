@@ -131,8 +131,9 @@ def test_refuses_a_truncated_checkpoint(tmp_path: Path, out: Path) -> None:
 
 def test_refuses_a_directory_with_too_few(tmp_path: Path, out: Path) -> None:
     write(tmp_path / "checkpoint1.pt", w=filled(1))
-    message = f"--num-epoch-checkpoints 2: --inputs {tmp_path} has 1 such checkpoints; ask for fewer, or train with "
-    message += "--keep-last-epochs or --keep-interval-updates"
+    message = f"--num-epoch-checkpoints 2: --inputs {tmp_path} has 1 such checkpoints (it holds "
+    message += "checkpoint1.pt); ask for fewer or the other kind, or train with --keep-last-epochs or "
+    message += "--keep-interval-updates"
     refuses(message, "--inputs", tmp_path, "--num-epoch-checkpoints", 2, "--output", out)
 
 

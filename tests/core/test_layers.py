@@ -200,3 +200,13 @@ def test_cross_attention_between_different_widths() -> None:
 def test_modules_print() -> None:
     text = repr(nn.ModuleList([encoder(rel_pos_buckets=8, max_rel_pos=16), decoder(deepnorm=True)]))
     assert "post-norm, alpha=1.565" in text and "bidirectional, max_distance=16" in text and "backend=sdpa" in text
+
+
+@pytest.mark.parametrize("compatible", [False, True])
+def test_relative_bias_of_decoders(compatible: bool) -> None:
+    """T5: causal buckets and no bias in cross-attention; TorchScale: bidirectional ones and a bias."""
+    variant = "compatible_bias" if compatible else "relative_bias"
+    model = encoder_decoder(**VARIANTS[variant])
+    assert model.encoder.relative_position.bidirectional
+    assert model.decoder.self_attn_relative_position.bidirectional is compatible
+    assert (model.decoder.cross_attn_relative_position is not None) is compatible

@@ -170,3 +170,19 @@ def test_options_page_is_up_to_date() -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.TARGET.read_text() == module.options_md(), "run python scripts/write_options.py"
+
+
+def test_encoder_output_follows_beam_search() -> None:
+    """Beams of a sentence share its row; an ended sentence's row is dropped; mixed rows get one each."""
+    encoder = build_model(parse("mt_deepnorm_small"), task()).encoder.eval()
+    output = encoder(torch.tensor([[5, 6, 7], [8, 9, 10], [11, 12, 13]]))
+    states = output["encoder_out"]
+    beams = encoder.reorder_encoder_out(output, torch.tensor([0, 0, 1, 1, 2, 2]))
+    assert torch.equal(beams["encoder_out"], states)
+    left = encoder.reorder_encoder_out(beams, torch.tensor([1, 0, 5, 4]))
+    assert torch.equal(left["encoder_out"], states[[0, 2]])
+    mixed = encoder.reorder_encoder_out(left, torch.tensor([2, 0, 1, 3]))
+    assert torch.equal(mixed["encoder_out"], states[[2, 0, 0, 2]])
+    assert mixed["encoder_padding_mask"].shape == (4, 3)
+    reversed_rows = encoder.reorder_encoder_out(output, torch.tensor([2, 1, 0]))
+    assert torch.equal(reversed_rows["encoder_out"], states[[2, 1, 0]])

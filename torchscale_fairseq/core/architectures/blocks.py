@@ -43,9 +43,8 @@ class SideOptions:
         self.learned_positions: bool = getattr(config, f"{side}_learned_pos")
         self.max_positions_option = "max_source_positions" if side == "encoder" else "max_target_positions"
         self.max_positions: int = getattr(config, self.max_positions_option)
-        multiway: bool = getattr(config, "multiway", False)
-        self.multiway_ffn = multiway and side == "encoder"
-        self.multiway_attention = multiway and config.torchscale_compatible
+        self.multiway_ffn = config.multiway and side == "encoder"
+        self.multiway_attention = config.multiway and config.torchscale_compatible
         self.multiway_norm = self.multiway_attention and side == "encoder"
         self.scaling = self._scaling(is_encoder_decoder)
 
@@ -219,8 +218,6 @@ def position_rows(positions: Tensor | None, padding_mask: Tensor | None, *, star
 def check_length(options: SideOptions, embed_positions: nn.Module, rows: Tensor) -> None:
     """Raise ValueError if rows run past the table of absolute positions."""
     limit = getattr(embed_positions, "max_positions", options.max_positions)
-    if rows.size(0) == 1 and rows.is_cpu is False and rows.size(1) <= limit:
-        return
     length = int(rows.max()) - FIRST_POSITION + 1
     if length > limit:
         name = options.max_positions_option

@@ -125,7 +125,7 @@ class Decoder(Stack):
             incremental_state: a dict of the caller's, empty at first. What it has seen is not computed again:
                 the first call may bring a prompt of any length, later ones any number of new tokens.
             features_only: skip the output projection.
-            return_all_hiddens: fill inner_states.
+            return_all_hiddens: accepted as by TorchScale, which always fills inner_states too.
             token_embeddings: (batch, seq or new tokens, width), in place of embed_tokens.
 
         Returns:

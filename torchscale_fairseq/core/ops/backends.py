@@ -147,8 +147,13 @@ def _flash_attn(request: _Request) -> tuple[Tensor, Tensor | None]:
     )
 
 
+@functools.cache
+def _has_flash_attn() -> bool:
+    return importlib.util.find_spec("flash_attn") is not None
+
+
 def _flash_attn_refusal(request: _Request, need_log_sum_exp: bool) -> str | None:
-    if importlib.util.find_spec("flash_attn") is None:
+    if not _has_flash_attn():
         return "needs the package flash-attn (pip install flash-attn); use sdpa, which brings its own kernels."
     if request.query.device.type != "cuda" or request.query.dtype not in (torch.float16, torch.bfloat16):
         return f"needs fp16 or bf16 on a GPU, not {request.query.dtype} on {request.query.device.type}; use sdpa."

@@ -1,0 +1,176 @@
+"""Writes a checkpoint's model as a folder that the core alone loads, without fairseq; or makes a checkpoint of one.
+
+The folder holds model.safetensors and config.json, for torchscale_fairseq.load_pretrained(FOLDER), and fairseq.json
+with fairseq's configuration. --to-fairseq makes of it a checkpoint with the same parameters, to the bit, and the same
+configuration, for fairseq-generate and its siblings or as a start for training (--finetune-from-model); what belongs
+to the interrupted training itself (optimizer, position in the data, meters) is not kept. Classification heads, of
+which the core's Encoder has none, stand in a file of their own, classification_heads.safetensors.
+
+Checkpoints of TorchScale are brought into ours first, by torchscale_checkpoint.py.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from argparse import Namespace
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import official_format as official
+from checkpoint_files import InputError, build, core_config, is_ours, model_options, save
+from torch import Tensor
+
+from torchscale_fairseq.core.config import EncoderDecoderConfig
+from torchscale_fairseq.core.saving import WEIGHTS_FILE, read_tensors, write_folder, write_tensors
+from torchscale_fairseq.hooks.checkpoints import CheckpointError, load_checkpoint
+
+HEADS_FILE = "classification_heads.safetensors"
+FAIRSEQ_FILE = "fairseq.json"
+KEPT = ("args", "cfg", "optimizer_history")
+"""Entries of a checkpoint that fairseq.json holds."""
+
+NAMESPACE = "argparse.Namespace"
+"""Key of an object of fairseq.json that stands for a namespace."""
+
+
+def main() -> int:
+    options = parse_options()
+    try:
+        if options.to_fairseq:
+            note = to_fairseq(options.input, options.output)
+        else:
+            note = to_folder(options.input, options.output)
+    except (InputError, CheckpointError, OSError, ValueError, ModuleNotFoundError) as error:
+        print(f"to_safetensors.py: {error}", file=sys.stderr)
+        return 1
+    print(f"wrote {options.output}: {note}")
+    return 0
+
+
+def parse_options() -> argparse.Namespace:
+    summary, _, details = __doc__.partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="to_safetensors.py",
+        description=summary,
+        epilog=details,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("input", type=Path, metavar="IN", help="the checkpoint; with --to-fairseq, the folder")
+    parser.add_argument("output", type=Path, metavar="OUT", help="a new folder; with --to-fairseq, the checkpoint")
+    parser.add_argument("--to-fairseq", action="store_true", help="from a folder to a checkpoint")
+    return parser.parse_args()
+
+
+def to_folder(checkpoint: Path, folder: Path) -> str:
+    """Write the folder, whole or not at all; returns what there is to tell about it.
+
+    Raises:
+        InputError: the checkpoint is not of one of our models, or the folder exists already.
+    """
+    if folder.exists():
+        raise InputError(f"{folder} exists already; name a new folder")
+    state = load_checkpoint(checkpoint)
+    options = model_options(state, checkpoint)
+    if not is_ours(options):
+        raise InputError(
+            f"{checkpoint} is of --arch {options['_name']}, not of torchscale_fairseq; if TorchScale made it, convert "
+            "it with torchscale_checkpoint.py first"
+        )
+    parameters = state["model"]
+    model = build(options, parameters, checkpoint)
+    config = core_config(model)
+    heads = {name: value for name, value in parameters.items() if official.HEAD_PARAMETER.fullmatch(name)}
+    prefix = "" if isinstance(config, EncoderDecoderConfig) else "decoder." if hasattr(model, "decoder") else "encoder."
+    tensors = {name.removeprefix(prefix): value for name, value in parameters.items() if name not in heads}
+    description = {
+        "entries": {key: to_json(state[key], key, checkpoint) for key in KEPT if key in state},
+        "prefix": prefix,
+        "names": list(parameters),
+    }
+    scratch = folder.with_name(f".{folder.name}.part")
+    try:
+        scratch.mkdir(parents=True)
+        write_folder(scratch, config, tensors)
+        (scratch / FAIRSEQ_FILE).write_text(json.dumps(description, indent=2) + "\n")
+        if heads:
+            write_tensors(scratch / HEADS_FILE, heads)
+        scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    beside = f", and {len(heads)} of classification heads beside" if heads else ""
+    return f"{type(config).__name__.removesuffix('Config')} of {len(tensors)} tensors{beside}"
+
+
+def to_fairseq(folder: Path, checkpoint: Path) -> str:
+    """Write the checkpoint; returns what there is to tell about it.
+
+    Raises:
+        InputError: the folder was not made of a checkpoint.
+    """
+    description = read_description(folder / FAIRSEQ_FILE)
+    tensors = {description["prefix"] + name: value for name, value in read_tensors(folder / WEIGHTS_FILE).items()}
+    if (folder / HEADS_FILE).exists():
+        tensors |= read_tensors(folder / HEADS_FILE)
+    check_names(tensors, description["names"], folder)
+    state = {
+        **{key: from_json(value) for key, value in description["entries"].items()},
+        "model": OrderedDict((name, tensors[name]) for name in description["names"]),
+        "criterion": None,
+        "task_state": {},
+        "extra_state": {},
+    }
+    save(state, checkpoint)
+    return f"{len(tensors)} tensors"
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """What fairseq.json says.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist: the folder was not made of a checkpoint of fairseq") from None
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: {error}") from None
+    return content
+
+
+def check_names(tensors: dict[str, Tensor], names: list[str], folder: Path) -> None:
+    for name in sorted(tensors.keys() ^ set(names)):
+        where = "in its tensors" if name in tensors else f"in {FAIRSEQ_FILE}"
+        raise InputError(f"{folder}: {name} is only {where}; the files do not belong together")
+
+
+def to_json(value: Any, where: str, path: Path) -> Any:
+    """The value in JSON's types.
+
+    Raises:
+        InputError: it holds others.
+    """
+    if isinstance(value, Namespace):
+        return {NAMESPACE: to_json(vars(value), where, path)}
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: to_json(content, f"{where}.{key}", path) for key, content in value.items()}
+    if isinstance(value, list):
+        return [to_json(content, f"{where}[{index}]", path) for index, content in enumerate(value)]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise InputError(f"{path}: {where} is of type {type(value).__name__}, which JSON lacks")
+
+
+def from_json(value: Any) -> Any:
+    """The value that ``to_json`` was given."""
+    if isinstance(value, dict):
+        content = {key: from_json(item) for key, item in value.items()}
+        return Namespace(**content[NAMESPACE]) if NAMESPACE in content else content
+    return [from_json(item) for item in value] if isinstance(value, list) else value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""Trained models in a folder that needs nothing but the core: ``model.safetensors`` and ``config.json``.
+
+Tensors have the names of ``state_dict()``. One that several names share is stored once; the header's entry ``tied``
+says what the other names are.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor, nn
+
+from .architectures.blocks import Config, Side, SideOptions
+from .architectures.decoder import Decoder
+from .architectures.encoder import Encoder
+from .architectures.encoder_decoder import EncoderDecoder
+from .config import DecoderConfig, EncoderConfig, EncoderDecoderConfig
+from .layers.embedding import TextEmbedding
+from .layers.heads import MaskedLanguageModelHead
+from .ops.positions import PADDING_POSITION
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+CONFIGS: dict[str, type[Config]] = {c.__name__: c for c in (EncoderConfig, DecoderConfig, EncoderDecoderConfig)}
+
+
+def load_pretrained(folder: str | Path) -> Encoder | Decoder | EncoderDecoder:
+    """The model in a folder that ``scripts/convert/to_safetensors.py`` has written.
+
+    Padding is the caller's: pass ``encoder_padding_mask`` or ``self_attn_padding_mask`` where tokens are padded. A
+    left-padded batch for an encoder made with torchscale_compatible=True also needs
+    ``positions=absolute_positions(padding_mask)`` (``core.ops.positions``) to give what the fairseq model gives.
+
+    Returns:
+        An Encoder, Decoder or EncoderDecoder in evaluation mode, its parameters in the file's dtype.
+
+    Raises:
+        ModuleNotFoundError: the package safetensors is missing.
+        FileNotFoundError: one of the two files is.
+        ValueError: they are damaged, or do not belong together.
+        TypeError: the config has an option that this version lacks.
+    """
+    folder = Path(folder)
+    config = _read_config(folder / CONFIG_FILE)
+    tensors = read_tensors(folder / WEIGHTS_FILE)
+    model = _build(config, tensors).to(next(iter(tensors.values())).dtype)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{folder / WEIGHTS_FILE} does not fit {CONFIG_FILE}: {error}") from None
+    return model.eval()
+
+
+def write_folder(folder: Path, config: Config, tensors: Mapping[str, Tensor]) -> None:
+    """Write what ``load_pretrained`` reads.
+
+    Args:
+        folder: an existing one.
+        config: of an Encoder, Decoder or EncoderDecoder.
+        tensors: its state dict.
+    """
+    content = {"config": type(config).__name__, "options": dataclasses.asdict(config)}
+    (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n")
+    write_tensors(folder / WEIGHTS_FILE, tensors)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors, each memory once."""
+    owners: dict[Any, str] = {}
+    tied = {}
+    for name, tensor in tensors.items():
+        owner = owners.setdefault((tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()), name)
+        if owner != name:
+            tied[name] = owner
+    kept = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items() if name not in tied}
+    path.touch()
+    mode = path.stat().st_mode
+    _safetensors().torch.save_file(kept, path, metadata={"format": "pt", "tied": json.dumps(tied)})
+    path.chmod(mode)  # safetensors makes files that nobody else can read
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """What ``write_tensors`` has written; tensors that were tied are one."""
+    package = _safetensors()
+    _require(path)
+    try:
+        with package.safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not iterable)
+            tied = json.loads((file.metadata() or {}).get("tied", "{}"))
+    except package.SafetensorError as error:
+        raise ValueError(f"{path} is truncated or no safetensors file: {error}") from None
+    return {**tensors, **{name: tensors[owner] for name, owner in tied.items()}}
+
+
+def _safetensors() -> ModuleType:
+    try:
+        import safetensors
+        import safetensors.torch
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "reading and writing model.safetensors needs the package safetensors: pip install safetensors",
+            name="safetensors",
+        ) from None
+    return safetensors
+
+
+def _require(path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist; scripts/convert/to_safetensors.py writes it, beside its companion, from a "
+            "checkpoint of fairseq."
+        )
+
+
+def _read_config(path: Path) -> Config:
+    _require(path)
+    try:
+        content = json.loads(path.read_text())
+        kind = CONFIGS[content["config"]]
+        options = content["options"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not the config of a model ({type(error).__name__}: {error})") from None
+    return kind(**options)
+
+
+def _build(config: Config, tensors: Mapping[str, Tensor]) -> Encoder | Decoder | EncoderDecoder:
+    """A model for these tensors, with their vocabularies."""
+    if isinstance(config, EncoderDecoderConfig):
+        return EncoderDecoder(
+            config,
+            _embedding(tensors, "encoder.embed_tokens.weight"),
+            _positions(config, "encoder"),
+            None if config.share_all_embeddings else _embedding(tensors, "decoder.embed_tokens.weight"),
+            _positions(config, "decoder"),
+        )
+    embedding = _embedding(tensors, "embed_tokens.weight")
+    if isinstance(config, DecoderConfig):
+        return Decoder(config, embedding, _positions(config, "decoder"))
+    return Encoder(config, embedding, _positions(config, "encoder"), _head(config, embedding, tensors))
+
+
+def _embedding(tensors: Mapping[str, Tensor], name: str) -> TextEmbedding:
+    if name not in tensors:
+        raise ValueError(f"{WEIGHTS_FILE} lacks {name}, the embedding of tokens.")
+    entries, width = tensors[name].shape
+    return TextEmbedding(entries, width, padding_idx=PADDING_POSITION)
+
+
+def _positions(config: Config, side: Side) -> nn.Module | None:
+    return SideOptions(config, side, is_encoder_decoder=isinstance(config, EncoderDecoderConfig)).position_embedding()
+
+
+def _head(config: EncoderConfig, embedding: TextEmbedding, tensors: Mapping[str, Tensor]) -> nn.Module | None:
+    """The head of a masked language model, if these are the tensors of one."""
+    if "output_projection.dense.weight" not in tensors:
+        return None
+    matrix = embedding
+    if not config.share_encoder_input_output_embed:
+        matrix = _embedding(tensors, "output_projection.weight")
+    norm = SideOptions(config, "encoder", is_encoder_decoder=False).norm()
+    return MaskedLanguageModelHead(matrix, config.activation_fn, norm)

@@ -1,0 +1,85 @@
+"""``--criterion linear_cross_entropy``: fairseq's ``cross_entropy``, or with ``--label-smoothing`` its
+``label_smoothed_cross_entropy``, without the logits of a whole batch in memory. Values and gradients are theirs."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from fairseq.criterions import register_criterion
+from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
+from fairseq.dataclass import FairseqDataclass
+from omegaconf import II
+from torch import Tensor, nn
+
+from torchscale_fairseq.core.ops.linear_cross_entropy import linear_cross_entropy
+
+
+@dataclass
+class LinearCrossEntropyConfig(FairseqDataclass):
+    """Options of the criterion."""
+
+    label_smoothing: float = field(
+        default=0.0, metadata={"help": "probability taken from the target and spread over the rest of the vocabulary"}
+    )
+    sentence_avg: bool = II("optimization.sentence_avg")
+
+
+@register_criterion("linear_cross_entropy", dataclass=LinearCrossEntropyConfig)
+class LinearCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
+    """Asks the model for features and projects them itself, a chunk of tokens at a time.
+
+    The model's decoder needs ``features_only`` and a linear ``output_projection``, like fairseq's Transformers.
+    Logged are loss, nll_loss and ppl.
+
+    Raises:
+        ValueError: label_smoothing is no probability.
+    """
+
+    def __init__(self, task: Any, sentence_avg: bool, label_smoothing: float):
+        if not 0 <= label_smoothing <= 1:
+            raise ValueError(f"--label-smoothing ({label_smoothing}) must lie between 0 and 1.")
+        super().__init__(task, sentence_avg, label_smoothing)
+
+    def forward(self, model: Any, sample: dict[str, Any], reduce: bool = True) -> tuple[Tensor, int, dict[str, Any]]:
+        """Loss (a scalar, or one per token without ``reduce``), sample size and logging outputs of a batch.
+
+        Raises:
+            ValueError: the model does not leave out its output projection, or pytorch_ddp searches for unused
+                parameters.
+        """
+        if getattr(model, "find_unused_parameters", False):
+            raise ValueError(
+                "--criterion linear_cross_entropy uses the output projection after the model's forward pass, where "
+                "--find-unused-parameters does not see it; drop that option, or take --ddp-backend legacy_ddp, which "
+                "does without."
+            )
+        net_input = {**sample["net_input"], "features_only": True}
+        try:
+            return super().forward(model, {**sample, "net_input": net_input}, reduce)
+        except TypeError as error:
+            if "features_only" not in str(error):
+                raise
+            raise ValueError(_UNSUITABLE) from error
+
+    def compute_loss(
+        self, model: Any, net_output: tuple[Tensor, Any], sample: dict[str, Any], reduce: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and negative log-likelihood from features (batch, seq, width)."""
+        projection = getattr(getattr(model, "decoder", None), "output_projection", None)
+        if not isinstance(projection, nn.Linear):
+            raise ValueError(_UNSUITABLE)
+        losses = linear_cross_entropy(
+            net_output[0].flatten(0, 1),
+            projection.weight,
+            model.get_targets(sample, net_output).flatten(),
+            bias=projection.bias,
+            ignore_index=self.padding_idx,
+            label_smoothing=self.eps,
+        )
+        loss, nll_loss = (loss.sum() if reduce else loss for loss in losses)
+        return loss, nll_loss
+
+
+_UNSUITABLE = (
+    "--criterion linear_cross_entropy needs a decoder with features_only and a linear output_projection, which this "
+    "--arch lacks, or an adaptive softmax replaces; use --criterion cross_entropy (adaptive_loss for the latter)."
+)

@@ -1,0 +1,118 @@
+"""The experiments' shared pieces, and each experiment in its small form."""
+
+import importlib
+import json
+import math
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from tests.fairseq_cli import REPOSITORY, run_program
+
+SCRIPTS = REPOSITORY / "scripts" / "experiments"
+
+
+@pytest.fixture
+def common(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    monkeypatch.delitem(sys.modules, "common", raising=False)
+    return importlib.import_module("common")
+
+
+def test_learning_rate_rises_and_falls(common: ModuleType) -> None:
+    training = common.Training(learning_rate=1.0, updates=10, warmup=4, batch=1, length=2, seed=0)
+    rates = [training.rate(update) for update in range(10)]
+    assert rates[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert rates[4] == max(rates) == pytest.approx(1.0)
+    assert rates[5:] == pytest.approx([5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])
+
+
+def test_entropy_of_bytes(common: ModuleType) -> None:
+    assert common.unigram_entropy(b"aabc") == pytest.approx(1.5 * math.log(2))
+
+
+def test_windows_are_pieces_of_the_text(common: ModuleType) -> None:
+    text = common.as_tensor(bytes(range(50)), "cpu")
+    windows = common.draw_windows(text, 20, 7, torch.Generator().manual_seed(0))
+    assert windows.shape == (20, 7) and (windows.diff(dim=1) == 1).all()
+    assert len(windows[:, 0].unique()) > 5
+
+
+def test_residual_schemes(common: ModuleType) -> None:
+    from torchscale_fairseq import DecoderConfig
+
+    def config(residual: str) -> DecoderConfig:
+        return DecoderConfig(**common.side_options(["decoder"], residual, layers=2, width=8, heads=2))
+
+    assert not config("post-LN").decoder_pre_norm and not config("post-LN").uses_subln
+    assert config("pre-LN").decoder_pre_norm and not config("pre-LN").uses_subln
+    assert config("SubLN").uses_subln and config("DeepNorm").deepnorm
+
+
+def test_training_learns(common: ModuleType) -> None:
+    from torchscale_fairseq import Decoder, DecoderConfig
+
+    torch.manual_seed(0)
+    model = Decoder(DecoderConfig(**common.side_options(["decoder"], "SubLN", layers=1, width=16, heads=2)))
+    text = common.as_tensor(b"abcd" * 100, "cpu")
+    training = common.Training(learning_rate=1e-2, updates=60, warmup=5, batch=8, length=9, seed=0)
+    losses = common.train(model, lambda windows, _: common.next_byte_loss(model, windows), text, training)
+    assert losses[0] > 2 and losses[-1] < 0.5
+
+
+@pytest.mark.parametrize("name", ["deepnorm_depth", "subln_learning_rates", "xpos_extrapolation"])
+def test_published_reports_are_of_these_scripts(name: str) -> None:
+    report = json.loads((REPOSITORY / "docs" / "claims" / f"{name}.json").read_text())
+    assert report["experiment"] == name and not report["small"]
+    assert report["command"].startswith(f"python scripts/experiments/{name}.py --device cuda")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("experiments") / "text"
+    run_program([sys.executable, REPOSITORY / "scripts" / "data" / "python_corpus.py", folder]).check()
+    return folder
+
+
+def small(name: str, text: Path, output: Path) -> list[dict[str, Any]]:
+    words = [sys.executable, SCRIPTS / f"{name}.py", "--small", "--text", text, "--output", output]
+    run_program(words, timeout=1200).check()
+    return json.loads((output / f"{name}.json").read_text())["runs"]
+
+
+@pytest.mark.slow
+def test_deepnorm_trains_where_post_norm_does_not(text: Path, tmp_path: Path) -> None:
+    runs = {(run["residual"], run["layers"]): run for run in small("deepnorm_depth", text, tmp_path)}
+    post_norm, deepnorm = runs["post-LN", 24], runs["DeepNorm", 24]
+    assert deepnorm["held_out_loss"] < post_norm["held_out_loss"] - 0.2
+    assert post_norm["gradient_norms_after"][0] < 0.01 * post_norm["gradient_norms_after"][-1]
+    for norms in (deepnorm["gradient_norms_before"], deepnorm["gradient_norms_after"]):
+        assert max(norms) < 5 * min(norms)
+
+
+@pytest.mark.slow
+def test_subln_takes_larger_learning_rates_than_post_norm(text: Path, tmp_path: Path) -> None:
+    runs = small("subln_learning_rates", text, tmp_path)
+    loss = {(r["kind"], r["residual"], r["training"]["learning_rate"]): r["held_out_loss"] for r in runs}
+    for kind in ("causal", "encoder-decoder"):
+        assert loss[kind, "SubLN", 1e-1] < loss[kind, "post-LN", 1e-1] - 0.1
+
+
+@pytest.mark.slow
+def test_xpos_reads_longer_texts(text: Path, tmp_path: Path) -> None:
+    """At sixteen times the length of training blockwise attention loses nothing, and the decay helps without it."""
+    last = {
+        (run["positions"], row["attention"], row["length"]): row["last"]
+        for run in small("xpos_extrapolation", text, tmp_path)
+        for row in run["perplexities"]
+    }
+    shortest, longest = min(k[2] for k in last), max(k[2] for k in last)
+    assert longest == 16 * shortest
+    assert last["xPos", "blockwise", longest] < 1.02 * last["xPos", "blockwise", shortest]
+    assert last["xPos", "full", longest] < 0.95 * last["rotary", "full", longest]
+    for positions in ("rotary", "sinusoidal"):
+        assert last[positions, "full", longest] > 1.1 * last[positions, "full", shortest]

@@ -18,33 +18,12 @@ Run again, it skips what is done and resumes the training where it was.
 EOF
 }
 
-fail() {
-  echo "quickstart.sh: $1; see --help" >&2
-  exit 2
-}
-
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+source "$root/scripts/lib.sh"
 arch=mt_deepnorm_small
 max_update=800
-gpu=
-work=
-while [ $# -gt 0 ]; do
-  case "$1" in
-    --arch | --max-update | --work-dir) [ $# -ge 2 ] && [ -n "$2" ] || fail "$1 needs a value" ;;
-  esac
-  case "$1" in
-    --arch) arch=$2 && shift 2 ;;
-    --max-update) max_update=$2 && shift 2 ;;
-    --work-dir) work=$(mkdir -p "$2" && cd "$2" && pwd)/ && shift 2 ;;
-    --gpu) gpu=yes && shift ;;
-    -h | --help) usage && exit 0 ;;
-    --) shift && break ;;
-    *) fail "unknown option '$1'; what is meant for fairseq-train goes after --" ;;
-  esac
-done
-case "$max_update" in
-  '' | *[!0-9]* | 0*) fail "--max-update takes a whole number above 0, not '$max_update'" ;;
-esac
+read_options "$@"
+cd "$root"
 
 corpus=${work}data/cldr.en-de
 data=${work}data/cldr.en-de.bin
@@ -60,74 +39,19 @@ training=(
   --log-interval 50
 )
 generation=(--beam 5 --max-len-a 2 --max-len-b 10 --max-tokens 4000)
-if [ -n "$gpu" ]; then device=(--fp16); else device=(--cpu); fi
 
-step() {
-  printf '\n== %s\n' "$1"
-}
-
-# Prints a command as one would type it, options grouped in lines of at most 100 characters.
-show() {
-  local line=$1 part="" word
-  shift
-  for word in "$@" --; do
-    case "$word" in
-      --*)
-        if [ $((${#line} + ${#part})) -ge 98 ]; then
-          printf '%s \\\n' "$line"
-          line="   "
-        fi
-        line+=$part
-        part=" $word"
-        ;;
-      *[!A-Za-z0-9_./:=,-]*) part+=" '$word'" ;;
-      *) part+=" $word" ;;
-    esac
-  done
-  printf '%s\n' "$line"
-}
-
-run() {
-  show "$@"
-  "$@"
-}
-
-cd "$root"
-step "1/6 Packages: fairseq, torch and the rest in a virtual environment"
-run scripts/setup.sh
-venv=${VENV:-$root/.venv}
-echo "source ${venv#"$root"/}/bin/activate"
-PATH=$venv/bin:$PATH
+set_up 1/6
 
 step "2/6 Corpus: dates, times, money, units, places and numbers in English and German"
-if [ -d "$corpus" ]; then
-  echo "$corpus is there already"
-else
-  run python scripts/data/cldr_corpus.py "$corpus"
-fi
+make_once "$corpus" python scripts/data/cldr_corpus.py "$corpus"
 
 step "3/6 Data: a SentencePiece model, and the text in fairseq's binary format"
-if [ -d "$data" ]; then
-  echo "$data is there already"
-else
-  run scripts/data/prepare_translation.sh --source-lang en --target-lang de \
-    --train "$corpus/train" --valid "$corpus/valid" --test "$corpus/test" \
-    --output "$data" --vocab-size 2000 --model-type bpe --split-digits
-fi
+make_once "$data" scripts/data/prepare_translation.sh --source-lang en --target-lang de \
+  --train "$corpus/train" --valid "$corpus/valid" --test "$corpus/test" \
+  --output "$data" --vocab-size 2000 --model-type bpe --split-digits
 
 step "4/6 Training: $arch for $max_update updates"
-train=(
-  fairseq-train "$data" --user-dir torchscale_fairseq --arch "$arch" "${training[@]}" "${device[@]}"
-  --save-dir "$run" --tensorboard-logdir "$run/tensorboard" --log-file "$run/train.log" "$@"
-)
-mkdir -p "$run"
-if [ "$(cat "$run/finished" 2>/dev/null)" = "${train[*]}" ]; then
-  echo "$run has finished this training; remove that directory to train anew"
-else
-  run "${train[@]}"
-  echo "${train[*]}" >"$run/finished"
-fi
-echo "to see the curves: tensorboard --logdir $run/tensorboard"
+train "$run" "$data" --user-dir torchscale_fairseq --arch "$arch" "${training[@]}" "${device[@]}"
 
 step "5/6 Translation: the test set, by beam search"
 run fairseq-generate "$data" --user-dir torchscale_fairseq --path "$run/checkpoint_best.pt" \

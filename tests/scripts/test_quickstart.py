@@ -20,7 +20,8 @@ def refuses(message: str, *words: object, code: int, **environment: str) -> None
 
 def test_help_of_quickstart_names_every_option() -> None:
     printed = run_program([QUICKSTART, "--help"]).check().stdout
-    handled = set(re.findall(r"^    (--[a-z-]+)\)", QUICKSTART.read_text(), flags=re.MULTILINE))
+    shared = QUICKSTART.parent / "lib.sh"
+    handled = set(re.findall(r"^ +(--[a-z-]+)\) \w", shared.read_text(), flags=re.MULTILINE))
     assert handled == {"--arch", "--max-update", "--gpu", "--work-dir"}
     for option in handled:
         assert f"  {option} " in printed

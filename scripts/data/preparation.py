@@ -1,0 +1,188 @@
+"""What prepare_translation.py and prepare_language.py share: reading text, SentencePiece, fairseq-preprocess."""
+
+import argparse
+import contextlib
+import random
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+
+SPLITS = ("train", "valid", "test")
+MODEL_NAME = "sentencepiece.bpe"
+
+
+class InputError(Exception):
+    """What is wrong with the user's input, and a way out, in one line."""
+
+
+def run_to_exit_code(program: str, prepare: Callable[[], None]) -> int:
+    """Prepares the data; what is wrong with the input ends in one line. SIGTERM cleans up like Ctrl-C."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        prepare()
+    except InputError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def option_parser(program: str, description: str | None, *, file: str, what: str) -> argparse.ArgumentParser:
+    """Options of either script.
+
+    Args:
+        file: how an input file is named, such as PREFIX.LANGUAGE.
+        what: is given with --input, to be split.
+    """
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    metavar = file.split(".")[0]
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="a new directory")
+    for split in SPLITS:
+        parser.add_argument(f"--{split}", metavar=metavar, help=f"the {split} split, {file}")
+    parser.add_argument("--input", metavar=metavar, help=f"{what} to be split, {file}")
+    drawing = parser.add_argument_group("with --input")
+    drawing.add_argument("--valid-lines", type=int, default=1000, metavar="N", help="default 1000")
+    drawing.add_argument("--test-lines", type=int, default=1000, metavar="N", help="default 1000")
+    drawing.add_argument("--seed", type=int, default=1, help="decides which lines are drawn; default 1")
+    pieces = parser.add_argument_group("SentencePiece")
+    pieces.add_argument("--vocab-size", type=int, default=8000, metavar="N", help="default 8000")
+    pieces.add_argument("--model-type", choices=["unigram", "bpe", "char"], default="unigram")
+    pieces.add_argument("--character-coverage", type=float, default=1.0, metavar="SHARE", help="default 1.0")
+    pieces.add_argument("--split-digits", action="store_true", help="make every digit a piece of its own")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="of fairseq-preprocess; default 1")
+    parser.set_defaults(what=what)
+    return parser
+
+
+def parse_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Reads the command line; ends the program where options do not go together."""
+    options = parser.parse_args()
+    given = [f"--{split}" for split in SPLITS if getattr(options, split)]
+    if bool(options.input) == bool(given):
+        parser.error("name either --train, --valid and --test, or --input")
+    if given and len(given) < len(SPLITS):
+        missing = ", ".join(f"--{split}" for split in SPLITS if f"--{split}" not in given)
+        parser.error(f"{', '.join(given)} without {missing}; to split {options.what}, use --input")
+    for name in ("valid_lines", "test_lines", "vocab_size", "workers"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    return options
+
+
+@contextlib.contextmanager
+def new_directory(target: Path) -> Iterator[Path]:
+    """Gives a directory to write to, which becomes ``target`` at the end and vanishes if there is an error."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"--output {target} exists and is not an empty directory; remove it or name another")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output {target} cannot be made: {error.strerror}") from error
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield scratch
+    except BaseException:
+        shutil.rmtree(scratch)
+        raise
+    scratch.chmod(0o755)
+    scratch.rename(target)
+
+
+def read_lines(option: str, path: Path) -> list[str]:
+    """Reads UTF-8 text, with any line ends that editors write."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{option}: cannot read {path}: {error.strerror}") from error
+    lines = []
+    for number, line in enumerate(content.removesuffix(b"\n").split(b"\n"), start=1):
+        where = f"{option}: {path}, line {number}"
+        try:
+            text = line.decode("utf-8").removesuffix("\r")
+        except UnicodeDecodeError as error:
+            byte = line[error.start]
+            raise InputError(
+                f"{where}: byte 0x{byte:02x} is not UTF-8; convert it, as with: iconv -f ISO-8859-1 -t UTF-8"
+            ) from error
+        if "\r" in text or "\0" in text:
+            raise InputError(f"{where} has a carriage return or a null inside; remove it")
+        lines.append(text)
+    return lines
+
+
+def draw_lines(lines: Sequence[str], options: argparse.Namespace) -> dict[str, list[int]]:
+    """Draws the valid and test lines among those that occur once, so that train shares none; gives indices."""
+    occurrences = Counter(lines)
+    unique = [index for index, line in enumerate(lines) if occurrences[line] == 1]
+    wanted = options.valid_lines + options.test_lines
+    if wanted >= len(lines) or wanted > len(unique):
+        raise InputError(
+            f"--valid-lines {options.valid_lines} and --test-lines {options.test_lines} ask for {wanted}; "
+            f"--input {options.input} has {len(lines)} lines, of which {len(unique)} occur once; ask for fewer"
+        )
+    drawn = random.Random(options.seed).sample(unique, wanted)
+    held_out = set(drawn)
+    return {
+        "train": [index for index in range(len(lines)) if index not in held_out],
+        "valid": sorted(drawn[: options.valid_lines]),
+        "test": sorted(drawn[options.valid_lines :]),
+    }
+
+
+def train_tokenizer(
+    lines: Iterable[str], prefix: Path, options: argparse.Namespace, **settings: Any
+) -> sentencepiece.SentencePieceProcessor:
+    print(f"training a SentencePiece model of {options.vocab_size} pieces", flush=True)
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_prefix=str(prefix),
+            vocab_size=options.vocab_size,
+            model_type=options.model_type,
+            character_coverage=options.character_coverage,
+            split_digits=options.split_digits,
+            minloglevel=2,
+            **settings,
+        )
+    except RuntimeError as error:
+        reason = str(error).split("] ", 1)[-1].strip()
+        raise InputError(f"--vocab-size {options.vocab_size} does not fit this text: {reason}") from error
+    return sentencepiece.SentencePieceProcessor(model_file=f"{prefix}.model")
+
+
+def write_lines(lines: Iterable[str], path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes("".join(f"{line}\n" for line in lines).encode("utf-8"))
+
+
+def write_dictionary(tokenizer: sentencepiece.SentencePieceProcessor, path: Path) -> None:
+    """Lists every piece but <unk>, <s> and </s>, which fairseq adds; the counts it asks for have no use."""
+    pieces = [tokenizer.id_to_piece(index) for index in range(3, tokenizer.get_piece_size())]
+    write_lines((f"{piece} 1" for piece in pieces), path)
+
+
+def preprocess(splits: Path, made: Path, options: argparse.Namespace, *arguments: str) -> None:
+    """Runs fairseq-preprocess on the pieces and the dictionary in the directory ``splits``."""
+    words = [*arguments]
+    for split in SPLITS:
+        words += [f"--{split}pref", str(splits / split)]
+    words += ["--srcdict", str(splits / "dict.txt"), "--destdir", str(made), "--workers", str(options.workers)]
+    print("running: fairseq-preprocess", shlex.join(words), flush=True)
+    command = [sys.executable, "-m", "fairseq_cli.preprocess", *words]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if run.returncode != 0:
+        last = (run.stderr.strip() or f"exit status {run.returncode}").splitlines()[-1]
+        raise InputError(f"fairseq-preprocess failed: {last}")

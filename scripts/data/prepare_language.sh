@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Raw text to a directory for fairseq-train; --help lists the options.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+"$root/scripts/setup.sh"
+exec "${VENV:-$root/.venv}/bin/python" "$root/scripts/data/prepare_language.py" "$@"

@@ -15,6 +15,7 @@ from tests.fairseq_cli import (
     tiny_translation_data,
 )
 from tests.scripts.in_process import run_script
+from torchscale_fairseq.hooks.checkpoints import load_checkpoint
 
 SCRIPT = REPOSITORY / "scripts/average_checkpoints.py"
 
@@ -42,8 +43,7 @@ def write(path: Path, **parameters: torch.Tensor) -> Path:
 
 
 def read(path: Path) -> dict[str, object]:
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        return torch.load(path, weights_only=True)
+    return load_checkpoint(path)
 
 
 def filled(value: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -26,15 +26,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "learned": {"learned_pos": True},
     "rmsnorm_glu": {"norm": "rmsnorm", "gated_ffn": True, "activation_fn": "swish"},
     "naive": {"attention_backend": "naive"},
+    "blockwise": {"xpos_rel_pos": True, "xpos_scale_base": 32, "blockwise_causal_window": 6},
     "compatible_xpos": {"xpos_rel_pos": True, "torchscale_compatible": True},
     "compatible_bias": {"rel_pos_buckets": 8, "max_rel_pos": 16, "torchscale_compatible": True},
 }
 PER_SIDE = ("normalize_before", "learned_pos")
+DECODERS_ONLY = ("blockwise_causal_window",)
 
 
 def options(variant: dict[str, Any], *sides: str) -> dict[str, Any]:
     """Keyword arguments of a config, with sizes and each side's own options."""
-    result = {k: v for k, v in variant.items() if k not in PER_SIDE}
+    left_out = PER_SIDE if "decoder" in sides else PER_SIDE + DECODERS_ONLY
+    result = {k: v for k, v in variant.items() if k not in left_out}
     for side in sides:
         result |= {f"{side}_{k}": v for k, v in SIZES.items()}
         result |= {f"{side}_{k}": variant[k] for k in PER_SIDE if k in variant}

@@ -34,6 +34,28 @@ def test_causal_queries_are_the_last_tokens() -> None:
         assert_close(output[0, :, 0, 0], torch.tensor([1.5, 2.0]), "float32", backend)
 
 
+def test_blockwise_causal_attention_by_hand() -> None:
+    """Blocks of two tokens: 0 1 | 2 3 | 4. Equal scores, so that each output is the mean of the visible values."""
+    query = key = torch.zeros(1, 5, 1, 4)
+    value = torch.arange(5.0).view(1, 5, 1, 1).expand(1, 5, 1, 4)
+    means = torch.tensor([0.0, 0.5, 1.0, 1.5, 3.0])
+    for backend in ("naive", "sdpa"):
+        output, _ = attention(query, key, value, causal=True, block=2, backend=backend)
+        assert_close(output[0, :, 0, 0], means, "float32", backend)
+        last, _ = attention(query[:, 4:], key, value, causal=True, block=2, backend=backend)
+        assert_close(last[0, :, 0, 0], means[4:], "float32", backend)
+
+
+def test_blockwise_causal_attention_counts_from_the_first_real_token() -> None:
+    """A padding token in front moves the blocks on: - | 0 1 | 2 3."""
+    query = key = torch.zeros(1, 5, 1, 4)
+    value = torch.tensor([9.0, 0.0, 1.0, 2.0, 3.0]).view(1, 5, 1, 1).expand(1, 5, 1, 4)
+    padding = torch.tensor([[True, False, False, False, False]])
+    for backend in ("naive", "sdpa"):
+        output, _ = attention(query, key, value, causal=True, block=2, key_padding_mask=padding, backend=backend)
+        assert_close(output[0, :, 0, 0], torch.tensor([0.0, 0.0, 0.5, 1.0, 1.5]), "float32", backend)
+
+
 def test_merging_by_log_sum_exp() -> None:
     """Attention over two halves of the keys, mixed by their log-sum-exps, is attention over all keys."""
     query, key, value = random(2, 3, 2, 4), random(2, 8, 2, 4, seed=1), random(2, 8, 2, 4, seed=2)
@@ -56,10 +78,11 @@ def test_merging_by_log_sum_exp() -> None:
     causal=st.booleans(),
     padded=st.booleans(),
     biased=st.booleans(),
+    block=st.integers(0, 4),
     seed=st.integers(0, 1000),
 )
 def test_sdpa_matches_naive(
-    batch: int, queries: int, extra_keys: int, causal: bool, padded: bool, biased: bool, seed: int
+    batch: int, queries: int, extra_keys: int, causal: bool, padded: bool, biased: bool, block: int, seed: int
 ) -> None:
     """Values and gradients, rows that see nothing included: they are zero and give no NaN."""
     keys = queries + extra_keys
@@ -68,7 +91,8 @@ def test_sdpa_matches_naive(
     bias = random(1, 2, queries, keys, seed=seed + 9) if biased else None
     results = []
     for backend in ("naive", "sdpa"):
-        output, _ = attention(*inputs, causal=causal, key_padding_mask=mask, bias=bias, backend=backend)
+        options = {"causal": causal, "block": block if causal else 0, "key_padding_mask": mask, "bias": bias}
+        output, _ = attention(*inputs, **options, backend=backend)
         gradients = torch.autograd.grad((output * random(*output.shape, seed=5)).sum(), inputs)
         results.append((output, *gradients))
     for name, naive, fused in zip(("output", "query", "key", "value"), *results, strict=True):

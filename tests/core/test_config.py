@@ -113,11 +113,13 @@ def test_every_option_is_read(config_class: type) -> None:
     config = Recording(vocab_size=40, xpos_rel_pos=True, rel_pos_buckets=8, max_rel_pos=16, **sizes)
     object.__setattr__(config, "_checked", True)
     model = {EncoderConfig: Encoder, DecoderConfig: Decoder, EncoderDecoderConfig: EncoderDecoder}[config_class](config)
-    if config_class is EncoderDecoderConfig:
-        logits = model(tokens(2, 5), tokens(2, 4))[0]
-    else:
-        output = model(tokens(2, 5))
-        logits = output["encoder_out"] if config_class is EncoderConfig else output[0]
+    for mode in (False, True):
+        model.train(mode)
+        if config_class is EncoderDecoderConfig:
+            logits = model(tokens(2, 5), tokens(2, 4))[0]
+        else:
+            output = model(tokens(2, 5))
+            logits = output["encoder_out"] if config_class is EncoderConfig else output[0]
     logits.sum().backward()
     dead = {f.name for f in dataclasses.fields(config_class)} - read
     # what is read on one side only or only when something else is set
@@ -149,6 +151,25 @@ def test_too_long_a_sequence() -> None:
     assert free(tokens(1, 9))[0].shape == (1, 9, 40)
     padded = torch.arange(7)[None] < 2  # 7 columns but 5 tokens
     assert model(tokens(1, 7), padded)[0].isfinite().all()
+
+
+def test_blockwise_causal_window_is_for_evaluation_with_xpos() -> None:
+    sizes = {f"decoder_{k}": v for k, v in SIZES.items()}
+    with pytest.raises(ValueError, match=r"blockwise_causal_window \(6\) is for models with xpos_rel_pos"):
+        DecoderConfig(blockwise_causal_window=6, **sizes)
+    with pytest.raises(ValueError, match=r"blockwise_causal_window \(5\) must be even"):
+        DecoderConfig(blockwise_causal_window=5, xpos_rel_pos=True, **sizes)
+    config = DecoderConfig(vocab_size=40, xpos_rel_pos=True, **sizes)
+    model, blockwise = Decoder(config), Decoder(dataclasses.replace(config, blockwise_causal_window=6))
+    blockwise.load_state_dict(model.state_dict())
+    text = tokens(1, 20)
+    assert torch.equal(model(text)[0], blockwise(text)[0])
+    model.eval(), blockwise.eval()
+    assert not torch.allclose(model(text)[0][:, -1], blockwise(text)[0][:, -1])
+    far = text.clone()
+    far[:, 0] = 39 if text[0, 0] != 39 else 38
+    seen = blockwise(far)[0] - blockwise(text)[0]  # three layers carry the first block's tokens 3 blocks on
+    assert seen[:, :6].any() and not seen[:, 12:].any()
 
 
 def test_missing_input() -> None:

@@ -1,5 +1,6 @@
 """What the CPU tests prove, on a GPU and in its precisions."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -89,6 +90,33 @@ def test_gpu_equals_cpu(dtype: torch.dtype) -> None:
     assert error(gradient(model), gradient(exact)) < bound
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_blockwise_causal_attention(dtype: torch.dtype) -> None:
+    """In blocks of 16 and as one mask over everything."""
+    generator = torch.Generator("cuda").manual_seed(0)
+    inputs = [torch.randn(2, 83, 4, 64, generator=generator, device="cuda", dtype=dtype) for _ in range(3)]
+    exact, _ = attention(*(x.double() for x in inputs), causal=True, block=16, backend="naive")
+    output, _ = attention(*inputs, causal=True, block=16)
+    error = ((output.double() - exact).norm() / exact.norm()).item()
+    assert error < {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}[dtype]
+
+
+@pytest.mark.parametrize("variant", ["subln", "deepnorm", "xpos", "relative_bias"])
+def test_compiled_layers(variant: str) -> None:
+    """Logits and gradients of generated kernels are those of eager ones."""
+    plain, compiled = (decoder(**VARIANTS[variant], compile=c).cuda() for c in (False, True))
+    for length in (20, 33, 47):
+        text = tokens(3, length).cuda()
+        results = []
+        for model in (plain, compiled):
+            model.zero_grad()
+            logits, _ = model(text)
+            logits.square().mean().backward()
+            results.append((logits, torch.cat([p.grad.flatten() for p in model.parameters()])))
+        for expected, actual in zip(*results, strict=True):
+            assert (actual - expected).norm() / expected.norm() < 1e-5
+
+
 class TestCommands:
     """fairseq's own commands on the GPU."""
 
@@ -97,6 +125,12 @@ class TestCommands:
         from tests.fairseq_cli import tiny_translation_data
 
         return tiny_translation_data(tmp_path_factory.mktemp("gpu-data"))
+
+    @pytest.fixture(scope="class")
+    def text(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        from tests.fairseq_cli import tiny_language_data
+
+        return tiny_language_data(tmp_path_factory.mktemp("gpu-text"))
 
     def run(self, command: str, data: Path, *arguments: object) -> str:
         from tests.fairseq_cli import USER_DIR, run_program
@@ -119,3 +153,34 @@ class TestCommands:
         checkpoint = tmp_path / "checkpoint_last.pt"
         output = self.run("generate", data, "--path", checkpoint, "--batch-size", "8", "--beam", "4", "--fp16")
         assert sum(line.startswith("H-") for line in output.splitlines()) == 21
+
+    @pytest.mark.parametrize(
+        ("arch", "precision"),
+        [("gpt_deepnorm_small", "--fp16"), ("gpt_xpos_small", "--bf16"), ("bert_magneto_small", "--fp16")],
+    )
+    def test_language_models(self, arch: str, precision: str, text: Path, tmp_path: Path) -> None:
+        from tests.fairseq_cli import FEW_UPDATES
+
+        task = (
+            ["--task", "masked_lm", "--criterion", "masked_lm"] if "bert" in arch else ["--task", "language_modeling"]
+        )
+        words = [*task, "--arch", arch, *FEW_UPDATES, "--tokens-per-sample", "32", precision, "--save-dir", tmp_path]
+        self.run("train", text, *words, "--max-update", "20")
+        checkpoint = tmp_path / "checkpoint_last.pt"
+        if "bert" in arch:
+            self.run("validate", text, "--task", "masked_lm", "--path", checkpoint, "--batch-size", "8", precision)
+        else:
+            flags = ["--path", checkpoint, "--tokens-per-sample", "32", "--context-window", "8", precision]
+            assert "Evaluated 136 tokens" in self.run("eval-lm", text, *flags)
+
+    def test_linear_cross_entropy(self, text: Path, tmp_path: Path) -> None:
+        """Trains in half precision to the loss of the stock criterion."""
+        from tests.fairseq_cli import FEW_UPDATES
+
+        losses = []
+        for criterion in ("cross_entropy", "linear_cross_entropy"):
+            words = ["--task", "language_modeling", "--arch", "gpt_magneto_small", *FEW_UPDATES, "--fp16"]
+            words += ["--tokens-per-sample", "32", "--criterion", criterion, "--dropout", "0", "--lr", "1e-3"]
+            output = self.run("train", text, *words, "--save-dir", tmp_path / criterion)
+            losses.append(float(re.findall(r"\| valid \| .*?loss ([\d.]+)", output)[-1]))
+        assert losses[1] == pytest.approx(losses[0], abs=0.02)

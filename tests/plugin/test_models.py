@@ -14,13 +14,20 @@ from fairseq.data import Dictionary
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import MODEL_DATACLASS_REGISTRY, MODEL_REGISTRY, build_model
 
-import torchscale_fairseq.models
-from torchscale_fairseq.core.config import EncoderDecoderConfig
-from torchscale_fairseq.models._options import FROM_TASK, core_config, flag_fields
+from torchscale_fairseq.core.config import DecoderConfig, EncoderConfig, EncoderDecoderConfig
+from torchscale_fairseq.models._options import core_config, flag_fields
+from torchscale_fairseq.models.bert import MaskedLanguageModel
+from torchscale_fairseq.models.gpt import LanguageModel
+from torchscale_fairseq.models.translation import TranslationModel
 
 OURS = sorted(name for name, cls in MODEL_REGISTRY.items() if cls.__module__.startswith("torchscale_fairseq"))
-TRANSLATION = [n for n in OURS if issubclass(MODEL_REGISTRY[n], torchscale_fairseq.models.translation.TranslationModel)]
+CONFIGS = {TranslationModel: EncoderDecoderConfig, LanguageModel: DecoderConfig, MaskedLanguageModel: EncoderConfig}
+OF_THE_TASK = ("max_source_positions", "max_target_positions", "tokens_per_sample")
 WORDS = 1000
+
+
+def config_class(arch: str) -> type:
+    return next(config for family, config in CONFIGS.items() if issubclass(MODEL_REGISTRY[arch], family))
 
 
 def dictionary(words: int = WORDS) -> Dictionary:
@@ -35,20 +42,25 @@ def task(source: Dictionary | None = None, target: Dictionary | None = None) -> 
     return SimpleNamespace(source_dictionary=source or shared, target_dictionary=target or shared)
 
 
-def parse(arch: str, *flags: str) -> argparse.Namespace:
-    """What fairseq's command line makes of the flags."""
+def parser_of(arch: str) -> argparse.ArgumentParser:
+    """fairseq's command line, as far as the model makes it."""
     parser = argparse.ArgumentParser(allow_abbrev=False)
     gen_parser_from_dataclass(parser, MODEL_DATACLASS_REGISTRY[arch]())
-    positions = dict.fromkeys(FROM_TASK, 1024)  # flags of the task
-    return argparse.Namespace(arch=arch, **vars(parser.parse_args(flags)), **positions)
+    return parser
 
 
-def config_of(arch: str, *flags: str) -> EncoderDecoderConfig:
-    return core_config(parse(arch, *flags), EncoderDecoderConfig, MODEL_REGISTRY[arch].preset, vocab_size=WORDS)
+def parse(arch: str, *flags: str) -> argparse.Namespace:
+    """What fairseq's command line makes of the flags."""
+    lengths = dict.fromkeys(OF_THE_TASK, 1024)
+    return argparse.Namespace(arch=arch, **{**lengths, **vars(parser_of(arch).parse_args(flags))})
 
 
-def translation_parameters(c: EncoderDecoderConfig) -> int:
-    """Parameters of an encoder-decoder, counted by hand from its config."""
+def config_of(arch: str, *flags: str) -> Any:
+    return core_config(parse(arch, *flags), config_class(arch), MODEL_REGISTRY[arch].preset, vocab_size=WORDS)
+
+
+def parameters(c: Any) -> int:
+    """Parameters of a model, counted by hand from its config."""
 
     def ffn(width: int, inner: int) -> int:
         return 2 * width * inner + width + inner + (2 * inner if c.uses_subln else 0)
@@ -62,42 +74,84 @@ def translation_parameters(c: EncoderDecoderConfig) -> int:
         layer += attention(width, c.encoder_embed_dim) + 2 * width if cross else 0
         return layers * layer + (2 * width if pre_norm else 0)
 
-    e, d = c.encoder_embed_dim, c.decoder_embed_dim
-    return (
-        side(e, c.encoder_ffn_embed_dim, c.encoder_layers, pre_norm=c.encoder_pre_norm, cross=False)
-        + side(d, c.decoder_ffn_embed_dim, c.decoder_layers, pre_norm=c.decoder_pre_norm, cross=True)
-        + WORDS * (e + 2 * d)  # two embeddings and the output projection
-    )
+    total = 0
+    if not isinstance(c, DecoderConfig):
+        e = c.encoder_embed_dim
+        total += side(e, c.encoder_ffn_embed_dim, c.encoder_layers, pre_norm=c.encoder_pre_norm, cross=False)
+        total += WORDS * e
+        total += (1024 + 2) * e if c.encoder_learned_pos else 0
+        total += 2 * e if c.layernorm_embedding else 0
+    if isinstance(c, EncoderConfig):
+        total += e * e + e + 2 * e + WORDS  # the head, whose vectors are the embedding's
+    else:
+        d = c.decoder_embed_dim
+        cross = isinstance(c, EncoderDecoderConfig)
+        total += side(d, c.decoder_ffn_embed_dim, c.decoder_layers, pre_norm=c.decoder_pre_norm, cross=cross)
+        total += 2 * WORDS * d  # embedding and output projection
+    return total
 
 
-def test_the_issue_names_are_registered() -> None:
-    sizes = ("", "_small", "_base", "_large")
-    assert {f"mt_{kind}{size}" for kind in ("deepnorm", "magneto") for size in sizes} | {"mt_base"} <= set(OURS)
+def test_the_documented_names_are_registered() -> None:
+    names = {"mt_base", "lm_base", "mlm_base"}
+    names |= {f"mt_{kind}{size}" for kind in ("deepnorm", "magneto") for size in ("", "_small", "_base", "_large")}
+    sizes = ("", "_small", "_base", "_medium", "_large", "_xl")
+    families = ("gpt_deepnorm", "gpt_magneto", "gpt_xpos", "bert_magneto", "bert_deepnorm")
+    names |= {family + size for family in families for size in sizes}
+    assert names == set(OURS)
 
 
-@pytest.mark.parametrize("arch", TRANSLATION)
+@pytest.mark.parametrize(
+    ("arch", "millions"),
+    [
+        ("gpt_magneto", 125),
+        ("gpt_magneto_medium", 350),
+        ("gpt_magneto_large", 760),
+        ("gpt_magneto_xl", 1300),
+        ("bert_magneto", 110),
+        ("bert_magneto_large", 340),
+        ("bert_magneto_xl", 1300),
+    ],
+)
+def test_sizes_are_the_papers(arch: str, millions: int) -> None:
+    """To 5 %, with the papers' vocabularies and one matrix for embedding and output projection."""
+    config = config_of(arch)
+    side, vocabulary = ("decoder", 50257) if arch.startswith("gpt") else ("encoder", 30522)
+    width = getattr(config, f"{side}_embed_dim")
+    layers = parameters(config) - WORDS * width * (2 if side == "decoder" else 1)
+    assert layers + vocabulary * width == pytest.approx(millions * 1e6, rel=0.05)
+
+
+@pytest.mark.parametrize("arch", OURS)
 def test_parameter_count(arch: str) -> None:
     with torch.device("meta"):
         model = build_model(parse(arch), task())
-    assert sum(p.numel() for p in model.parameters()) == translation_parameters(config_of(arch))
+    assert sum(p.numel() for p in model.parameters()) == parameters(config_of(arch))
 
 
-@pytest.mark.parametrize("arch", TRANSLATION)
+@pytest.mark.parametrize("arch", OURS)
 def test_hydra_and_arch_build_the_same_model(arch: str) -> None:
     from omegaconf import OmegaConf
 
     from_hydra = OmegaConf.structured(MODEL_DATACLASS_REGISTRY[arch]())
     from_hydra._name = arch
-    root = OmegaConf.create({"task": dict.fromkeys(FROM_TASK, 1024), "model": from_hydra})
+    root = OmegaConf.create({"task": dict.fromkeys(OF_THE_TASK, 1024), "model": from_hydra})
     with torch.device("meta"):
         model = build_model(root.model, task())
-    assert model.encoder.config == config_of(arch)
+    side = model.decoder if config_class(arch) is DecoderConfig else model.encoder
+    assert side.config == config_of(arch)
 
 
-@pytest.mark.parametrize("arch", ["mt_base", "mt_deepnorm"])
-@pytest.mark.parametrize("name", [f.name for f in flag_fields(EncoderDecoderConfig) if f.name not in FROM_TASK])
+@pytest.mark.parametrize(
+    ("arch", "name"),
+    [
+        (arch, field.name)
+        for arch in ("mt_base", "mt_deepnorm", "lm_base", "gpt_deepnorm", "mlm_base", "bert_deepnorm")
+        for field in flag_fields(config_class(arch))
+        if f"--{field.name.replace('_', '-')}" in parser_of(arch)._option_string_actions
+    ],
+)
 def test_each_flag_sets_its_option(arch: str, name: str) -> None:
-    field = next(f for f in flag_fields(EncoderDecoderConfig) if f.name == name)
+    field = next(f for f in flag_fields(config_class(arch)) if f.name == name)
     default = getattr(config_of(arch), name)
     flag = "--" + name.replace("_", "-")
     if isinstance(field.default, bool) or field.type in (bool, "bool | None") or "bool" in str(field.type):
@@ -108,14 +162,15 @@ def test_each_flag_sets_its_option(arch: str, name: str) -> None:
     elif isinstance(field.default, float):
         flags, expected = [flag, "0.25"], 0.25
     else:
-        flags, expected = [flag, "64"], 64
+        expected = 64 if name.endswith("heads") else 96
+        flags = [flag, str(expected)]
     companions = {
         "rel_pos_buckets": ["--max-rel-pos", "128"],
         "max_rel_pos": ["--rel-pos-buckets", "32"],
-        "share_all_embeddings": [],
+        "blockwise_causal_window": ["--xpos-rel-pos"],
     }
     contradicts_deepnorm = name in ("subln", "encoder_normalize_before", "decoder_normalize_before")
-    if arch == "mt_deepnorm" and contradicts_deepnorm:
+    if arch.endswith("deepnorm") and contradicts_deepnorm:
         with pytest.raises(ValueError, match=r"deepnorm.*The architecture itself sets deepnorm=True"):
             config_of(arch, *flags)
         return
@@ -156,9 +211,8 @@ def test_pretrained_embeddings(tmp_path: Any) -> None:
 
 
 def test_presets_are_fields() -> None:
-    fields = {f.name for f in dataclasses.fields(EncoderDecoderConfig)}
-    for arch in TRANSLATION:
-        assert set(MODEL_REGISTRY[arch].preset) <= fields
+    for arch in OURS:
+        assert set(MODEL_REGISTRY[arch].preset) <= {f.name for f in dataclasses.fields(config_class(arch))}
 
 
 def test_options_page_is_up_to_date() -> None:

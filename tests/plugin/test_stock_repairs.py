@@ -272,3 +272,22 @@ def test_documentation_lists_every_repair() -> None:
 
     page = (REPOSITORY / "docs/stock_repairs.md").read_text()
     assert [repair.__name__ for repair in REPAIRS if f"`{repair.__name__}`" not in page] == []
+
+
+def test_eval_lm_leaves_no_text_out(language_data: Path, language_checkpoint: Path) -> None:
+    """Stock scores the 8 tokens that are left over by blocks of 64, of 136."""
+    words = [language_data, "--path", language_checkpoint, "--cpu", "--tokens-per-sample", "64"]
+    assert "Evaluated 8 tokens" in run_fairseq("eval_lm", words, plugin=False).check().output
+    mended = run_fairseq("eval_lm", words)
+    assert mended.returncode != 0
+    assert "--tokens-per-sample (64) is longer than the model's 32 positions" in mended.last_line
+
+
+def test_prompts_are_not_cut(translation_data: Path, stock_checkpoint: Path) -> None:
+    """Translations that begin with the whole reference, of up to nine words, and may have three."""
+    allowed = ["--prefix-size", "20", "--max-len-b", "3", "--beam", "1", "--num-workers", "0"]
+    words = [translation_data, "--path", stock_checkpoint, "--cpu", *allowed]
+    stock = run_fairseq("generate", words, plugin=False, environment={"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}).check()
+    assert max(len(h.split()) for h in re.findall(r"^H-\d+\t\S+\t(.*)$", stock.stdout, re.MULTILINE)) == 3
+    mended = run_fairseq("generate", words)
+    assert mended.returncode != 0 and "tokens is longer than the 3 that --max-len-a" in mended.last_line

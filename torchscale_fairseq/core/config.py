@@ -118,6 +118,7 @@ class _TransformerConfig(_Config):
     attention_backend: str | None = option(None, "implementation of attention; unset: sdpa", choices=ATTENTION_BACKENDS)
     flash_attention: bool = option(False, "TorchScale's spelling of attention_backend=flash_attn")
     checkpoint_activations: bool = option(False, "recompute each layer in the backward pass to save memory")
+    compile: bool = option(False, "compile the layers with torch.compile (not while decoding step by step)")
     torchscale_compatible: bool = option(
         False, "reproduce TorchScale's code where it departs from the papers (docs/parity.md)"
     )
@@ -253,11 +254,25 @@ class _DecoderSide(_TransformerConfig):
         False, "one matrix for the decoder's embedding and its output projection"
     )
     max_target_positions: int = option(1024, "longest target in tokens")
+    blockwise_causal_window: int = option(
+        0,
+        "in evaluation with xPos, attend within blocks of half this many tokens and to the block before "
+        "(blockwise causal attention); the length of training, for longer texts; 0: attend to all",
+    )
 
     def _check(self) -> None:
         super()._check()
         self._check_stack("decoder")
         self._check_placement("decoder")
+        if self.blockwise_causal_window < 0 or self.blockwise_causal_window % 2:
+            raise ValueError(
+                f"blockwise_causal_window ({self.blockwise_causal_window}) must be even, or 0 for full attention."
+            )
+        if self.blockwise_causal_window and not self.xpos_rel_pos:
+            raise ValueError(
+                f"blockwise_causal_window ({self.blockwise_causal_window}) is for models with xpos_rel_pos, which "
+                "this one lacks; leave it at 0."
+            )
         _check_range("max_target_positions", self.max_target_positions, 1)
 
     @property

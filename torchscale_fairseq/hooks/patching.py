@@ -9,10 +9,11 @@ from typing import Any
 _REPLACED = "_torchscale_fairseq_replaced"
 
 
-def replace(module: ModuleType, name: str, make: Callable[[Any], Any]) -> None:
-    """Put ``make(stock)`` in place of ``module.name`` and of every reference to it that a module of fairseq
-    (or the script being run) holds under that name. Does nothing the second time for the same ``make``."""
-    stock = getattr(module, name)
+def replace(owner: ModuleType | type, name: str, make: Callable[[Any], Any]) -> None:
+    """Put ``make(stock)`` in place of ``owner.name`` and, if the owner is a module, of every reference to it that a
+    module of fairseq (or the script being run) holds under that name. Does nothing the second time for the same
+    ``make``."""
+    stock = getattr(owner, name)
     done: frozenset[str] = getattr(stock, _REPLACED, frozenset())
     if make.__qualname__ in done:
         return
@@ -20,6 +21,9 @@ def replace(module: ModuleType, name: str, make: Callable[[Any], Any]) -> None:
     if not isinstance(repaired, type):
         repaired = functools.wraps(stock)(repaired)
     setattr(repaired, _REPLACED, done | {make.__qualname__})
+    if isinstance(owner, type):
+        setattr(owner, name, repaired)
+        return
     for holder in list(sys.modules.values()):
         belongs = getattr(holder, "__name__", "").split(".")[0] in {"fairseq", "fairseq_cli", "__main__"}
         if belongs and vars(holder).get(name) is stock:

@@ -17,13 +17,14 @@ import fairseq.trainer
 import numpy as np
 import torch
 import torch.distributed as dist
-from fairseq import checkpoint_utils, options, search
+from fairseq import checkpoint_utils, options, search, sequence_generator
 from fairseq.data import data_utils, language_pair_dataset, token_block_dataset
 from fairseq.data.dictionary import Dictionary
 from fairseq.distributed import utils as distributed_utils
 from fairseq.models import distributed_fairseq_model
 from fairseq.modules import dynamic_crf_layer
 from fairseq.optim import fp16_optimizer
+from fairseq.tasks import language_modeling
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
@@ -294,6 +295,56 @@ def count_diverse_beams_within_the_batch() -> None:
     replace(search, "DiverseBeamSearch", make)
 
 
+def refuse_prompts_that_would_be_cut() -> None:
+    """A prompt longer than ``--max-len-a``, ``--max-len-b`` and the model's positions allow is cut without a
+    word, and nothing is generated. Now it is an error."""
+
+    def make(stock: Callable[..., Any]) -> Callable[..., Any]:
+        def _generate(self: Any, sample: Any, prefix_tokens: Tensor | None = None, **kwargs: Any) -> Any:
+            if prefix_tokens is not None and not self.match_source_len:
+                prompt = int((prefix_tokens.ne(self.pad) & prefix_tokens.ne(self.eos)).sum(1).max())
+                source = sample["net_input"]["src_tokens"].size(1)
+                wanted = int(self.max_len_a * source + self.max_len_b)
+                if prompt > self.max_len - 1:
+                    raise ValueError(
+                        f"a prompt of {prompt} tokens leaves no room in the model's {self.max_len} positions; shorten "
+                        "it, or use a model with more (--tokens-per-sample or --max-target-positions in training)."
+                    )
+                if prompt > wanted:
+                    raise ValueError(
+                        f"a prompt of {prompt} tokens is longer than the {wanted} that --max-len-a ({self.max_len_a}) "
+                        f"and --max-len-b ({self.max_len_b}) allow, which count the prompt too; raise --max-len-b."
+                    )
+            return stock(self, sample, prefix_tokens=prefix_tokens, **kwargs)
+
+        return _generate
+
+    replace(sequence_generator.SequenceGenerator, "_generate", make)
+
+
+def score_all_of_the_text() -> None:
+    """fairseq-eval-lm leaves out samples that are longer than the model's positions, which with the default
+    ``--tokens-per-sample`` can be the whole text. Now it is an error."""
+
+    def make(stock: Callable[..., Any]) -> Callable[..., Any]:
+        def eval_lm_dataloader(self: Any, *args: Any, **kwargs: Any) -> Any:
+            arguments = inspect.signature(stock).bind(self, *args, **kwargs)
+            arguments.apply_defaults()
+            window, limit = arguments.arguments["context_window"], arguments.arguments["max_positions"]
+            length = self.args.tokens_per_sample + window
+            if limit is not None and length > limit and self.args.sample_break_mode in (None, "none"):
+                raise ValueError(
+                    f"--tokens-per-sample ({length}){f' with --context-window ({window})' if window else ''} is "
+                    f"longer than the model's {limit} positions; give --tokens-per-sample {limit}"
+                    f"{' and a --context-window below it' if window >= limit else ''}."
+                )
+            return stock(self, *args, **kwargs)
+
+        return eval_lm_dataloader
+
+    replace(language_modeling.LanguageModelingTask, "eval_lm_dataloader", make)
+
+
 def build_our_trainer() -> None:
     """Makes fairseq-train build :class:`~torchscale_fairseq.hooks.trainer.Trainer`, which survives an fp16
     overflow on the CPU, starts an average from a checkpoint without one, finds its place in the data with another
@@ -332,6 +383,8 @@ REPAIRS: tuple[Callable[[], None], ...] = (
     gather_objects_over_gloo,
     rank_zero_in_one_process,
     count_diverse_beams_within_the_batch,
+    refuse_prompts_that_would_be_cut,
+    score_all_of_the_text,
     build_our_trainer,
     hide_warnings_nobody_can_act_on,
 )

@@ -8,7 +8,7 @@ import dataclasses
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Optional, TypeVar
 
 from fairseq.dataclass import FairseqDataclass
@@ -17,15 +17,19 @@ from omegaconf import II
 Preset = Mapping[str, Any]
 ConfigT = TypeVar("ConfigT")
 
-FROM_TASK = ("max_source_positions", "max_target_positions")
-
 
 def flag_fields(config_class: type) -> list[dataclasses.Field[Any]]:
     """The fields of a config class that have a flag."""
     return [f for f in dataclasses.fields(config_class) if not f.metadata["core_only"]]
 
 
-def fairseq_dataclass(name: str, config_class: type, preset: Preset, base: type = FairseqDataclass) -> type:
+def fairseq_dataclass(
+    name: str,
+    config_class: type,
+    preset: Preset,
+    base: type = FairseqDataclass,
+    from_task: Sequence[str] = (),
+) -> type:
     """A dataclass with one field per option of a config class.
 
     Args:
@@ -33,17 +37,21 @@ def fairseq_dataclass(name: str, config_class: type, preset: Preset, base: type 
         config_class: a config of the core.
         preset: values that differ from the config's defaults.
         base: fields that belong to fairseq's side of the model alone.
+        from_task: options that are the task's, under the same name.
     """
     unknown = set(preset) - {f.name for f in flag_fields(config_class)}
     assert not unknown, f"{name} presets {unknown}, which {config_class.__name__} lacks"
     hints = typing.get_type_hints(config_class)
-    derived = [_derived_field(f, hints[f.name], preset.get(f.name, f.default)) for f in flag_fields(config_class)]
+    derived = [
+        (f.name, Optional[int], dataclasses.field(default=II(f"task.{f.name}")))  # noqa: UP045 - see below
+        if f.name in from_task
+        else _derived_field(f, hints[f.name], preset.get(f.name, f.default))
+        for f in flag_fields(config_class)
+    ]
     return dataclasses.make_dataclass(name, derived, bases=(base,))
 
 
 def _derived_field(f: dataclasses.Field[Any], hint: Any, default: Any) -> tuple[str, Any, Any]:
-    if f.name in FROM_TASK:
-        return f.name, int, dataclasses.field(default=II(f"task.{f.name}"))
     kind = next(k for k in typing.get_args(hint) or (hint,) if k is not types.NoneType)
     optional = isinstance(hint, types.UnionType) or (kind is bool and default is True)
     if kind is bool and default is True:
@@ -57,14 +65,14 @@ def _derived_field(f: dataclasses.Field[Any], hint: Any, default: Any) -> tuple[
     return f.name, Optional[kind] if optional else kind, dataclasses.field(default=default, metadata=metadata)  # noqa: UP045 - fairseq reads typing's form only
 
 
-def core_config(cfg: Any, config_class: type[ConfigT], preset: Preset, **core_only: Any) -> ConfigT:
+def core_config(cfg: Any, config_class: type[ConfigT], preset: Preset, **decided: Any) -> ConfigT:
     """The core's config for a model's part of fairseq's configuration.
 
     Args:
         cfg: an instance of ``fairseq_dataclass``, or the same values as OmegaConf or Namespace.
         config_class: a config of the core.
         preset: as given to ``fairseq_dataclass``.
-        core_only: options without a flag.
+        decided: options that dictionary and task decide; they win.
 
     Raises:
         ValueError: the options contradict each other; named as flags.
@@ -73,7 +81,7 @@ def core_config(cfg: Any, config_class: type[ConfigT], preset: Preset, **core_on
     given = {name: getattr(cfg, name, None) for name in names}
     values = {name: preset.get(name) if value is None else value for name, value in given.items()}
     try:
-        return config_class(**{name: v for name, v in values.items() if v is not None}, **core_only)
+        return config_class(**({name: v for name, v in values.items() if v is not None} | decided))
     except (TypeError, ValueError) as error:
         message, mentioned = _with_flags(str(error), names)
         ours = [name for name in mentioned if name in preset and given[name] in (None, preset[name])]

@@ -2,55 +2,106 @@
 
 from ._options import Preset
 
-_TRANSLATION_SMALL: Preset = {
-    "encoder_embed_dim": 256,
-    "encoder_ffn_embed_dim": 1024,
-    "encoder_attention_heads": 4,
-    "encoder_layers": 3,
-    "decoder_embed_dim": 256,
-    "decoder_ffn_embed_dim": 1024,
-    "decoder_attention_heads": 4,
-    "decoder_layers": 3,
-}
-_TRANSLATION_BASE: Preset = {
-    "encoder_embed_dim": 512,
-    "encoder_ffn_embed_dim": 2048,
-    "encoder_attention_heads": 8,
-    "encoder_layers": 6,
-    "decoder_embed_dim": 512,
-    "decoder_ffn_embed_dim": 2048,
-    "decoder_attention_heads": 8,
-    "decoder_layers": 6,
-}
-_TRANSLATION_LARGE: Preset = {
-    "encoder_embed_dim": 1024,
-    "encoder_ffn_embed_dim": 4096,
-    "encoder_attention_heads": 16,
-    "encoder_layers": 12,
-    "decoder_embed_dim": 1024,
-    "decoder_ffn_embed_dim": 4096,
-    "decoder_attention_heads": 16,
-    "decoder_layers": 12,
-}
+
+def _sizes(*sides: str, **sizes: tuple[int, int, int, int]) -> dict[str, Preset]:
+    """Per name: layers, width, inner width and heads, the same for each side."""
+    return {
+        name: {
+            f"{side}_{option}": value
+            for side in sides
+            for option, value in zip(("layers", "embed_dim", "ffn_embed_dim", "attention_heads"), size, strict=True)
+        }
+        for name, size in sizes.items()
+    }
+
+
+def _family(name: str, common: Preset, sizes: dict[str, Preset]) -> dict[str, Preset]:
+    """One architecture per size, and the base size under the family's own name."""
+    return {name: {**common, **sizes["base"]}, **{f"{name}_{size}": {**common, **p} for size, p in sizes.items()}}
+
+
+_DEEPNORM: Preset = {"deepnorm": True}
+_MAGNETO: Preset = {"subln": True}
+
+_TRANSLATION_SIZES = _sizes(
+    "encoder",
+    "decoder",
+    small=(3, 256, 1024, 4),
+    base=(6, 512, 2048, 8),
+    large=(12, 1024, 4096, 16),
+)
 _TRANSLATION_COMMON: Preset = {"activation_fn": "relu", "dropout": 0.1, "no_scale_embedding": False}
-_DEEPNORM: Preset = {**_TRANSLATION_COMMON, "deepnorm": True}
-_MAGNETO: Preset = {**_TRANSLATION_COMMON, "subln": True}
-_OFFICIAL: Preset = {
-    **_TRANSLATION_COMMON,
-    "torchscale_compatible": True,
-    "subln": False,
-    "encoder_normalize_before": False,
-    "decoder_normalize_before": False,
-}
 
 TRANSLATION: dict[str, Preset] = {
-    "mt_deepnorm": {**_DEEPNORM, **_TRANSLATION_BASE},
-    "mt_deepnorm_small": {**_DEEPNORM, **_TRANSLATION_SMALL},
-    "mt_deepnorm_base": {**_DEEPNORM, **_TRANSLATION_BASE},
-    "mt_deepnorm_large": {**_DEEPNORM, **_TRANSLATION_LARGE},
-    "mt_magneto": {**_MAGNETO, **_TRANSLATION_BASE},
-    "mt_magneto_small": {**_MAGNETO, **_TRANSLATION_SMALL},
-    "mt_magneto_base": {**_MAGNETO, **_TRANSLATION_BASE},
-    "mt_magneto_large": {**_MAGNETO, **_TRANSLATION_LARGE},
-    "mt_base": {**_OFFICIAL, **_TRANSLATION_BASE},
+    **_family("mt_deepnorm", {**_TRANSLATION_COMMON, **_DEEPNORM}, _TRANSLATION_SIZES),
+    **_family("mt_magneto", {**_TRANSLATION_COMMON, **_MAGNETO}, _TRANSLATION_SIZES),
+    "mt_base": {
+        **_TRANSLATION_COMMON,
+        **_TRANSLATION_SIZES["base"],
+        "torchscale_compatible": True,
+        "subln": False,
+        "encoder_normalize_before": False,
+        "decoder_normalize_before": False,
+    },
 }
+
+_LANGUAGE_SIZES = _sizes(
+    "decoder",
+    small=(4, 256, 1024, 4),
+    base=(12, 768, 3072, 12),
+    medium=(24, 1024, 4096, 16),
+    large=(24, 1536, 6144, 16),
+    xl=(24, 2048, 8192, 16),
+)
+_LANGUAGE_COMMON: Preset = {"activation_fn": "gelu", "dropout": 0.1, "no_scale_embedding": False}
+
+LANGUAGE: dict[str, Preset] = {
+    **_family("gpt_deepnorm", {**_LANGUAGE_COMMON, **_DEEPNORM}, _LANGUAGE_SIZES),
+    **_family("gpt_magneto", {**_LANGUAGE_COMMON, **_MAGNETO}, _LANGUAGE_SIZES),
+    **_family("gpt_xpos", {**_LANGUAGE_COMMON, **_MAGNETO, "xpos_rel_pos": True}, _LANGUAGE_SIZES),
+    "lm_base": {
+        "decoder_layers": 6,
+        "decoder_embed_dim": 512,
+        "decoder_ffn_embed_dim": 2048,
+        "decoder_attention_heads": 8,
+        "activation_fn": "relu",
+        "dropout": 0.1,
+        "no_scale_embedding": False,
+        "torchscale_compatible": True,
+        "subln": False,
+        "decoder_normalize_before": True,
+    },
+}
+"""The sizes after small are those of GPT-3 (arXiv:2005.14165, table 2.1): 125M, 350M, 760M and 1.3B parameters
+with an output projection that shares the embedding. Small trains on a CPU in minutes."""
+
+_MASKED_SIZES = _sizes(
+    "encoder",
+    small=(4, 256, 1024, 4),
+    medium=(8, 512, 2048, 8),
+    base=(12, 768, 3072, 12),
+    large=(24, 1024, 4096, 16),
+    xl=(24, 2048, 8192, 32),
+)
+_MASKED_COMMON: Preset = {
+    "activation_fn": "gelu",
+    "dropout": 0.1,
+    "encoder_learned_pos": True,
+    "layernorm_embedding": True,
+    "no_scale_embedding": True,
+    "share_encoder_input_output_embed": True,
+}
+
+MASKED: dict[str, Preset] = {
+    **_family("bert_magneto", {**_MASKED_COMMON, **_MAGNETO, "attention_dropout": 0.1}, _MASKED_SIZES),
+    **_family("bert_deepnorm", {**_MASKED_COMMON, **_DEEPNORM, "attention_dropout": 0.1}, _MASKED_SIZES),
+    "mlm_base": {
+        **_MASKED_COMMON,
+        **_MASKED_SIZES["base"],
+        "torchscale_compatible": True,
+        "subln": False,
+        "encoder_normalize_before": False,
+    },
+}
+"""Base and large are BERT's (arXiv:1810.04805), small and medium the mini and medium of "Well-Read Students Learn
+Better" (arXiv:1908.08962), xl the 1.3B of Megatron-LM (arXiv:1909.08053)."""

@@ -156,13 +156,19 @@ class SideOptions:
         nn.init.normal_(projection.weight, std=self.width**-0.5)
         return projection
 
-    def initialize(self, model: nn.Module, layers: nn.Module) -> None:
-        """Initialise one side after it is built.
+    def finish(self, model: nn.Module, layers: nn.ModuleList) -> None:
+        """Initialise one side after it is built, and compile its layers if the config asks for it.
 
         Args:
             model: the side.
             layers: its layers.
         """
+        self._initialize(model, layers)
+        if self.config.compile:
+            for layer in layers:
+                layer.compile()
+
+    def _initialize(self, model: nn.Module, layers: nn.Module) -> None:
         config = self.config
         scale_cross_attention = config.deepnorm
         if config.bert_init:
@@ -197,8 +203,17 @@ class SideOptions:
         )
 
 
-def run_layer(layer: nn.Module, x: Tensor, *, recompute: bool, **arguments: Any) -> Tensor:
-    """Call a layer, keeping its inner activations or, with ``recompute``, making them again in the backward."""
+def run_layer(layer: nn.Module, x: Tensor, *, recompute: bool, stepping: bool, **arguments: Any) -> Tensor:
+    """Call a layer.
+
+    Args:
+        x: (batch, seq, width).
+        recompute: make its inner activations again in the backward pass instead of keeping them.
+        stepping: the call continues a sequence: it is too small to profit from a compiled layer.
+        arguments: the layer's.
+    """
+    if stepping:
+        return layer.forward(x, **arguments)
     if recompute and torch.is_grad_enabled():
         return checkpoint(layer, x, use_reentrant=False, **arguments)
     return layer(x, **arguments)

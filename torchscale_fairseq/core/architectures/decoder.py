@@ -30,6 +30,7 @@ class DecoderLayer(nn.Module):
         self,
         x: Tensor,
         *,
+        block: int,
         padding_mask: Tensor | None,
         bias: Tensor | None,
         xpos: XPosTables | None,
@@ -45,6 +46,7 @@ class DecoderLayer(nn.Module):
             lambda y: self.self_attn(
                 y,
                 causal=True,
+                block=block,
                 key_padding_mask=padding_mask,
                 bias=bias,
                 xpos=xpos,
@@ -104,7 +106,7 @@ class Decoder(Stack):
             shared = config.shares_output_embedding
             tied = self._tied_embedding("share_decoder_input_output_embed", shared=shared)
             self.output_projection = options.output_projection(tied)
-        options.initialize(self, self.layers)
+        options.finish(self, self.layers)
 
     def forward(
         self,
@@ -148,6 +150,7 @@ class Decoder(Stack):
             padding_mask = None  # causal attention does not look to the right
         centre = total // 2 if state is None else state.xpos_centre_for(total, self.config.xpos_scale_base)
         shared: dict[str, Any] = {
+            "block": 0 if self.training else self.config.blockwise_causal_window // 2,
             "padding_mask": padding_mask,
             "bias": self._self_bias(relative, past),
             "xpos": self.options.xpos_tables(relative[:, past:], causal=True, centre=centre, dtype=x.dtype),
@@ -158,8 +161,14 @@ class Decoder(Stack):
         layer_states = [None] * len(self.layers) if state is None else state.layers
         inner_states = [x]
         for layer, layer_state in zip(self.layers, layer_states, strict=True):
-            recompute = self.config.checkpoint_activations and state is None
-            x = run_layer(layer, x, recompute=recompute, state=layer_state, **shared)
+            x = run_layer(
+                layer,
+                x,
+                recompute=self.config.checkpoint_activations,
+                stepping=state is not None,
+                state=layer_state,
+                **shared,
+            )
             inner_states.append(x)
         if state is not None:
             state.length = total

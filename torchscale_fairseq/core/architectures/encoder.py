@@ -85,7 +85,7 @@ class Encoder(Stack):
             shared = isinstance(config, EncoderConfig) and config.share_encoder_input_output_embed
             tied = self._tied_embedding("share_encoder_input_output_embed", shared=shared)
             self.output_projection = options.output_projection(tied)
-        options.initialize(self, self.layers)
+        options.finish(self, self.layers)
 
     def forward(
         self,
@@ -146,6 +146,7 @@ class Encoder(Stack):
                 layer,
                 x,
                 recompute=self.config.checkpoint_activations,
+                stepping=cache is not None,
                 padding_mask=padding_mask,
                 bias=bias,
                 xpos=xpos,

@@ -1,6 +1,7 @@
 """What encoder and decoder share: their options, and the way from tokens to vectors."""
 
 import math
+import sys
 
 from torch import Tensor, nn
 
@@ -38,6 +39,11 @@ class Stack(nn.Module):
         self.embed_positions = embed_positions if embed_positions is not None else options.default_position_embedding()
         self.layernorm_embedding = options.norm() if config.layernorm_embedding else None
         self.dropout = nn.Dropout(config.dropout)
+
+    @property
+    def position_limit(self) -> int:
+        """Longest sequence in tokens, as far as positions limit it."""
+        return self.options.max_positions if self.embed_positions is not None else sys.maxsize
 
     def _embed_tokens(self, tokens: Tensor) -> Tensor:
         if self.embed_tokens is None:

@@ -54,6 +54,7 @@ class MultiheadAttention(nn.Module):
         memory: Tensor | None = None,
         *,
         causal: bool = False,
+        block: int = 0,
         key_padding_mask: Tensor | None = None,
         bias: Tensor | None = None,
         xpos: XPosTables | None = None,
@@ -67,6 +68,7 @@ class MultiheadAttention(nn.Module):
             memory: (groups, memory_seq, memory_dim), the encoder's output; batch / groups neighbouring rows
                 (the beams of a sentence) share one of its rows.
             causal: a query sees keys up to its own position.
+            block: and of these its own block of this many tokens and the one before; 0 for all.
             key_padding_mask: (batch or groups, keys), True for padding; of cached and new keys.
             bias: added to scores; broadcastable to (batch, heads, seq, keys).
             xpos: tables that rotate queries and new keys.
@@ -100,6 +102,7 @@ class MultiheadAttention(nn.Module):
             k,
             v,
             causal=causal,
+            block=block,
             key_padding_mask=key_padding_mask,
             bias=bias,
             dropout=self.dropout if self.training else 0.0,

@@ -9,12 +9,20 @@ from torch import Tensor
 
 
 def visible_keys(
-    query_length: int, key_length: int, *, causal: bool, key_padding_mask: Tensor | None, device: torch.device
+    query_length: int,
+    key_length: int,
+    *,
+    causal: bool,
+    block: int,
+    key_padding_mask: Tensor | None,
+    device: torch.device,
 ) -> Tensor | None:
     """Which keys a query may see.
 
     Args:
         query_length, key_length: tokens; causal queries are the last ones of the keys' sequence.
+        block: tokens, counted from a row's first real one, of which a query sees its own block and the one
+            before; 0 for all.
         key_padding_mask: (batch, key_length), True for padding.
 
     Returns:
@@ -25,10 +33,21 @@ def visible_keys(
         visible = torch.ones(query_length, key_length, dtype=torch.bool, device=device).tril(key_length - query_length)[
             None, None
         ]
+    if block:
+        blocks = _positions(key_length, key_padding_mask, device) // block
+        near = blocks[:, -query_length:, None] - blocks[:, None, :] <= 1
+        visible = near[:, None] if visible is None else visible & near[:, None]
     if key_padding_mask is not None:
         real = ~key_padding_mask[:, None, None, :]
         visible = real if visible is None else visible & real
     return visible
+
+
+def _positions(length: int, padding_mask: Tensor | None, device: torch.device) -> Tensor:
+    """(batch or 1, length): real tokens counted from 0."""
+    if padding_mask is None:
+        return torch.arange(length, device=device)[None]
+    return (~padding_mask).cumsum(1) - 1
 
 
 def naive_attention(

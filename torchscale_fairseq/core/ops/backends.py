@@ -21,6 +21,7 @@ class _Request:
     key: Tensor
     value: Tensor
     causal: bool
+    block: int
     key_padding_mask: Tensor | None
     bias: Tensor | None
     scale: float
@@ -31,6 +32,7 @@ class _Request:
             self.query.size(1),
             self.key.size(1),
             causal=self.causal,
+            block=self.block,
             key_padding_mask=self.key_padding_mask,
             device=self.query.device,
         )
@@ -42,6 +44,7 @@ def attention(
     value: Tensor,
     *,
     causal: bool = False,
+    block: int = 0,
     key_padding_mask: Tensor | None = None,
     bias: Tensor | None = None,
     scale: float | None = None,
@@ -55,6 +58,8 @@ def attention(
         query: (batch, query_length, heads, head_dim).
         key, value: (batch, key_length, heads, head_dim).
         causal: a query sees keys up to its own position; the queries are the last of the keys' sequence.
+        block: with causal, a query sees only its own block of this many tokens and the one before (blockwise
+            causal attention, arXiv:2212.10554, sec. 3.2); 0 for all.
         key_padding_mask: (batch, key_length), True for keys that nothing may see.
         bias: added to the scaled scores; broadcastable to (batch, heads, query_length, key_length).
         scale: factor on the scores; head_dim ** -0.5 by default.
@@ -76,6 +81,7 @@ def attention(
         key,
         value,
         causal,
+        block,
         key_padding_mask,
         bias,
         query.size(-1) ** -0.5 if scale is None else scale,
@@ -84,7 +90,8 @@ def attention(
     refusal = _REFUSALS[backend](request, need_log_sum_exp)
     if refusal:
         raise ValueError(f"attention_backend={backend} {refusal}")
-    _log_choice(backend)
+    if not torch.compiler.is_compiling():
+        _log_choice(backend)
     return _BACKENDS[backend](request)
 
 
@@ -106,11 +113,13 @@ def _naive(request: _Request) -> tuple[Tensor, Tensor | None]:
 
 
 def _sdpa(request: _Request) -> tuple[Tensor, Tensor | None]:
+    plain = request.key_padding_mask is None and request.bias is None
+    if request.block and plain and request.query.size(1) == request.key.size(1):
+        return _sdpa_of_blocks(request), None
     query, key, value = (x.transpose(1, 2) for x in (request.query, request.key, request.value))
-    only_causal = request.causal and request.key_padding_mask is None and request.bias is None
-    if only_causal and query.size(2) == key.size(2):
+    if plain and request.causal and not request.block and query.size(2) == key.size(2):
         output = F.scaled_dot_product_attention(
-            query, key, value, dropout_p=request.dropout, scale=request.scale, is_causal=query.size(2) > 1
+            query, key, value, dropout_p=request.dropout, scale=request.scale, is_causal=True
         )
         return output.transpose(1, 2), None
 
@@ -129,6 +138,33 @@ def _sdpa(request: _Request) -> tuple[Tensor, Tensor | None]:
     if blind is not None:
         output = output.masked_fill(blind, 0.0)
     return output.transpose(1, 2), None
+
+
+def _sdpa_of_blocks(request: _Request) -> Tensor:
+    """Blockwise causal attention in memory linear in the length: each block is a row of the batch."""
+    batch, length = request.query.shape[:2]
+    block = request.block
+    query, key, value = (
+        F.pad(x, (0, 0, 0, 0, 0, -length % block)).unflatten(1, (-1, block))
+        for x in (request.query, request.key, request.value)
+    )
+    before = [torch.cat((torch.zeros_like(x[:, :1]), x[:, :-1]), 1) for x in (key, value)]
+    nothing_before = torch.zeros(query.shape[:2], dtype=torch.bool, device=query.device)
+    nothing_before[:, 0] = True
+    padding = nothing_before.flatten()[:, None] & (torch.arange(2 * block, device=query.device) < block)
+    rows = _Request(
+        query.flatten(0, 1),
+        torch.cat((before[0], key), 2).flatten(0, 1),
+        torch.cat((before[1], value), 2).flatten(0, 1),
+        causal=True,
+        block=0,
+        key_padding_mask=padding,
+        bias=None,
+        scale=request.scale,
+        dropout=request.dropout,
+    )
+    output, _ = _sdpa(rows)
+    return output.reshape(batch, -1, *request.query.shape[2:])[:, :length]
 
 
 def _flash_attn(request: _Request) -> tuple[Tensor, Tensor | None]:
@@ -159,6 +195,8 @@ def _flash_attn_refusal(request: _Request, need_log_sum_exp: bool) -> str | None
         return f"needs fp16 or bf16 on a GPU, not {request.query.dtype} on {request.query.device.type}; use sdpa."
     if request.bias is not None or request.key_padding_mask is not None:
         return "knows no bias and no padding; use sdpa."
+    if request.block:
+        return "knows no blockwise causal attention; use sdpa."
     if need_log_sum_exp:
         return "gives no differentiable log-sum-exp; use naive."
     return None

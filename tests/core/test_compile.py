@@ -1,0 +1,95 @@
+"""compile=True changes speed alone."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.core.models import SIZES, VOCABULARY, randomize, tokens
+from tests.helpers import assert_close
+from torchscale_fairseq import Decoder, DecoderConfig, Encoder, EncoderConfig
+
+OPTIONS = [
+    {},
+    {"deepnorm": True},
+    {"xpos_rel_pos": True},
+    {"rel_pos_buckets": 8, "max_rel_pos": 16},
+]
+
+
+def decoders(**options: Any) -> tuple[Decoder, Decoder]:
+    config = DecoderConfig(vocab_size=VOCABULARY, **{f"decoder_{k}": v for k, v in SIZES.items()}, **options)
+    plain = randomize(Decoder(config)).train()
+    compiled = Decoder(dataclasses.replace(config, compile=True))
+    compiled.load_state_dict(plain.state_dict())
+    return plain, compiled
+
+
+def same_values_and_gradients(plain: nn.Module, compiled: nn.Module, call: Callable[[nn.Module], torch.Tensor]) -> None:
+    results = []
+    for model in (plain, compiled):
+        model.zero_grad()
+        output = call(model)
+        output.square().mean().backward()
+        results.append((output, {n: p.grad for n, p in model.named_parameters()}))
+    assert_close(results[1][0], results[0][0], "float32")
+    for name, gradient in results[0][1].items():
+        assert_close(results[1][1][name], gradient, "float32", name)
+
+
+@pytest.fixture
+def traced_whole(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Layers are traced in one piece, and run by Python instead of generated code, which takes a minute to make."""
+    calls = [0]
+
+    def run(graph: Any, inputs: Any) -> Any:
+        calls[0] += 1
+        return graph
+
+    stock = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda module: stock(module, backend=run, fullgraph=True))
+    torch._dynamo.reset()
+    return calls
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: next(iter(o), "subln"))
+def test_decoder(options: dict[str, Any], traced_whole: list[int]) -> None:
+    plain, compiled = decoders(**options)
+    for shape in ((2, 9), (3, 12), (3, 7)):
+        text = tokens(*shape)
+        same_values_and_gradients(plain, compiled, lambda m, text=text: m(text)[0])
+    assert 1 <= traced_whole[0] <= 4  # for one shape, then for any
+
+
+def test_encoder_with_padding(traced_whole: list[int]) -> None:
+    config = EncoderConfig(vocab_size=VOCABULARY, **{f"encoder_{k}": v for k, v in SIZES.items()})
+    plain = randomize(Encoder(config)).train()
+    compiled = Encoder(dataclasses.replace(config, compile=True))
+    compiled.load_state_dict(plain.state_dict())
+    padding = torch.arange(9)[None] >= torch.tensor([[9], [4]])
+    same_values_and_gradients(plain, compiled, lambda m: m(tokens(2, 9), padding)["encoder_out"])
+    assert traced_whole[0] >= 1
+
+
+def test_recomputed_layers(traced_whole: list[int]) -> None:
+    plain, compiled = decoders(checkpoint_activations=True)
+    same_values_and_gradients(plain, compiled, lambda m: m(tokens(2, 9))[0])
+    assert traced_whole[0] >= 1
+
+
+def test_decoding_leaves_compiled_layers_alone(traced_whole: list[int]) -> None:
+    plain, compiled = decoders()
+    text, state = tokens(2, 6), {}
+    steps = [compiled(text[:, :n], incremental_state=state)[0] for n in range(1, 7)]
+    assert traced_whole[0] == 0
+    assert_close(torch.cat(steps, 1), plain(text)[0], "float32")
+
+
+@pytest.mark.slow
+def test_generated_code() -> None:
+    torch._dynamo.reset()
+    plain, compiled = decoders()
+    same_values_and_gradients(plain, compiled, lambda m: m(tokens(2, 9))[0])

@@ -1,0 +1,78 @@
+"""The core's decoder behind fairseq's interface."""
+
+from typing import Any
+
+from fairseq.models import FairseqIncrementalDecoder
+from torch import Tensor, nn
+
+from torchscale_fairseq.core.architectures.blocks import SideOptions
+from torchscale_fairseq.core.architectures.decoder import Decoder
+from torchscale_fairseq.core.config import DecoderConfig, EncoderDecoderConfig
+
+from ._dictionary import upgrade_state_dict
+
+
+class TextDecoder(FairseqIncrementalDecoder, Decoder):
+    """A language model, or the target side of a translation model.
+
+    Args:
+        config: the options.
+        dictionary: fairseq's.
+        embed_tokens: its embedding.
+    """
+
+    def __init__(self, config: DecoderConfig | EncoderDecoderConfig, dictionary: Any, embed_tokens: nn.Embedding):
+        both = isinstance(config, EncoderDecoderConfig)
+        positions = SideOptions(config, "decoder", is_encoder_decoder=both).position_embedding()
+        Decoder.__init__(self, config, embed_tokens, positions, is_encoder_decoder=both)
+        self.dictionary = dictionary
+        self.adaptive_softmax = None  # both asked for by FairseqDecoder.get_normalized_probs
+        self.onnx_trace = False
+
+    def forward(
+        self,
+        prev_output_tokens: Tensor,
+        encoder_out: dict[str, Any] | None = None,
+        incremental_state: dict[Any, Any] | None = None,
+        features_only: bool = False,
+        return_all_hiddens: bool = False,
+        src_lengths: Tensor | None = None,
+        token_embeddings: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Decode (batch, seq) tokens; padding, on either side, is read off them."""
+        return Decoder.forward(
+            self,
+            prev_output_tokens,
+            prev_output_tokens.eq(self.dictionary.pad()),
+            encoder_out=encoder_out,
+            incremental_state=incremental_state,
+            features_only=features_only,
+            return_all_hiddens=return_all_hiddens,
+            token_embeddings=token_embeddings,
+        )
+
+    def extract_features(self, prev_output_tokens: Tensor, **arguments: Any) -> tuple[Tensor, dict[str, Any]]:
+        """The same without the output projection."""
+        return self.forward(prev_output_tokens, **arguments, features_only=True)
+
+    def output_layer(self, features: Tensor, **_: Any) -> Tensor:
+        """Features to logits."""
+        return Decoder.output_layer(self, features)
+
+    def reorder_incremental_state(self, incremental_state: dict[Any, Any], new_order: Tensor) -> None:
+        """Follow beam search."""
+        Decoder.reorder_incremental_state(self, incremental_state, new_order)
+
+    def reorder_incremental_state_scripting(self, incremental_state: dict[Any, Any], new_order: Tensor) -> None:
+        """The same; beam search calls it under this name. There is one state for the whole decoder, so that no
+        module needs to be searched for its own."""
+        self.reorder_incremental_state(incremental_state, new_order)
+
+    def max_positions(self) -> int:
+        """Longest sequence in tokens."""
+        return self.position_limit
+
+    def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> dict[str, Any]:
+        """Adapt a checkpoint before it is loaded."""
+        upgrade_state_dict(state_dict, name, self.dictionary)
+        return state_dict

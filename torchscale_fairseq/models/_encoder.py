@@ -1,0 +1,65 @@
+"""The core's encoder behind fairseq's interface."""
+
+from typing import Any
+
+from fairseq.models import FairseqEncoder
+from torch import Tensor, nn
+
+from torchscale_fairseq.core.architectures.blocks import SideOptions
+from torchscale_fairseq.core.architectures.encoder import Encoder
+from torchscale_fairseq.core.config import EncoderConfig, EncoderDecoderConfig
+from torchscale_fairseq.core.ops.positions import absolute_positions
+
+from ._dictionary import upgrade_state_dict
+
+
+class TextEncoder(FairseqEncoder, Encoder):
+    """A masked language model's encoder, or the source side of a translation model.
+
+    Args:
+        config: the options.
+        dictionary: fairseq's.
+        embed_tokens: its embedding.
+        output_projection: from features to logits; none in a translation model.
+    """
+
+    def __init__(
+        self,
+        config: EncoderConfig | EncoderDecoderConfig,
+        dictionary: Any,
+        embed_tokens: nn.Embedding,
+        output_projection: nn.Module | None = None,
+    ):
+        both = isinstance(config, EncoderDecoderConfig)
+        positions = SideOptions(config, "encoder", is_encoder_decoder=both).position_embedding()
+        Encoder.__init__(self, config, embed_tokens, positions, output_projection, is_encoder_decoder=both)
+        self.dictionary = dictionary
+
+    def forward(
+        self,
+        src_tokens: Tensor,
+        src_lengths: Tensor | None = None,
+        return_all_hiddens: bool = False,
+        token_embeddings: Tensor | None = None,
+        features_only: bool = False,
+    ) -> dict[str, Any]:
+        """Encode (batch, seq) tokens; padding, on either side, is read off them."""
+        padding_mask = src_tokens.eq(self.dictionary.pad())
+        return Encoder.forward(
+            self,
+            src_tokens,
+            padding_mask,
+            return_all_hiddens=return_all_hiddens,
+            token_embeddings=token_embeddings,
+            features_only=features_only,
+            positions=absolute_positions(padding_mask) if self.config.torchscale_compatible else None,
+        )
+
+    def max_positions(self) -> int:
+        """Longest sequence in tokens."""
+        return self.position_limit
+
+    def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> dict[str, Any]:
+        """Adapt a checkpoint before it is loaded."""
+        upgrade_state_dict(state_dict, name, self.dictionary)
+        return state_dict

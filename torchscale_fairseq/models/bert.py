@@ -1,0 +1,183 @@
+"""Masked language models: ``bert_magneto``, ``bert_deepnorm`` and their sizes, and TorchScale's ``mlm_base``."""
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch.nn.functional as F
+from fairseq.dataclass import FairseqDataclass
+from fairseq.models import FairseqEncoderModel, register_model
+from torch import Tensor, nn
+
+from torchscale_fairseq.core.architectures.blocks import SideOptions
+from torchscale_fairseq.core.config import EncoderConfig
+from torchscale_fairseq.core.layers.heads import POOLER_ACTIVATIONS, ClassificationHead, MaskedLanguageModelHead
+
+from ._dictionary import token_embedding
+from ._encoder import TextEncoder
+from ._options import Preset, core_config, fairseq_dataclass
+from ._presets import MASKED
+
+logger = logging.getLogger(__name__)
+
+HEADS = "classification_heads."
+
+
+@dataclass
+class MaskedLanguageModelOptions(FairseqDataclass):
+    """Options of fairseq's side alone."""
+
+    pooler_activation_fn: str = field(
+        default="tanh",
+        metadata={"help": f"activation in classification heads; one of {', '.join(POOLER_ACTIVATIONS)}"},
+    )
+    pooler_dropout: float = field(default=0.0, metadata={"help": "dropout in classification heads"})
+
+
+class MaskedLanguageModel(FairseqEncoderModel):
+    """A bidirectional encoder for fairseq's masked_lm and sentence_prediction tasks; each preset is a subclass.
+
+    Args:
+        encoder: with a head to the vocabulary.
+        options: those of classification heads.
+    """
+
+    preset: Preset
+
+    def __init__(self, encoder: TextEncoder, options: MaskedLanguageModelOptions):
+        super().__init__(encoder)
+        self.options = options
+        self.classification_heads = nn.ModuleDict()
+
+    @classmethod
+    def build_model(cls, cfg: Any, task: Any) -> "MaskedLanguageModel":
+        """Build a model for the task's dictionary.
+
+        Raises:
+            ValueError: options contradict each other.
+        """
+        dictionary = task.source_dictionary
+        config = core_config(cfg, EncoderConfig, cls.preset, vocab_size=len(dictionary))
+        options = MaskedLanguageModelOptions(
+            pooler_activation_fn=cfg.pooler_activation_fn, pooler_dropout=cfg.pooler_dropout
+        )
+        if options.pooler_activation_fn not in POOLER_ACTIVATIONS:
+            raise ValueError(
+                f"--pooler-activation-fn ({options.pooler_activation_fn!r}) must be one of "
+                f"{', '.join(POOLER_ACTIVATIONS)}."
+            )
+        embedding = token_embedding(dictionary, config.encoder_embed_dim)
+        matrix = embedding
+        if not config.share_encoder_input_output_embed:
+            matrix = token_embedding(dictionary, config.encoder_embed_dim)
+        norm = SideOptions(config, "encoder", is_encoder_decoder=False).norm()
+        head = MaskedLanguageModelHead(matrix, config.activation_fn, norm)
+        return cls(TextEncoder(config, dictionary, embedding, head), options)
+
+    def forward(
+        self,
+        src_tokens: Tensor,
+        src_lengths: Tensor | None = None,
+        features_only: bool = False,
+        return_all_hiddens: bool = False,
+        classification_head_name: str | None = None,
+        masked_tokens: Tensor | None = None,
+        **_: Any,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Read whole sequences.
+
+        Args:
+            src_tokens: (batch, seq).
+            src_lengths: given by fairseq, and not needed: padding is read off the tokens.
+            features_only: return features (batch, seq, width).
+            return_all_hiddens: fill inner_states.
+            classification_head_name: return this head's scores, (batch, classes).
+            masked_tokens: (batch, seq), True where logits are wanted; they come as (tokens, vocabulary).
+
+        Returns:
+            Logits (batch, seq, vocabulary) unless told otherwise, and inner_states, a list of (batch, seq, width).
+        """
+        output = self.encoder(src_tokens, return_all_hiddens=return_all_hiddens, features_only=True)
+        x = output["encoder_out"]
+        if classification_head_name is not None:
+            x = self.classification_heads[classification_head_name](x)
+        elif not features_only:
+            x = self.encoder.output_projection(x if masked_tokens is None else x[masked_tokens])
+        return x, {"inner_states": output["encoder_states"] if return_all_hiddens else None}
+
+    def get_normalized_probs(self, net_output: Any, log_probs: bool, sample: Any = None) -> Tensor:
+        """(Log-)probabilities in float32 from what ``forward`` returns."""
+        normalise = F.log_softmax if log_probs else F.softmax
+        return normalise(net_output[0].float(), dim=-1)
+
+    def register_classification_head(self, name: str, num_classes: int, inner_dim: int | None = None) -> None:
+        """Add a head, or keep the one of that name if it has this size.
+
+        Args:
+            name: under which ``forward`` finds it.
+            num_classes: its scores.
+            inner_dim: its inner width; the encoder's by default.
+        """
+        width = self.encoder.config.encoder_embed_dim
+        present = dict(self.classification_heads.items()).get(name)
+        shape = (num_classes, inner_dim or width)
+        if isinstance(present, ClassificationHead) and present.out_proj.weight.shape == shape:
+            return
+        self.classification_heads[name] = ClassificationHead(
+            width,
+            inner_dim or width,
+            num_classes,
+            activation_fn=self.options.pooler_activation_fn,
+            dropout=self.options.pooler_dropout,
+        )
+
+    @property
+    def supported_targets(self) -> set[str]:
+        """What the language_modeling task asks for, and a masked model cannot give."""
+        raise ValueError(_one_direction("--task language_modeling"))
+
+    def prepare_for_inference_(self, cfg: Any) -> None:
+        """Called by fairseq before it generates.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(_one_direction("fairseq-generate, fairseq-interactive and fairseq-eval-lm"))
+
+    def max_positions(self) -> int:
+        """Longest sequence in tokens."""
+        return self.encoder.max_positions()
+
+    def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> None:
+        """Let a checkpoint with other classification heads be loaded: this model's own stay as they are."""
+        super().upgrade_state_dict_named(state_dict, name)
+        own = {HEADS + key: value for key, value in self.classification_heads.state_dict().items()}
+        fits = {key for key, value in own.items() if key in state_dict and state_dict[key].shape == value.shape}
+        heads = {_head(key) for key in own}
+        replaced = {head for head in heads if any(_head(key) == head and key not in fits for key in own)}
+        for key in [key for key in state_dict if key.startswith(HEADS)]:
+            if _head(key) not in heads or _head(key) in replaced:
+                logger.warning("not loaded: %s, as this model has no such classification head", key)
+                del state_dict[key]
+        for key, value in own.items():
+            if _head(key) in replaced:
+                logger.warning("not in the checkpoint, and left as initialised: %s", key)
+                state_dict[key] = value
+
+
+def _head(key: str) -> str:
+    return key.removeprefix(HEADS).split(".")[0]
+
+
+def _one_direction(command: str) -> str:
+    return (
+        f"{command} cannot use a masked language model: it reads a whole sequence at once and does not predict the "
+        "next token. Use a causal architecture (gpt_deepnorm, gpt_magneto); to fill masked words, "
+        "scripts/fill_masks.py; to measure it, fairseq-validate --task masked_lm."
+    )
+
+
+for _name, _preset in MASKED.items():
+    register_model(
+        _name, dataclass=fairseq_dataclass(f"{_name}_options", EncoderConfig, _preset, MaskedLanguageModelOptions)
+    )(type(_name, (MaskedLanguageModel,), {"preset": _preset, "__doc__": MaskedLanguageModel.__doc__}))

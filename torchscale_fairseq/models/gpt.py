@@ -1,0 +1,74 @@
+"""Language models: ``gpt_deepnorm``, ``gpt_magneto``, ``gpt_xpos`` and their sizes, and TorchScale's ``lm_base``."""
+
+from dataclasses import dataclass
+from typing import Any, Optional
+
+from fairseq.dataclass import FairseqDataclass
+from fairseq.models import FairseqLanguageModel, register_model
+from omegaconf import II
+
+from torchscale_fairseq.core.config import DecoderConfig
+
+from ._decoder import TextDecoder
+from ._dictionary import token_embedding
+from ._options import Preset, core_config, fairseq_dataclass
+from ._presets import LANGUAGE
+from ._pretrained import Pretrained
+
+FROM_TASK = ("max_target_positions",)
+
+
+@dataclass
+class LanguageModelOptions(FairseqDataclass):
+    """Options of fairseq's side alone."""
+
+    tokens_per_sample: Optional[int] = II("task.tokens_per_sample")  # noqa: UP045
+
+
+class LanguageModel(Pretrained, FairseqLanguageModel):
+    """A causal decoder for fairseq's language_modeling task; each preset is a subclass."""
+
+    preset: Preset
+
+    @classmethod
+    def build_model(cls, cfg: Any, task: Any) -> "LanguageModel":
+        """Build a model for the task's dictionary, as long as --max-target-positions or else
+        --tokens-per-sample.
+
+        Raises:
+            ValueError: options contradict each other or the task.
+        """
+        source, target = task.source_dictionary, task.target_dictionary
+        if len(source) != len(target):
+            raise ValueError(
+                f"--output-dictionary-size ({len(target)}) below the {len(source)} entries of the dictionary is not "
+                "supported; make a smaller dictionary with fairseq-preprocess --nwordssrc."
+            )
+        length = cfg.max_target_positions or cfg.tokens_per_sample
+        config = core_config(cfg, DecoderConfig, cls.preset, vocab_size=len(source), max_target_positions=length)
+        return cls(TextDecoder(config, source, token_embedding(source, config.decoder_embed_dim)))
+
+    def prepare_for_inference_(self, cfg: Any) -> None:
+        """Called by fairseq before it generates or, in fairseq-eval-lm, scores text.
+
+        Raises:
+            ValueError: --context-window leaves nothing of a sample to score.
+        """
+        window = cfg.eval_lm.context_window
+        length = cfg.task.tokens_per_sample + window if window > 0 else 0
+        if window > 0 and window >= length:
+            raise ValueError(
+                f"--context-window ({window}) must be smaller than --tokens-per-sample ({length}), of which it is a "
+                f"part, and that at most the model's length ({self.max_positions()}); give "
+                f"--context-window {length // 2}, say."
+            )
+        super().prepare_for_inference_(cfg)
+
+
+for _name, _preset in LANGUAGE.items():
+    register_model(
+        _name,
+        dataclass=fairseq_dataclass(
+            f"{_name}_options", DecoderConfig, _preset, LanguageModelOptions, from_task=FROM_TASK
+        ),
+    )(type(_name, (LanguageModel,), {"preset": _preset, "__doc__": LanguageModel.__doc__}))

@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
-# Prepares a GPU machine and runs the tests marked gpu on it; --help lists the options.
+# Prepares a GPU machine and runs the tests marked gpu and the benchmarks on it; --help lists the options.
 set -euo pipefail
 
 usage() {
   cat <<'EOF'
-usage: scripts/gpu.sh [--wheels DIR] [-- PYTEST-OPTIONS]
+usage: scripts/gpu.sh [--wheels DIR] [--output FILE.md] [-- COMMAND...]
 
-Prints the hardware and the versions, then runs the tests marked gpu.
-Without options it prepares .venv by scripts/setup.sh, which needs a package index.
+Prints the hardware and the versions, runs the tests marked gpu, and measures training beside official
+TorchScale (benchmarks/compare.py). With a COMMAND, runs that instead, in the prepared environment.
+Without --wheels it prepares .venv by scripts/setup.sh, which needs a package index.
 
   --wheels DIR      for a machine without network: uses the torch that its python3 has, and installs the
-                    rest from DIR: wheels of what requirements/fairseq.txt and requirements/dev.txt name
-                    that is missing there, and the source archive of fairseq
+                    rest from DIR: wheels of what requirements/fairseq.txt, requirements/dev.txt and
+                    benchmarks/ name that is missing there, and the source archive of fairseq
+  --output FILE.md  also write the table of the benchmarks
 EOF
 }
 
@@ -22,12 +24,14 @@ fail() {
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 wheels=
+output=
 while [ $# -gt 0 ]; do
   case "$1" in
     --wheels) [ $# -ge 2 ] && [ -d "$2" ] || fail "--wheels needs a directory" && wheels=$2 && shift 2 ;;
+    --output) [ $# -ge 2 ] || fail "--output needs a file" && output=$2 && shift 2 ;;
     -h | --help) usage && exit 0 ;;
     --) shift && break ;;
-    *) fail "unknown option '$1'; what is meant for pytest goes after --" ;;
+    *) fail "unknown option '$1'; a command to run goes after --" ;;
   esac
 done
 
@@ -60,4 +64,7 @@ import torch
 
 print(f"python {platform.python_version()}, torch {torch.__version__}, fairseq {fairseq.__version__}")
 EOF
-exec "$venv/bin/python" -m pytest -m gpu "$@"
+PATH=$venv/bin:$PATH
+if [ $# -gt 0 ]; then exec "$@"; fi
+python -m pytest -m gpu tests/gpu
+exec python benchmarks/compare.py train --device cuda --compile ${output:+--output "$output"}

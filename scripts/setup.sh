@@ -111,6 +111,7 @@ pip_install --no-build-isolation -r "$root/requirements/base.txt" -r "$root/requ
 echo "setup: building $fairseq (two minutes the first time)"
 # With CUDA_HOME fairseq's build wants sources that its archive lacks.
 (unset CUDA_HOME && pip_install --no-build-isolation --no-deps "$fairseq")
+pip_install --no-deps -r "$root/requirements/benchmarks.txt"
 echo "setup: installing this project"
 pip_install --no-build-isolation --no-deps --editable "$root"
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torchscale_fairseq.models  # noqa: F401 - registers them
 from torchscale_fairseq.core import config
-from torchscale_fairseq.models._presets import TRANSLATION
+from torchscale_fairseq.models._presets import LANGUAGE, MASKED, TRANSLATION
 
 TARGET = Path(__file__).parent.parent / "docs" / "options.md"
 SECTIONS = {
@@ -42,7 +42,7 @@ def options_md() -> str:
         hints = typing.get_type_hints(config_class)
         parts += [_row(f, hints[f.name]) for f in rows]
     parts.append("\n## Presets\n\n| architecture | differs from the defaults by |\n|---|---|\n")
-    for name, preset in TRANSLATION.items():
+    for name, preset in {**TRANSLATION, **LANGUAGE, **MASKED}.items():
         parts.append(f"| `{name}` | {', '.join(f'`{k}={v}`' for k, v in preset.items())} |\n")
     return "".join(parts)
 

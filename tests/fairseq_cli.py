@@ -94,6 +94,42 @@ def run_beside_fairseq(code: str, *, plugin: bool) -> Finished:
     return _server().run("code", [register + textwrap.dedent(code)], str(REPOSITORY), {}, "", 120)
 
 
+def run_processes(
+    processes: int, command: str, arguments: Sequence[Any], *, before: str = "", timeout: int = 120
+) -> Finished:
+    """The same in several processes that know of each other as torchrun's do, and end when one fails.
+
+    Args:
+        before: lines of Python that each process runs first.
+    """
+    words = [f"fairseq-{command}", *map(str, arguments), "--user-dir", str(USER_DIR)]
+    code = f"""
+    import os, signal, socket, sys
+    from fairseq_cli import {command}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    sys.argv = {words!r}
+    running = []
+    for rank in range({processes}):
+        running.append(os.fork())
+        if running[-1] == 0:
+            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE="{processes}", RANK=str(rank))
+            exec({before!r})
+            {command}.cli_main()
+            sys.stdout.flush()
+            os._exit(0)
+    while running:
+        pid, status = os.wait()
+        running.remove(pid)
+        if status:
+            for other in running:
+                os.kill(other, signal.SIGKILL)
+            sys.exit(1)
+    """
+    return _server().run("code", [textwrap.dedent(code)], str(REPOSITORY), {}, "", timeout)
+
+
 def run_program(
     words: Sequence[Any],
     *,

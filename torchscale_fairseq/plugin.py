@@ -38,9 +38,10 @@ def register() -> None:
         )
     _registered = True  # first, since the packages imported below call this function
     try:
-        from torchscale_fairseq.hooks import stock_repairs
+        from torchscale_fairseq.hooks import experts, stock_repairs
 
         stock_repairs.apply()
+        experts.apply()
         for name in _REGISTERING:
             _import_modules(f"{__package__}.{name}")
     except BaseException:

@@ -14,6 +14,9 @@ from typing import Any
 ACTIVATIONS = ("gelu", "relu", "swish")
 ATTENTION_BACKENDS = ("sdpa", "naive", "flash_attn")
 NORMS = ("layernorm", "rmsnorm")
+ROUTING_POLICIES = ("all", "sampling", "random")
+EXPERT_CLIPS = ("sparse", "plain")
+EXPERT_GRADIENTS = ("world_size", "sqrt_world_size")
 
 
 def option(
@@ -29,6 +32,19 @@ def option(
         core_only: has no command line flag, since fairseq's data or task decide it.
     """
     return field(default=default, metadata={"help": help, "choices": choices, "alias": alias, "core_only": core_only})
+
+
+EXPERT_OPTIONS = (
+    "moe_expert_count",
+    "moe_expert_ffn_dim",
+    "moe_top_k",
+    "moe_top1_expert",
+    "moe_dropless",
+    "use_xmoe",
+    "moe_routing_dim",
+    "moe_freeze_routing",
+)
+"""Options that mean nothing in a model without experts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +133,50 @@ class _TransformerConfig(_Config):
     bert_init: bool = option(False, "initialise linear layers and embeddings from N(0, 0.02)")
     attention_backend: str | None = option(None, "implementation of attention; unset: sdpa", choices=ATTENTION_BACKENDS)
     flash_attention: bool = option(False, "TorchScale's spelling of attention_backend=flash_attn")
+    moe_freq: int = option(0, "every so many layers one has experts; 0: none has")
+    moe_expert_count: int = option(0, "experts per layer that has them")
+    moe_expert_ffn_dim: int | None = option(
+        None, "inner width of an expert; unset: that of the other feed-forward networks"
+    )
+    moe_top_k: int | None = option(None, "experts per token; unset: 2")
+    moe_top1_expert: bool = option(False, "TorchScale's spelling of moe_top_k=1")
+    moe_capacity_factor: float = option(
+        1.0, "places per expert in training, relative to an even share of all tokens' choices"
+    )
+    moe_dropless: bool = option(False, "a place for every token in training too")
+    moe_eval_capacity_token_fraction: float | None = option(
+        None,
+        "places per expert in evaluation, as a fraction of the tokens; negative: as in training; unset: dropless "
+        "(0.25 with torchscale_compatible)",
+    )
+    moe_second_expert_policy: str | None = option(
+        None,
+        "how experts after the first are chosen in training: the best of them, drawn by score, or the best kept by "
+        "chance; unset: all (random with torchscale_compatible)",
+        choices=ROUTING_POLICIES,
+    )
+    moe_normalize_gate_prob_before_dropping: bool | None = option(
+        None, "the weights of a token's experts sum to one before some are dropped, not after; unset: with use_xmoe"
+    )
+    moe_batch_prioritized_routing: bool = option(False, "tokens queue for experts by their largest gate")
+    moe_gating_use_fp32: bool = option(False, "route in float32 under a lower precision")
+    use_xmoe: bool = option(False, "X-MoE's router: cosine similarity in a low dimension")
+    moe_routing_dim: int | None = option(
+        None, "dimension of X-MoE's router; unset: half the experts, at least 4 (16 with torchscale_compatible)"
+    )
+    moe_expert_dropout: float | None = option(
+        None, "dropout after the activation in experts; unset: activation_dropout"
+    )
+    moe_freeze_routing: bool = option(False, "routers do not learn, for fine-tuning")
+    moe_normalize_expert_grad: str = option(
+        "world_size", "what gradients of experts are divided by with several processes", choices=EXPERT_GRADIENTS
+    )
+    moe_clip: str = option(
+        "sparse",
+        "how experts count in the norm by which gradients are clipped: by 1 / moe_expert_count (SparseClip), or as "
+        "all else",
+        choices=EXPERT_CLIPS,
+    )
     checkpoint_activations: bool = option(False, "recompute each layer in the backward pass to save memory")
     compile: bool = option(False, "compile the layers with torch.compile (not while decoding step by step)")
     torchscale_compatible: bool = option(
@@ -149,6 +209,63 @@ class _TransformerConfig(_Config):
                 f"flash_attention=True contradicts attention_backend={self.attention_backend}; give one of them."
             )
 
+        self._check_experts()
+
+    def _check_experts(self) -> None:
+        if not self.has_experts:
+            for name in EXPERT_OPTIONS:
+                value = getattr(self, name)
+                if value not in (None, False, 0):
+                    raise ValueError(f"{name} ({value}) has no use without experts; give moe_freq (2, say) too.")
+            return
+        if self.moe_expert_count < 1:
+            raise ValueError(
+                f"moe_freq asks for experts: moe_expert_count ({self.moe_expert_count}) must be at least 1."
+            )
+        if self.moe_top1_expert and self.moe_top_k not in (None, 1):
+            raise ValueError(f"moe_top1_expert contradicts moe_top_k ({self.moe_top_k}); give one of them.")
+        if not 1 <= self.expert_top_k <= self.moe_expert_count:
+            raise ValueError(
+                f"moe_top_k ({self.expert_top_k}) must be between 1 and moe_expert_count ({self.moe_expert_count})."
+            )
+        if self.moe_capacity_factor <= 0:
+            raise ValueError(f"moe_capacity_factor ({self.moe_capacity_factor}) must be above 0.")
+        fraction = self.moe_eval_capacity_token_fraction
+        if fraction is not None and (fraction == 0 or fraction > 1):
+            raise ValueError(
+                f"moe_eval_capacity_token_fraction ({fraction}) must be in (0, 1], or negative for the capacity of "
+                "training."
+            )
+        for name in ("moe_expert_ffn_dim", "moe_routing_dim"):
+            if getattr(self, name) is not None:
+                _check_range(name, getattr(self, name), 1)
+        if self.moe_expert_dropout is not None:
+            _check_range("moe_expert_dropout", self.moe_expert_dropout, 0.0, 1.0)
+        if self.moe_routing_dim is not None and (self.torchscale_compatible or not self.use_xmoe):
+            raise ValueError(
+                f"moe_routing_dim ({self.moe_routing_dim}) belongs to use_xmoe without torchscale_compatible."
+            )
+        if getattr(self, "multiway", False):
+            raise ValueError(
+                "multiway and experts (moe_freq) cannot both be on: both replace the feed-forward network."
+            )
+
+    def _expert_freq(self, side: str) -> int:
+        """Every so many layers of a side one has experts; 0: none."""
+        own = getattr(self, f"{side}_moe_freq", None)
+        return self.moe_freq if own is None else int(own)
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether any layer has experts."""
+        sides = [side for side in ("encoder", "decoder") if hasattr(self, f"{side}_moe_freq")]
+        return any(self._expert_freq(side) > 0 for side in sides)
+
+    @property
+    def expert_top_k(self) -> int:
+        """Experts per token."""
+        return 1 if self.moe_top1_expert else self.moe_top_k or 2
+
     @property
     def uses_subln(self) -> bool:
         """Whether SubLN is on."""
@@ -175,6 +292,12 @@ class _TransformerConfig(_Config):
         width, heads = getattr(self, f"{side}_embed_dim"), getattr(self, f"{side}_attention_heads")
         for name in ("embed_dim", "attention_heads", "ffn_embed_dim", "layers"):
             _check_range(f"{side}_{name}", getattr(self, f"{side}_{name}"), 1)
+        _check_range("moe_freq", self._expert_freq(side), 0)
+        if self._expert_freq(side) > getattr(self, f"{side}_layers"):
+            raise ValueError(
+                f"moe_freq ({self._expert_freq(side)}) is above {side}_layers ({getattr(self, f'{side}_layers')}), so "
+                f"that no layer would have experts; use a lower one, or 0 for none."
+            )
         if width % heads:
             raise ValueError(
                 f"{side}_embed_dim ({width}) must be divisible by {side}_attention_heads ({heads}); "
@@ -221,6 +344,7 @@ class _EncoderSide(_TransformerConfig):
     encoder_normalize_before: bool | None = option(
         None, "pre-norm encoder; unset: pre-norm unless deepnorm, which is always post-norm"
     )
+    encoder_moe_freq: int | None = option(None, "moe_freq of the encoder; unset: moe_freq")
     encoder_learned_pos: bool = option(False, "learned instead of sinusoidal positions in the encoder")
     normalize_output: bool = option(True, "norm after the last layer of a pre-norm encoder", core_only=True)
     max_source_positions: int = option(1024, "longest source in tokens")
@@ -249,6 +373,7 @@ class _DecoderSide(_TransformerConfig):
     decoder_normalize_before: bool | None = option(
         None, "pre-norm decoder; unset: pre-norm unless deepnorm, which is always post-norm"
     )
+    decoder_moe_freq: int | None = option(None, "moe_freq of the decoder; unset: moe_freq")
     decoder_learned_pos: bool = option(False, "learned instead of sinusoidal positions in the decoder")
     share_decoder_input_output_embed: bool = option(
         False, "one matrix for the decoder's embedding and its output projection"

@@ -1,9 +1,14 @@
 """Initial values, as functions of a model's depth."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
+
+from .layers.grouped import GroupedLinear
+
+LINEAR = (nn.Linear, GroupedLinear)
 
 SCALED_PROJECTIONS = ("v_proj", "out_proj", "fc1", "fc2", "gate")
 BERT_STD = 0.02
@@ -61,13 +66,14 @@ def initialize_layers(layers: nn.Module, *, gain: float, xavier: str, scale_cros
     """
     for name, linear in _named_linears(layers):
         scaled = gain if _is_scaled(name, scale_cross_attention) else 1.0
-        if xavier == "normal":
-            nn.init.xavier_normal_(linear.weight, gain=scaled)
-        else:
-            is_input = any(part in name for part in ("q_proj", "k_proj", "v_proj"))
-            nn.init.xavier_uniform_(linear.weight, gain=scaled * (2**-0.5 if is_input else 1.0))
-        if linear.bias is not None:
-            nn.init.zeros_(linear.bias)
+        is_input = any(part in name for part in ("q_proj", "k_proj", "v_proj"))
+        for weight, bias in _matrices(linear):
+            if xavier == "normal":
+                nn.init.xavier_normal_(weight, gain=scaled)
+            else:
+                nn.init.xavier_uniform_(weight, gain=scaled * (2**-0.5 if is_input else 1.0))
+            if bias is not None:
+                nn.init.zeros_(bias)
 
 
 def scale_layers(layers: nn.Module, *, gain: float, scale_cross_attention: bool) -> None:
@@ -81,18 +87,30 @@ def scale_layers(layers: nn.Module, *, gain: float, scale_cross_attention: bool)
 def initialize_bert(model: nn.Module) -> None:
     """Linear layers and embeddings from N(0, 0.02), biases and padding rows zero (BERT, arXiv:1810.04805)."""
     for module in model.modules():
-        if isinstance(module, (nn.Linear, nn.Embedding)):
+        if isinstance(module, LINEAR):
+            for weight, bias in _matrices(module):
+                nn.init.normal_(weight, std=BERT_STD)
+                if bias is not None:
+                    nn.init.zeros_(bias)
+        if isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=BERT_STD)
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
-        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
-            nn.init.zeros_(module.weight[module.padding_idx].data)
+            if module.padding_idx is not None:
+                nn.init.zeros_(module.weight[module.padding_idx].data)
 
 
-def _named_linears(layers: nn.Module) -> list[tuple[str, nn.Linear]]:
-    return [(name, module) for name, module in layers.named_modules() if isinstance(module, nn.Linear)]
+def _matrices(linear: nn.Linear | GroupedLinear) -> Iterator[tuple[Tensor, Tensor | None]]:
+    if isinstance(linear, GroupedLinear):
+        yield from linear.matrices()
+    else:
+        yield linear.weight, linear.bias
+
+
+def _named_linears(layers: nn.Module) -> list[tuple[str, nn.Linear | GroupedLinear]]:
+    return [(name, module) for name, module in layers.named_modules() if isinstance(module, LINEAR)]
 
 
 def _is_scaled(name: str, scale_cross_attention: bool) -> bool:
     parts = name.split(".")
+    if "moe_layer" in parts and "experts" not in parts:
+        return False  # a router
     return any(p in parts for p in SCALED_PROJECTIONS) and (scale_cross_attention or "encoder_attn" not in parts)

@@ -1,24 +1,89 @@
 """The Trainer that fairseq's train command builds when this package is its --user-dir."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
 from fairseq import checkpoint_utils
 from fairseq import trainer as stock
 
+from torchscale_fairseq.core.layers.experts import Experts
+from torchscale_fairseq.hooks import expert_checkpoints, gradient_clipping
 from torchscale_fairseq.hooks.checkpoints import CheckpointError, describe_mismatch
+from torchscale_fairseq.hooks.expert_options import prepare_options
+
+CRASH = "crash.pt"
 
 
 class Trainer(stock.Trainer):
-    """fairseq's Trainer, with four repairs (docs/stock_repairs.md)."""
+    """fairseq's Trainer, with four repairs (docs/stock_repairs.md), and what experts in several processes need
+    (docs/distributed.md)."""
+
+    def __init__(self, cfg: Any, task: Any, model: Any, criterion: Any, quantizer: Any = None):
+        self._split = expert_checkpoints.split_of(model)
+        """How experts are held, if several processes hold them."""
+        self._states_taken = 0
+        if any(isinstance(module, Experts) for module in model.modules()):
+            prepare_options(cfg, several_processes=self._split is not None)
+        if self._split is not None:
+            experts = [name for name, p in model.named_parameters() if hasattr(p, "expert")]
+            model._ddp_params_and_buffers_to_ignore = experts
+        gradient_clipping.watch(model)
+        super().__init__(cfg, task, model, criterion, quantizer)
 
     def train_step(self, samples: Any, raise_oom: bool = False) -> Any:
         """Skips an update whose gradients overflow in fp16 on the CPU as well, where stock goes on to create a
-        CUDA tensor."""
+        CUDA tensor. With experts in several processes, one that runs out of memory does not try to go on without
+        the others."""
         with ExitStack() if self.cuda else _cuda_is_identity():
-            return super().train_step(samples, raise_oom)
+            return super().train_step(samples, raise_oom or self._split is not None)
+
+    def valid_step(self, sample: Any, raise_oom: bool = False) -> Any:
+        """The same for validation."""
+        return super().valid_step(sample, raise_oom or self._split is not None)
+
+    @property
+    def always_call_state_dict_during_save_checkpoint(self) -> bool:
+        """Whether the processes that write no checkpoint take part in collecting it."""
+        return self._split is not None or bool(super().always_call_state_dict_during_save_checkpoint)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What one process would write, in the first process."""
+        state: dict[str, Any] = super().state_dict()
+        if self._split is not None:
+            self._states_taken += 1
+            expert_checkpoints.gather(state, self._split, self._expert_indices())
+        return state
+
+    def save_checkpoint(self, filename: str, extra_state: dict[str, Any]) -> Any:
+        """Stock's; what is left of a crash holds the experts of its process alone, as the others may be gone."""
+        if self._split is None or os.path.basename(filename) != CRASH:
+            return super().save_checkpoint(filename, extra_state)
+        split, self._split = self._split, None
+        try:
+            return super().save_checkpoint(filename, extra_state)
+        finally:
+            self._split = split
+
+    def save_nothing(self, before: int) -> None:
+        """Take part in collecting a checkpoint that the first process, this one, was not asked to write.
+
+        Args:
+            before: ``states_taken`` before it could have been asked.
+        """
+        if self._split is not None and self._states_taken == before:
+            self.state_dict()
+
+    @property
+    def states_taken(self) -> int:
+        """How often ``state_dict`` was called."""
+        return self._states_taken
+
+    def _expert_indices(self) -> list[int]:
+        return expert_checkpoints.expert_indices(chain(self._model.parameters(), self._criterion.parameters()))
 
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> Any:
         """Adapts the checkpoint to this run, and says which architectures meet where it does not fit the model."""
@@ -36,9 +101,9 @@ class Trainer(stock.Trainer):
             raise CheckpointError(mismatch) from None
 
     def _adapt(self, state: dict[str, Any]) -> None:
-        """Two things that stock leaves out: --store-ema on a checkpoint without an average, where it fails with
+        """Things that stock leaves out: --store-ema on a checkpoint without an average, where it fails with
         ``KeyError: 'model'``, starts from the weights; and the place in the data, kept in batches per process,
-        is counted anew for another number of processes."""
+        is counted anew for another number of processes. Optimizer states of experts elsewhere are left out."""
         extra, config = state["extra_state"], state["cfg"]
         if self.cfg.ema.store_ema:
             extra.setdefault("ema", state["model"])
@@ -46,6 +111,8 @@ class Trainer(stock.Trainer):
         if place.get("iterations_in_epoch") and config is not None:
             processes = config["distributed_training"]["distributed_world_size"]
             place["iterations_in_epoch"] = place["iterations_in_epoch"] * processes // self.data_parallel_world_size
+        if self._split is not None:
+            expert_checkpoints.take_own(state, self._split, self._expert_indices())
 
 
 @contextmanager

@@ -15,6 +15,11 @@ def _sizes(*sides: str, **sizes: tuple[int, int, int, int]) -> dict[str, Preset]
     }
 
 
+def _with_experts(sizes: dict[str, Preset], **experts: int) -> dict[str, Preset]:
+    """Sizes of models with so many experts."""
+    return {name: {**sizes[name], "moe_expert_count": count} for name, count in experts.items()}
+
+
 def _family(name: str, common: Preset, sizes: dict[str, Preset]) -> dict[str, Preset]:
     """One architecture per size, and the base size under the family's own name."""
     return {name: {**common, **sizes["base"]}, **{f"{name}_{size}": {**common, **p} for size, p in sizes.items()}}
@@ -22,6 +27,7 @@ def _family(name: str, common: Preset, sizes: dict[str, Preset]) -> dict[str, Pr
 
 _DEEPNORM: Preset = {"deepnorm": True}
 _MAGNETO: Preset = {"subln": True}
+_XMOE: Preset = {**_MAGNETO, "moe_freq": 2, "use_xmoe": True, "moe_gating_use_fp32": True}
 
 _TRANSLATION_SIZES = _sizes(
     "encoder",
@@ -32,9 +38,14 @@ _TRANSLATION_SIZES = _sizes(
 )
 _TRANSLATION_COMMON: Preset = {"activation_fn": "relu", "dropout": 0.1, "no_scale_embedding": False}
 
+_TRANSLATION_EXPERTS = _with_experts(_TRANSLATION_SIZES, small=8, base=32, large=64)
+
 TRANSLATION: dict[str, Preset] = {
     **_family("mt_deepnorm", {**_TRANSLATION_COMMON, **_DEEPNORM}, _TRANSLATION_SIZES),
     **_family("mt_magneto", {**_TRANSLATION_COMMON, **_MAGNETO}, _TRANSLATION_SIZES),
+    **_family(
+        "mt_xmoe", {**_TRANSLATION_COMMON, **_XMOE}, _with_experts(_TRANSLATION_SIZES, small=8, base=32, large=64)
+    ),
     "mt_base": {
         **_TRANSLATION_COMMON,
         **_TRANSLATION_SIZES["base"],

@@ -95,7 +95,8 @@ class MaskedLanguageModel(FairseqEncoderModel):
             masked_tokens: (batch, seq), True where logits are wanted; they come as (tokens, vocabulary).
 
         Returns:
-            Logits (batch, seq, vocabulary) unless told otherwise, and inner_states, a list of (batch, seq, width).
+            Logits (batch, seq, vocabulary) unless told otherwise; and inner_states, a list of (batch, seq, width),
+            with l_aux and routing as from ``Encoder``.
         """
         output = self.encoder(src_tokens, return_all_hiddens=return_all_hiddens, features_only=True)
         x = output["encoder_out"]
@@ -103,7 +104,8 @@ class MaskedLanguageModel(FairseqEncoderModel):
             x = self.classification_heads[classification_head_name](x)
         elif not features_only:
             x = self.encoder.output_projection(x if masked_tokens is None else x[masked_tokens])
-        return x, {"inner_states": output["encoder_states"] if return_all_hiddens else None}
+        states = output["encoder_states"] if return_all_hiddens else None
+        return x, {"inner_states": states, "l_aux": output["l_aux"], "routing": output["routing"]}
 
     def get_normalized_probs(self, net_output: Any, log_probs: bool, sample: Any = None) -> Tensor:
         """(Log-)probabilities in float32 from what ``forward`` returns."""

@@ -57,6 +57,7 @@ class TranslationEncoder(TextEncoder):
             },
             "encoder_states": [state.index_select(0, kept) for state in encoder_out["encoder_states"]],
             "l_aux": encoder_out["l_aux"],
+            "routing": encoder_out["routing"],
             "beams": new_order.numel() // kept.numel(),
         }
 

@@ -17,13 +17,17 @@ from ..initialization import (
 )
 from ..layers.attention import MultiheadAttention
 from ..layers.embedding import PositionalEmbedding, SinusoidalPositionalEmbedding, TextEmbedding
+from ..layers.experts import Experts
 from ..layers.feed_forward import FeedForwardNetwork, GatedLinearUnit
+from ..layers.moe import MixtureOfExperts, RoutingOptions, RoutingReport
 from ..layers.multiway import single_or_multiway
 from ..layers.norm import build_norm
 from ..layers.relative_position import RelativePositionBias
 from ..layers.residual import Residual
+from ..layers.router import CosineRouter, LinearRouter, TorchScaleCosineRouter
 from ..ops.positions import FIRST_POSITION, PADDING_POSITION, absolute_positions
 from ..ops.xpos import XPosTables, xpos_tables
+from ..parallel.groups import split_experts
 
 Config = EncoderConfig | DecoderConfig | EncoderDecoderConfig
 Side = Literal["encoder", "decoder"]
@@ -40,6 +44,7 @@ class SideOptions:
         self.ffn_width: int = getattr(config, f"{side}_ffn_embed_dim")
         self.layers: int = getattr(config, f"{side}_layers")
         self.pre_norm: bool = getattr(config, f"{side}_pre_norm")
+        self.moe_freq = config._expert_freq(side)
         self.learned_positions: bool = getattr(config, f"{side}_learned_pos")
         self.max_positions_option = "max_source_positions" if side == "encoder" else "max_target_positions"
         self.max_positions: int = getattr(config, self.max_positions_option)
@@ -114,6 +119,56 @@ class SideOptions:
             )
 
         return single_or_multiway(self.multiway_ffn, make)
+
+    def has_experts(self, depth: int) -> bool:
+        """Whether layer ``depth``, counted from 0, has experts in place of its feed-forward network."""
+        return self.moe_freq > 0 and (depth + 1) % self.moe_freq == 0
+
+    def mixture_of_experts(self) -> MixtureOfExperts:
+        """The experts of one layer, with their router."""
+        config = self.config
+        dropout = config.activation_dropout if config.moe_expert_dropout is None else config.moe_expert_dropout
+        experts = Experts(
+            split_experts(config.moe_expert_count),
+            self.width,
+            config.moe_expert_ffn_dim or self.ffn_width,
+            gated=config.gated_ffn,
+            activation_fn=config.activation_fn,
+            dropout=dropout,
+            norm=config.norm if config.uses_subln else None,
+            eps=config.layernorm_eps,
+            norm_weight=1 / config.moe_expert_count if config.moe_clip == "sparse" else 1.0,
+            gradient_root=config.moe_normalize_expert_grad == "sqrt_world_size",
+        )
+        router = self._router()
+        router.requires_grad_(not config.moe_freeze_routing)
+        return MixtureOfExperts(router, experts, self._routing_options())
+
+    def _router(self) -> nn.Module:
+        config, experts = self.config, self.config.moe_expert_count
+        if not config.use_xmoe:
+            return LinearRouter(self.width, experts)
+        if config.torchscale_compatible:
+            return TorchScaleCosineRouter(self.width, experts)
+        return CosineRouter(self.width, experts, config.moe_routing_dim or max(experts // 2, 4))
+
+    def _routing_options(self) -> RoutingOptions:
+        config, official = self.config, self.config.torchscale_compatible
+        fraction, policy = config.moe_eval_capacity_token_fraction, config.moe_second_expert_policy
+        before_dropping = config.moe_normalize_gate_prob_before_dropping
+        if official:
+            fraction = 0.25 if fraction is None else fraction
+            policy = "random" if policy is None or config.use_xmoe else policy
+        return RoutingOptions(
+            top_k=config.expert_top_k,
+            capacity_factor=None if config.moe_dropless else config.moe_capacity_factor,
+            eval_capacity_token_fraction=fraction,
+            policy=policy or "all",
+            normalize_before_dropping=config.use_xmoe if before_dropping is None else before_dropping,
+            prioritized=config.moe_batch_prioritized_routing,
+            use_fp32=config.moe_gating_use_fp32,
+            torchscale_compatible=official,
+        )
 
     def relative_bias(self, *, bidirectional: bool) -> RelativePositionBias | None:
         """T5's bias, if the config asks for it."""
@@ -203,8 +258,10 @@ class SideOptions:
         )
 
 
-def run_layer(layer: nn.Module, x: Tensor, *, recompute: bool, stepping: bool, **arguments: Any) -> Tensor:
-    """Call a layer.
+def run_layer(
+    layer: nn.Module, x: Tensor, *, recompute: bool, stepping: bool, **arguments: Any
+) -> tuple[Tensor, RoutingReport | None]:
+    """Call a layer, which returns x and, if it has experts, a report of the routing.
 
     Args:
         x: (batch, seq, width).
@@ -217,6 +274,22 @@ def run_layer(layer: nn.Module, x: Tensor, *, recompute: bool, stepping: bool, *
     if recompute and torch.is_grad_enabled():
         return checkpoint(layer, x, use_reentrant=False, **arguments)
     return layer(x, **arguments)
+
+
+def routing_outputs(
+    reports: list[RoutingReport | None], encoder_out: dict[str, Any] | None = None
+) -> dict[str, list[Any]]:
+    """``l_aux``, TorchScale's name for the balance losses, and ``routing``, one entry per layer.
+
+    Args:
+        reports: of the layers of one side.
+        encoder_out: what the other side returned; its entries come first.
+    """
+    before = encoder_out or {}
+    return {
+        "l_aux": [*before.get("l_aux", ()), *(None if r is None else r.balance_loss for r in reports)],
+        "routing": [*before.get("routing", ()), *reports],
+    }
 
 
 def position_rows(positions: Tensor | None, padding_mask: Tensor | None, *, start: int, x: Tensor) -> Tensor:

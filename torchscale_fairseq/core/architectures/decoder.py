@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from ..config import DecoderConfig, EncoderDecoderConfig
 from ..layers.cache import DecodingState, LayerState, reorder_incremental_state
+from ..layers.moe import RoutingReport
 from ..ops.positions import has_padding_before_tokens, has_padding_inside, relative_positions
 from ..ops.xpos import XPosTables
-from .blocks import SideOptions, position_rows, run_layer
+from .blocks import SideOptions, position_rows, routing_outputs, run_layer
 from .stack import Stack
 
 
@@ -22,7 +23,9 @@ class DecoderLayer(nn.Module):
         self.self_attn_layer_norm = options.norm()
         self.encoder_attn = None if memory_dim is None else options.cross_attention(memory_dim)
         self.encoder_attn_layer_norm = None if memory_dim is None else options.norm()
-        self.ffn = options.feed_forward()
+        with_experts = options.has_experts(depth)
+        self.moe_layer = options.mixture_of_experts() if with_experts else None
+        self.ffn = None if with_experts else options.feed_forward()
         self.final_layer_norm = options.norm()
         self.residual = options.residual(depth)
 
@@ -38,8 +41,9 @@ class DecoderLayer(nn.Module):
         memory_padding_mask: Tensor | None,
         memory_bias: Tensor | None,
         state: LayerState | None,
-    ) -> Tensor:
-        """(batch, seq, width) to the same; arguments as for MultiheadAttention."""
+        not_routed: Tensor | None,
+    ) -> tuple[Tensor, RoutingReport | None]:
+        """(batch, seq, width) to the same; arguments as for MultiheadAttention and MixtureOfExperts."""
         x = self.residual(
             x,
             self.self_attn_layer_norm,
@@ -65,7 +69,11 @@ class DecoderLayer(nn.Module):
                     cache=None if state is None else state.encoder_attn,
                 ),
             )
-        return self.residual(x, self.final_layer_norm, self.ffn)
+        if self.ffn is not None:
+            return self.residual(x, self.final_layer_norm, self.ffn), None
+        moe_layer = self.moe_layer
+        assert moe_layer is not None
+        return self.residual.with_report(x, self.final_layer_norm, lambda y: moe_layer(y, not_routed))
 
 
 class Decoder(Stack):
@@ -132,7 +140,8 @@ class Decoder(Stack):
 
         Returns:
             Logits (batch, new tokens, vocabulary), or features with features_only or without an output
-            projection; and inner_states (list), l_aux (list, None for a dense layer), attn (None).
+            projection; and inner_states (list); l_aux (list, balance losses, None for a dense layer) and routing
+            (list, RoutingReport, None likewise), of the encoder's layers first; attn (None).
 
         Raises:
             ValueError: input is missing, or longer than max_target_positions.
@@ -146,6 +155,9 @@ class Decoder(Stack):
         memory, memory_padding_mask = _memory(encoder_out, state)
 
         relative = _relative_positions(padding_mask, total, x.device)
+        not_routed = None
+        if padding_mask is not None and not self.config.torchscale_compatible:
+            not_routed = padding_mask[:, past:]
         if padding_mask is not None and state is None and not has_padding_before_tokens(padding_mask):
             padding_mask = None  # causal attention does not look to the right
         centre = total // 2 if state is None else state.xpos_centre_for(total, self.config.xpos_scale_base)
@@ -157,11 +169,13 @@ class Decoder(Stack):
             "memory": memory,
             "memory_padding_mask": memory_padding_mask,
             "memory_bias": self._memory_bias(memory, past, total),
+            "not_routed": not_routed,
         }
         layer_states = [None] * len(self.layers) if state is None else state.layers
         inner_states = [x]
+        reports = []
         for layer, layer_state in zip(self.layers, layer_states, strict=True):
-            x = run_layer(
+            x, report = run_layer(
                 layer,
                 x,
                 recompute=self.config.checkpoint_activations,
@@ -170,13 +184,14 @@ class Decoder(Stack):
                 **shared,
             )
             inner_states.append(x)
+            reports.append(report)
         if state is not None:
             state.length = total
         if self.layer_norm is not None:
             x = self.layer_norm(x)
         if not features_only:
             x = self.output_layer(x)
-        return x, {"inner_states": inner_states, "l_aux": [None] * len(self.layers), "attn": None}
+        return x, {"inner_states": inner_states, **routing_outputs(reports, encoder_out), "attn": None}
 
     def output_layer(self, features: Tensor) -> Tensor:
         """Features (..., width) to logits, if there is an output projection."""

@@ -7,10 +7,11 @@ from torch import Tensor, nn
 
 from ..config import EncoderConfig, EncoderDecoderConfig
 from ..layers.cache import KeyValueCache
+from ..layers.moe import RoutingReport
 from ..layers.multiway import apply
 from ..ops.positions import has_padding_inside, relative_positions
 from ..ops.xpos import XPosTables
-from .blocks import SideOptions, position_rows, run_layer
+from .blocks import SideOptions, position_rows, routing_outputs, run_layer
 from .stack import Stack
 
 
@@ -21,9 +22,12 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.self_attn = options.self_attention()
         self.self_attn_layer_norm = options.norm()
-        self.ffn = options.feed_forward()
+        with_experts = options.has_experts(depth)
+        self.moe_layer = options.mixture_of_experts() if with_experts else None
+        self.ffn = None if with_experts else options.feed_forward()
         self.final_layer_norm = options.norm()
         self.residual = options.residual(depth)
+        self.routes_time_first = options.config.torchscale_compatible  # which decides who finds a place
 
     def forward(
         self,
@@ -34,8 +38,9 @@ class EncoderLayer(nn.Module):
         xpos: XPosTables | None,
         cache: KeyValueCache | None,
         split_position: int | None,
-    ) -> Tensor:
-        """(batch, seq, width) to the same; arguments as for MultiheadAttention."""
+        not_routed: Tensor | None,
+    ) -> tuple[Tensor, RoutingReport | None]:
+        """(batch, seq, width) to the same; arguments as for MultiheadAttention and MixtureOfExperts."""
         x = self.residual(
             x,
             lambda y: apply(self.self_attn_layer_norm, y, split_position),
@@ -48,11 +53,22 @@ class EncoderLayer(nn.Module):
                 split_position=split_position,
             ),
         )
-        return self.residual(
+        return self.residual.with_report(
             x,
             lambda y: apply(self.final_layer_norm, y, split_position),
-            lambda y: apply(self.ffn, y, split_position),
+            lambda y: self._feed_forward(y, split_position, not_routed),
         )
+
+    def _feed_forward(
+        self, y: Tensor, split_position: int | None, not_routed: Tensor | None
+    ) -> tuple[Tensor, RoutingReport | None]:
+        if self.ffn is not None:
+            return apply(self.ffn, y, split_position), None
+        assert self.moe_layer is not None
+        if self.routes_time_first:
+            y, report = self.moe_layer(y.transpose(0, 1))
+            return y.transpose(0, 1), report
+        return self.moe_layer(y, not_routed)
 
 
 class Encoder(Stack):
@@ -115,7 +131,8 @@ class Encoder(Stack):
 
         Returns:
             encoder_out (batch, seq, width or vocabulary), encoder_embedding, encoder_padding_mask,
-            encoder_states (list), l_aux (list, None for a dense layer).
+            encoder_states (list); l_aux (list, balance losses, None for a dense layer); routing (list,
+            RoutingReport, None likewise).
 
         Raises:
             ValueError: input is missing, or longer than max_source_positions.
@@ -141,8 +158,9 @@ class Encoder(Stack):
         bias = self._bias(relative, attn_mask, x.dtype)
 
         states = [x] if return_all_hiddens else []
+        reports = []
         for layer, cache in zip(self.layers, caches, strict=True):
-            x = run_layer(
+            x, report = run_layer(
                 layer,
                 x,
                 recompute=self.config.checkpoint_activations,
@@ -152,7 +170,9 @@ class Encoder(Stack):
                 xpos=xpos,
                 cache=cache,
                 split_position=split,
+                not_routed=None if self.config.torchscale_compatible else new_padding,
             )
+            reports.append(report)
             if return_all_hiddens:
                 states.append(x)
         if self.layer_norm is not None:
@@ -166,7 +186,7 @@ class Encoder(Stack):
             "encoder_embedding": embedding,
             "encoder_padding_mask": encoder_padding_mask,
             "encoder_states": states,
-            "l_aux": [None] * len(self.layers),
+            **routing_outputs(reports),
         }
 
     def _checked_split(self, split_position: int | None) -> int | None:

@@ -1,10 +1,13 @@
 """The residual connection around a sublayer."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from ..ops.drop_path import drop_path
+
+Report = TypeVar("Report")
 
 
 class Residual(nn.Module):
@@ -23,11 +26,18 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor, norm: Callable[[Tensor], Tensor], sublayer: Callable[[Tensor], Tensor]) -> Tensor:
         """Add a sublayer's output to x, (batch, seq, width)."""
-        update = self.dropout(sublayer(norm(x) if self.pre_norm else x))
+        return self.with_report(x, norm, lambda y: (sublayer(y), None))[0]
+
+    def with_report(
+        self, x: Tensor, norm: Callable[[Tensor], Tensor], sublayer: Callable[[Tensor], tuple[Tensor, Report]]
+    ) -> tuple[Tensor, Report]:
+        """The same for a sublayer that returns something beside its output, which is passed on."""
+        output, report = sublayer(norm(x) if self.pre_norm else x)
+        update = self.dropout(output)
         if self.training and self.drop_path_rate > 0:
             update = drop_path(update, self.drop_path_rate)
         x = x + update if self.alpha == 1.0 else self.alpha * x + update
-        return x if self.pre_norm else norm(x)
+        return (x if self.pre_norm else norm(x)), report
 
     def extra_repr(self) -> str:
         placement = "pre" if self.pre_norm else "post"

@@ -1,0 +1,117 @@
+"""Feed-forward networks of several experts, stored as one: a parameter has an axis of experts in front.
+
+In a state dict they have TorchScale's names, ``0.fc1.weight`` and so on, with the index of the expert among all
+processes' experts; loading takes this process's own out of a state dict with all of them, or with these.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..parallel.groups import ExpertSplit
+from .feed_forward import ACTIVATIONS
+from .grouped import GroupedLinear, GroupedNorm
+
+
+class Experts(nn.Module):
+    """``FeedForwardNetwork``, or with gated ``GatedLinearUnit``, of each local expert.
+
+    Args:
+        split: the local experts.
+        embed_dim: width of input and output.
+        ffn_dim: inner width.
+        gated: gated linear units without biases.
+        activation_fn: gelu, relu or swish.
+        dropout: after the activation (expert dropout, Switch Transformer, arXiv:2101.03961, sec. 2.4).
+        norm: kind of the inner norm, or None.
+        eps: of the inner norm.
+        norm_weight: factor on the squares of these parameters' gradients in the norm by which gradients are clipped
+            (``ops.sparse_clip``); kept for whoever clips.
+        gradient_root: divide gradients by the square root of the number of processes, not by the number, which is
+            what makes them those of a mean over processes.
+    """
+
+    def __init__(
+        self,
+        split: ExpertSplit,
+        embed_dim: int,
+        ffn_dim: int,
+        *,
+        gated: bool,
+        activation_fn: str,
+        dropout: float,
+        norm: str | None,
+        eps: float,
+        norm_weight: float = 1.0,
+        gradient_root: bool = False,
+    ):
+        super().__init__()
+        self.split = split
+        self.norm_weight = norm_weight
+        self.activation = ACTIVATIONS[activation_fn]
+        self.dropout = nn.Dropout(dropout)
+        self.fc1 = GroupedLinear(split, embed_dim, ffn_dim, bias=not gated)
+        self.gate = GroupedLinear(split, embed_dim, ffn_dim, bias=False) if gated else None
+        self.ffn_layernorm = None if norm is None else GroupedNorm(split, norm, ffn_dim, eps)
+        self.fc2 = GroupedLinear(split, ffn_dim, embed_dim, bias=not gated)
+        processes = split.size * split.replicas
+        divisor = math.sqrt(processes) if gradient_root else processes
+        for parameter in self.parameters():
+            parameter.expert = True  # type: ignore[attr-defined]  # fairseq's mark
+            if divisor != 1:
+                parameter.register_hook(lambda gradient: gradient / divisor)
+        self.register_state_dict_post_hook(_to_names_of_experts)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_from_names_of_experts)  # type: ignore[no-untyped-call]
+
+    def forward(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
+        """(rows, embed_dim), sorted by expert, to the same; sizes: rows of each local expert."""
+        hidden = self.activation(self.fc1(x, sizes))
+        if self.gate is not None:
+            hidden = hidden * self.gate(x, sizes)
+        hidden = self.dropout(hidden)
+        if self.ffn_layernorm is not None:
+            hidden = self.ffn_layernorm(hidden, sizes)
+        return self.fc2(hidden, sizes)
+
+
+def _to_names_of_experts(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
+    assert isinstance(module, Experts)
+    for name, _ in module.named_parameters():
+        if prefix + name in state:
+            for index, value in enumerate(state.pop(prefix + name).unbind(0), module.split.first):
+                state[f"{prefix}{index}.{name}"] = value
+
+
+def _from_names_of_experts(
+    module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any, strict: bool, *lists: list[str]
+) -> None:
+    assert isinstance(module, Experts)
+    split, error_messages = module.split, lists[-1]
+    numbered = re.compile(re.escape(prefix) + r"(\d+)\.")
+    found = {int(match[1]) for match in map(numbered.match, state) if match}
+    own = range(split.first, split.first + split.local)
+    if found and found not in ({*range(split.count)}, {*own}):
+        error_messages.append(
+            f"{prefix[:-1]} has experts {_ranges(found)} in the checkpoint, but 0-{split.count - 1} here; set "
+            f"moe_expert_count to {max(found) + 1}."
+        )
+        return
+    if not found:
+        return
+    for name, _ in module.named_parameters():
+        parts = [state[f"{prefix}{index}.{name}"] for index in own if f"{prefix}{index}.{name}" in state]
+        if len(parts) == split.local:
+            state[prefix + name] = torch.stack(parts)
+    names = {name for name, _ in module.named_parameters()}
+    for key in [key for key in state if numbered.match(key)]:
+        if key.removeprefix(prefix).split(".", 1)[1] in names:
+            del state[key]
+
+
+def _ranges(numbers: set[int]) -> str:
+    contiguous = numbers == set(range(min(numbers), max(numbers) + 1))
+    return f"{min(numbers)}-{max(numbers)}" if contiguous else ", ".join(map(str, sorted(numbers)))

@@ -1,0 +1,116 @@
+"""Mixture of experts: router, dispatch, experts, combine.
+
+Axes: (tokens) of one batch, flattened; (k) choices of a token; (choices) kept pairs of token and expert.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..ops.routing import Routing, balance_loss, capacity_of, route, statistics, z_loss
+from ..parallel.dispatch import dispatcher_for
+from .experts import Experts
+
+
+@dataclass(frozen=True)
+class RoutingOptions:
+    """How tokens are routed. Names and meanings are the config's."""
+
+    top_k: int
+    capacity_factor: float | None
+    """None: dropless."""
+    eval_capacity_token_fraction: float | None
+    """None: dropless."""
+    policy: str
+    normalize_before_dropping: bool
+    prioritized: bool
+    use_fp32: bool
+    torchscale_compatible: bool = False
+
+    def capacity(self, tokens: int, experts: int, *, training: bool) -> int | None:
+        """Places per expert, None for one for everybody."""
+        fraction = self.eval_capacity_token_fraction
+        if not training and fraction is None:
+            return None
+        if not training and fraction is not None and fraction > 0:
+            return math.ceil(fraction * tokens)
+        if self.capacity_factor is None:
+            return None
+        return capacity_of(tokens, experts, top_k=self.top_k, factor=self.capacity_factor)
+
+    def policy_for(self, *, training: bool) -> str:
+        """Chance is for training; TorchScale's code also evaluates by it."""
+        return self.policy if training or self.torchscale_compatible else "all"
+
+
+@dataclass(frozen=True)
+class RoutingReport:
+    """What training needs to know of a layer's routing."""
+
+    balance_loss: Tensor
+    z_loss: Tensor
+    statistics: dict[str, Tensor]
+
+
+class MixtureOfExperts(nn.Module):
+    """Each token's feed-forward network is a weighted sum of those of the experts it is routed to.
+
+    Args:
+        gate: a router.
+        experts: those of this process.
+        options: how tokens are routed.
+    """
+
+    def __init__(self, gate: nn.Module, experts: Experts, options: RoutingOptions):
+        super().__init__()
+        self.gate = gate
+        self.experts = experts
+        self.options = options
+        self.dispatcher = dispatcher_for(experts.split)
+
+    def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, RoutingReport]:
+        """Route and compute.
+
+        Args:
+            x: (batch, seq, width).
+            padding_mask: (batch, seq), True for tokens that are not routed; their output is zero.
+
+        Returns:
+            (batch, seq, width), and the report.
+        """
+        tokens = x.reshape(-1, x.size(-1))
+        if padding_mask is None:
+            output, report = self._mix(tokens, None)
+        elif self.options.torchscale_compatible:  # counts padding when it computes capacity and balance
+            output, report = self._mix(tokens, padding_mask.reshape(-1))
+        else:
+            real = padding_mask.logical_not().reshape(-1).nonzero().squeeze(1)
+            mixed, report = self._mix(tokens[real], None)
+            output = torch.zeros_like(tokens, dtype=mixed.dtype).index_copy(0, real, mixed)
+        return output.view(x.shape), report
+
+    def _mix(self, tokens: Tensor, padding: Tensor | None) -> tuple[Tensor, RoutingReport]:
+        routing, report = self._route(tokens, padding)
+        dispatched = self.dispatcher.dispatch(tokens[routing.token], routing.load)
+        outputs = self.dispatcher.collect(self.experts(dispatched.rows, dispatched.sizes), dispatched)
+        weighted = outputs * routing.weight.to(outputs.dtype).unsqueeze(1)
+        return torch.zeros_like(tokens, dtype=outputs.dtype).index_add(0, routing.token, weighted), report
+
+    def _route(self, tokens: Tensor, padding: Tensor | None) -> tuple[Routing, RoutingReport]:
+        options = self.options
+        scores, balance_scores = self.gate(tokens)
+        if options.use_fp32:
+            scores = scores.float() if scores.dtype != torch.float64 else scores
+        routing = route(
+            scores,
+            top_k=options.top_k,
+            capacity=options.capacity(len(tokens), self.experts.split.count, training=self.training),
+            policy=options.policy_for(training=self.training),
+            normalize_before_dropping=options.normalize_before_dropping,
+            prioritized=options.prioritized,
+            padding=padding,
+        )
+        balance = None if balance_scores is None else balance_scores.to(scores.dtype).softmax(-1)
+        return routing, RoutingReport(balance_loss(routing, balance), z_loss(scores), statistics(routing))

@@ -1,0 +1,97 @@
+"""Taking rows to the processes that hold their experts, and back.
+
+Rows are sorted by expert. A dispatcher turns them into rows of this process's experts, sorted likewise; what they
+become is brought back in the order of the start.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from .groups import ExpertSplit, exchange_group
+
+
+@dataclass(frozen=True)
+class Dispatched:
+    """Rows at their experts."""
+
+    rows: Tensor
+    """(rows here, width), sorted by local expert."""
+    sizes: list[int]
+    """Rows of each local expert."""
+    order: Tensor | None = None
+    """(rows here,), where each row stood when it arrived."""
+    sent: list[int] | None = None
+    """Rows that went to each process."""
+    received: list[int] | None = None
+    """Rows that came from each process."""
+
+
+class LocalDispatcher:
+    """All experts are here: nothing moves."""
+
+    def dispatch(self, rows: Tensor, load: Tensor) -> Dispatched:
+        """Rows (rows, width) of which load (experts,) says how many each expert gets."""
+        return Dispatched(rows, load.tolist())
+
+    def collect(self, outputs: Tensor, dispatched: Dispatched) -> Tensor:
+        """The experts' outputs, in the order of the rows that were dispatched."""
+        return outputs
+
+
+class AllToAllDispatcher:
+    """Experts are split over processes: rows go out in one all-to-all and come back in one more."""
+
+    def __init__(self, split: ExpertSplit):
+        self.split = split
+
+    def dispatch(self, rows: Tensor, load: Tensor) -> Dispatched:
+        """As for ``LocalDispatcher``; every process of the group has to take part, if only with no rows."""
+        split, group = self.split, exchange_group(self.split)
+        arriving = torch.empty_like(load)
+        dist.all_to_all_single(arriving, load.contiguous(), group=group)
+        by_process = arriving.view(split.size, split.local)
+        sent = load.view(split.size, split.local).sum(1).tolist()
+        received = by_process.sum(1).tolist()
+        rows = _all_to_all(rows, sent, received, group)
+        expert = torch.arange(split.local, device=rows.device).repeat(split.size).repeat_interleave(arriving)
+        order = expert.argsort(stable=True)
+        return Dispatched(rows[order], by_process.sum(0).tolist(), order, sent, received)
+
+    def collect(self, outputs: Tensor, dispatched: Dispatched) -> Tensor:
+        """As for ``LocalDispatcher``."""
+        assert dispatched.order is not None
+        arrived = torch.empty_like(outputs).index_copy(0, dispatched.order, outputs)
+        assert dispatched.received is not None and dispatched.sent is not None
+        return _all_to_all(arrived, dispatched.received, dispatched.sent, exchange_group(self.split))
+
+
+def dispatcher_for(split: ExpertSplit) -> LocalDispatcher | AllToAllDispatcher:
+    """The dispatcher that serves a split."""
+    return LocalDispatcher() if split.size == 1 else AllToAllDispatcher(split)
+
+
+class _AllToAll(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, sent: list[int], received: list[int], group: ProcessGroup) -> Tensor:
+        ctx.sent, ctx.received, ctx.group = sent, received, group
+        return _exchange(rows, sent, received, group)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        return _exchange(gradient, ctx.received, ctx.sent, ctx.group), None, None, None
+
+
+def _all_to_all(rows: Tensor, sent: list[int], received: list[int], group: ProcessGroup) -> Tensor:
+    result: Tensor = _AllToAll.apply(rows, sent, received, group)  # type: ignore[no-untyped-call]
+    return result
+
+
+def _exchange(rows: Tensor, sent: list[int], received: list[int], group: ProcessGroup) -> Tensor:
+    result = rows.new_empty(sum(received), *rows.shape[1:])
+    dist.all_to_all_single(result, rows.contiguous(), received, sent, group=group)
+    return result

@@ -1,0 +1,96 @@
+"""Which experts each process holds, and which processes exchange tokens.
+
+Processes r = 0, 1, ...; with at least as many experts as processes each holds an equal share, in order. With more
+processes, every ``expert_count`` neighbours hold one expert each, and groups of them are replicas of each other.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch.distributed as dist
+from torch.distributed import ProcessGroup
+
+
+class UnevenExperts(ValueError):
+    """So many experts cannot be shared out evenly."""
+
+
+@dataclass(frozen=True)
+class ExpertSplit:
+    """This process's share of ``count`` experts. By default all of them."""
+
+    count: int
+    rank: int = 0
+    """Among the processes that hold one set of experts."""
+    size: int = 1
+    """Processes that hold one set of experts."""
+    replicas: int = 1
+    """Sets of experts."""
+
+    @property
+    def local(self) -> int:
+        """Experts that this process holds."""
+        return self.count // self.size
+
+    @property
+    def first(self) -> int:
+        """Index of the first of them."""
+        return self.rank * self.local
+
+
+_splitting = False
+_groups: dict[tuple[int, str], ProcessGroup] = {}
+
+
+@contextmanager
+def splitting_experts() -> Iterator[None]:
+    """Layers with experts that are built meanwhile hold this process's share of them, if there are several
+    processes; all processes then have to call them together."""
+    global _splitting
+    before, _splitting = _splitting, True
+    try:
+        yield
+    finally:
+        _splitting = before
+
+
+def split_experts(count: int) -> ExpertSplit:
+    """How ``count`` experts are held where they are built now.
+
+    Raises:
+        UnevenExperts: the number of processes neither divides nor is a multiple of count.
+    """
+    processes = dist.get_world_size() if _splitting and dist.is_initialized() else 1
+    if processes == 1:
+        return ExpertSplit(count)
+    if count % processes and processes % count:
+        usable = [n for n in range(1, 4 * max(count, processes)) if n % processes == 0 or processes % n == 0]
+        near = sorted(usable, key=lambda n: abs(n - count))[:2]
+        raise UnevenExperts(
+            f"moe_expert_count ({count}) must divide the number of processes ({processes}) or be a multiple of it; "
+            f"use {' or '.join(map(str, sorted(near)))} experts."
+        )
+    size = min(count, processes)
+    return ExpertSplit(count, rank=dist.get_rank() % size, size=size, replicas=processes // size)
+
+
+def exchange_group(split: ExpertSplit) -> ProcessGroup:
+    """The processes that hold one set of experts with this one. The first call is for all processes together."""
+    sets = [list(range(r * split.size, (r + 1) * split.size)) for r in range(split.replicas)]
+    return _group(split, "exchange", sets)
+
+
+def replica_group(split: ExpertSplit) -> ProcessGroup:
+    """The processes that hold the same experts as this one. The first call is for all processes together."""
+    return _group(
+        split, "replica", [list(range(r, split.size * split.replicas, split.size)) for r in range(split.size)]
+    )
+
+
+def _group(split: ExpertSplit, kind: str, members: list[list[int]]) -> ProcessGroup:
+    key = (split.count, kind)
+    if key not in _groups:
+        created = [dist.new_group(ranks) for ranks in members]
+        _groups[key] = next(group for group, ranks in zip(created, members, strict=True) if dist.get_rank() in ranks)
+    return _groups[key]

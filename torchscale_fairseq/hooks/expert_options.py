@@ -1,0 +1,48 @@
+"""What fairseq's own options may be with experts."""
+
+from typing import Any
+
+
+def prepare_options(cfg: Any, *, several_processes: bool) -> None:
+    """Set the options that a model with experts needs, and refuse those that would destroy it.
+
+    Args:
+        cfg: fairseq's configuration; changed in place.
+        several_processes: experts are held by several processes.
+
+    Raises:
+        ValueError: the options average or split what is not one set of parameters.
+    """
+    cfg.common.fp16_no_flatten_grads = True  # flattened, experts could not be told from the rest
+    if not several_processes:
+        return
+    cfg.checkpoint.load_checkpoint_on_all_dp_ranks = True
+    training = cfg.distributed_training
+    refused = {
+        "--zero-sharding os": (training.zero_sharding != "none", "splits the optimizer's state over processes"),
+        "--use-bmuf": (cfg.optimization.use_bmuf, "averages parameters over processes"),
+        f"--ddp-backend {training.ddp_backend}": (
+            training.ddp_backend in ("slowmo", "slow_mo", "fully_sharded"),
+            "averages or splits parameters over processes",
+        ),
+        "--amp": (cfg.common.amp, "lets each process skip updates by itself"),
+        "--optimizer adafactor": (
+            getattr(cfg.optimizer, "_name", None) == "adafactor",
+            "keeps state that experts share",
+        ),
+    }
+    for option, (given, reason) in refused.items():
+        if given:
+            raise ValueError(
+                f"{option} {reason}, but each process holds experts of its own (--moe-freq, --moe-expert-count); use "
+                f"{_INSTEAD.get(option.split()[0], 'another one')}."
+            )
+
+
+_INSTEAD = {
+    "--zero-sharding": "--zero-sharding none",
+    "--use-bmuf": "no --use-bmuf",
+    "--ddp-backend": "--ddp-backend legacy_ddp or pytorch_ddp",
+    "--amp": "--fp16 or --bf16",
+    "--optimizer": "--optimizer adam",
+}

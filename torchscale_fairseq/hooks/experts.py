@@ -1,0 +1,49 @@
+"""Where training with experts enters stock fairseq: four functions, each stock's own for a model without experts."""
+
+from collections.abc import Callable
+from typing import Any
+
+from fairseq import checkpoint_utils, models, utils
+from fairseq.optim import FairseqOptimizer
+
+from torchscale_fairseq.core.parallel.groups import UnevenExperts, splitting_experts
+from torchscale_fairseq.hooks.gradient_clipping import clip_with_experts, reduce_with_replicas
+from torchscale_fairseq.hooks.patching import replace
+
+
+def apply() -> None:
+    """Put all of them in place. Idempotent."""
+    replace(models, "build_model", split_while_training)
+    replace(utils, "clip_grad_norm_", clip_with_experts)
+    replace(FairseqOptimizer, "all_reduce_grads", reduce_with_replicas)
+    replace(checkpoint_utils, "save_checkpoint", save_together)
+
+
+def split_while_training(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """``fairseq.models.build_model``: a model to be trained by several processes shares out its experts. One that is
+    built for a checkpoint to be evaluated does not, since evaluating processes do not keep step."""
+
+    def build_model(cfg: Any, task: Any, from_checkpoint: bool = False) -> Any:
+        if from_checkpoint:
+            return stock(cfg, task, from_checkpoint)
+        with splitting_experts():
+            try:
+                return stock(cfg, task, from_checkpoint)
+            except UnevenExperts as error:
+                raise ValueError(str(error).replace("moe_expert_count", "--moe-expert-count")) from None
+
+    return build_model
+
+
+def save_together(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """``fairseq.checkpoint_utils.save_checkpoint``: where the first process finds nothing to write, it still takes
+    part in what the others are made to do."""
+
+    def save_checkpoint(cfg: Any, trainer: Any, *arguments: Any) -> Any:
+        before = getattr(trainer, "states_taken", 0)
+        result = stock(cfg, trainer, *arguments)
+        if hasattr(trainer, "save_nothing") and not cfg.no_save:
+            trainer.save_nothing(before)
+        return result
+
+    return save_checkpoint

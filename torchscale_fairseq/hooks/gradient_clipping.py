@@ -1,0 +1,78 @@
+"""Gradients of experts in fairseq's optimizer step: summed over replicas, and clipped with all others by SparseClip.
+
+Stock leaves experts out of the norm but scales them, so that each process would clip by another norm, and one whose
+experts overflow would not be noticed.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from torchscale_fairseq.core.layers.experts import Experts
+from torchscale_fairseq.core.ops.sparse_clip import clip_, sparse_norm, sum_of_squares
+from torchscale_fairseq.core.parallel.groups import ExpertSplit, replica_group
+
+
+@dataclass(frozen=True)
+class ExpertGradients:
+    """What there is to know of the experts of the model in training."""
+
+    split: ExpertSplit
+    norm_weight: float
+
+
+_current: ExpertGradients | None = None
+
+
+def watch(model: nn.Module) -> None:
+    """Treat gradients as this model needs it; fairseq's optimizer knows parameters only."""
+    global _current
+    layers = [module for module in model.modules() if isinstance(module, Experts)]
+    _current = ExpertGradients(layers[0].split, layers[0].norm_weight) if layers else None
+
+
+def clip_with_experts(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """``fairseq.utils.clip_grad_norm_``, which is stock's where there are no experts."""
+
+    def clip_grad_norm_(params: Any, max_norm: float, aggregate_norm_fn: Any = None) -> Tensor:
+        params = [params] if isinstance(params, Tensor) else list(params)
+        experts = _current
+        if experts is None or not any(hasattr(p, "expert") for p in params):
+            return stock(params, max_norm, aggregate_norm_fn)
+        dense = [p.grad.detach() for p in params if p.grad is not None and not hasattr(p, "expert")]
+        sparse = [p.grad.detach() for p in params if p.grad is not None and hasattr(p, "expert")]
+        device = params[0].device
+        of_experts = _over_processes(sum_of_squares(sparse, device), experts.split)
+        norm = sparse_norm(sum_of_squares(dense, device), of_experts, weight=experts.norm_weight)
+        if max_norm > 0:
+            clip_([*dense, *sparse], norm, max_norm)
+        return norm.float()
+
+    return clip_grad_norm_
+
+
+def reduce_with_replicas(stock: Callable[..., None]) -> Callable[..., None]:
+    """``FairseqOptimizer.all_reduce_grads`` that also sums the gradients of an expert that several processes hold."""
+
+    def all_reduce_grads(self: Any, module: nn.Module) -> None:
+        stock(self, module)
+        if _current is None or _current.split.replicas == 1:
+            return
+        group = replica_group(_current.split)
+        for parameter in module.parameters():
+            if hasattr(parameter, "expert") and parameter.grad is not None:
+                dist.all_reduce(parameter.grad, group=group)
+
+    return all_reduce_grads
+
+
+def _over_processes(squares: Tensor, split: ExpertSplit) -> Tensor:
+    """The sum over all experts, each counted once."""
+    if split.size * split.replicas == 1:
+        return squares
+    total = squares.clone()
+    dist.all_reduce(total)
+    return total / split.replicas

@@ -29,9 +29,14 @@ corpus=${work}data/cldr.en-de
 data=${work}data/cldr.en-de.bin
 run=${work}runs/$arch
 
+case "$arch" in
+  *moe*) criterion=moe_label_smoothed_cross_entropy ;;
+  *) criterion=label_smoothed_cross_entropy ;;
+esac
+
 # The one place for what training is done with; the architecture's own options are its preset's.
 training=(
-  --criterion label_smoothed_cross_entropy --label-smoothing 0.1
+  --criterion "$criterion" --label-smoothing 0.1
   --optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 1.0
   --lr-scheduler polynomial_decay --lr 1e-3 --warmup-updates 200 --total-num-update "$max_update"
   --max-tokens 700 --max-update "$max_update" --seed 1

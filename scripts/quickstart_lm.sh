@@ -32,17 +32,21 @@ data=${work}data/python.bin
 run=${work}runs/$arch
 model=(--user-dir torchscale_fairseq --path "$run/checkpoint_best.pt")
 
+# A masked model learns from the masked tokens alone: it gets more of them, in many short samples, and relative
+# positions, by which it finds a word's neighbours within a few hundred updates.
 case "$arch" in
-  bert_* | mlm_*) task=masked_lm criterion=masked_lm ;;
-  *) task=language_modeling criterion=cross_entropy ;;
+  bert_* | mlm_*)
+    task=(--task masked_lm --criterion masked_lm --tokens-per-sample 64 --batch-size 16 --mask-prob 0.3)
+    task+=(--xpos-rel-pos --dropout 0 --attention-dropout 0)
+    ;;
+  *) task=(--task language_modeling --criterion cross_entropy --tokens-per-sample 256 --batch-size 2) ;;
 esac
 
 # The one place for what training is done with; the architecture's own options are its preset's.
 training=(
-  --task "$task" --tokens-per-sample 256 --criterion "$criterion"
-  --optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 1.0
-  --lr-scheduler polynomial_decay --lr 2e-3 --warmup-updates 200 --total-num-update "$max_update"
-  --batch-size 2 --batch-size-valid 8 --max-update "$max_update" --seed 1
+  "${task[@]}" --optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 1.0
+  --lr-scheduler polynomial_decay --lr 2e-3 --warmup-updates 100 --total-num-update "$max_update"
+  --batch-size-valid 8 --max-update "$max_update" --seed 1
   --validate-interval-updates 400 --save-interval-updates 400 --keep-interval-updates 1 --no-epoch-checkpoints
   --log-interval 50
 )
@@ -64,7 +68,7 @@ make_once "$data" scripts/data/prepare_language.sh \
 step "4/6 Training: $arch for $max_update updates"
 train "$run" "$data" --user-dir torchscale_fairseq --arch "$arch" "${training[@]}" "${device[@]}"
 
-if [ "$task" = masked_lm ]; then
+if [ "${task[1]}" = masked_lm ]; then
   step "5/6 Perplexity of the masked tokens of the test set"
   run fairseq-validate "$data" "${model[@]}" --task masked_lm --valid-subset test --batch-size 8 "${device[@]}"
 

@@ -72,7 +72,13 @@ def parameters(c: Any) -> int:
         layer = attention(width, width) + ffn(width, inner) + 2 * 2 * width
         layer += 2 * width if c.uses_subln else 0
         layer += attention(width, c.encoder_embed_dim) + 2 * width if cross else 0
-        return layers * layer + (2 * width if pre_norm else 0)
+        mixed = layers // c.moe_freq if c.moe_freq else 0
+        assert c.use_xmoe or not mixed
+        return layers * layer + mixed * more_in_a_mixture(width, inner) + (2 * width if pre_norm else 0)
+
+    def more_in_a_mixture(width: int, inner: int) -> int:
+        experts, dim = c.moe_expert_count, max(c.moe_expert_count // 2, 4)
+        return (experts - 1) * ffn(width, inner) + width * dim + experts * dim + 1
 
     total = 0
     if not isinstance(c, DecoderConfig):
@@ -93,7 +99,9 @@ def parameters(c: Any) -> int:
 
 def test_the_documented_names_are_registered() -> None:
     names = {"mt_base", "lm_base", "mlm_base"}
-    names |= {f"mt_{kind}{size}" for kind in ("deepnorm", "magneto") for size in ("", "_small", "_base", "_large")}
+    names |= {
+        f"mt_{kind}{size}" for kind in ("deepnorm", "magneto", "xmoe") for size in ("", "_small", "_base", "_large")
+    }
     sizes = ("", "_small", "_base", "_medium", "_large", "_xl")
     families = ("gpt_deepnorm", "gpt_magneto", "gpt_xpos", "bert_magneto", "bert_deepnorm")
     names |= {family + size for family in families for size in sizes}
@@ -162,8 +170,14 @@ def test_each_flag_sets_its_option(arch: str, name: str) -> None:
     elif isinstance(field.default, float):
         flags, expected = [flag, "0.25"], 0.25
     else:
-        expected = 64 if name.endswith("heads") else 96
+        expected = 64 if name.endswith("heads") else 4 if name.endswith(("moe_freq", "top_k")) else 96
         flags = [flag, str(expected)]
+    if "moe" in name and config_of(arch).torchscale_compatible and name == "moe_routing_dim":
+        pytest.skip("TorchScale's router has 16 dimensions")
+    if "moe" in name:
+        needed = {"moe_freq": "2", "moe_expert_count": "8"}
+        flags += [word for n, v in needed.items() if n != name for word in (f"--{n.replace('_', '-')}", v)]
+        flags += ["--use-xmoe"] if name == "moe_routing_dim" else []
     companions = {
         "rel_pos_buckets": ["--max-rel-pos", "128"],
         "max_rel_pos": ["--rel-pos-buckets", "32"],

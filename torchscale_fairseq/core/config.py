@@ -246,9 +246,7 @@ class _TransformerConfig(_Config):
                 f"moe_routing_dim ({self.moe_routing_dim}) belongs to use_xmoe without torchscale_compatible."
             )
         if getattr(self, "multiway", False):
-            raise ValueError(
-                "multiway and experts (moe_freq) cannot both be on: both replace the feed-forward network."
-            )
+            raise ValueError("multiway and moe_freq cannot both be on: both replace the feed-forward network.")
 
     def _expert_freq(self, side: str) -> int:
         """Every so many layers of a side one has experts; 0: none."""

@@ -31,7 +31,7 @@ class GroupedLinear(nn.Module):
     def matrices(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Weight (out, in) and bias of each local expert, to be initialised. Random numbers drawn meanwhile depend on
         the expert, not on which of them this process holds."""
-        seed = int(torch.randint(2**31, (1,)))
+        seed = int(torch.randint(2**31, (1,), device="cpu"))
         for index, weight in enumerate(self.weight.data):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed + self.split.first + index)

@@ -3,6 +3,7 @@
     pip install --no-deps torchscale==0.3.0
     python benchmarks/compare.py                        # a decoder's training step, and translation
     python benchmarks/compare.py train --device cuda    # 125M, 350M and 1.3B parameters in bfloat16
+    python benchmarks/compare.py experts                # a layer with experts; the official one takes 20 GB
 
 What should compute the same is compared first: logits and gradients, or hypotheses and scores. Where they disagree
 nothing is timed, and the exit status is 1.
@@ -18,9 +19,10 @@ from pathlib import Path
 
 import torch
 from decoders import SIZES, Case, Size
+from experts import ExpertCase, compare_experts, prepare_official_experts
 from measure import matmul_rate
 from official import OfficialMissingError, load_official
-from report import COMPILED, OFFICIAL, OURS, STOCK, DisagreementError, Row, document
+from report import COMPILED, DENSE, OFFICIAL, OURS, STOCK, DisagreementError, Row, document
 from training import compare_training
 
 
@@ -60,6 +62,8 @@ def main(words: list[str] | None = None) -> int:
         train(options, results)
     if options.benchmark in ("generate", "both"):
         generate(options, results)
+    if options.benchmark == "experts":
+        experts(options, results)
     text = document(results.rows, results.notes, words, options.device)
     print(text, end="")
     if options.output:
@@ -105,6 +109,22 @@ def generate(options: argparse.Namespace, results: Results) -> None:
     results.add(sentences.title, options.sides, work)
 
 
+def experts(options: argparse.Namespace, results: Results) -> None:
+    """A layer with experts: beside the official one, and with more and fewer of them beside a dense network."""
+    prepare_official_experts()
+    sides = [side for side in options.sides if side != STOCK]
+    for tokens in options.tokens:
+        case = ExpertCase(tokens, experts=32)
+        add_experts(case, [*sides, DENSE], options, results)
+    for count in (8, 128):
+        add_experts(ExpertCase(max(options.tokens), experts=count), [OURS, DENSE], options, results)
+
+
+def add_experts(case: ExpertCase, sides: list[str], options: argparse.Namespace, results: Results) -> None:
+    work = partial(compare_experts, case, sides, repeats=options.repeats, torchscale=options.torchscale)
+    results.add(case.title, sides, work)
+
+
 def resized(size: Size, options: argparse.Namespace) -> Size:
     """The size with what the command line changes in it."""
     given = {f.name: getattr(options, f.name) for f in fields(Size)}
@@ -116,7 +136,7 @@ def parse_options(words: list[str]) -> argparse.Namespace:
         prog="compare.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("benchmark", nargs="?", choices=["train", "generate", "both"], default="both", help="default: both")
+    add("benchmark", nargs="?", choices=["train", "generate", "both", "experts"], default="both", help="default: both")
     add("--device", choices=["cpu", "cuda"], default="cpu", help="cpu: float32; cuda: bfloat16, generation float32")
     add("--sides", nargs="+", choices=[OFFICIAL, OURS, STOCK], default=[OFFICIAL, OURS, STOCK], help="default: all")
     add("--torchscale", type=Path, metavar="PATH", help="torchscale's wheel or unpacked wheel; default: the installed")
@@ -152,6 +172,11 @@ def parse_options(words: list[str]) -> argparse.Namespace:
         "--target-length", type=positive, default=64, metavar="N", help="tokens that all sides must decode; default: 64"
     )
     translation.add_argument("--beam", type=positive, default=5, metavar="N", help="default: 5")
+
+    mixture = parser.add_argument_group("experts (CPU)")
+    mixture.add_argument(
+        "--tokens", type=positive, nargs="+", default=[4096, 16384], metavar="N", help="default: 4096 16384"
+    )
 
     options = parser.parse_args(words)
     on_gpu = options.device == "cuda"

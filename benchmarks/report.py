@@ -12,8 +12,9 @@ from official import official_version
 
 import torchscale_fairseq
 
-OFFICIAL, OURS, COMPILED, STOCK = "official", "ours", "ours, compiled", "stock"
-"""The sides: TorchScale 0.3.0, this package, the same under torch.compile, and fairseq's ``transformer``."""
+OFFICIAL, OURS, COMPILED, STOCK, DENSE = "official", "ours", "ours, compiled", "stock", "dense"
+"""The sides: TorchScale 0.3.0, this package, the same under torch.compile, fairseq's
+``transformer``, and a feed-forward network in place of experts."""
 
 COLUMNS = ("benchmark", "side", "time", "speed", "vs official", "peak memory", "utilisation")
 

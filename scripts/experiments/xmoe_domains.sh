@@ -43,7 +43,7 @@ training=(
   --max-tokens 700 --max-update "$max_update" --seed 1 --validate-interval-updates 100 --no-epoch-checkpoints
   --log-interval 25
 )
-dense=(--arch mt_magneto_small --criterion label_smoothed_cross_entropy)
+dense=(--arch mt_deepnorm_small --criterion label_smoothed_cross_entropy)
 xmoe=(--arch mt_xmoe_small --criterion moe_label_smoothed_cross_entropy)
 
 set_up 1/3

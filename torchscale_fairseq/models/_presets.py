@@ -27,7 +27,7 @@ def _family(name: str, common: Preset, sizes: dict[str, Preset]) -> dict[str, Pr
 
 _DEEPNORM: Preset = {"deepnorm": True}
 _MAGNETO: Preset = {"subln": True}
-_XMOE: Preset = {**_MAGNETO, "moe_freq": 2, "use_xmoe": True, "moe_gating_use_fp32": True}
+_XMOE: Preset = {**_DEEPNORM, "moe_freq": 2, "use_xmoe": True, "moe_gating_use_fp32": True}
 
 _TRANSLATION_SIZES = _sizes(
     "encoder",

@@ -3,6 +3,7 @@
 import argparse
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import numpy
 import numpy.dtypes
 import torch
+
+from torchscale_fairseq.hooks import expert_shards
 
 __all__ = ["CheckpointError", "allow_stock_types", "describe_mismatch", "explain", "load_checkpoint"]
 
@@ -52,16 +55,37 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         CheckpointError: the file is truncated, not a checkpoint, or holds types that are not loaded safely.
     """
+    state = read_file(path)
+    if not isinstance(state, dict) or "model" not in state:
+        raise CheckpointError(f"{path} is not a checkpoint of fairseq: it has no entry 'model'")
+    return expert_shards.join(state, path, read_mapped)
+
+
+def read_mapped(path: str | Path) -> Any:
+    """The same as ``read_file``, but each tensor is read when it is first used. The file must not be written to until
+    then."""
+    return read_file(path, mapped=_is_zip(path))
+
+
+def read_file(path: str | Path, *, mapped: bool = False) -> Any:
+    """What ``torch.save`` wrote, on the CPU, by ``weights_only=True``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: it cannot be read.
+    """
     allowed = torch.serialization.get_safe_globals()
     try:
         # the context takes what it was given off the list, so that it must not be given what is on it already
         with torch.serialization.safe_globals([kind for kind in SAFE_TYPES if kind not in allowed]):
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except UNREADABLE as error:
         raise explain(path, error) from None
-    if not isinstance(state, dict) or "model" not in state:
-        raise CheckpointError(f"{path} is not a checkpoint of fairseq: it has no entry 'model'")
-    return state
+
+
+def _is_zip(path: str | Path) -> bool:
+    """Whether the file has torch's format since 1.6, which can be mapped."""
+    return Path(path).is_file() and zipfile.is_zipfile(path)
 
 
 def explain(path: str | Path, error: Exception) -> Exception:

@@ -4,7 +4,6 @@ Names in a state dict carry the index of the expert among all; the first process
 states belong to stacked parameters, and are joined along the axis of experts.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from itertools import chain, groupby
 from typing import Any
@@ -15,8 +14,7 @@ from torch import Tensor, nn
 
 from torchscale_fairseq.core.layers.experts import Experts
 from torchscale_fairseq.core.parallel.groups import ExpertSplit, exchange_group
-
-EXPERT = re.compile(r"^(.*\bmoe_layer\.experts\.)(\d+)(\..+)$")
+from torchscale_fairseq.hooks.expert_shards import AVERAGES, EXPERT, expert_index, is_stacked, own_states
 
 
 def split_of(model: nn.Module) -> ExpertSplit | None:
@@ -43,7 +41,7 @@ def gather(state: dict[str, Any], split: ExpertSplit, indices: list[int]) -> Non
         return  # every process, or the first ones, hold all there is
     extra = state["extra_state"]
     state["model"] = _gather_named(state["model"], split)
-    for name in ("ema", "ema_fp32_params"):
+    for name in AVERAGES:
         if name in extra:
             extra[name] = _gather_named(extra[name], split)
     if "last_optimizer_state" in state:
@@ -55,15 +53,14 @@ def gather(state: dict[str, Any], split: ExpertSplit, indices: list[int]) -> Non
 def take_own(state: dict[str, Any], split: ExpertSplit, indices: list[int]) -> None:
     """Leave in a complete state what belongs to this process, but for the entry ``model``, whose experts pick their
     own. Arguments as for ``gather``."""
-    own = slice(split.first, split.first + split.local)
+    own = range(split.first, split.first + split.local)
     averages = state["extra_state"].get("ema_fp32_params", {})
-    for name in [name for name in averages if _index(name) not in (None, *range(own.start, own.stop))]:
+    for name in [name for name in averages if expert_index(name) not in (None, *own)]:
         del averages[name]
+    states = (state.get("last_optimizer_state") or {}).get("state", {})
     for index in indices:
-        states = (state.get("last_optimizer_state") or {}).get("state", {})
-        for name, value in states.get(index, {}).items():
-            if _is_stacked(value):
-                states[index][name] = value[own].clone()
+        if index in states and any(is_stacked(v) and len(v) > split.local for v in states[index].values()):
+            states[index] = own_states(states[index], own)
 
 
 def _gather_named(tensors: Mapping[str, Tensor], split: ExpertSplit) -> dict[str, Tensor]:
@@ -84,7 +81,7 @@ def _gather_states(states: Mapping[int, Any], split: ExpertSplit, indices: list[
     for index in indices:
         complete[index] = dict(states.get(index, {}))
         for name, value in complete[index].items():
-            if _is_stacked(value):
+            if is_stacked(value):
                 parts = _gather(value, split)
                 complete[index][name] = torch.cat(parts) if parts else value
     return complete
@@ -98,16 +95,7 @@ def _gather(tensor: Tensor, split: ExpertSplit) -> list[Tensor]:
     return [part.cpu() for part in parts or ()]
 
 
-def _is_stacked(value: Any) -> bool:
-    return torch.is_tensor(value) and value.dim() > 0
-
-
 def _parameter(name: str) -> tuple[str, str] | None:
     """What stands before and behind the index of the expert; None for what is no expert's."""
     match = EXPERT.match(name)
     return (match[1], match[3]) if match else None
-
-
-def _index(name: str) -> int | None:
-    match = EXPERT.match(name)
-    return int(match[2]) if match else None

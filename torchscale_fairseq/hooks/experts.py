@@ -36,14 +36,13 @@ def split_while_training(stock: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def save_together(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """``fairseq.checkpoint_utils.save_checkpoint``: where the first process finds nothing to write, it still takes
-    part in what the others are made to do."""
+    """``fairseq.checkpoint_utils.save_checkpoint`` with what our Trainer does after it."""
 
     def save_checkpoint(cfg: Any, trainer: Any, *arguments: Any) -> Any:
         before = getattr(trainer, "states_taken", 0)
         result = stock(cfg, trainer, *arguments)
-        if hasattr(trainer, "save_nothing") and not cfg.no_save:
-            trainer.save_nothing(before)
+        if hasattr(trainer, "finish_saving") and not cfg.no_save:
+            trainer.finish_saving(before)
         return result
 
     return save_checkpoint

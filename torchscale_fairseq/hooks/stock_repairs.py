@@ -28,7 +28,7 @@ from fairseq.tasks import language_modeling
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
-from torchscale_fairseq.hooks import checkpoints
+from torchscale_fairseq.hooks import checkpoints, expert_shards
 from torchscale_fairseq.hooks.launch import call_main_on_cpu_too
 from torchscale_fairseq.hooks.patching import replace
 from torchscale_fairseq.hooks.trainer import Trainer
@@ -54,7 +54,7 @@ def explain_unreadable_checkpoints() -> None:
     def make(stock: Callable[..., Any]) -> Callable[..., Any]:
         def load_checkpoint_to_cpu(path: str, *args: Any, **kwargs: Any) -> Any:
             try:
-                return stock(path, *args, **kwargs)
+                return _whole(stock, path, *args, **kwargs)
             except checkpoints.CheckpointError:
                 raise
             except checkpoints.UNREADABLE as error:
@@ -66,6 +66,12 @@ def explain_unreadable_checkpoints() -> None:
         return load_checkpoint_to_cpu
 
     replace(checkpoint_utils, "load_checkpoint_to_cpu", make)
+
+
+def _whole(stock: Callable[..., Any], path: str, *args: Any, **kwargs: Any) -> Any:
+    """A checkpoint with its experts, which may lie in files of their own."""
+    state = stock(path, *args, **kwargs)
+    return expert_shards.join(state, path, checkpoints.read_mapped) if isinstance(state, dict) else state
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,9 +12,10 @@ from fairseq import checkpoint_utils
 from fairseq import trainer as stock
 
 from torchscale_fairseq.core.layers.experts import Experts
-from torchscale_fairseq.hooks import expert_checkpoints, gradient_clipping
-from torchscale_fairseq.hooks.checkpoints import CheckpointError, describe_mismatch
+from torchscale_fairseq.hooks import expert_checkpoints, expert_shards, gradient_clipping
+from torchscale_fairseq.hooks.checkpoints import CheckpointError, describe_mismatch, read_mapped
 from torchscale_fairseq.hooks.expert_options import prepare_options
+from torchscale_fairseq.hooks.expert_shards import write_shard
 
 CRASH = "crash.pt"
 
@@ -51,10 +53,16 @@ class Trainer(stock.Trainer):
         return self._split is not None or bool(super().always_call_state_dict_during_save_checkpoint)
 
     def state_dict(self) -> dict[str, Any]:
-        """What one process would write, in the first process."""
+        """What one process would write, in the first process; with --moe-checkpoint-format sharded, without the
+        experts, which each process writes itself."""
         state: dict[str, Any] = super().state_dict()
-        if self._split is not None:
-            self._states_taken += 1
+        if self._split is None:
+            return state
+        self._states_taken += 1
+        if self._writes_shards:
+            folder = Path(self.cfg.checkpoint.save_dir)
+            write_shard(state, folder, self._split, self._expert_indices(), self.get_num_updates())
+        else:
             expert_checkpoints.gather(state, self._split, self._expert_indices())
         return state
 
@@ -68,19 +76,32 @@ class Trainer(stock.Trainer):
         finally:
             self._split = split
 
-    def save_nothing(self, before: int) -> None:
-        """Take part in collecting a checkpoint that the first process, this one, was not asked to write.
+    def finish_saving(self, before: int) -> None:
+        """What comes after a chance to write a checkpoint. Where the first process, this one, found nothing to write,
+        it takes part in what the others were made to do; files that belong to checkpoints since removed go.
 
         Args:
-            before: ``states_taken`` before it could have been asked.
+            before: ``states_taken`` before.
         """
         if self._split is not None and self._states_taken == before:
             self.state_dict()
+        if self._writes_shards and self.is_data_parallel_master:
+            expert_shards.remove_unused(Path(self.cfg.checkpoint.save_dir), read_mapped)
 
     @property
     def states_taken(self) -> int:
         """How often ``state_dict`` was called."""
         return self._states_taken
+
+    @property
+    def _own_experts(self) -> range | None:
+        """None for all."""
+        split = self._split
+        return None if split is None else range(split.first, split.first + split.local)
+
+    @property
+    def _writes_shards(self) -> bool:
+        return self._split is not None and getattr(self.cfg.model, "moe_checkpoint_format", "merged") == "sharded"
 
     def _expert_indices(self) -> list[int]:
         return expert_checkpoints.expert_indices(chain(self._model.parameters(), self._criterion.parameters()))
@@ -88,7 +109,7 @@ class Trainer(stock.Trainer):
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> Any:
         """Adapts the checkpoint to this run, and says which architectures meet where it does not fit the model."""
         try:
-            with _adapting_checkpoints(self._adapt):
+            with _adapting_checkpoints(self._adapt), expert_shards.reading_only(self._own_experts):
                 return super().load_checkpoint(filename, *args, **kwargs)
         except CheckpointError:
             raise

@@ -11,10 +11,25 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional, TypeVar
 
-from fairseq.dataclass import FairseqDataclass
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from omegaconf import II
 
 Preset = Mapping[str, Any]
+
+
+@dataclasses.dataclass
+class ModelOptions(FairseqDataclass):
+    """Options of fairseq's side alone, of every model."""
+
+    moe_checkpoint_format: ChoiceEnum(["merged", "sharded"]) = dataclasses.field(  # type: ignore[valid-type]
+        default="merged",
+        metadata={
+            "help": "merged: a checkpoint is one file, whatever the number of processes; sharded: experts go to a file "
+            "per process beside it, for models too large for one machine's memory"
+        },
+    )
+
+
 ConfigT = TypeVar("ConfigT")
 
 
@@ -27,7 +42,7 @@ def fairseq_dataclass(
     name: str,
     config_class: type,
     preset: Preset,
-    base: type = FairseqDataclass,
+    base: type = ModelOptions,
     from_task: Sequence[str] = (),
 ) -> type:
     """A dataclass with one field per option of a config class.

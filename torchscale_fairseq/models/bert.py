@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch.nn.functional as F
-from fairseq.dataclass import FairseqDataclass
 from fairseq.models import FairseqEncoderModel, register_model
 from torch import Tensor, nn
 
@@ -15,7 +14,7 @@ from torchscale_fairseq.core.layers.heads import POOLER_ACTIVATIONS, Classificat
 
 from ._dictionary import token_embedding
 from ._encoder import TextEncoder
-from ._options import Preset, core_config, fairseq_dataclass
+from ._options import ModelOptions, Preset, core_config, fairseq_dataclass
 from ._presets import MASKED
 
 logger = logging.getLogger(__name__)
@@ -24,7 +23,7 @@ HEADS = "classification_heads."
 
 
 @dataclass
-class MaskedLanguageModelOptions(FairseqDataclass):
+class MaskedLanguageModelOptions(ModelOptions):
     """Options of fairseq's side alone."""
 
     pooler_activation_fn: str = field(

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any, Optional
 
-from fairseq.dataclass import FairseqDataclass
 from fairseq.models import FairseqLanguageModel, register_model
 from omegaconf import II
 
@@ -11,7 +10,7 @@ from torchscale_fairseq.core.config import DecoderConfig
 
 from ._decoder import TextDecoder
 from ._dictionary import token_embedding
-from ._options import Preset, core_config, fairseq_dataclass
+from ._options import ModelOptions, Preset, core_config, fairseq_dataclass
 from ._presets import LANGUAGE
 from ._pretrained import Pretrained
 
@@ -19,7 +18,7 @@ FROM_TASK = ("max_target_positions",)
 
 
 @dataclass
-class LanguageModelOptions(FairseqDataclass):
+class LanguageModelOptions(ModelOptions):
     """Options of fairseq's side alone."""
 
     tokens_per_sample: Optional[int] = II("task.tokens_per_sample")  # noqa: UP045

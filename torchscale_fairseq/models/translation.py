@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 import torch
-from fairseq.dataclass import FairseqDataclass
 from fairseq.models import FairseqEncoderDecoderModel, register_model
 from torch import Tensor
 
@@ -14,7 +13,7 @@ from torchscale_fairseq.core.layers.cache import rows_of_groups
 from ._decoder import TextDecoder
 from ._dictionary import token_embedding
 from ._encoder import TextEncoder
-from ._options import Preset, core_config, fairseq_dataclass
+from ._options import ModelOptions, Preset, core_config, fairseq_dataclass
 from ._presets import TRANSLATION
 from ._pretrained import Pretrained
 
@@ -22,7 +21,7 @@ FROM_TASK = ("max_source_positions", "max_target_positions")
 
 
 @dataclass
-class TranslationOptions(FairseqDataclass):
+class TranslationOptions(ModelOptions):
     """Options of fairseq's side alone."""
 
     encoder_embed_path: Optional[str] = field(  # noqa: UP045

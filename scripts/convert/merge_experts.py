@@ -1,0 +1,41 @@
+#!/usr/bin/env python
+"""Bring the experts of a checkpoint written with --moe-checkpoint-format sharded back into one file, which any number
+of processes resumes and every command of fairseq reads by itself."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from torchscale_fairseq.hooks.checkpoints import CheckpointError, load_checkpoint, read_mapped
+from torchscale_fairseq.hooks.expert_shards import ENTRY
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("input", type=Path, help="the checkpoint, beside its folder experts/")
+    parser.add_argument("output", type=Path, help="the file to write")
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = parse_options()
+    try:
+        if ENTRY not in read_mapped(options.input):
+            raise CheckpointError(f"{options.input} has no experts in files of their own: nothing to merge")
+        state = load_checkpoint(options.input)
+        torch.save(state, f"{options.output}.tmp")
+        os.replace(f"{options.output}.tmp", options.output)
+    except (CheckpointError, OSError) as error:
+        print(f"merge_experts.py: {error}", file=sys.stderr)
+        return 1
+    print(f"wrote {options.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""--moe-checkpoint-format sharded: experts in a file per process."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("fairseq")
+
+from tests.distributed.test_experts import ADAM, assert_same_state, data, train
+from tests.fairseq_cli import REPOSITORY, run_fairseq
+from tests.plugin.test_translation_cli import assert_same_weights
+from tests.scripts.in_process import run_script
+from torchscale_fairseq.hooks.checkpoints import load_checkpoint, read_file
+
+__all__ = ["data"]
+SHARDED = ["--moe-checkpoint-format", "sharded"]
+MERGE = REPOSITORY / "scripts/convert/merge_experts.py"
+
+
+@pytest.fixture(scope="module")
+def sharded(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three updates of two processes."""
+    folder = tmp_path_factory.mktemp("sharded")
+    train(2, data, folder, *ADAM, *SHARDED, "--store-ema").check()
+    return folder
+
+
+def test_experts_lie_apart(sharded: Path) -> None:
+    assert sorted(path.name for path in (sharded / "experts").iterdir()) == ["update3.0of2.pt", "update3.1of2.pt"]
+    alone = read_file(sharded / "checkpoint_last.pt")
+    assert not [name for name in alone["model"] if ".experts." in name]
+    names = read_file(sharded / "experts/update3.1of2.pt")["model"]
+    assert {name.split(".experts.")[1].split(".")[0] for name in names} == {"2", "3"}
+
+
+def test_equals_the_merged_format(data: Path, sharded: Path, tmp_path: Path) -> None:
+    train(2, data, tmp_path, *ADAM, "--store-ema").check()
+    expected, found = (load_checkpoint(folder / "checkpoint_last.pt") for folder in (tmp_path, sharded))
+    assert found["model"].keys() == expected["model"].keys()
+    for name, value in expected["model"].items():
+        torch.testing.assert_close(found["model"][name], value, atol=1e-6, rtol=0, msg=name)
+    assert found["extra_state"]["ema"].keys() == expected["extra_state"]["ema"].keys()
+    assert_same_state(found["last_optimizer_state"], expected["last_optimizer_state"])
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_resumes_in_any_number_of_processes(processes: int, data: Path, sharded: Path, tmp_path: Path) -> None:
+    merged = tmp_path / "merged.pt"
+    assert run_script(MERGE, sharded / "checkpoint_last.pt", merged).check().stdout == f"wrote {merged}\n"
+    for name, path in (("a", sharded / "checkpoint_last.pt"), ("b", merged)):
+        train(processes, data, tmp_path / name, *ADAM, "--store-ema", "--restore-file", path, updates=5).check()
+    assert_same_weights(tmp_path / "a", tmp_path / "b", 1e-7)
+
+
+def test_generates_from_the_shards(data: Path, sharded: Path) -> None:
+    arguments = [data, "--path", sharded / "checkpoint_last.pt", "--cpu", "--batch-size", "8", "--beam", "2"]
+    assert "Generate test" in run_fairseq("generate", arguments).check().output
+
+
+def test_a_missing_or_truncated_shard_is_named(data: Path, sharded: Path, tmp_path: Path) -> None:
+    train(2, data, tmp_path, *ADAM, *SHARDED).check()
+    shard = tmp_path / "experts/update3.1of2.pt"
+    content = shard.read_bytes()
+    shard.write_bytes(content[:1000])
+    for processes in (1, 2):
+        done = train(processes, data, tmp_path, *ADAM, *SHARDED, updates=5)
+        assert done.returncode == 1
+        assert f"{shard} is truncated or not a checkpoint (1,000 bytes)" in done.output
+    shard.unlink()
+    done = train(1, data, tmp_path, *ADAM, *SHARDED, updates=5)
+    assert done.returncode == 1 and str(shard) in done.output
+    assert run_script(MERGE, tmp_path / "checkpoint_last.pt", tmp_path / "merged.pt").returncode == 1
+
+
+def test_shards_of_removed_checkpoints_go(data: Path, tmp_path: Path) -> None:
+    flags = ["--save-interval-updates", "1", "--keep-interval-updates", "1", "--disable-validation"]
+    train(2, data, tmp_path, *ADAM, *SHARDED, *flags, "--no-epoch-checkpoints", updates=3).check()
+    assert sorted(path.name for path in (tmp_path / "experts").iterdir()) == ["update3.0of2.pt", "update3.1of2.pt"]
+
+
+def test_nothing_to_merge(data: Path, tmp_path: Path) -> None:
+    train(1, data, tmp_path, *ADAM, updates=1).check()
+    done = run_script(MERGE, tmp_path / "checkpoint_last.pt", tmp_path / "merged.pt")
+    assert "has no experts in files of their own" in done.stderr

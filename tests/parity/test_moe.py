@@ -14,6 +14,7 @@ from torchscale_fairseq.core.layers.experts import Experts
 from torchscale_fairseq.core.layers.moe import MixtureOfExperts, RoutingOptions
 from torchscale_fairseq.core.layers.router import LinearRouter, TorchScaleCosineRouter
 from torchscale_fairseq.core.ops.routing import Routing, balance_loss, route, statistics
+from torchscale_fairseq.core.ops.sparse_clip import clip_, sparse_norm, sum_of_squares
 from torchscale_fairseq.core.parallel.groups import ExpertSplit
 
 GATES = cases("moe_top*")
@@ -225,3 +226,28 @@ def test_decoder(case: Case) -> None:
     with torch.no_grad():
         steps = [model(tokens[:, : t + 1], incremental_state=state)[0] for t in range(tokens.size(1))]
     assert_close(torch.cat(steps, 1), case["out/incremental_logits"], "parity", "incremental_logits")
+
+
+CLIPS = cases("sparse_clip")
+OF_EXPERTS, DENSE = ("e0", "e1"), ("n0", "n1", "s0")
+"""Left out is b0, of fairseq's BASE layers, which count in no norm."""
+MAX_NORM = 0.7
+
+
+@pytest.mark.parametrize("experts", [2, 8, 64])
+@pytest.mark.parametrize("case", CLIPS, ids=ids(CLIPS))
+def test_sparse_norm(case: Case, experts: int) -> None:
+    """The official sum of squares; the clipped gradients are not compared, since it clips copies of the experts'."""
+    gradients = case.group("in/grad.")
+    squares = {name: sum_of_squares([g], torch.device("cpu")) for name, g in gradients.items()}
+    dense = torch.stack([squares[name] for name in DENSE]).sum()
+    of_experts = torch.stack([squares[name] for name in OF_EXPERTS]).sum()
+    norm = sparse_norm(dense, of_experts, weight=1 / experts)
+    torch.testing.assert_close(norm.reshape(1), case[f"out/experts{experts}.total_norm"], rtol=1e-6, atol=0)
+    clipped = {name: g.clone() for name, g in gradients.items()}
+    clip_(clipped.values(), norm, MAX_NORM)
+    for name in DENSE:
+        expected = case[f"out/experts{experts}.clipped.{name}"]
+        torch.testing.assert_close(clipped[name], expected, rtol=1e-5, atol=1e-7, msg=name)
+    for name in OF_EXPERTS:
+        torch.testing.assert_close(clipped[name], gradients[name] * (MAX_NORM / norm), rtol=1e-5, atol=1e-7, msg=name)

@@ -147,3 +147,28 @@ def test_checkpoint_of_another_width(language_data: Path, language_checkpoint: P
     done = run_fairseq("train", [*arguments, "--restore-file", language_checkpoint, "--decoder-ffn-embed-dim", "64"])
     assert "this run builds --arch transformer_lm, with other options or another dictionary" in done.last_line
     assert "decoder.layers.0.fc1.weight, (32, 16) in the checkpoint and (64, 16) here" in done.last_line
+
+
+@pytest.mark.parametrize(("plugin", "left"), [(False, "ne"), (True, "old")])
+def test_an_interrupted_copy_leaves_the_previous_checkpoint(plugin: bool, left: str, tmp_path: Path) -> None:
+    code = f"""
+    import os, shutil
+    from fairseq.file_io import PathManager
+    os.chdir({str(tmp_path)!r})
+    for name, content in (("new.pt", "new"), ("checkpoint_last.pt", "old")):
+        with open(name, "w") as file:
+            file.write(content)
+    def killed(source, target):
+        with open(source) as whole, open(target, "w") as part:
+            part.write(whole.read()[:2])
+        raise KeyboardInterrupt
+    copyfile, shutil.copyfile = shutil.copyfile, killed
+    try:
+        PathManager.copy("new.pt", "checkpoint_last.pt", overwrite=True)
+    except KeyboardInterrupt:
+        print(open("checkpoint_last.pt").read())
+    shutil.copyfile = copyfile
+    PathManager.copy("new.pt", "checkpoint_last.pt", overwrite=True)
+    assert open("checkpoint_last.pt").read() == "new"
+    """
+    assert run_beside_fairseq(code, plugin=plugin).check().stdout.split() == [left]

@@ -6,13 +6,13 @@ usage() {
   cat <<'EOF'
 usage: scripts/experiments/xmoe_domains.sh --output DIR [--max-update N] [--gpu] [--work-dir DIR] [-- OPTIONS]
 
-Trains four models with the same batches on the corpus of scripts/quickstart.sh, whose sentences are of six kinds
-(dates, times, money, units, places, numbers): a dense one, X-MoE with SparseClip and balance loss, and X-MoE without
-either. Draws their validation loss and the load of their experts, and prints the last values. Run again, it skips what
-is finished.
+Trains four narrow models with the same batches on the corpus of scripts/quickstart.sh, whose sentences are of six
+kinds (dates, times, money, units, places, numbers): a dense one, X-MoE with 8 experts in each layer, and the same without
+SparseClip or without the balance loss. Draws their validation loss and the load of their experts, and prints the last
+values. Run again, it skips what is finished.
 
   --output DIR      where the figure goes (xmoe_domains.png)
-  --max-update N    updates to train each for (default 800)
+  --max-update N    updates to train each for (default 1500)
   --gpu             train on the GPU, with --fp16
   --work-dir DIR    where data/ and runs/ go (default: the repository)
   -- OPTIONS        the rest goes to fairseq-train as it is
@@ -22,7 +22,7 @@ EOF
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 source "$root/scripts/lib.sh"
 arch=
-max_update=800
+max_update=1500
 output=
 if [ "${1:-}" = --output ]; then
   [ $# -ge 2 ] || fail "--output needs a value"
@@ -39,12 +39,17 @@ runs=${work}runs/xmoe_domains
 
 training=(
   --label-smoothing 0.1 --optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 1.0
-  --lr-scheduler polynomial_decay --lr 1e-3 --warmup-updates 200 --total-num-update "$max_update"
+  --lr-scheduler polynomial_decay --lr 2e-3 --warmup-updates 200 --total-num-update "$max_update"
   --max-tokens 700 --max-update "$max_update" --seed 1 --validate-interval-updates 100 --no-epoch-checkpoints
   --log-interval 25
 )
-dense=(--arch mt_deepnorm_small --criterion label_smoothed_cross_entropy)
-xmoe=(--arch mt_xmoe_small --criterion moe_label_smoothed_cross_entropy)
+# Narrow enough for six kinds of text to compete for the feed-forward networks.
+narrow=()
+for side in encoder decoder; do
+  narrow+=("--$side-embed-dim" 96 "--$side-ffn-embed-dim" 96)
+done
+dense=(--arch mt_deepnorm_small --criterion label_smoothed_cross_entropy "${narrow[@]}")
+xmoe=(--arch mt_xmoe_small --criterion moe_label_smoothed_cross_entropy "${narrow[@]}" --moe-freq 1)
 
 set_up 1/3
 

@@ -99,40 +99,9 @@ def _check_range(name: str, value: float, low: float, high: float | None = None)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _TransformerConfig(_Config):
-    """Options that encoder, decoder and encoder-decoder share."""
+class _ExpertOptions(_Config):
+    """Options of mixtures of experts."""
 
-    vocab_size: int = option(-1, "size of the vocabulary; -1 for a model without embeddings", core_only=True)
-    no_output_layer: bool = option(False, "build no projection to the vocabulary", core_only=True)
-    activation_fn: str = option("gelu", "activation of the feed-forward networks", choices=ACTIVATIONS)
-    gated_ffn: bool = option(False, "gated linear units (no biases) as feed-forward networks")
-    norm: str = option("layernorm", "kind of all normalisations", choices=NORMS)
-    layernorm_eps: float = option(1e-5, "epsilon of the normalisations")
-    dropout: float = option(0.0, "dropout after embeddings, attention and feed-forward networks")
-    attention_dropout: float = option(0.0, "dropout of attention weights")
-    activation_dropout: float = option(
-        0.0, "dropout after the activation of the feed-forward networks", alias="--relu-dropout"
-    )
-    drop_path_rate: float = option(
-        0.0, "probability to skip a sublayer in the last layer; earlier layers get linearly less"
-    )
-    no_scale_embedding: bool = option(True, "do not multiply embeddings by the square root of their width")
-    layernorm_embedding: bool = option(False, "normalise the sum of token and position embeddings")
-    no_token_positional_embeddings: bool | None = option(
-        None, "no absolute positions; unset: none exactly when xPos or the relative bias supplies positions"
-    )
-    rel_pos_buckets: int = option(0, "buckets of the T5 relative position bias; 0 for none")
-    max_rel_pos: int = option(0, "distance in tokens from which on all keys share the last bucket; 0 for none")
-    xpos_rel_pos: bool = option(False, "xPos (rotary positions with decay) in self-attention")
-    xpos_scale_base: int = option(512, "tokens over which xPos decays by its factor zeta")
-    deepnorm: bool = option(False, "DeepNorm: post-norm, scaled residual, scaled initialisation")
-    subln: bool | None = option(
-        None,
-        "SubLN: pre-norm, second norm inside each sublayer, scaled initialisation; unset: on unless deepnorm",
-    )
-    bert_init: bool = option(False, "initialise linear layers and embeddings from N(0, 0.02)")
-    attention_backend: str | None = option(None, "implementation of attention; unset: sdpa", choices=ATTENTION_BACKENDS)
-    flash_attention: bool = option(False, "TorchScale's spelling of attention_backend=flash_attn")
     moe_freq: int = option(0, "every so many layers one has experts; 0: none has")
     moe_expert_count: int = option(0, "experts per layer that has them")
     moe_expert_ffn_dim: int | None = option(
@@ -177,6 +146,109 @@ class _TransformerConfig(_Config):
         "all else",
         choices=EXPERT_CLIPS,
     )
+
+    def _check(self) -> None:
+        super()._check()
+        for side in self._sides:
+            freq, layers = self._expert_freq(side), getattr(self, f"{side}_layers")
+            _check_range("moe_freq", freq, 0)
+            if freq > layers:
+                raise ValueError(
+                    f"moe_freq ({freq}) is above {side}_layers ({layers}), so that no layer would have experts; use a "
+                    "lower one, or 0 for none."
+                )
+        if not self.has_experts:
+            for name in EXPERT_OPTIONS:
+                value = getattr(self, name)
+                if value not in (None, False, 0):
+                    raise ValueError(f"{name} ({value}) has no use without experts; give moe_freq (2, say) too.")
+            return
+        if self.moe_expert_count < 1:
+            raise ValueError(
+                f"moe_freq asks for experts: moe_expert_count ({self.moe_expert_count}) must be at least 1."
+            )
+        if self.moe_top1_expert and self.moe_top_k not in (None, 1):
+            raise ValueError(f"moe_top1_expert contradicts moe_top_k ({self.moe_top_k}); give one of them.")
+        if not 1 <= self.expert_top_k <= self.moe_expert_count:
+            raise ValueError(
+                f"moe_top_k ({self.expert_top_k}) must be between 1 and moe_expert_count ({self.moe_expert_count})."
+            )
+        if self.moe_capacity_factor <= 0:
+            raise ValueError(f"moe_capacity_factor ({self.moe_capacity_factor}) must be above 0.")
+        fraction = self.moe_eval_capacity_token_fraction
+        if fraction is not None and (fraction == 0 or fraction > 1):
+            raise ValueError(
+                f"moe_eval_capacity_token_fraction ({fraction}) must be in (0, 1], or negative for the capacity of "
+                "training."
+            )
+        for name in ("moe_expert_ffn_dim", "moe_routing_dim"):
+            if getattr(self, name) is not None:
+                _check_range(name, getattr(self, name), 1)
+        if self.moe_expert_dropout is not None:
+            _check_range("moe_expert_dropout", self.moe_expert_dropout, 0.0, 1.0)
+        compatible: bool = getattr(self, "torchscale_compatible")  # noqa: B009 - a field of the classes below
+        if self.moe_routing_dim is not None and (compatible or not self.use_xmoe):
+            raise ValueError(
+                f"moe_routing_dim ({self.moe_routing_dim}) belongs to use_xmoe without torchscale_compatible."
+            )
+        if getattr(self, "multiway", False):
+            raise ValueError("multiway and moe_freq cannot both be on: both replace the feed-forward network.")
+
+    def _expert_freq(self, side: str) -> int:
+        """Every so many layers of a side one has experts; 0: none."""
+        own = getattr(self, f"{side}_moe_freq", None)
+        return self.moe_freq if own is None else int(own)
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether any layer has experts."""
+        return any(self._expert_freq(side) > 0 for side in self._sides)
+
+    @property
+    def _sides(self) -> list[str]:
+        return [side for side in ("encoder", "decoder") if hasattr(self, f"{side}_layers")]
+
+    @property
+    def expert_top_k(self) -> int:
+        """Experts per token."""
+        return 1 if self.moe_top1_expert else self.moe_top_k or 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TransformerConfig(_ExpertOptions):
+    """Options that encoder, decoder and encoder-decoder share."""
+
+    vocab_size: int = option(-1, "size of the vocabulary; -1 for a model without embeddings", core_only=True)
+    no_output_layer: bool = option(False, "build no projection to the vocabulary", core_only=True)
+    activation_fn: str = option("gelu", "activation of the feed-forward networks", choices=ACTIVATIONS)
+    gated_ffn: bool = option(False, "gated linear units (no biases) as feed-forward networks")
+    norm: str = option("layernorm", "kind of all normalisations", choices=NORMS)
+    layernorm_eps: float = option(1e-5, "epsilon of the normalisations")
+    dropout: float = option(0.0, "dropout after embeddings, attention and feed-forward networks")
+    attention_dropout: float = option(0.0, "dropout of attention weights")
+    activation_dropout: float = option(
+        0.0, "dropout after the activation of the feed-forward networks", alias="--relu-dropout"
+    )
+    drop_path_rate: float = option(
+        0.0, "probability to skip a sublayer in the last layer; earlier layers get linearly less"
+    )
+    no_scale_embedding: bool = option(True, "do not multiply embeddings by the square root of their width")
+    layernorm_embedding: bool = option(False, "normalise the sum of token and position embeddings")
+    no_token_positional_embeddings: bool | None = option(
+        None, "no absolute positions; unset: none exactly when xPos or the relative bias supplies positions"
+    )
+    rel_pos_buckets: int = option(0, "buckets of the T5 relative position bias; 0 for none")
+    max_rel_pos: int = option(0, "distance in tokens from which on all keys share the last bucket; 0 for none")
+    xpos_rel_pos: bool = option(False, "xPos (rotary positions with decay) in self-attention")
+    xpos_scale_base: int = option(512, "tokens over which xPos decays by its factor zeta")
+    deepnorm: bool = option(False, "DeepNorm: post-norm, scaled residual, scaled initialisation")
+    subln: bool | None = option(
+        None,
+        "SubLN: pre-norm, second norm inside each sublayer, scaled initialisation; unset: on unless deepnorm",
+    )
+    bert_init: bool = option(False, "initialise linear layers and embeddings from N(0, 0.02)")
+    attention_backend: str | None = option(None, "implementation of attention; unset: sdpa", choices=ATTENTION_BACKENDS)
+    flash_attention: bool = option(False, "TorchScale's spelling of attention_backend=flash_attn")
     checkpoint_activations: bool = option(False, "recompute each layer in the backward pass to save memory")
     compile: bool = option(False, "compile the layers with torch.compile (not while decoding step by step)")
     torchscale_compatible: bool = option(
@@ -209,61 +281,6 @@ class _TransformerConfig(_Config):
                 f"flash_attention=True contradicts attention_backend={self.attention_backend}; give one of them."
             )
 
-        self._check_experts()
-
-    def _check_experts(self) -> None:
-        if not self.has_experts:
-            for name in EXPERT_OPTIONS:
-                value = getattr(self, name)
-                if value not in (None, False, 0):
-                    raise ValueError(f"{name} ({value}) has no use without experts; give moe_freq (2, say) too.")
-            return
-        if self.moe_expert_count < 1:
-            raise ValueError(
-                f"moe_freq asks for experts: moe_expert_count ({self.moe_expert_count}) must be at least 1."
-            )
-        if self.moe_top1_expert and self.moe_top_k not in (None, 1):
-            raise ValueError(f"moe_top1_expert contradicts moe_top_k ({self.moe_top_k}); give one of them.")
-        if not 1 <= self.expert_top_k <= self.moe_expert_count:
-            raise ValueError(
-                f"moe_top_k ({self.expert_top_k}) must be between 1 and moe_expert_count ({self.moe_expert_count})."
-            )
-        if self.moe_capacity_factor <= 0:
-            raise ValueError(f"moe_capacity_factor ({self.moe_capacity_factor}) must be above 0.")
-        fraction = self.moe_eval_capacity_token_fraction
-        if fraction is not None and (fraction == 0 or fraction > 1):
-            raise ValueError(
-                f"moe_eval_capacity_token_fraction ({fraction}) must be in (0, 1], or negative for the capacity of "
-                "training."
-            )
-        for name in ("moe_expert_ffn_dim", "moe_routing_dim"):
-            if getattr(self, name) is not None:
-                _check_range(name, getattr(self, name), 1)
-        if self.moe_expert_dropout is not None:
-            _check_range("moe_expert_dropout", self.moe_expert_dropout, 0.0, 1.0)
-        if self.moe_routing_dim is not None and (self.torchscale_compatible or not self.use_xmoe):
-            raise ValueError(
-                f"moe_routing_dim ({self.moe_routing_dim}) belongs to use_xmoe without torchscale_compatible."
-            )
-        if getattr(self, "multiway", False):
-            raise ValueError("multiway and moe_freq cannot both be on: both replace the feed-forward network.")
-
-    def _expert_freq(self, side: str) -> int:
-        """Every so many layers of a side one has experts; 0: none."""
-        own = getattr(self, f"{side}_moe_freq", None)
-        return self.moe_freq if own is None else int(own)
-
-    @property
-    def has_experts(self) -> bool:
-        """Whether any layer has experts."""
-        sides = [side for side in ("encoder", "decoder") if hasattr(self, f"{side}_moe_freq")]
-        return any(self._expert_freq(side) > 0 for side in sides)
-
-    @property
-    def expert_top_k(self) -> int:
-        """Experts per token."""
-        return 1 if self.moe_top1_expert else self.moe_top_k or 2
-
     @property
     def uses_subln(self) -> bool:
         """Whether SubLN is on."""
@@ -290,12 +307,6 @@ class _TransformerConfig(_Config):
         width, heads = getattr(self, f"{side}_embed_dim"), getattr(self, f"{side}_attention_heads")
         for name in ("embed_dim", "attention_heads", "ffn_embed_dim", "layers"):
             _check_range(f"{side}_{name}", getattr(self, f"{side}_{name}"), 1)
-        _check_range("moe_freq", self._expert_freq(side), 0)
-        if self._expert_freq(side) > getattr(self, f"{side}_layers"):
-            raise ValueError(
-                f"moe_freq ({self._expert_freq(side)}) is above {side}_layers ({getattr(self, f'{side}_layers')}), so "
-                f"that no layer would have experts; use a lower one, or 0 for none."
-            )
         if width % heads:
             raise ValueError(
                 f"{side}_embed_dim ({width}) must be divisible by {side}_attention_heads ({heads}); "

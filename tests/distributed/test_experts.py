@@ -151,6 +151,31 @@ def test_no_checkpoint_to_write_does_not_hang(data: Path, tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.glob("*.pt")] == ["checkpoint_1_2.pt"]
 
 
+@pytest.mark.parametrize("precision", [[], ["--fp16"]], ids=["float32", "float16"])
+def test_an_infinite_gradient_in_one_process_is_seen_by_all(precision: list[str], data: Path, tmp_path: Path) -> None:
+    before = """
+import os
+from fairseq.optim import FairseqOptimizer
+reduce = FairseqOptimizer.all_reduce_grads
+updates = []
+def with_infinity(self, module):
+    reduce(self, module)
+    updates.append(1)
+    if os.environ["RANK"] == "1" and len(updates) == 2:
+        next(p for p in module.parameters() if hasattr(p, "expert")).grad[0, 0] = float("inf")
+FairseqOptimizer.all_reduce_grads = with_infinity
+"""
+    arguments = [data, *shrunk(ARCH), *COMMON, *CRITERION, *ADAM, *precision, "--save-dir", tmp_path, "--max-update", 4]
+    done = run_processes(2, "train", arguments, before=before, timeout=60)
+    if precision:
+        assert done.check().output.count("gradient overflow detected") == 1  # the first process says it
+        state = weights(tmp_path)
+        assert all(value.isfinite().all() for value in state.values())
+    else:
+        assert done.returncode == 1 and "gradients are Nan/Inf" in done.output
+        assert not (tmp_path / "checkpoint_last.pt").exists()
+
+
 @pytest.mark.parametrize("error", ["RuntimeError('CUDA out of memory')", "ValueError('a bad batch')"])
 def test_one_failing_process_ends_all(error: str, data: Path, tmp_path: Path) -> None:
     before = f"""

@@ -16,6 +16,7 @@ _HOME = {
     "Encoder": "core.architectures.encoder",
     "Decoder": "core.architectures.decoder",
     "EncoderDecoder": "core.architectures.encoder_decoder",
+    "dilated_attention": "core.ops.dilated",
     "load_pretrained": "core.saving",
 }
 __all__ = list(_HOME)

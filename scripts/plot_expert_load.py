@@ -21,15 +21,13 @@ class Panel:
 
 
 PANELS = (
-    Panel("Validation loss", "bits per token", VALID, ("nll_loss", "loss")),
-    Panel("Most and least used expert", "% of an even share", INNER, ("moe_load_most", "moe_load_least")),
+    Panel("Validation: loss, and nll_loss (dotted)", "bits per token", VALID, ("loss", "nll_loss")),
+    Panel("Most and least used (dotted) expert", "% of an even share", INNER, ("moe_load_most", "moe_load_least")),
     Panel("Choices that found no place", "%", INNER, ("moe_dropped",)),
     Panel("Entropy of the gate", "nats", INNER, ("moe_entropy",)),
     Panel("Experts without a token", "experts per layer", INNER, ("moe_unused",)),
     Panel("Balance loss", "1 is even", INNER, ("moe_gate_loss",)),
 )
-ONE_OF = {"nll_loss": "loss"}
-"""Scalars that stand in for another."""
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's, which colour-blind readers tell apart."""
 
@@ -93,17 +91,27 @@ def read_curves(run: Path) -> dict[tuple[str, str], Curve]:
 
 def shown(curves: dict[tuple[str, str], Curve], panel: Panel) -> list[tuple[str, Curve]]:
     """The curves of a run that belong in a panel."""
-    present = [(name, curves[panel.log, name]) for name in panel.scalars if (panel.log, name) in curves]
-    return present[:1] if panel.scalars[0] in ONE_OF else present
+    return [(name, curves.get((panel.log, name), [])) for name in panel.scalars]
 
 
 def table(runs: dict[str, dict[tuple[str, str], Curve]]) -> str:
     """The last value of each curve, a line per run."""
-    columns = ["run", "update", "valid loss", "most used", "least used", "dropped", "entropy", "unused", "balance"]
+    columns = [
+        "run",
+        "update",
+        "loss",
+        "nll_loss",
+        "most used",
+        "least used",
+        "dropped",
+        "entropy",
+        "unused",
+        "balance",
+    ]
     rows = [columns]
     for name, curves in runs.items():
-        values = [curve for panel in PANELS for curve in (shown(curves, panel) or [("", [])] * len(panel.scalars))]
-        last = [f"{curve[-1][1]:.3f}" if curve else "-" for _, curve in values][: len(columns) - 2]
+        values = [curve for panel in PANELS for _, curve in shown(curves, panel)]
+        last = [f"{curve[-1][1]:.3f}" if curve else "-" for curve in values]
         update = max(curve[-1][0] for curve in curves.values() if curve)
         rows.append([name, str(update), *last])
     widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
@@ -123,7 +131,13 @@ def draw(runs: dict[str, dict[tuple[str, str], Curve]], path: Path) -> None:
     for axis, panel in zip(axes.flat, PANELS, strict=True):
         for (name, curves), colour in zip(runs.items(), COLOURS * len(runs), strict=False):
             for (_, curve), style in zip(shown(curves, panel), ("-", ":"), strict=False):
-                axis.plot(*zip(*curve, strict=True), style, color=colour, label=name)
+                axis.plot(
+                    [update for update, _ in curve],
+                    [value for _, value in curve],
+                    style,
+                    color=colour,
+                    label=name if style == "-" else None,
+                )
         axis.set(title=panel.title, xlabel="updates", ylabel=panel.unit)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)

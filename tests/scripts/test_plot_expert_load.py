@@ -30,9 +30,9 @@ def test_table_and_figure(tmp_path: Path) -> None:
     dense = write_logs(tmp_path / "dense", ppl=4.0)
     done = run_script(SCRIPT, experts, dense, "--output", tmp_path / "load.png")
     head, first, second = (line.split() for line in done.stdout.splitlines()[:3])
-    assert head[:3] == ["run", "update", "valid"]
-    assert first == ["experts", "20", "2.000", "120.000", "40.000", "3.000", "-", "-", "-"]
-    assert second[:4] == ["dense", "20", "2.000", "-"]
+    assert head[:4] == ["run", "update", "loss", "nll_loss"]
+    assert first == ["experts", "20", "-", "2.000", "120.000", "40.000", "3.000", "-", "-", "-"]
+    assert second[:5] == ["dense", "20", "-", "2.000", "-"]
     if find_spec("matplotlib"):
         assert done.returncode == 0 and (tmp_path / "load.png").stat().st_size > 10_000
     else:

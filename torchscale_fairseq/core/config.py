@@ -14,6 +14,7 @@ from typing import Any
 ACTIVATIONS = ("gelu", "relu", "swish")
 ATTENTION_BACKENDS = ("sdpa", "naive", "flash_attn")
 NORMS = ("layernorm", "rmsnorm")
+DECAYS = ("powers", "linspace")
 
 
 def option(

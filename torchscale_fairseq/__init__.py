@@ -13,9 +13,11 @@ _HOME = {
     "EncoderConfig": "core.config",
     "DecoderConfig": "core.config",
     "EncoderDecoderConfig": "core.config",
+    "RetNetConfig": "core.config",
     "Encoder": "core.architectures.encoder",
     "Decoder": "core.architectures.decoder",
     "EncoderDecoder": "core.architectures.encoder_decoder",
+    "RetNetDecoder": "core.architectures.retnet",
     "load_pretrained": "core.saving",
 }
 __all__ = list(_HOME)

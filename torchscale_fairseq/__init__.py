@@ -14,6 +14,7 @@ _HOME = {
     "DecoderConfig": "core.config",
     "EncoderDecoderConfig": "core.config",
     "RetNetConfig": "core.config",
+    "RetNetEncoderDecoderConfig": "core.config",
     "Encoder": "core.architectures.encoder",
     "Decoder": "core.architectures.decoder",
     "EncoderDecoder": "core.architectures.encoder_decoder",

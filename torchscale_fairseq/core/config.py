@@ -383,6 +383,15 @@ class _RetentionSide(_Config):
                 f"({self.decoder_embed_dim} / {heads} = {self.decoder_embed_dim // heads}) must be even."
             )
 
+    def _refuse(self, *names: str, hint: str = "") -> None:
+        """Raise ValueError if one of these options is on."""
+        for name in names:
+            if getattr(self, name):
+                raise ValueError(
+                    f"{name} has no place in a decoder with retention, which brings positions and norms of its own; "
+                    f"drop it. {hint}".rstrip()
+                )
+
 
 @dataclass(frozen=True, kw_only=True)
 class RetNetConfig(_RetentionSide):
@@ -413,12 +422,10 @@ class RetNetConfig(_RetentionSide):
         _check_range("max_target_positions", self.max_target_positions, 1)
         if self.vocab_size < -1 or self.vocab_size == 0:
             raise ValueError(f"vocab_size ({self.vocab_size}) must be positive, or -1 for a model without embeddings.")
-        for name in ("deepnorm", "subln"):
-            if getattr(self, name) and not self.torchscale_compatible:
-                raise ValueError(
-                    f"{name} is not for RetNet, whose retention brings a norm of its own; drop it. To load a "
-                    "TorchScale model that was made with it, add torchscale_compatible=True."
-                )
+        if not self.torchscale_compatible:
+            self._refuse(
+                "deepnorm", "subln", hint="To load a TorchScale model made with it, add torchscale_compatible=True."
+            )
 
     @property
     def decoder_pre_norm(self) -> bool:
@@ -438,3 +445,17 @@ class RetNetConfig(_RetentionSide):
     uses_subln = property(lambda self: False)
     gated_ffn = property(lambda self: True)
     norm = property(lambda self: "rmsnorm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetNetEncoderDecoderConfig(EncoderDecoderConfig, _RetentionSide):
+    """Options of an ``Encoder`` and a ``RetNetDecoder`` that attends to it."""
+
+    def _check(self) -> None:
+        super()._check()
+        self._refuse("deepnorm", "subln", "decoder_learned_pos", "blockwise_causal_window")
+
+    @property
+    def uses_subln(self) -> bool:
+        """Never."""
+        return False

@@ -143,7 +143,7 @@ class Decoder(Stack):
         total = past + embedding.size(1)
         padding_mask = self._padding_mask(self_attn_padding_mask, state, embedding.size(1))
         x = self._add_positions(embedding, position_rows(None, padding_mask, start=past, x=embedding))
-        memory, memory_padding_mask = _memory(encoder_out, state)
+        memory, memory_padding_mask = encoder_memory(encoder_out, state)
 
         relative = _relative_positions(padding_mask, total, x.device)
         if padding_mask is not None and state is None and not has_padding_before_tokens(padding_mask):
@@ -222,7 +222,9 @@ def _relative_positions(padding_mask: Tensor | None, total: int, device: torch.d
     return torch.arange(total, device=device)[None]
 
 
-def _memory(encoder_out: dict[str, Any] | None, state: DecodingState | None) -> tuple[Tensor | None, Tensor | None]:
+def encoder_memory(
+    encoder_out: dict[str, Any] | None, state: DecodingState | None
+) -> tuple[Tensor | None, Tensor | None]:
     """The encoder's output and its padding, which a state keeps from its first step."""
     if encoder_out is None:
         return None, None

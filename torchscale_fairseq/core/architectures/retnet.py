@@ -10,20 +10,23 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..config import RetNetConfig
+from ..config import RetNetConfig, RetNetEncoderDecoderConfig
 from ..initialization import initialize_retnet
 from ..layers.cache import DecodingState, LayerState, reorder_incremental_state
 from ..layers.retention import MultiScaleRetention, RetentionState
 from ..ops.retention_tables import RetentionTables, log_decays, retention_tables, token_counts
 from .blocks import Config, SideOptions, run_layer
+from .decoder import encoder_memory
 from .stack import Stack
+
+AnyRetNetConfig = RetNetConfig | RetNetEncoderDecoderConfig
 
 
 class RetNetOptions(SideOptions):
     """The options of a RetNet decoder, and what its layers are made of."""
 
-    def __init__(self, config: RetNetConfig):
-        super().__init__(cast(Config, config), "decoder", is_encoder_decoder=False)
+    def __init__(self, config: AnyRetNetConfig, *, is_encoder_decoder: bool):
+        super().__init__(cast(Config, config), "decoder", is_encoder_decoder=is_encoder_decoder)
         self.retnet = config
 
     def retention(self) -> MultiScaleRetention:
@@ -31,7 +34,7 @@ class RetNetOptions(SideOptions):
         return MultiScaleRetention(
             self.width,
             self.retnet.decoder_value_embed_dim,
-            self.heads,
+            self.retnet.decoder_retention_heads,
             norm_eps=self.retnet.layernorm_eps,
             clamp_scores=self.retnet.torchscale_compatible,
             chunkwise=self.retnet.chunkwise_recurrent,
@@ -40,33 +43,50 @@ class RetNetOptions(SideOptions):
 
     def tables(self, counts: Tensor, log_decay: Tensor, dtype: torch.dtype) -> RetentionTables:
         """Positions and scales for one forward pass."""
-        inclusive = self.retnet.torchscale_compatible
-        return retention_tables(counts, log_decay, self.width // self.heads, dtype=dtype, inclusive=inclusive)
+        key_dim = self.width // self.retnet.decoder_retention_heads
+        return retention_tables(counts, log_decay, key_dim, dtype=dtype, inclusive=self.retnet.torchscale_compatible)
 
     def _initialize(self, model: nn.Module, layers: nn.Module) -> None:
         initialize_retnet(layers, gain=self.scaling.gain, torchscale_compatible=self.retnet.torchscale_compatible)
 
 
 class RetNetLayer(nn.Module):
-    """Retention and feed-forward network."""
+    """Retention, attention to the encoder where there is one, and feed-forward network."""
 
-    def __init__(self, options: RetNetOptions, depth: int):
+    def __init__(self, options: RetNetOptions, depth: int, memory_dim: int | None):
         super().__init__()
         self.retention = options.retention()
         self.retention_layer_norm = options.norm()
+        self.encoder_attn = None if memory_dim is None else options.cross_attention(memory_dim)
+        self.encoder_attn_layer_norm = None if memory_dim is None else options.norm()
         self.ffn = options.feed_forward()
         self.final_layer_norm = options.norm()
         self.residual = options.residual(depth)
 
-    def forward(self, x: Tensor, *, state: RetNetLayerState | None, **shared: Any) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        retention: dict[str, Any],
+        memory: Tensor | None,
+        memory_padding_mask: Tensor | None,
+        state: RetNetLayerState | None,
+    ) -> Tensor:
         """(batch, seq, width) to the same.
 
         Args:
+            retention: what ``MultiScaleRetention`` takes.
+            memory, memory_padding_mask: as for MultiheadAttention.
             state: of earlier tokens.
-            shared: what ``MultiScaleRetention`` takes beside it.
         """
-        memory = None if state is None else state.self_attn
-        x = self.residual(x, self.retention_layer_norm, lambda y: self.retention(y, state=memory, **shared))
+        kept, keys = (None, None) if state is None else (state.self_attn, state.encoder_attn)
+        x = self.residual(x, self.retention_layer_norm, lambda y: self.retention(y, state=kept, **retention))
+        if self.encoder_attn is not None and memory is not None:
+            x = self.residual(
+                x,
+                self.encoder_attn_layer_norm,
+                lambda y: self.encoder_attn(y, memory, key_padding_mask=memory_padding_mask, cache=keys),
+            )
         return self.residual(x, self.final_layer_norm, self.ffn)
 
 
@@ -97,25 +117,33 @@ class RetNetState(DecodingState):
 class RetNetDecoder(Stack):
     """A stack of retention layers between an embedding and, unless told otherwise, a projection to the vocabulary.
 
+    Without an encoder its memory while decoding is of constant size.
+
     Args:
         config: the options.
         embed_tokens: token embedding; by default one is built if the config has a vocabulary (not under
             torchscale_compatible).
         output_projection: module from features to logits; by default built if the config has a vocabulary.
+        is_encoder_decoder: layers also attend to an encoder's output.
     """
 
-    config: RetNetConfig  # type: ignore[assignment]
+    config: AnyRetNetConfig  # type: ignore[assignment]
     options: RetNetOptions
 
     def __init__(
         self,
-        config: RetNetConfig,
+        config: AnyRetNetConfig,
         embed_tokens: nn.Embedding | None = None,
         output_projection: nn.Module | None = None,
+        is_encoder_decoder: bool = False,
     ):
-        super().__init__(cast(Config, config), "decoder", embed_tokens, None, is_encoder_decoder=False)
-        options = self.options = RetNetOptions(config)
-        self.layers = nn.ModuleList(RetNetLayer(options, depth) for depth in range(options.layers))
+        super().__init__(cast(Config, config), "decoder", embed_tokens, None, is_encoder_decoder=is_encoder_decoder)
+        self.embed_positions = None  # retention has positions of its own
+        options = self.options = RetNetOptions(config, is_encoder_decoder=is_encoder_decoder)
+        memory_dim = None
+        if is_encoder_decoder and isinstance(config, RetNetEncoderDecoderConfig):
+            memory_dim = config.encoder_embed_dim
+        self.layers = nn.ModuleList(RetNetLayer(options, depth, memory_dim) for depth in range(options.layers))
         self.layer_norm = options.norm() if options.pre_norm else None
         self.output_projection = output_projection
         if output_projection is None and not config.no_output_layer and config.vocab_size > 0:
@@ -134,6 +162,7 @@ class RetNetDecoder(Stack):
         token_embeddings: Tensor | None = None,
         self_attn_padding_mask: Tensor | None = None,
         document_starts: Tensor | None = None,
+        encoder_out: dict[str, Any] | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Decode a batch: all positions at once, or those that the state has not seen.
 
@@ -147,6 +176,7 @@ class RetNetDecoder(Stack):
             self_attn_padding_mask: (batch, seq or new tokens), True for padding, anywhere.
             document_starts: (batch, seq or new tokens), True for the first token of each document; a document sees
                 nothing of the ones before.
+            encoder_out: what ``Encoder`` returns; batch / rows of it neighbouring sequences share a row.
 
         Returns:
             Logits (batch, new tokens, vocabulary), or features with features_only or without an output
@@ -159,11 +189,12 @@ class RetNetDecoder(Stack):
         past = 0 if state is None else state.length
         embedding = self._embed(prev_output_tokens[:, past:], token_embeddings)
         x = self._add_positions(embedding, prev_output_tokens)
-        masks = {
-            "padding_mask": _of_new_tokens(self_attn_padding_mask, x.size(1)),
-            "document_starts": _of_new_tokens(document_starts, x.size(1)),
+        memory, memory_padding_mask = encoder_memory(encoder_out, state)
+        shared = {
+            "retention": self._retention_arguments(x, state, self_attn_padding_mask, document_starts),
+            "memory": memory,
+            "memory_padding_mask": memory_padding_mask,
         }
-        shared = {**masks, **self._clocks(x, state, **masks)}
         layer_states = [None] * len(self.layers) if state is None else state.layers
         inner_states = [x]
         for layer, layer_state in zip(self.layers, layer_states, strict=True):
@@ -209,16 +240,22 @@ class RetNetDecoder(Stack):
             return self.embed_scale * token_embeddings[:, -new_tokens.size(1) :]
         return self.embed_scale * self._embed_tokens(new_tokens)
 
-    def _clocks(self, x: Tensor, state: RetNetState | None, **masks: Tensor | None) -> dict[str, Any]:
-        """Decays and tables for these tokens, which the state then counts among those it has seen."""
+    def _retention_arguments(
+        self, x: Tensor, state: RetNetState | None, padding_mask: Tensor | None, document_starts: Tensor | None
+    ) -> dict[str, Any]:
+        """What all layers' retention shares for these tokens, which the state then counts among those it has seen."""
+        masks = {
+            "padding_mask": _of_new_tokens(padding_mask, x.size(1)),
+            "document_starts": _of_new_tokens(document_starts, x.size(1)),
+        }
         seen = torch.zeros(1, dtype=torch.long, device=x.device)
         if state is not None and state.seen is not None:
             seen = state.seen
         counts = token_counts(x.size(1), seen, **masks)
         if state is not None:
             state.seen = counts[:, -1]
-        log_decay = log_decays(self.options.heads, self.config.retention_decay, x.device)
-        return {"log_decay": log_decay, "tables": self.options.tables(counts, log_decay, x.dtype)}
+        log_decay = log_decays(self.config.decoder_retention_heads, self.config.retention_decay, x.device)
+        return {**masks, "log_decay": log_decay, "tables": self.options.tables(counts, log_decay, x.dtype)}
 
 
 def _of_new_tokens(mask: Tensor | None, new_tokens: int) -> Tensor | None:

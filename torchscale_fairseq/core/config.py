@@ -348,7 +348,7 @@ class _RetentionSide(_Config):
     """Options of a decoder with retention in the place of self-attention."""
 
     decoder_embed_dim: int = _as_in_transformers("decoder_embed_dim")
-    decoder_value_embed_dim: int = option(1280, "width of the values and the gate of retention")
+    decoder_value_embed_dim: int = option(1296, "width of the values and the gate of retention")
     decoder_retention_heads: int = option(3, "retention heads of the decoder")
     decoder_ffn_embed_dim: int = _as_in_transformers("decoder_ffn_embed_dim", default=1280)
     decoder_layers: int = _as_in_transformers("decoder_layers")

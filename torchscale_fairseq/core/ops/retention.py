@@ -24,10 +24,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 RetentionResult = tuple[Tensor, Tensor]
 _Form = Callable[..., RetentionResult]
-_TOKENS_AT_A_TIME = 2048
+_TOKENS_AT_A_TIME = 1024
 
 
 def _in_full_precision(form: _Form) -> _Form:
@@ -114,7 +115,11 @@ def chunkwise_retention(
     tensors = [_split(x, sizes) for x in (query, key, value, padding_mask, document_starts)]
     for size, q, k, v, padding, starts in zip(sizes, *tensors, strict=True):
         assert q is not None and k is not None and v is not None
-        output, state = _by_chunks(q, k, v, log_decay, padding, starts, state, min(size, chunk_size))
+        arguments = (q, k, v, log_decay, padding, starts, state, min(size, chunk_size))
+        if torch.is_grad_enabled() and len(sizes) > 1:
+            output, state = checkpoint(_by_chunks, *arguments, use_reentrant=False, preserve_rng_state=False)
+        else:
+            output, state = _by_chunks(*arguments)
         outputs.append(output)
     assert state is not None
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)), state

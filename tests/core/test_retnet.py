@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,13 +14,15 @@ from tests.core.models import VOCABULARY, randomize, tokens
 from tests.core.test_decoding import mask_of
 from tests.helpers import assert_close
 from torchscale_fairseq import (
-    Encoder,
+    EncoderDecoder,
     RetNetConfig,
     RetNetDecoder,
     RetNetEncoderDecoderConfig,
 )
 from torchscale_fairseq.core.layers.embedding import TextEmbedding
 from torchscale_fairseq.core.ops import retention_forms
+from torchscale_fairseq.core.ops.retention_tables import log_decays
+from torchscale_fairseq.core.saving import load_pretrained, write_folder
 
 SIZES = {
     "decoder_embed_dim": 24,
@@ -47,12 +50,11 @@ def retnet(**options: Any) -> RetNetDecoder:
     return randomize(RetNetDecoder(config, TextEmbedding(VOCABULARY, config.decoder_embed_dim, 1))).double()
 
 
-def translator(**options: Any) -> tuple[Encoder, RetNetDecoder]:
+def translator(**options: Any) -> EncoderDecoder:
     encoder = {"encoder_embed_dim": 16, "encoder_ffn_embed_dim": 24, "encoder_attention_heads": 2, "encoder_layers": 2}
     heads = {"decoder_attention_heads": 4}
     config = RetNetEncoderDecoderConfig(vocab_size=VOCABULARY, **encoder, **heads, **{**SIZES, **options})
-    sides = Encoder(config, is_encoder_decoder=True), RetNetDecoder(config, is_encoder_decoder=True)
-    return tuple(randomize(side).double() for side in sides)  # type: ignore[return-value]
+    return randomize(EncoderDecoder(config)).double()
 
 
 def stepped(model: nn.Module, target: Tensor, first: int, mask: Tensor | None = None, **options: Any) -> Tensor:
@@ -215,7 +217,8 @@ def test_lower_precision_keeps_positions(dtype: torch.dtype) -> None:
 @torch.no_grad()
 def test_translation_follows_beams() -> None:
     """Cross-attention and retention: steps, beams that move, a sentence that ends."""
-    encoder, decoder = translator()
+    model = translator()
+    encoder, decoder = model.encoder, model.decoder
     source_mask = mask_of([9, 4, 6], 9, "left")
     encoder_out = encoder(tokens(3, 9), source_mask)
     target, state, rows = tokens(6, 1, seed=2), {}, torch.arange(3).repeat_interleave(2)
@@ -230,6 +233,17 @@ def test_translation_follows_beams() -> None:
         assert_close(logits[:, -1], full[:, -1], "float64", f"step {step}")
         without, _ = decoder(target)
         assert (without - full).abs().max() > 0.01, "the encoder matters"
+
+
+@torch.no_grad()
+def test_saved_models_load(tmp_path: Path) -> None:
+    for name, model, arguments in (
+        ("language", retnet(retention_decay="linspace"), (tokens(2, 5),)),
+        ("translation", translator(), (tokens(2, 5), tokens(2, 6, seed=1))),
+    ):
+        (tmp_path / name).mkdir()
+        write_folder(tmp_path / name, model.config, model.state_dict())
+        assert torch.equal(load_pretrained(tmp_path / name)(*arguments)[0], model(*arguments)[0])
 
 
 def test_checkpointing_and_stochastic_depth_train() -> None:
@@ -261,6 +275,21 @@ def test_parameter_names_are_torchscales() -> None:
     parts += ["ffn.fc1.weight", "ffn.fc2.weight", "ffn.gate.weight"]
     whole = {"embed_tokens.weight", "layer_norm.weight", "output_projection.weight"}
     assert names == {f"layers.0.{part}" for part in parts} | whole
+
+
+def test_official_constants_must_be_ours() -> None:
+    """Angles of rotation and decays that official state dicts hold are not ignored where they differ."""
+    model = retnet(torchscale_compatible=True)
+    official = {
+        **model.state_dict(),
+        "retnet_rel_pos.angle": torch.zeros(8),
+        "retnet_rel_pos.decay": log_decays(3, "powers").half(),
+    }
+    model.load_state_dict(dict(official))
+    with pytest.raises(ValueError, match=r"rotates by other angles.*torchscale_compatible=True"):
+        retnet().load_state_dict(dict(official))
+    with pytest.raises(ValueError, match="other decays than retention_decay=linspace"):
+        retnet(torchscale_compatible=True, retention_decay="linspace").load_state_dict(dict(official))
 
 
 @pytest.mark.parametrize(

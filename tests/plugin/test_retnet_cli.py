@@ -8,12 +8,14 @@ import torch
 
 pytest.importorskip("fairseq")
 
+from fairseq.checkpoint_utils import load_model_ensemble_and_task
 from fairseq.data import Dictionary
 
 from tests.fairseq_cli import FEW_UPDATES, Finished, run_fairseq
 from tests.plugin.shrunk import shrunk
 from tests.plugin.test_language_model_cli import LENGTH, evaluate, interact, load
 from tests.plugin.test_translation_cli import assert_same_weights, column
+from tests.scripts.official_checkpoints import case_of, official_checkpoint, write_dictionaries
 from torchscale_fairseq.models.retnet import RetNetLanguageModel
 
 CHUNKS = ["--chunkwise-recurrent", "--recurrent-chunk-size", "5"]
@@ -92,3 +94,12 @@ def test_precisions_and_recomputation(flags: list[str], language_data: Path, tmp
 def test_from_pretrained(run: Path) -> None:
     hub = RetNetLanguageModel.from_pretrained(str(run.parent), "checkpoint_last.pt")
     assert hub.sample("w1 w2", beam=1, max_len_b=10).startswith("w1 w2")
+
+
+def test_official_checkpoints_need_their_option(tmp_path: Path) -> None:
+    """One that TorchScale's fairseq wrote, read without scripts/convert/torchscale_checkpoint.py."""
+    case = case_of("fs_retnet")
+    write_dictionaries(tmp_path, case)
+    torch.save(official_checkpoint(case, tmp_path), tmp_path / "official.pt")
+    with pytest.raises(ValueError, match=r"scripts/convert/torchscale_checkpoint.py"):
+        load_model_ensemble_and_task([str(tmp_path / "official.pt")])

@@ -151,7 +151,7 @@ class RetNetDecoder(Stack):
             tied = self._tied_embedding("share_decoder_input_output_embed", shared=shared)
             self.output_projection = options.output_projection(tied)
         options.finish(self, self.layers)
-        self.register_load_state_dict_pre_hook(_drop_official_constants)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_take_official_constants)  # type: ignore[no-untyped-call]
 
     def forward(
         self,
@@ -266,7 +266,19 @@ def _of_new_tokens(mask: Tensor | None, new_tokens: int) -> Tensor | None:
     return mask if mask.any() else None
 
 
-def _drop_official_constants(_: nn.Module, state_dict: dict[str, Tensor], prefix: str, *__: object) -> None:
-    """TorchScale stores angles and decays; ours are computed from the config."""
-    for name in ("angle", "decay"):
-        state_dict.pop(f"{prefix}retnet_rel_pos.{name}", None)
+def _take_official_constants(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """TorchScale stores angles and decays; ours are computed from the config, and must be the same."""
+    stored = {name: state_dict.pop(f"{prefix}retnet_rel_pos.{name}", None) for name in ("angle", "decay")}
+    config = cast(AnyRetNetConfig, module.config)
+    if stored["angle"] is not None and not config.torchscale_compatible:
+        raise ValueError(
+            "these weights are of TorchScale's RetNet, which rotates by other angles; load them into a model with "
+            "torchscale_compatible=True, or convert the checkpoint of fairseq with "
+            "scripts/convert/torchscale_checkpoint.py."
+        )
+    if stored["decay"] is not None:
+        ours = log_decays(config.decoder_retention_heads, config.retention_decay)
+        if not torch.allclose(stored["decay"].double().cpu(), ours, rtol=0.05, atol=1e-6):
+            raise ValueError(
+                f"these weights have other decays than retention_decay={config.retention_decay}: choose the other."
+            )

@@ -195,6 +195,15 @@ def test_scores_share_one_scale() -> None:
     assert_close(scale, sums.rsqrt(), "float64")
 
 
+def test_angles() -> None:
+    """RoPE's by default, TorchScale's on request: 1 to 1 / 10000, exclusive or inclusive."""
+    counts = torch.tensor([[2]])  # the second token has turned once
+    for inclusive, last in ((False, 10000**-0.75), (True, 1e-4)):
+        cos, sin = retention_tables(counts, log_decays(1, "powers"), 8, dtype=torch.float64, inclusive=inclusive).key
+        angles = torch.atan2(sin, cos).flatten()
+        assert angles[0].item() == pytest.approx(1) and angles[-1].item() == pytest.approx(last)
+
+
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("packed", [False, True])
 def test_token_counts(padded: bool, packed: bool) -> None:

@@ -59,6 +59,17 @@ def test_retnet(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_default_normalisation_is_the_official_recurrent_forms(case: Case) -> None:
+    """Closer than to the parallel form, whose clamp at 1 shows through the norm's epsilon."""
+    model = build(case)
+    for layer in model.layers:
+        assert layer.retention.clamp_scores
+        layer.retention.clamp_scores = False
+    logits, _ = model(case["in/prev_output_tokens"])
+    assert_close(logits, case["out/logits_recurrent"], "parity_retention_small", "logits")
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_official_chunkwise_form(case: Case) -> None:
     """It agrees where its normaliser is harmless; at small weights it departs from the other official forms, a
     defect that is not reproduced."""

@@ -236,6 +236,23 @@ def test_translation_follows_beams() -> None:
 
 
 @torch.no_grad()
+def test_padding_of_the_source_is_not_attended_to() -> None:
+    model = translator()
+    source, target, mask = tokens(2, 7), tokens(2, 5, seed=1), mask_of([7, 4], 7, "right")
+    padded, _ = model(source, target, encoder_padding_mask=mask)
+    alone, _ = model(source[1:, :4], target[1:])
+    assert_close(padded[1:], alone, "float64")
+
+
+@pytest.mark.parametrize(("compatible", "last"), [(False, 10000**-0.75), (True, 1e-4)])
+def test_angles_of_the_paper_and_of_the_official_code(compatible: bool, last: float) -> None:
+    model = retnet(torchscale_compatible=compatible)
+    tables = model._retention_arguments(torch.zeros(1, 2, 24).double(), None, None, None)["tables"]
+    angle = torch.atan2(tables.key[1], tables.key[0])[0, 1, 0, -1]
+    assert angle.item() == pytest.approx(last)
+
+
+@torch.no_grad()
 def test_saved_models_load(tmp_path: Path) -> None:
     for name, model, arguments in (
         ("language", retnet(retention_decay="linspace"), (tokens(2, 5),)),

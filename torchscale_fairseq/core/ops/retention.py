@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 RetentionResult = tuple[Tensor, Tensor]
 _Form = Callable[..., RetentionResult]
@@ -115,11 +114,7 @@ def chunkwise_retention(
     tensors = [_split(x, sizes) for x in (query, key, value, padding_mask, document_starts)]
     for size, q, k, v, padding, starts in zip(sizes, *tensors, strict=True):
         assert q is not None and k is not None and v is not None
-        arguments = (q, k, v, log_decay, padding, starts, state, min(size, chunk_size))
-        if torch.is_grad_enabled() and len(sizes) > 1:
-            output, state = checkpoint(_by_chunks, *arguments, use_reentrant=False, preserve_rng_state=False)
-        else:
-            output, state = _by_chunks(*arguments)
+        output, state = _by_chunks(q, k, v, log_decay, padding, starts, state, min(size, chunk_size))
         outputs.append(output)
     assert state is not None
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)), state
@@ -135,6 +130,28 @@ def _parts(length: int, chunk_size: int) -> list[int]:
 
 def _split(x: Tensor | None, sizes: list[int]) -> Sequence[Tensor | None]:
     return [None] * len(sizes) if x is None else x.split(sizes, 1)
+
+
+class _Product(torch.autograd.Function):
+    """a @ b that keeps its operands as they are for the backward pass.
+
+    torch keeps contiguous copies of them, which for views of queries, keys and values doubles the memory.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        return a @ b
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = ctx.saved_tensors
+        return gradient @ b.transpose(-1, -2), a.transpose(-1, -2) @ gradient
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """(..., m, n) times (..., n, k), with equal leading axes."""
+    return _Product.apply(a, b)  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)
@@ -191,15 +208,15 @@ def _by_chunks(
     clock = _clock(padding_mask, document_starts, chunk_size, query)
     key = _without_padding(key, padding_mask)
     query, key, value = (x.unflatten(1, (-1, chunk_size)).permute(0, 3, 1, 2, 4) for x in (query, key, value))
-    output = (query @ key.transpose(-1, -2) * clock.decay_between(log_decay)) @ value
-    additions = (key * clock.decay_to_end(log_decay).unsqueeze(-1)).transpose(-1, -2) @ value
+    output = _product(_product(query, key.transpose(-1, -2)) * clock.decay_between(log_decay), value)
+    additions = _product((key * clock.decay_to_end(log_decay).unsqueeze(-1)).transpose(-1, -2), value)
     fresh = state is None
     if state is None:
         state = torch.zeros_like(additions[:, :, 0])
     decay = clock.decay_from_start(log_decay).unsqueeze(-1)
     before, state = _states(state, additions, decay[..., -1:, :])
     if not fresh or before.size(2) > 1:
-        output = output + (query * decay) @ before
+        output = torch.addcmul(output, _product(query, before), decay)
     return output.permute(0, 2, 3, 1, 4).flatten(1, 2), state
 
 

@@ -39,7 +39,8 @@ def load_official(path: Path | None) -> None:
     installed = {name: sys.modules[name] for name in stand_ins if name in sys.modules}
     sys.modules.update(stand_ins)
     try:
-        importlib.import_module("torchscale.architecture.encoder_decoder")
+        for name in ("encoder_decoder", "retnet"):
+            importlib.import_module(f"torchscale.architecture.{name}")
     finally:
         for name in stand_ins:
             del sys.modules[name]

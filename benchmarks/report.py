@@ -69,9 +69,9 @@ def _cells(row: Row, official_seconds: float | None) -> tuple[str, ...]:
     )
 
 
-def document(rows: list[Row], notes: list[str], words: list[str], device: str) -> str:
+def document(rows: list[Row], notes: list[str], words: list[str], device: str, script: str = "compare.py") -> str:
     """Command, machine, versions, table and notes, as Markdown for docs/performance.md."""
-    command = shlex.join(["python", "benchmarks/compare.py", *words])
+    command = shlex.join(["python", f"benchmarks/{script}", *words])
     listed = "\n".join(f"- {note}" for note in notes)
     return f"`{command}`\n\n{machine(device)}; {versions()}\n\n{table(rows)}\n\n{listed}\n"
 

@@ -8,8 +8,8 @@ usage: scripts/quickstart_lm.sh [--arch NAME] [--max-update N] [--gpu] [--work-d
 
 Installs everything, writes a corpus from the help texts, docstrings and comments of the Python that runs it,
 trains a language model with fairseq-train, measures its perplexity on the test set, and lets it continue
-sentences. An architecture named bert_... or mlm_... is trained as a masked language model and fills the masked
-words of sentences instead. Says each command before running it.
+sentences, a RetNet through each form of retention. An architecture named bert_... or mlm_... is trained as a masked
+language model and fills the masked words of sentences instead. Says each command before running it.
 Run again, it skips what is done and resumes the training where it was.
 
   --arch NAME       architecture of torchscale_fairseq (default gpt_deepnorm_small)
@@ -90,3 +90,10 @@ run_into "$run/continuations.log" fairseq-interactive "$data" "${model[@]}" --in
 while IFS=$'\t' read -r prompt text; do
   printf '\nprompt     %s\ncontinued  %s\n' "$prompt" "$text"
 done < <(sed -n 's/^D-[0-9]*\t[^\t]*\t//p' "$run/continuations.log" | paste "$run/prompts.txt" -)
+
+case "$arch" in
+  retnet_*)
+    step "The same model through each form of retention"
+    run python scripts/retention_forms.py --checkpoint "$run/checkpoint_best.pt" --data "$data" --input "$run/prompts.txt"
+    ;;
+esac

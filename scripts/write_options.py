@@ -13,7 +13,7 @@ from typing import Any
 
 import torchscale_fairseq.models  # noqa: F401 - registers them
 from torchscale_fairseq.core import config
-from torchscale_fairseq.models._presets import LANGUAGE, MASKED, TRANSLATION
+from torchscale_fairseq.models._presets import LANGUAGE, MASKED, RETENTION, RETENTION_TRANSLATION, TRANSLATION
 
 TARGET = Path(__file__).parent.parent / "docs" / "options.md"
 SECTIONS = {
@@ -21,6 +21,7 @@ SECTIONS = {
     "Encoder": config.EncoderConfig,
     "Decoder": config.DecoderConfig,
     "Encoder-decoder": config.EncoderDecoderConfig,
+    "Retention": config._RetentionSide,
 }
 HEADER = """# Options
 
@@ -41,10 +42,23 @@ def options_md() -> str:
         parts.append(f"\n## {title}\n\n| option | kind | default | meaning |\n|---|---|---|---|\n")
         hints = typing.get_type_hints(config_class)
         parts += [_row(f, hints[f.name]) for f in rows]
+        if config_class is config._RetentionSide:
+            parts.append(_of_retnet())
     parts.append("\n## Presets\n\n| architecture | differs from the defaults by |\n|---|---|\n")
-    for name, preset in {**TRANSLATION, **LANGUAGE, **MASKED}.items():
+    for name, preset in {**TRANSLATION, **LANGUAGE, **MASKED, **RETENTION, **RETENTION_TRANSLATION}.items():
         parts.append(f"| `{name}` | {', '.join(f'`{k}={v}`' for k, v in preset.items())} |\n")
     return "".join(parts)
+
+
+def _of_retnet() -> str:
+    """What RetNetConfig takes of the tables before, and where it differs from them."""
+    own, shared = config.RetNetConfig.__dataclass_fields__, config.DecoderConfig.__dataclass_fields__
+    taken = ", ".join(f"`{name}`" for name in own if name in shared)
+    defaults = ", ".join(f"`{n}={f.default}`" for n, f in own.items() if n in shared and f.default != shared[n].default)
+    return (
+        f"\n`RetNetConfig` has these and, of the tables above, {taken}. Its defaults differ in {defaults}.\n"
+        "`RetNetEncoderDecoderConfig` has these and what `EncoderDecoderConfig` has.\n"
+    )
 
 
 def _row(f: Field[Any], hint: Any) -> str:

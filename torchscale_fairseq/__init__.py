@@ -13,10 +13,13 @@ _HOME = {
     "EncoderConfig": "core.config",
     "DecoderConfig": "core.config",
     "EncoderDecoderConfig": "core.config",
+    "RetNetConfig": "core.config",
+    "RetNetEncoderDecoderConfig": "core.config",
     "Encoder": "core.architectures.encoder",
     "Decoder": "core.architectures.decoder",
     "EncoderDecoder": "core.architectures.encoder_decoder",
     "dilated_attention": "core.ops.dilated",
+    "RetNetDecoder": "core.architectures.retnet",
     "load_pretrained": "core.saving",
 }
 __all__ = list(_HOME)

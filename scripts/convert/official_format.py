@@ -14,6 +14,7 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
+_RETNET_SIZES = _words("base medium xl 3b 7b 13b 65b")
 ARCHITECTURES = {
     "lm": "lm_base",
     "lm_base": "lm_base",
@@ -21,13 +22,19 @@ ARCHITECTURES = {
     "mt_base": "mt_base",
     "mlm": "mlm_base",
     "mlm_base": "mlm_base",
+    **dict.fromkeys(("retnet", *(f"retnet_{size}" for size in _RETNET_SIZES)), "retnet_base"),
 }
 """Official model and architecture names, and ours."""
 
-NAMES_ON_LOADING = {"lm_base": "lm", "mt_base": "mt_base", "mlm_base": "mlm"}
+NAMES_ON_LOADING = {"lm_base": "lm", "mt_base": "mt_base", "mlm_base": "mlm", "retnet_base": "retnet"}
 """Our names, and the official ones under which all options are taken as they are; ``lm_base`` forces pre-norm."""
 
-SIDES = {"lm_base": _words("decoder"), "mt_base": _words("encoder decoder"), "mlm_base": _words("encoder")}
+SIDES = {
+    "lm_base": _words("decoder"),
+    "mt_base": _words("encoder decoder"),
+    "mlm_base": _words("encoder"),
+    "retnet_base": _words("decoder"),
+}
 
 VERSIONS = ("0.3.0", "main")
 
@@ -69,6 +76,13 @@ LIVE = {
         *_of("encoder"),
         *_words("share_encoder_input_output_embed max_source_positions pooler_activation_fn pooler_dropout"),
     ),
+    "retnet_base": _words(
+        "activation_fn dropout activation_dropout layernorm_embedding no_scale_embedding checkpoint_activations "
+        "deepnorm subln decoder_embed_dim decoder_value_embed_dim decoder_ffn_embed_dim decoder_layers "
+        "decoder_retention_heads decoder_normalize_before chunkwise_recurrent recurrent_chunk_size "
+        "share_decoder_input_output_embed "
+        "max_target_positions tokens_per_sample"
+    ),
 }
 """Options that the models read, spelt like ours, for each of our architectures."""
 
@@ -83,6 +97,9 @@ DEAD = _words(
     "base_layers base_sublayers base_shuffle"
 )
 """Options that change nothing in a trained model without experts; so do those that begin with moe_."""
+
+DEAD_IN = {"retnet_base": _words("attention_dropout decoder_learned_pos no_token_positional_embeddings")}
+"""The same for single architectures."""
 
 COPIED = _words(
     "add_bos_token tpu memory_efficient_fp16 fp16 fp16_no_flatten_grads ddp_backend world_size distributed_rank"
@@ -99,15 +116,19 @@ UNSUPPORTED = {
 }
 """Options that, when they are set, make a model that this package lacks."""
 
-_CONSTANT = re.compile(r"(?:encoder|decoder)\.(?:version|embed_positions\.(?:_float_tensor|weights)|.*\.xpos\.scale)")
+_CONSTANT = re.compile(
+    r"(?:encoder|decoder)\.(?:version|embed_positions\.(?:_float_tensor|weights)|"
+    r".*\.xpos\.scale|retnet_rel_pos\.(?:angle|decay))"
+)
 HEAD_PARAMETER = re.compile(r"classification_heads\.[^.]+\.(?:dense|out_proj)\.(?:weight|bias)")
 
 _CHILDREN = _words(
     "encoder decoder embed_tokens embed_positions output_projection layernorm_embedding layers "
-    "self_attn self_attn_layer_norm encoder_attn encoder_attn_layer_norm ffn final_layer_norm weight bias dense k_proj "
-    "v_proj q_proj out_proj inner_attn_ln fc1 fc2 ffn_layernorm layer_norm relative_position "
-    "self_attn_relative_position cross_attn_relative_position relative_attention_bias"
+    "retention retention_layer_norm self_attn self_attn_layer_norm encoder_attn encoder_attn_layer_norm ffn "
+    "final_layer_norm weight bias dense k_proj v_proj q_proj out_proj inner_attn_ln fc1 fc2 gate ffn_layernorm "
+    "layer_norm relative_position self_attn_relative_position cross_attn_relative_position relative_attention_bias"
 )
+_CHILDREN_OF_RETENTION = _words("q_proj k_proj v_proj g_proj out_proj")
 
 
 def is_dead(option: str) -> bool:
@@ -117,7 +138,7 @@ def is_dead(option: str) -> bool:
 
 def is_known(option: str, arch: str) -> bool:
     """Whether the official model that is our ``arch`` has such an option."""
-    return option in (*LIVE[arch], *COPIED, "_name", "arch") or is_dead(option)
+    return option in (*LIVE[arch], *DEAD_IN.get(arch, ()), *COPIED, "_name", "arch") or is_dead(option)
 
 
 def is_constant(name: str) -> bool:
@@ -164,4 +185,8 @@ def parameter_order(names: Iterable[str]) -> list[str]:
 def _rank(name: str) -> list[int]:
     if HEAD_PARAMETER.fullmatch(name):
         return [len(_CHILDREN)]
-    return [int(part) if part.isdigit() else _CHILDREN.index(part) for part in name.split(".")]
+    own, _, of_retention = name.partition(".retention.")
+    rank = [int(part) if part.isdigit() else _CHILDREN.index(part) for part in own.split(".")]
+    if of_retention:
+        rank += [_CHILDREN.index("retention"), _CHILDREN_OF_RETENTION.index(of_retention.partition(".")[0])]
+    return rank

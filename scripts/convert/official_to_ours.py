@@ -56,10 +56,8 @@ def _architecture(options: Mapping[str, Any], path: Path) -> str:
     if is_ours(options):
         raise InputError(f"{path} is a checkpoint of torchscale_fairseq already (--arch {options['_name']})")
     name = str(options["_name"])
-    if name.startswith("retnet"):
-        raise InputError(f"{path} is of --arch {name}; RetNet is not among the models of this package yet")
     if name not in official.ARCHITECTURES:
-        raise InputError(f"{path} is of --arch {name}, not of TorchScale's lm, mt or mlm")
+        raise InputError(f"{path} is of --arch {name}, not of TorchScale's lm, mt, mlm or retnet")
     return official.ARCHITECTURES[name]
 
 
@@ -100,9 +98,9 @@ def _our_options(options: Mapping[str, Any], arch: str, names: Mapping[str, Tens
     ours = {key: options[key] for key in official.LIVE[arch] if options.get(key) is not None}
     ours |= {"_name": arch, "torchscale_compatible": True, "subln": official.has_inner_norms(names)}
     ours |= {f"{side}_normalize_before": official.is_pre_norm(side, names) for side in official.SIDES[arch]}
-    if not (ours.get("rel_pos_buckets") and ours.get("max_rel_pos")):
+    if "rel_pos_buckets" in official.LIVE[arch] and not (ours.get("rel_pos_buckets") and ours.get("max_rel_pos")):
         ours |= {"rel_pos_buckets": 0, "max_rel_pos": 0}  # one alone does nothing there
-    if arch == "lm_base":
+    if arch in ("lm_base", "retnet_base"):
         ours.setdefault("max_target_positions", options.get("tokens_per_sample"))
     if arch == "mt_base":
         ours = {"max_source_positions": 1024, "max_target_positions": 1024, **ours}

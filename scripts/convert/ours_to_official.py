@@ -12,9 +12,14 @@ from checkpoint_files import RECORD, Conversion, InputError, build, core_config,
 from official_to_ours import REPLACED, to_ours
 from torch import Tensor
 
-from torchscale_fairseq.core.config import DecoderConfig, EncoderConfig, EncoderDecoderConfig
+from torchscale_fairseq.core.config import DecoderConfig, EncoderConfig, EncoderDecoderConfig, RetNetConfig
 
-ARCHITECTURES = {DecoderConfig: "lm_base", EncoderDecoderConfig: "mt_base", EncoderConfig: "mlm_base"}
+ARCHITECTURES = {
+    DecoderConfig: "lm_base",
+    EncoderDecoderConfig: "mt_base",
+    EncoderConfig: "mlm_base",
+    RetNetConfig: "retnet_base",
+}
 
 WITHOUT_EFFECT = ("attention_backend", "bert_init", "compile", "drop_path_rate", "flash_attention")
 """Options of ours that change no output of a trained model."""
@@ -57,6 +62,8 @@ def _restored(state: Mapping[str, Any], path: Path) -> dict[str, Any] | None:
 
 
 def _converted(state: Mapping[str, Any], options: Mapping[str, Any], config: Any, path: Path) -> dict[str, Any]:
+    if type(config) not in ARCHITECTURES:
+        raise InputError(f"{path} is of --arch {options['_name']}, and TorchScale has no such model")
     arch = ARCHITECTURES[type(config)]
     theirs, name = _official_options(options, config, arch, path), official.NAMES_ON_LOADING[arch]
     configuration: dict[str, Any] = {"args": None, "cfg": None}
@@ -76,7 +83,9 @@ def _official_options(options: Mapping[str, Any], config: Any, arch: str, path: 
     _refuse_ours_alone(options, config, arch, path)
     theirs = {name: getattr(config, name, options.get(name)) for name in official.LIVE[arch]}
     theirs |= {f"{side}_normalize_before": getattr(config, f"{side}_pre_norm") for side in official.SIDES[arch]}
-    theirs |= {"subln": config.uses_subln, "no_token_positional_embeddings": not config.has_absolute_positions}
+    theirs["subln"] = config.uses_subln
+    if arch != "retnet_base":
+        theirs["no_token_positional_embeddings"] = not config.has_absolute_positions
     if not theirs.get("flash_attention"):
         theirs.pop("flash_attention", None)  # unknown to 0.3.0
     return theirs
@@ -101,6 +110,8 @@ def _refuse_ours_alone(options: Mapping[str, Any], config: Any, arch: str, path:
 
 def _constants(config: Any, arch: str) -> dict[str, Tensor]:
     """What official state dicts hold beside parameters."""
+    if isinstance(config, RetNetConfig):
+        return _constants_of_retnet(config)
     constants = {}
     for side in official.SIDES[arch]:
         if config.has_absolute_positions and not getattr(config, f"{side}_learned_pos"):
@@ -111,3 +122,13 @@ def _constants(config: Any, arch: str) -> dict[str, Tensor]:
             for layer in range(getattr(config, f"{side}_layers")):
                 constants[f"{side}.layers.{layer}.self_attn.xpos.scale"] = scale
     return constants
+
+
+def _constants_of_retnet(config: RetNetConfig) -> dict[str, Tensor]:
+    heads = config.decoder_retention_heads
+    wave_lengths = 10000 ** torch.linspace(0, 1, config.decoder_embed_dim // heads // 2)
+    gammas = 1 - 0.5 ** (5 + torch.arange(heads, dtype=torch.float32))
+    return {
+        "decoder.retnet_rel_pos.angle": (1 / wave_lengths).repeat_interleave(2),
+        "decoder.retnet_rel_pos.decay": gammas.log(),
+    }

@@ -1,4 +1,4 @@
-"""Brings a checkpoint of TorchScale's fairseq examples (lm_base, mt_base, mlm_base) into ours, or back.
+"""Brings a checkpoint of TorchScale's fairseq examples (lm_base, mt_base, mlm_base, retnet_base) into ours, or back.
 
 Parameters keep their names and values. What changes are the options: those that TorchScale reads keep their names,
 those that it ignores are left out, and the placement of the norms, which depends on TorchScale's version, is taken
@@ -9,7 +9,7 @@ All that is left out is kept beside, in the entry torchscale_official, so that -
 checkpoint. Training that goes on writes checkpoints without that entry; of them, --to-official makes one with the
 same parameters and options.
 
-Mixture-of-experts models, RetNet, LongNet and adaptive softmaxes are refused.
+Mixture-of-experts models, LongNet and adaptive softmaxes are refused.
 """
 
 import argparse

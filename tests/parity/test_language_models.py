@@ -16,7 +16,7 @@ from fairseq.data import Dictionary
 from fairseq.models import build_model
 
 import torchscale_fairseq.models  # noqa: F401 - registers them
-from torchscale_fairseq.core.config import DecoderConfig, EncoderConfig
+from torchscale_fairseq.core.config import DecoderConfig, EncoderConfig, RetNetConfig
 
 
 def build(case: Case, arch: str, config_class: type, **fairseq_options: object) -> torch.nn.Module:
@@ -48,6 +48,19 @@ def test_official_language_model_checkpoint(case: Case) -> None:
         state: dict = {}
         steps = [model.decoder(tokens[:, : n + 1], incremental_state=state)[0] for n in range(tokens.size(1))]
     assert_close(torch.cat(steps, 1)[keep], case["out/incremental_logits"][keep], "parity", "incremental logits")
+    check_loss_and_gradients(case, model, logits)
+
+
+@pytest.mark.parametrize("case", cases("fs_retnet*"), ids=lambda c: c.name)
+def test_official_retnet_checkpoint(case: Case) -> None:
+    model = load(build(case, "retnet_base", RetNetConfig, torchscale_compatible=True), case)
+    tokens, keep = case["in/src_tokens"], case["in/loss_keep"]
+    logits, _ = model(tokens)
+    assert_close(logits[keep], case["out/logits"][keep], "parity", "logits")
+    with torch.no_grad():
+        state: dict = {}
+        steps = [model.decoder(tokens[:, : n + 1], incremental_state=state)[0] for n in range(tokens.size(1))]
+    assert_close(torch.cat(steps, 1)[keep], case["out/incremental_logits"][keep], "parity_retention", "steps")
     check_loss_and_gradients(case, model, logits)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tests.helpers import assert_close, assert_gradient_close
 from tests.parity.test_architectures import build, ids
+from tests.parity.test_retnet import build as build_retnet
 from tests.parity.vectors import Case, cases
 from torchscale_fairseq.core.layers.experts import Experts
 from torchscale_fairseq.core.layers.moe import MixtureOfExperts, RoutingOptions
@@ -21,6 +22,7 @@ GATES = cases("moe_top*")
 LAYERS = cases("moe_layer_*")
 ENCODERS = cases("enc_*moe*")
 DECODERS = cases("dec_*moe*")
+RETNETS = cases("ret_moe")
 
 
 def options(top_k: int, **given: Any) -> RoutingOptions:
@@ -215,9 +217,9 @@ def test_encoder(case: Case) -> None:
     check_model(case, model, result["encoder_out"], result["l_aux"])
 
 
-@pytest.mark.parametrize("case", DECODERS, ids=ids(DECODERS))
+@pytest.mark.parametrize("case", [*DECODERS, *RETNETS], ids=ids([*DECODERS, *RETNETS]))
 def test_decoder(case: Case) -> None:
-    model = build(case)
+    model = build_retnet(case) if case in RETNETS else build(case)
     tokens = case["in/prev_output_tokens"]
     logits, extra = model(tokens)
     assert_close(logits, case["out/logits"], "parity", "logits")

@@ -14,14 +14,28 @@ from fairseq.data import Dictionary
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import MODEL_DATACLASS_REGISTRY, MODEL_REGISTRY, build_model
 
-from torchscale_fairseq.core.config import DecoderConfig, EncoderConfig, EncoderDecoderConfig
+from torchscale_fairseq.core.config import (
+    DecoderConfig,
+    EncoderConfig,
+    EncoderDecoderConfig,
+    RetNetConfig,
+    RetNetEncoderDecoderConfig,
+)
 from torchscale_fairseq.models._options import core_config, flag_fields
 from torchscale_fairseq.models.bert import MaskedLanguageModel
 from torchscale_fairseq.models.gpt import LanguageModel
+from torchscale_fairseq.models.retnet import RetNetLanguageModel, RetNetTranslationModel
 from torchscale_fairseq.models.translation import TranslationModel
 
 OURS = sorted(name for name, cls in MODEL_REGISTRY.items() if cls.__module__.startswith("torchscale_fairseq"))
-CONFIGS = {TranslationModel: EncoderDecoderConfig, LanguageModel: DecoderConfig, MaskedLanguageModel: EncoderConfig}
+CONFIGS = {
+    RetNetTranslationModel: RetNetEncoderDecoderConfig,
+    RetNetLanguageModel: RetNetConfig,
+    TranslationModel: EncoderDecoderConfig,
+    LanguageModel: DecoderConfig,
+    MaskedLanguageModel: EncoderConfig,
+}
+LANGUAGE_CONFIGS = (DecoderConfig, RetNetConfig)
 OF_THE_TASK = ("max_source_positions", "max_target_positions", "tokens_per_sample")
 WORDS = 1000
 
@@ -61,27 +75,30 @@ def config_of(arch: str, *flags: str) -> Any:
 
 def parameters(c: Any) -> int:
     """Parameters of a model, counted by hand from its config."""
+    norm = 1 if c.norm == "rmsnorm" else 2
 
     def ffn(width: int, inner: int) -> int:
+        if c.gated_ffn:
+            return 3 * width * inner
         return 2 * width * inner + width + inner + (2 * inner if c.uses_subln else 0)
 
     def attention(width: int, memory: int) -> int:
         return 2 * (width * width + width) + 2 * (memory * width + width)
 
-    def side(width: int, inner: int, layers: int, *, pre_norm: bool, cross: bool) -> int:
-        layer = attention(width, width) + ffn(width, inner) + 2 * 2 * width
+    def side(width: int, inner: int, layers: int, *, pre_norm: bool, cross: bool, mixing: int | None = None) -> int:
+        layer = (attention(width, width) if mixing is None else mixing) + ffn(width, inner) + 2 * norm * width
         layer += 2 * width if c.uses_subln else 0
-        layer += attention(width, c.encoder_embed_dim) + 2 * width if cross else 0
+        layer += attention(width, c.encoder_embed_dim) + norm * width if cross else 0
         mixed = layers // c.moe_freq if c.moe_freq else 0
         assert c.use_xmoe or not mixed
-        return layers * layer + mixed * more_in_a_mixture(width, inner) + (2 * width if pre_norm else 0)
+        return layers * layer + mixed * more_in_a_mixture(width, inner) + (norm * width if pre_norm else 0)
 
     def more_in_a_mixture(width: int, inner: int) -> int:
         experts, dim = c.moe_expert_count, max(c.moe_expert_count // 2, 4)
         return (experts - 1) * ffn(width, inner) + width * dim + experts * dim + 1
 
     total = 0
-    if not isinstance(c, DecoderConfig):
+    if not isinstance(c, LANGUAGE_CONFIGS):
         e = c.encoder_embed_dim
         total += side(e, c.encoder_ffn_embed_dim, c.encoder_layers, pre_norm=c.encoder_pre_norm, cross=False)
         total += WORDS * e
@@ -92,7 +109,15 @@ def parameters(c: Any) -> int:
     else:
         d = c.decoder_embed_dim
         cross = isinstance(c, EncoderDecoderConfig)
-        total += side(d, c.decoder_ffn_embed_dim, c.decoder_layers, pre_norm=c.decoder_pre_norm, cross=cross)
+        retains = isinstance(c, (RetNetConfig, RetNetEncoderDecoderConfig))
+        total += side(
+            d,
+            c.decoder_ffn_embed_dim,
+            c.decoder_layers,
+            pre_norm=c.decoder_pre_norm,
+            cross=cross,
+            mixing=2 * d * d + 3 * d * c.decoder_value_embed_dim if retains else None,
+        )
         total += 2 * WORDS * d  # embedding and output projection
     return total
 
@@ -105,6 +130,8 @@ def test_the_documented_names_are_registered() -> None:
     sizes = ("", "_small", "_base", "_medium", "_large", "_xl")
     families = ("gpt_deepnorm", "gpt_magneto", "gpt_xpos", "bert_magneto", "bert_deepnorm")
     names |= {family + size for family in families for size in sizes}
+    names |= {f"retnet_{size}" for size in ("small", "base", "medium", "xl", "3b", "7b", "13b", "65b")}
+    names |= {f"mt_retnet{size}" for size in ("", "_small", "_base", "_large")}
     assert names == set(OURS)
 
 
@@ -118,12 +145,16 @@ def test_the_documented_names_are_registered() -> None:
         ("bert_magneto", 110),
         ("bert_magneto_large", 340),
         ("bert_magneto_xl", 1300),
+        ("retnet_xl", 1300),
+        ("retnet_3b", 2700),
+        ("retnet_7b", 6700),
+        ("retnet_13b", 13000),
     ],
 )
 def test_sizes_are_the_papers(arch: str, millions: int) -> None:
     """To 5 %, with the papers' vocabularies and one matrix for embedding and output projection."""
     config = config_of(arch)
-    side, vocabulary = ("decoder", 50257) if arch.startswith("gpt") else ("encoder", 30522)
+    side, vocabulary = ("encoder", 30522) if arch.startswith("bert") else ("decoder", 50257)
     width = getattr(config, f"{side}_embed_dim")
     layers = parameters(config) - WORDS * width * (2 if side == "decoder" else 1)
     assert layers + vocabulary * width == pytest.approx(millions * 1e6, rel=0.05)
@@ -145,7 +176,7 @@ def test_hydra_and_arch_build_the_same_model(arch: str) -> None:
     root = OmegaConf.create({"task": dict.fromkeys(OF_THE_TASK, 1024), "model": from_hydra})
     with torch.device("meta"):
         model = build_model(root.model, task())
-    side = model.decoder if config_class(arch) is DecoderConfig else model.encoder
+    side = model.decoder if config_class(arch) in LANGUAGE_CONFIGS else model.encoder
     assert side.config == config_of(arch)
 
 
@@ -153,7 +184,16 @@ def test_hydra_and_arch_build_the_same_model(arch: str) -> None:
     ("arch", "name"),
     [
         (arch, field.name)
-        for arch in ("mt_base", "mt_deepnorm", "lm_base", "gpt_deepnorm", "mlm_base", "bert_deepnorm")
+        for arch in (
+            "mt_base",
+            "mt_deepnorm",
+            "lm_base",
+            "gpt_deepnorm",
+            "mlm_base",
+            "bert_deepnorm",
+            "retnet_base",
+            "mt_retnet",
+        )
         for field in flag_fields(config_class(arch))
         if f"--{field.name.replace('_', '-')}" in parser_of(arch)._option_string_actions
     ],
@@ -170,7 +210,9 @@ def test_each_flag_sets_its_option(arch: str, name: str) -> None:
     elif "float" in str(field.type):
         flags, expected = [flag, "0.25"], 0.25
     else:
-        expected = 64 if name.endswith("heads") else 4 if name.endswith(("moe_freq", "top_k")) else 96
+        expected = 4 if name.endswith(("moe_freq", "top_k")) else 96
+        if name.endswith("heads"):
+            expected = 16 if "retention" in name else 64
         flags = [flag, str(expected)]
     if "moe" in name and config_of(arch).torchscale_compatible and name == "moe_routing_dim":
         pytest.skip("TorchScale's router has 16 dimensions")
@@ -184,6 +226,10 @@ def test_each_flag_sets_its_option(arch: str, name: str) -> None:
         "blockwise_causal_window": ["--xpos-rel-pos"],
     }
     contradicts_deepnorm = name in ("subln", "encoder_normalize_before", "decoder_normalize_before")
+    if "retnet" in arch and name in ("deepnorm", "subln", "decoder_learned_pos", "blockwise_causal_window"):
+        with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} has no place in a decoder with retention"):
+            config_of(arch, *flags, *companions.get(name, []))
+        return
     if arch.endswith("deepnorm") and contradicts_deepnorm:
         with pytest.raises(ValueError, match=r"deepnorm.*The architecture itself sets deepnorm=True"):
             config_of(arch, *flags)

@@ -11,7 +11,7 @@ import torch
 from tests.helpers import parity_dir
 from tests.parity.vectors import Case
 
-KINDS = {"fs_lm": "lm", "fs_lm_sinus": "lm", "fs_mlm": "mlm", "fs_mt": "mt"}
+KINDS = {"fs_lm": "lm", "fs_lm_sinus": "lm", "fs_mlm": "mlm", "fs_mt": "mt", "fs_retnet": "retnet"}
 
 DEAD = {
     "moe_freq": 0,
@@ -26,6 +26,7 @@ DEAD = {
 }
 TASKS: dict[str, dict[str, Any]] = {
     "lm": {"_name": "language_modeling", "tokens_per_sample": 20, "max_target_positions": 30},
+    "retnet": {"_name": "language_modeling", "tokens_per_sample": 20, "max_target_positions": 64},
     "mlm": {"_name": "pretraining", "tokens_per_sample": 20, "span_length": 3.0, "spm_model": "sp.model", "seed": 1},
     "mt": {"_name": "translation", "source_lang": "en", "target_lang": "de", "left_pad_source": True},
 }
@@ -48,7 +49,7 @@ def official_checkpoint(case: Case, folder: Path, *, layout: str = "cfg", **opti
     """What the private fairseq wrote.
 
     Args:
-        case: fs_lm, fs_lm_sinus, fs_mlm or fs_mt.
+        case: fs_lm, fs_lm_sinus, fs_mlm, fs_mt or fs_retnet.
         folder: with dictionaries.
         layout: "cfg", or "args" for one flat namespace.
         options: of the model, instead of the case's.
@@ -102,6 +103,7 @@ def _parameters(case: Case) -> OrderedDict[str, torch.Tensor]:
     if case.name == "fs_lm_sinus":
         result["decoder.version"] = torch.tensor([3.0])
         result["decoder.embed_positions._float_tensor"] = torch.tensor([1.5e-38])
+    result |= case.group("buffer/") if case.name == "fs_retnet" else {}
     for name, owner in case.meta["extra"].get("tied", {}).items():
         result[name] = result[owner]
     return result

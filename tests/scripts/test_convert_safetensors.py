@@ -52,7 +52,7 @@ def logits(name: str, model: torch.nn.Module) -> torch.Tensor:
     case, padding = case_of(name), TextEmbedding(1, 1).padding_idx or 1
     mask = case["in/src_tokens"].eq(padding)
     with torch.no_grad():
-        if KINDS[name] == "lm":
+        if KINDS[name] in ("lm", "retnet"):
             return model(case["in/src_tokens"], self_attn_padding_mask=mask)[0]
         encoded = (model.encoder if KINDS[name] == "mt" else model)(
             case["in/src_tokens"], mask, positions=absolute_positions(mask)

@@ -114,3 +114,27 @@ def _is_scaled(name: str, scale_cross_attention: bool) -> bool:
     if "moe_layer" in parts and "experts" not in parts:
         return False  # a router
     return any(p in parts for p in SCALED_PROJECTIONS) and (scale_cross_attention or "encoder_attn" not in parts)
+
+
+RETENTION_GAINS = {"q_proj": 2**-2.5, "k_proj": 2**-2.5, "v_proj": 2**-2.5, "g_proj": 2**-2.5, "out_proj": 2**-1.0}
+"""Of Xavier's initialisation, as the authors' code of RetNet has them."""
+_SCALED_BY_RETNET = ("v_proj", "out_proj", "fc1", "fc2")
+
+
+def initialize_retnet(layers: nn.Module, *, gain: float, torchscale_compatible: bool) -> None:
+    """Xavier-initialise the linear layers of a RetNet, those of retention with ``RETENTION_GAINS``.
+
+    Args:
+        layers: the layers of the decoder.
+        gain: further factor on values, outputs and feed-forward networks (DeepNorm's).
+        torchscale_compatible: leave feed-forward networks with nn.Linear's own values, as TorchScale does.
+    """
+    for name, linear in _named_linears(layers):
+        *parents, own = name.split(".")
+        for weight, _ in _matrices(linear):
+            if "retention" in parents:
+                nn.init.xavier_uniform_(weight, gain=RETENTION_GAINS[own])
+            elif not torchscale_compatible:
+                nn.init.xavier_uniform_(weight)
+        if gain != 1.0 and own in _SCALED_BY_RETNET:
+            linear.weight.data.mul_(gain)

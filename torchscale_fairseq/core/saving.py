@@ -17,17 +17,23 @@ from .architectures.blocks import Config, Side, SideOptions
 from .architectures.decoder import Decoder
 from .architectures.encoder import Encoder
 from .architectures.encoder_decoder import EncoderDecoder
-from .config import DecoderConfig, EncoderConfig, EncoderDecoderConfig
+from .architectures.retnet import AnyRetNetConfig, RetNetDecoder
+from .config import DecoderConfig, EncoderConfig, EncoderDecoderConfig, RetNetConfig, RetNetEncoderDecoderConfig
 from .layers.embedding import TextEmbedding
 from .layers.heads import MaskedLanguageModelHead
 from .ops.positions import PADDING_POSITION
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-CONFIGS: dict[str, type[Config]] = {c.__name__: c for c in (EncoderConfig, DecoderConfig, EncoderDecoderConfig)}
+AnyConfig = Config | AnyRetNetConfig
+Model = Encoder | Decoder | EncoderDecoder | RetNetDecoder
+CONFIGS: dict[str, type[AnyConfig]] = {
+    c.__name__: c
+    for c in (EncoderConfig, DecoderConfig, EncoderDecoderConfig, RetNetConfig, RetNetEncoderDecoderConfig)
+}
 
 
-def load_pretrained(folder: str | Path) -> Encoder | Decoder | EncoderDecoder:
+def load_pretrained(folder: str | Path) -> Model:
     """The model in a folder that ``scripts/convert/to_safetensors.py`` has written.
 
     Padding is the caller's: pass ``encoder_padding_mask`` or ``self_attn_padding_mask`` where tokens are padded. A
@@ -35,7 +41,7 @@ def load_pretrained(folder: str | Path) -> Encoder | Decoder | EncoderDecoder:
     ``positions=absolute_positions(padding_mask)`` (``core.ops.positions``) to give what the fairseq model gives.
 
     Returns:
-        An Encoder, Decoder or EncoderDecoder in evaluation mode, its parameters in the file's dtype.
+        An Encoder, Decoder, EncoderDecoder or RetNetDecoder in evaluation mode, its parameters in the file's dtype.
 
     Raises:
         ModuleNotFoundError: the package safetensors is missing.
@@ -54,12 +60,12 @@ def load_pretrained(folder: str | Path) -> Encoder | Decoder | EncoderDecoder:
     return model.eval()
 
 
-def write_folder(folder: Path, config: Config, tensors: Mapping[str, Tensor]) -> None:
+def write_folder(folder: Path, config: AnyConfig, tensors: Mapping[str, Tensor]) -> None:
     """Write what ``load_pretrained`` reads.
 
     Args:
         folder: an existing one.
-        config: of an Encoder, Decoder or EncoderDecoder.
+        config: of an Encoder, Decoder, EncoderDecoder or RetNetDecoder.
         tensors: its state dict.
     """
     content = {"config": type(config).__name__, "options": dataclasses.asdict(config)}
@@ -115,7 +121,7 @@ def _require(path: Path) -> None:
         )
 
 
-def _read_config(path: Path) -> Config:
+def _read_config(path: Path) -> AnyConfig:
     _require(path)
     try:
         content = json.loads(path.read_text())
@@ -126,7 +132,7 @@ def _read_config(path: Path) -> Config:
     return kind(**options)
 
 
-def _build(config: Config, tensors: Mapping[str, Tensor]) -> Encoder | Decoder | EncoderDecoder:
+def _build(config: AnyConfig, tensors: Mapping[str, Tensor]) -> Model:
     """A model for these tensors, with their vocabularies."""
     if isinstance(config, EncoderDecoderConfig):
         return EncoderDecoder(
@@ -137,6 +143,8 @@ def _build(config: Config, tensors: Mapping[str, Tensor]) -> Encoder | Decoder |
             _positions(config, "decoder"),
         )
     embedding = _embedding(tensors, "embed_tokens.weight")
+    if isinstance(config, RetNetConfig):
+        return RetNetDecoder(config, embedding)
     if isinstance(config, DecoderConfig):
         return Decoder(config, embedding, _positions(config, "decoder"))
     return Encoder(config, embedding, _positions(config, "encoder"), _head(config, embedding, tensors))

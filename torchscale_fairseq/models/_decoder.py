@@ -1,4 +1,4 @@
-"""The core's decoder behind fairseq's interface."""
+"""The core's decoders behind fairseq's interface."""
 
 from typing import Any
 
@@ -7,24 +7,21 @@ from torch import Tensor, nn
 
 from torchscale_fairseq.core.architectures.blocks import SideOptions
 from torchscale_fairseq.core.architectures.decoder import Decoder
+from torchscale_fairseq.core.architectures.retnet import AnyRetNetConfig, RetNetDecoder
 from torchscale_fairseq.core.config import DecoderConfig, EncoderDecoderConfig
 
 from ._dictionary import upgrade_state_dict
 
 
-class TextDecoder(FairseqIncrementalDecoder, Decoder):
-    """A language model, or the target side of a translation model.
+class DecoderAdapter(FairseqIncrementalDecoder):
+    """What fairseq asks of a decoder; a subclass is also the core's decoder that it names."""
 
-    Args:
-        config: the options.
-        dictionary: fairseq's.
-        embed_tokens: its embedding.
-    """
+    core: Any
+    """The class in the core."""
+    position_limit: int
 
-    def __init__(self, config: DecoderConfig | EncoderDecoderConfig, dictionary: Any, embed_tokens: nn.Embedding):
-        both = isinstance(config, EncoderDecoderConfig)
-        positions = SideOptions(config, "decoder", is_encoder_decoder=both).position_embedding()
-        Decoder.__init__(self, config, embed_tokens, positions, is_encoder_decoder=both)
+    def _adapt(self, dictionary: Any) -> None:
+        """Called when the core's part is built."""
         self.dictionary = dictionary
         self.adaptive_softmax = None  # both asked for by FairseqDecoder.get_normalized_probs
         self.onnx_trace = False
@@ -40,10 +37,10 @@ class TextDecoder(FairseqIncrementalDecoder, Decoder):
         token_embeddings: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Decode (batch, seq) tokens; padding, on either side, is read off them."""
-        return Decoder.forward(
+        return self.core.forward(
             self,
             prev_output_tokens,
-            prev_output_tokens.eq(self.dictionary.pad()),
+            self_attn_padding_mask=prev_output_tokens.eq(self.dictionary.pad()),
             encoder_out=encoder_out,
             incremental_state=incremental_state,
             features_only=features_only,
@@ -57,11 +54,11 @@ class TextDecoder(FairseqIncrementalDecoder, Decoder):
 
     def output_layer(self, features: Tensor, **_: Any) -> Tensor:
         """Features to logits."""
-        return Decoder.output_layer(self, features)
+        return self.core.output_layer(self, features)
 
     def reorder_incremental_state(self, incremental_state: dict[Any, Any], new_order: Tensor) -> None:
         """Follow beam search."""
-        Decoder.reorder_incremental_state(self, incremental_state, new_order)
+        self.core.reorder_incremental_state(self, incremental_state, new_order)
 
     def reorder_incremental_state_scripting(self, incremental_state: dict[Any, Any], new_order: Tensor) -> None:
         """The same; beam search calls it under this name. There is one state for the whole decoder, so that no
@@ -76,3 +73,32 @@ class TextDecoder(FairseqIncrementalDecoder, Decoder):
         """Adapt a checkpoint before it is loaded."""
         upgrade_state_dict(state_dict, name, self.dictionary)
         return state_dict
+
+
+class TextDecoder(DecoderAdapter, Decoder):  # type: ignore[misc]
+    """A language model, or the target side of a translation model.
+
+    Args:
+        config: the options.
+        dictionary: fairseq's.
+        embed_tokens: its embedding.
+    """
+
+    core = Decoder
+
+    def __init__(self, config: DecoderConfig | EncoderDecoderConfig, dictionary: Any, embed_tokens: nn.Embedding):
+        both = isinstance(config, EncoderDecoderConfig)
+        positions = SideOptions(config, "decoder", is_encoder_decoder=both).position_embedding()
+        Decoder.__init__(self, config, embed_tokens, positions, is_encoder_decoder=both)
+        self._adapt(dictionary)
+
+
+class RetNetTextDecoder(DecoderAdapter, RetNetDecoder):  # type: ignore[misc]
+    """The same with retention. Arguments as for TextDecoder."""
+
+    core = RetNetDecoder
+
+    def __init__(self, config: AnyRetNetConfig, dictionary: Any, embed_tokens: nn.Embedding):
+        both = isinstance(config, EncoderDecoderConfig)
+        RetNetDecoder.__init__(self, config, embed_tokens, is_encoder_decoder=both)
+        self._adapt(dictionary)

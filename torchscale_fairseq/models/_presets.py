@@ -116,3 +116,49 @@ MASKED: dict[str, Preset] = {
 }
 """Base and large are BERT's (arXiv:1810.04805), small and medium the mini and medium of "Well-Read Students Learn
 Better" (arXiv:1908.08962), xl the 1.3B of Megatron-LM (arXiv:1909.08053)."""
+
+_RETENTION_COMMON: Preset = {"activation_fn": "swish", "no_scale_embedding": False}
+_RETENTION_SIZES: dict[str, tuple[int, int, int, int]] = {
+    "small": (4, 256, 432, 2),
+    "base": (6, 512, 864, 2),
+    "medium": (16, 1024, 1728, 4),
+    "xl": (24, 2048, 3456, 8),
+    "3b": (32, 2560, 4280, 10),
+    "7b": (32, 4096, 6912, 16),
+    "13b": (40, 5120, 8560, 20),
+    "65b": (64, 8192, 13824, 32),
+}
+"""Layers, width, inner width (of values and of feed-forward networks) and heads."""
+
+RETENTION: dict[str, Preset] = {
+    f"retnet_{size}": {
+        **_RETENTION_COMMON,
+        "decoder_layers": layers,
+        "decoder_embed_dim": width,
+        "decoder_value_embed_dim": inner,
+        "decoder_ffn_embed_dim": inner,
+        "decoder_retention_heads": heads,
+    }
+    for size, (layers, width, inner, heads) in _RETENTION_SIZES.items()
+}
+"""The sizes are TorchScale's, but for small, which trains on a CPU in minutes."""
+
+RETENTION_TRANSLATION: dict[str, Preset] = _family(
+    "mt_retnet",
+    {
+        **_TRANSLATION_COMMON,
+        "activation_fn": "swish",
+        "gated_ffn": True,
+        "norm": "rmsnorm",
+    },
+    {
+        size: {
+            **_TRANSLATION_SIZES[size],
+            "encoder_ffn_embed_dim": inner,
+            "decoder_ffn_embed_dim": inner,
+            "decoder_value_embed_dim": inner,
+            "decoder_retention_heads": heads,
+        }
+        for size, inner, heads in (("small", 432, 2), ("base", 864, 2), ("large", 1728, 4))
+    },
+)

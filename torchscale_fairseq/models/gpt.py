@@ -28,6 +28,8 @@ class LanguageModel(Pretrained, FairseqLanguageModel):
     """A causal decoder for fairseq's language_modeling task; each preset is a subclass."""
 
     preset: Preset
+    config_class: Any = DecoderConfig
+    decoder_class: Any = TextDecoder
 
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> "LanguageModel":
@@ -44,8 +46,8 @@ class LanguageModel(Pretrained, FairseqLanguageModel):
                 "supported; make a smaller dictionary with fairseq-preprocess --nwordssrc."
             )
         length = cfg.max_target_positions or cfg.tokens_per_sample
-        config = core_config(cfg, DecoderConfig, cls.preset, vocab_size=len(source), max_target_positions=length)
-        return cls(TextDecoder(config, source, token_embedding(source, config.decoder_embed_dim)))
+        config = core_config(cfg, cls.config_class, cls.preset, vocab_size=len(source), max_target_positions=length)
+        return cls(cls.decoder_class(config, source, token_embedding(source, config.decoder_embed_dim)))
 
     def prepare_for_inference_(self, cfg: Any) -> None:
         """Called by fairseq before it generates or, in fairseq-eval-lm, scores text.

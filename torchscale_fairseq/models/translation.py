@@ -65,6 +65,8 @@ class TranslationModel(Pretrained, FairseqEncoderDecoderModel):
     """An encoder-decoder for fairseq's translation tasks; each preset is a subclass."""
 
     preset: Preset
+    config_class: Any = EncoderDecoderConfig
+    decoder_class: Any = TextDecoder
 
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> "TranslationModel":
@@ -74,7 +76,7 @@ class TranslationModel(Pretrained, FairseqEncoderDecoderModel):
             ValueError: options contradict each other or the task.
         """
         source, target = task.source_dictionary, task.target_dictionary
-        config = core_config(cfg, EncoderDecoderConfig, cls.preset, vocab_size=len(target))
+        config = core_config(cfg, cls.config_class, cls.preset, vocab_size=len(target))
         encoder_embedding = token_embedding(source, config.encoder_embed_dim, cfg.encoder_embed_path)
         if config.share_all_embeddings:
             if source != target:
@@ -89,7 +91,7 @@ class TranslationModel(Pretrained, FairseqEncoderDecoderModel):
             decoder_embedding = token_embedding(target, config.decoder_embed_dim, cfg.decoder_embed_path)
         return cls(
             TranslationEncoder(config, source, encoder_embedding),
-            TextDecoder(config, target, decoder_embedding),
+            cls.decoder_class(config, target, decoder_embedding),
         )
 
     @property

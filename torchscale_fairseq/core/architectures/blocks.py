@@ -1,6 +1,6 @@
 """What the layers of encoder and decoder are made of, read off a config."""
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,14 @@ from ..parallel.groups import split_experts
 
 Config = EncoderConfig | DecoderConfig | EncoderDecoderConfig
 Side = Literal["encoder", "decoder"]
+
+
+class ExpertKind(NamedTuple):
+    """What kind of feed-forward network an expert is."""
+
+    gated: bool
+    norm: str | None
+    """Of the activations, if there is one."""
 
 
 class SideOptions:
@@ -124,6 +132,11 @@ class SideOptions:
         """Whether layer ``depth``, counted from 0, has experts in place of its feed-forward network."""
         return self.moe_freq > 0 and (depth + 1) % self.moe_freq == 0
 
+    @property
+    def expert_kind(self) -> ExpertKind:
+        """What an expert is: what the other feed-forward networks are."""
+        return ExpertKind(self.config.gated_ffn, self.config.norm if self.config.uses_subln else None)
+
     def mixture_of_experts(self) -> MixtureOfExperts:
         """The experts of one layer, with their router."""
         config = self.config
@@ -132,10 +145,10 @@ class SideOptions:
             split_experts(config.moe_expert_count),
             self.width,
             config.moe_expert_ffn_dim or self.ffn_width,
-            gated=config.gated_ffn,
+            gated=self.expert_kind.gated,
             activation_fn=config.activation_fn,
             dropout=dropout,
-            norm=config.norm if config.uses_subln else None,
+            norm=self.expert_kind.norm,
             eps=config.layernorm_eps,
             norm_weight=1 / config.moe_expert_count if config.moe_clip == "sparse" else 1.0,
             gradient_root=config.moe_normalize_expert_grad == "sqrt_world_size",
@@ -274,6 +287,22 @@ def run_layer(
     if recompute and torch.is_grad_enabled():
         return checkpoint(layer, x, use_reentrant=False, **arguments)
     return layer(x, **arguments)
+
+
+def feed_forward(layer: Any, x: Tensor, not_routed: Tensor | None) -> tuple[Tensor, RoutingReport | None]:
+    """The second half of a decoder's layer: its feed-forward network, or its experts with what they report.
+
+    Args:
+        layer: has residual, final_layer_norm, and ffn or moe_layer.
+        x: (batch, seq, width).
+        not_routed: (batch, seq), True for tokens that go to no expert.
+    """
+    if layer.moe_layer is None:
+        return layer.residual(x, layer.final_layer_norm, layer.ffn), None
+    result: tuple[Tensor, RoutingReport] = layer.residual.with_report(
+        x, layer.final_layer_norm, lambda y: layer.moe_layer(y, not_routed)
+    )
+    return result
 
 
 def routing_outputs(

@@ -10,7 +10,7 @@ from ..layers.cache import DecodingState, LayerState, reorder_incremental_state
 from ..layers.moe import RoutingReport
 from ..ops.positions import has_padding_before_tokens, has_padding_inside, relative_positions
 from ..ops.xpos import XPosTables
-from .blocks import SideOptions, position_rows, routing_outputs, run_layer
+from .blocks import SideOptions, feed_forward, position_rows, routing_outputs, run_layer
 from .stack import Stack
 
 
@@ -69,11 +69,7 @@ class DecoderLayer(nn.Module):
                     cache=None if state is None else state.encoder_attn,
                 ),
             )
-        if self.ffn is not None:
-            return self.residual(x, self.final_layer_norm, self.ffn), None
-        moe_layer = self.moe_layer
-        assert moe_layer is not None
-        return self.residual.with_report(x, self.final_layer_norm, lambda y: moe_layer(y, not_routed))
+        return feed_forward(self, x, not_routed)
 
 
 class Decoder(Stack):
@@ -152,7 +148,7 @@ class Decoder(Stack):
         total = past + embedding.size(1)
         padding_mask = self._padding_mask(self_attn_padding_mask, state, embedding.size(1))
         x = self._add_positions(embedding, position_rows(None, padding_mask, start=past, x=embedding))
-        memory, memory_padding_mask = _memory(encoder_out, state)
+        memory, memory_padding_mask = encoder_memory(encoder_out, state)
 
         relative = _relative_positions(padding_mask, total, x.device)
         not_routed = None
@@ -237,7 +233,9 @@ def _relative_positions(padding_mask: Tensor | None, total: int, device: torch.d
     return torch.arange(total, device=device)[None]
 
 
-def _memory(encoder_out: dict[str, Any] | None, state: DecodingState | None) -> tuple[Tensor | None, Tensor | None]:
+def encoder_memory(
+    encoder_out: dict[str, Any] | None, state: DecodingState | None
+) -> tuple[Tensor | None, Tensor | None]:
     """The encoder's output and its padding, which a state keeps from its first step."""
     if encoder_out is None:
         return None, None

@@ -4,16 +4,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..config import EncoderDecoderConfig
+from ..config import EncoderDecoderConfig, RetNetEncoderDecoderConfig
 from .decoder import Decoder
 from .encoder import Encoder
+from .retnet import RetNetDecoder
 
 
 class EncoderDecoder(nn.Module):
-    """An ``Encoder`` and a ``Decoder`` that attends to it.
+    """An ``Encoder`` and a ``Decoder``, or a ``RetNetDecoder``, that attends to it.
 
     Args:
-        config: the options.
+        config: the options; their class says which decoder it is.
         encoder_embed_tokens, encoder_embed_positions, decoder_embed_tokens, decoder_embed_positions,
         output_projection: as for ``Encoder`` and ``Decoder``; with share_all_embeddings the encoder's token
             embedding serves both sides and the output.
@@ -33,9 +34,13 @@ class EncoderDecoder(nn.Module):
         self.encoder = Encoder(config, encoder_embed_tokens, encoder_embed_positions, is_encoder_decoder=True)
         if config.share_all_embeddings and decoder_embed_tokens is None:
             decoder_embed_tokens = self.encoder.embed_tokens
-        self.decoder = Decoder(
-            config, decoder_embed_tokens, decoder_embed_positions, output_projection, is_encoder_decoder=True
-        )
+        self.decoder: Decoder | RetNetDecoder
+        if isinstance(config, RetNetEncoderDecoderConfig):
+            self.decoder = RetNetDecoder(config, decoder_embed_tokens, output_projection, is_encoder_decoder=True)
+        else:
+            self.decoder = Decoder(
+                config, decoder_embed_tokens, decoder_embed_positions, output_projection, is_encoder_decoder=True
+            )
 
     def forward(
         self,
@@ -50,7 +55,7 @@ class EncoderDecoder(nn.Module):
         encoder_out = self.encoder(src_tokens, encoder_padding_mask, return_all_hiddens=return_all_hiddens)
         return self.decoder(
             prev_output_tokens,
-            self_attn_padding_mask,
+            self_attn_padding_mask=self_attn_padding_mask,
             encoder_out=encoder_out,
             features_only=features_only,
             return_all_hiddens=return_all_hiddens,

@@ -1,0 +1,263 @@
+"""The three forms of retention agree: outputs, states and gradients, padded, packed and continued."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.helpers import assert_close
+from torchscale_fairseq.core.ops.retention import chunkwise_retention, parallel_retention, recurrent_retention
+from torchscale_fairseq.core.ops.retention_forms import CHUNKWISE_ABOVE, retention
+from torchscale_fairseq.core.ops.retention_tables import log_decays, retention_tables, token_counts
+from torchscale_fairseq.core.ops.xpos import rotate
+
+KEY_DIM, VALUE_DIM = 8, 6
+
+
+def inputs(batch: int, length: int, heads: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> list[Tensor]:
+    """Queries, keys and values of norm about 1."""
+    generator = torch.Generator().manual_seed(seed)
+    dims = (KEY_DIM, KEY_DIM, VALUE_DIM)
+    return [(torch.randn(batch, length, heads, d, generator=generator) / d**0.5).to(dtype) for d in dims]
+
+
+def masks(batch: int, length: int, seed: int = 0) -> dict[str, Tensor]:
+    """Padding and document boundaries anywhere."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "padding_mask": torch.rand(batch, length, generator=generator) < 0.3,
+        "document_starts": torch.rand(batch, length, generator=generator) < 0.2,
+    }
+
+
+def written_out(query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor) -> Tensor:
+    """The sum over earlier tokens, decayed by their distance (eq. 5)."""
+    output = torch.zeros_like(value)
+    for n in range(query.size(1)):
+        for m in range(n + 1):
+            decay = ((n - m) * log_decay).exp().view(1, -1, 1)
+            output[:, n] += decay * (query[:, n] * key[:, m]).sum(-1, keepdim=True) * value[:, m]
+    return output
+
+
+def forms(chunk_size: int) -> dict:
+    return {
+        "recurrent": recurrent_retention,
+        "parallel": parallel_retention,
+        "chunkwise": lambda *tensors, **options: chunkwise_retention(*tensors, chunk_size=chunk_size, **options),
+    }
+
+
+def run(form, tensors: list[Tensor], log_decay: Tensor, **options: Tensor) -> dict[str, Tensor]:
+    """Output, state and the gradients of a sum of both."""
+    leaves = [x.clone().requires_grad_() for x in tensors]
+    state = options.pop("state", None)
+    leaves += [] if state is None else [state.clone().requires_grad_()]
+    q, k, v, *initial = leaves
+    output, final = form(q, k, v, log_decay, **options, state=initial[0] if initial else None)
+    weights = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)
+    padding = options.get("padding_mask")
+    if padding is not None:
+        output = output.masked_fill(padding[:, :, None, None], 0.0)
+    ((output * weights).sum() + final.square().sum()).backward()
+    found = {"output": output.detach(), "state": final.detach()}
+    return found | {f"gradient {i}": x.grad for i, x in enumerate(leaves)}
+
+
+def assert_forms_agree(tensors: list[Tensor], chunk_size: int, tolerance: str, **options: Tensor) -> None:
+    log_decay = log_decays(tensors[0].size(2), "powers")
+    expected, *others = ((name, run(form, tensors, log_decay, **options)) for name, form in forms(chunk_size).items())
+    for name, found in others:
+        for what, value in found.items():
+            assert_close(value, expected[1][what], tolerance, f"{what} of {name}")
+
+
+def test_recurrent_form_is_the_sum() -> None:
+    tensors, log_decay = inputs(2, 9, 3), log_decays(3, "linspace")
+    assert_close(recurrent_retention(*tensors, log_decay)[0], written_out(*tensors, log_decay), "float64")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    length=st.integers(1, 50),
+    chunk_size=st.integers(1, 60),
+    heads=st.integers(1, 4),
+    batch=st.integers(1, 3),
+    masked=st.sets(st.sampled_from(["padding_mask", "document_starts"])),
+    continued=st.booleans(),
+    seed=st.integers(0, 9),
+)
+def test_forms_agree(
+    length: int, chunk_size: int, heads: int, batch: int, masked: set[str], continued: bool, seed: int
+) -> None:
+    options = {name: mask for name, mask in masks(batch, length, seed).items() if name in masked}
+    if continued:
+        generator = torch.Generator().manual_seed(seed)
+        shape = (batch, heads, KEY_DIM, VALUE_DIM)
+        options["state"] = torch.randn(*shape, generator=generator, dtype=torch.float64)
+    assert_forms_agree(inputs(batch, length, heads, seed=seed), chunk_size, "float64", **options)
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 200])
+@pytest.mark.parametrize("masked", [False, True])
+def test_forms_agree_in_float32(length: int, masked: bool) -> None:
+    options = masks(2, length) if masked else {}
+    assert_forms_agree(inputs(2, length, 2, torch.float32), 16, "float32", **options)
+
+
+@pytest.mark.parametrize("cut", [1, 16, 29])
+@pytest.mark.parametrize("form", forms(8))
+def test_state_continues_a_sequence(form: str, cut: int) -> None:
+    function, tensors, log_decay = forms(8)[form], inputs(2, 30, 2), log_decays(2, "powers")
+    options = masks(2, 30)
+    whole, final = function(*tensors, log_decay, **options)
+    state, outputs = None, []
+    for part in (slice(0, cut), slice(cut, None)):
+        of_part = {name: mask[:, part] for name, mask in options.items()}
+        output, state = function(*(x[:, part] for x in tensors), log_decay, **of_part, state=state)
+        outputs.append(output)
+    assert_close(torch.cat(outputs, 1), whole, "float64")
+    assert_close(state, final, "float64", "state")
+
+
+@pytest.mark.parametrize("form", forms(4))
+def test_padding_and_packing_change_nothing(form: str) -> None:
+    """Two sequences in one row, with padding before, between, inside and after, are what they are alone."""
+    function, log_decay = forms(4)[form], log_decays(2, "powers")
+    alone = [inputs(1, length, 2, seed=length) for length in (5, 7)]
+    places = [[2, 3, 6, 7, 8], [9, 10, 12, 13, 14, 15, 17]]
+    row = inputs(1, 20, 2, seed=99)
+    padding_mask = torch.ones(1, 20, dtype=torch.bool)
+    starts = torch.zeros(1, 20, dtype=torch.bool)
+    for sequence, place in zip(alone, places, strict=True):
+        padding_mask[0, place] = False
+        starts[0, place[0]] = True
+        for packed, own in zip(row, sequence, strict=True):
+            packed[:, place] = own
+    output, state = function(*row, log_decay, padding_mask=padding_mask, document_starts=starts)
+    for sequence, place in zip(alone, places, strict=True):
+        own, own_state = function(*sequence, log_decay)
+        assert_close(output[:, place], own, "float64")
+    assert_close(state, own_state, "float64", "state")
+
+
+def test_longer_than_what_is_computed_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchscale_fairseq.core.ops.retention._TOKENS_AT_A_TIME", 32)
+    assert_forms_agree(inputs(2, 107, 2), 16, "float64", **masks(2, 107))
+
+
+def test_gradient_of_the_decay() -> None:
+    tensors = inputs(2, 20, 2)
+    gradients = []
+    for form in forms(8).values():
+        log_decay = log_decays(2, "powers").requires_grad_()
+        form(*tensors, log_decay)[0].square().sum().backward()
+        gradients.append(log_decay.grad)
+    assert_close(gradients[1], gradients[0], "float64")
+    assert_close(gradients[2], gradients[0], "float64")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+def test_lower_precision(dtype: torch.dtype) -> None:
+    """Rounded inputs are all that is lost: inside, and in what comes back, it is float32, autocasting or not."""
+    tensors, log_decay = inputs(2, 70, 2, dtype), log_decays(2, "powers")
+    expected, _ = recurrent_retention(*(x.double() for x in tensors), log_decay)
+    for name, form in forms(16).items():
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
+            output, state = form(*tensors, log_decay)
+        assert output.dtype == state.dtype == torch.float32
+        assert_close(output.double(), expected, "float32", name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+def test_long_sequences_stay_finite_and_keep_their_positions(dtype: torch.dtype) -> None:
+    """At 16,384 tokens of the largest values that a norm lets through, rotated and scaled as in the layer."""
+    length, log_decay = 16384, log_decays(2, "powers")
+    counts = token_counts(length, torch.zeros(1, dtype=torch.long))
+    tables = retention_tables(counts, log_decay, KEY_DIM, dtype=dtype, inclusive=False)
+    exact = retention_tables(counts, log_decay, KEY_DIM, dtype=torch.float64, inclusive=False)
+    assert tables.query[0].dtype == torch.float32
+    assert (tables.key[0].double() - exact.key[0]).abs().max() < 1e-3
+    query, key, value = (x * 50 for x in inputs(1, length, 2, dtype))
+    output, state = chunkwise_retention(
+        rotate(query, tables.query), rotate(key, tables.key), value, log_decay, chunk_size=128
+    )
+    assert output.isfinite().all() and state.isfinite().all()
+
+
+def test_scores_share_one_scale() -> None:
+    """The squared decays of what a token sees sum to at most 1, and a row of equal scores to its square root."""
+    log_decay, counts = log_decays(4, "linspace"), token_counts(200, torch.zeros(1, dtype=torch.long))
+    cos, sin = retention_tables(counts, log_decay, 2, dtype=torch.float64, inclusive=False).query
+    scale = (cos.square() + sin.square()).sqrt()[0, :, :, 0]
+    sums = torch.stack([(torch.arange(n)[:, None] * log_decay).exp().sum(0) for n in range(1, 201)])
+    assert_close(scale, sums.rsqrt(), "float64")
+
+
+def test_angles() -> None:
+    """RoPE's by default, TorchScale's on request: 1 to 1 / 10000, exclusive or inclusive."""
+    counts = torch.tensor([[2]])  # the second token has turned once
+    for inclusive, last in ((False, 10000**-0.75), (True, 1e-4)):
+        cos, sin = retention_tables(counts, log_decays(1, "powers"), 8, dtype=torch.float64, inclusive=inclusive).key
+        angles = torch.atan2(sin, cos).flatten()
+        assert angles[0].item() == pytest.approx(1) and angles[-1].item() == pytest.approx(last)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+def test_token_counts(padded: bool, packed: bool) -> None:
+    options = {name: m for name, m in masks(3, 40).items() if {"padding_mask": padded, "document_starts": packed}[name]}
+    seen = torch.tensor([0, 3, 5])
+    counts = token_counts(40, seen, **options).expand(3, -1)
+    nothing = torch.zeros(3, 40, dtype=torch.bool)
+    padding, starts = (options.get(name, nothing) for name in ("padding_mask", "document_starts"))
+    for row in range(3):
+        count = int(seen[row])
+        for column in range(40):
+            count = 0 if starts[row, column] else count
+            count += not padding[row, column]
+            assert counts[row, column] == count
+
+
+def test_decays_of_the_paper() -> None:
+    powers, linspace = (log_decays(8, kind).exp() for kind in ("powers", "linspace"))
+    assert_close(powers[[0, 7]], torch.tensor([1 - 2**-5, 1 - 2**-12]).double(), "float64")
+    assert_close(linspace[[0, 7]], torch.tensor([1 - 1 / 32, 1 - 1 / 512]).double(), "float64")
+    assert (1 - log_decays(64, "powers").float().exp()[:20] > 0).all() and (log_decays(64, "powers").float() < 0).all()
+
+
+@pytest.mark.parametrize(
+    ("length", "chunkwise", "expected"),
+    [
+        (1, True, "recurrent"),
+        (CHUNKWISE_ABOVE, False, "parallel"),
+        (CHUNKWISE_ABOVE + 1, False, "chunkwise"),
+        (2, True, "chunkwise"),
+    ],
+)
+def test_choice_of_form(length: int, chunkwise: bool, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    for name in ("recurrent", "parallel", "chunkwise"):
+        where = f"torchscale_fairseq.core.ops.retention_forms.{name}_retention"
+        monkeypatch.setattr(where, lambda *_, name=name, **__: calls.append(name))
+    retention(*inputs(1, length, 1), log_decays(1, "powers"), chunkwise=chunkwise)
+    assert calls == [expected]
+
+
+def test_chunk_size_is_checked() -> None:
+    with pytest.raises(ValueError, match=r"chunk_size \(0\) must be at least 1"):
+        chunkwise_retention(*inputs(1, 3, 1), log_decays(1, "powers"), chunk_size=0)
+
+
+def test_memory_is_linear_in_the_length() -> None:
+    """Bytes that the backward pass keeps: twice the length, twice the bytes."""
+
+    def kept(length: int) -> int:
+        sizes: list[int] = []
+        tensors = [x.requires_grad_() for x in inputs(1, length, 2)]
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
+            chunkwise_retention(*tensors, log_decays(2, "powers"), chunk_size=64)
+        return sum(sizes)
+
+    assert kept(8192) < 2.1 * kept(4096)

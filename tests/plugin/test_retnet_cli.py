@@ -1,0 +1,118 @@
+"""RetNet through fairseq's own commands."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("fairseq")
+
+from fairseq.checkpoint_utils import load_model_ensemble_and_task
+from fairseq.data import Dictionary
+
+from tests.fairseq_cli import FEW_UPDATES, USER_DIR, Finished, run_fairseq
+from tests.plugin.shrunk import shrunk
+from tests.plugin.test_language_model_cli import LENGTH, evaluate, interact, load
+from tests.plugin.test_translation_cli import assert_same_weights, column
+from tests.scripts.official_checkpoints import case_of, official_checkpoint, write_dictionaries
+from torchscale_fairseq.models.retnet import RetNetLanguageModel
+
+CHUNKS = ["--chunkwise-recurrent", "--recurrent-chunk-size", "5"]
+
+
+def train(data: Path, save_dir: Path, *flags: str) -> Finished:
+    words = [data, "--task", "language_modeling", *shrunk("retnet_base"), *FEW_UPDATES, "--cpu", "--save-dir", save_dir]
+    words += ["--tokens-per-sample", LENGTH, "--required-batch-size-multiple", "1", "--no-epoch-checkpoints"]
+    return run_fairseq("train", [*words, *flags])
+
+
+@pytest.fixture(scope="session")
+def run(language_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("retnet")
+    flags = ["--max-update", "60", "--decoder-embed-dim", "32", "--decoder-value-embed-dim", "48", *CHUNKS]
+    train(language_data, folder, *flags).check()
+    return folder / "checkpoint_last.pt"
+
+
+def test_scores_are_the_same_in_every_form(run: Path, language_data: Path) -> None:
+    """On the training text, of which it has learnt more than the words' frequencies."""
+    flags = ["--gen-subset", "train"]
+    tokens, chunkwise = evaluate(language_data, run, *flags)
+    overrides = ["--model-overrides", "{'chunkwise_recurrent': False}"]
+    assert evaluate(language_data, run, *flags, *overrides) == (tokens, pytest.approx(chunkwise, abs=1e-3))
+    assert 0 < chunkwise < 3
+
+
+def test_beams_and_prompts(run: Path, language_data: Path) -> None:
+    """Prompts of different lengths in one batch, and the scores of a beam are those of a full forward."""
+    flags = ["--beam", "3", "--max-len-b", "14", "--nbest", "2", "--buffer-size", "2"]
+    output = interact(language_data, run, "w1 w2 w3 w4\nw5\n", *flags).check().stdout
+    model, dictionary = load(run, language_data), Dictionary.load(str(language_data / "dict.txt"))
+    hypotheses, scores = column(output, "H"), column(output, "P")
+    for sentence, prompt in enumerate(("w1 w2 w3 w4", "w5")):
+        for text, positional in zip(hypotheses[sentence], scores[sentence], strict=True):
+            assert text.startswith(prompt)
+            ids = dictionary.encode_line(text, add_if_not_exist=False).long()
+            with torch.no_grad():
+                lprobs = model(torch.cat((torch.tensor([2]), ids[:-1]))[None])[0][0].log_softmax(-1)
+            expected = lprobs.gather(1, ids[:, None])[:, 0] / math.log(2)
+            found = torch.tensor([float(x) for x in positional.split()])
+            new = len(prompt.split())
+            torch.testing.assert_close(found[new:], expected[new : len(found)], atol=2e-3, rtol=1e-3)
+
+
+def test_sampling(run: Path, language_data: Path) -> None:
+    flags = ["--beam", "2", "--nbest", "2", "--sampling", "--sampling-topp", "0.9", "--max-len-b", "12", "--seed", "3"]
+    first, second = (interact(language_data, run, "w1 w2\n", *flags).check().stdout for _ in range(2))
+    assert column(first, "H") == column(second, "H") and len(column(first, "H")[0]) == 2
+
+
+def test_generate_continues_prefixes(run: Path, language_data: Path) -> None:
+    words = [language_data, "--task", "language_modeling", "--path", run, "--cpu", "--batch-size", "4", "--beam", "2"]
+    words += ["--prefix-size", "1", "--max-len-b", "20", "--gen-subset", "test", "--sample-break-mode", "eos"]
+    output = run_fairseq("generate", words).check().stdout
+    hypotheses, targets = column(output, "H"), column(output, "T")
+    assert len(hypotheses) == 21
+    assert hypotheses and all(h[0].split()[:1] == targets[i][0].split()[:1] for i, h in hypotheses.items())
+
+
+def test_resume_continues(language_data: Path, tmp_path: Path) -> None:
+    """In batches of the whole text, since fairseq draws others after it has been interrupted."""
+    flags = ["--batch-size", "100"]
+    train(language_data, tmp_path / "straight", *flags).check()
+    train(language_data, tmp_path / "resumed", *flags, "--max-update", "2").check()
+    train(language_data, tmp_path / "resumed", *flags).check()
+    assert_same_weights(tmp_path / "straight", tmp_path / "resumed", 1e-6)
+
+
+@pytest.mark.parametrize("flags", [["--fp16"], ["--memory-efficient-bf16"], ["--checkpoint-activations"]])
+def test_precisions_and_recomputation(flags: list[str], language_data: Path, tmp_path: Path) -> None:
+    train(language_data, tmp_path, *flags, *CHUNKS, "--fp16-init-scale", "4").check()
+
+
+def test_from_pretrained(run: Path) -> None:
+    hub = RetNetLanguageModel.from_pretrained(str(run.parent), "checkpoint_last.pt")
+    assert hub.sample("w1 w2", beam=1, max_len_b=10).startswith("w1 w2")
+
+
+def test_hydra_with_the_shipped_file(language_data: Path, tmp_path: Path) -> None:
+    arguments = ["--config-dir", USER_DIR / "config", "--config-name", "retnet_small", f"task.data={language_data}"]
+    arguments += [
+        "optimization.max_update=2",
+        "common.cpu=true",
+        "task.tokens_per_sample=32",
+        "+model.decoder_layers=1",
+    ]
+    run_fairseq("hydra_train", [*arguments, f"hydra.run.dir={tmp_path}"], cwd=tmp_path).check()
+    model = load(tmp_path / "checkpoints" / "checkpoint_last.pt", language_data)
+    assert model.decoder.config.decoder_value_embed_dim == 432 and len(model.decoder.layers) == 1
+
+
+def test_official_checkpoints_need_their_option(tmp_path: Path) -> None:
+    """One that TorchScale's fairseq wrote, read without scripts/convert/torchscale_checkpoint.py."""
+    case = case_of("fs_retnet")
+    write_dictionaries(tmp_path, case)
+    torch.save(official_checkpoint(case, tmp_path), tmp_path / "official.pt")
+    with pytest.raises(ValueError, match=r"scripts/convert/torchscale_checkpoint.py"):
+        load_model_ensemble_and_task([str(tmp_path / "official.pt")])

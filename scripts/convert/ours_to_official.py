@@ -21,7 +21,7 @@ ARCHITECTURES = {
     RetNetConfig: "retnet_base",
 }
 
-WITHOUT_EFFECT = ("attention_backend", "bert_init", "compile", "drop_path_rate", "flash_attention")
+WITHOUT_EFFECT = ("attention_backend", "bert_init", "compile", "drop_path_rate", "flash_attention", "retention_backend")
 """Options of ours that change no output of a trained model."""
 
 

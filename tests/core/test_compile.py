@@ -10,8 +10,16 @@ from torch import nn
 
 from tests.core.models import SIZES, VOCABULARY, randomize, tokens
 from tests.helpers import assert_close
-from torchscale_fairseq import Decoder, DecoderConfig, Encoder, EncoderConfig
+from torchscale_fairseq import Decoder, DecoderConfig, Encoder, EncoderConfig, RetNetConfig, RetNetDecoder
 
+RETNET = {
+    "decoder_embed_dim": 24,
+    "decoder_value_embed_dim": 30,
+    "decoder_retention_heads": 3,
+    "decoder_ffn_embed_dim": 32,
+    "decoder_layers": 1,
+    "recurrent_chunk_size": 4,
+}
 OPTIONS = [
     {},
     {"deepnorm": True},
@@ -86,6 +94,14 @@ def test_decoding_leaves_compiled_layers_alone(traced_whole: list[int]) -> None:
     steps = [compiled(text[:, :n], incremental_state=state)[0] for n in range(1, 7)]
     assert traced_whole[0] == 0
     assert_close(torch.cat(steps, 1), plain(text)[0], "float32")
+
+
+def test_retention(traced_whole: list[int]) -> None:
+    plain = randomize(RetNetDecoder(RetNetConfig(vocab_size=VOCABULARY, chunkwise_recurrent=True, **RETNET))).train()
+    compiled = RetNetDecoder(dataclasses.replace(plain.config, compile=True))
+    compiled.load_state_dict(plain.state_dict())
+    same_values_and_gradients(plain, compiled, lambda m: m(tokens(2, 9))[0])
+    assert traced_whole[0] >= 1
 
 
 @pytest.mark.slow

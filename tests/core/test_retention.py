@@ -1,5 +1,8 @@
 """The three forms of retention agree: outputs, states and gradients, padded, packed and continued."""
 
+import sys
+from types import ModuleType
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.helpers import assert_close
+from torchscale_fairseq.core.ops import retention_forms
 from torchscale_fairseq.core.ops.retention import chunkwise_retention, parallel_retention, recurrent_retention
 from torchscale_fairseq.core.ops.retention_forms import CHUNKWISE_ABOVE, retention
 from torchscale_fairseq.core.ops.retention_tables import log_decays, retention_tables, token_counts
@@ -243,6 +247,37 @@ def test_choice_of_form(length: int, chunkwise: bool, expected: str, monkeypatch
         monkeypatch.setattr(where, lambda *_, name=name, **__: calls.append(name))
     retention(*inputs(1, length, 1), log_decays(1, "powers"), chunkwise=chunkwise)
     assert calls == [expected]
+
+
+def test_what_the_fla_backend_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors, log_decay = inputs(2, 5, 1), log_decays(1, "powers")
+    for installed, message in (
+        (False, "pip install flash-linear-attention"),
+        (True, "needs a GPU, not cpu; use torch"),
+    ):
+        monkeypatch.setattr(retention_forms, "_has_fla", lambda installed=installed: installed)
+        with pytest.raises(ValueError, match=f"retention_backend=fla .*{message}"):
+            retention(*tensors, log_decay, backend="fla")
+
+
+def test_what_the_fla_backend_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel's arguments, without the kernel."""
+
+    def kernel(q, k, v, *, g_gamma, scale, initial_state, output_final_state):
+        assert scale == 1.0 and output_final_state and g_gamma.dtype == torch.float32
+        return recurrent_retention(q, k, v, g_gamma, state=initial_state)
+
+    package = ModuleType("fla.ops.simple_gla")
+    package.chunk_simple_gla = kernel  # type: ignore[attr-defined]
+    for name in ("fla", "fla.ops"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, package.__name__, package)
+    tensors, log_decay = inputs(2, 9, 2, torch.float32), log_decays(2, "powers")
+    expected, state = parallel_retention(*tensors, log_decay)
+    first, half = retention_forms.fla_retention(*(x[:, :4] for x in tensors), log_decay)
+    second, whole = retention_forms.fla_retention(*(x[:, 4:] for x in tensors), log_decay, state=half)
+    assert_close(torch.cat((first, second), 1), expected, "float32")
+    assert_close(whole, state, "float32")
 
 
 def test_chunk_size_is_checked() -> None:

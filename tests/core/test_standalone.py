@@ -33,6 +33,11 @@ def test_snippets_of_torchscales_readme() -> None:
         encdec = EncoderDecoder(config)
         print(encdec)
 
+        from torchscale_fairseq import RetNetConfig, RetNetDecoder
+        config = RetNetConfig(vocab_size=64000)
+        retnet = RetNetDecoder(config)
+        print(retnet)
+
         config = EncoderConfig(vocab_size=64000, deepnorm=True, multiway=True)
         model = Encoder(config)
         print(model)
@@ -40,9 +45,10 @@ def test_snippets_of_torchscales_readme() -> None:
         import torch
         tokens = torch.randint(2, 64000, (1, 5))
         print(tuple(model(tokens)["encoder_out"].shape), tuple(decoder(tokens)[0].shape))
+        print(tuple(retnet(tokens)[0].shape))
         """
     )
-    assert "(1, 5, 64000) (1, 5, 64000)" in out
+    assert "(1, 5, 64000) (1, 5, 64000)\n(1, 5, 64000)" in out
 
 
 def test_importing_the_package_imports_neither_torch_nor_fairseq() -> None:

@@ -2,14 +2,19 @@
 
 import re
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.core.models import VARIANTS, decoder, encoder_decoder, tokens
-from tests.helpers import assert_close
+from tests.helpers import RELATIVE_ERROR_OF_KERNELS, assert_close
 from torchscale_fairseq.core.ops.backends import attention
+from torchscale_fairseq.core.ops.retention import chunkwise_retention, parallel_retention
+from torchscale_fairseq.core.ops.retention_forms import fla_retention
+from torchscale_fairseq.core.ops.retention_tables import log_decays
 
 pytestmark = [
     pytest.mark.gpu,
@@ -184,3 +189,41 @@ class TestCommands:
             output = self.run("train", text, *words, "--save-dir", tmp_path / criterion)
             losses.append(float(re.findall(r"\| valid \| .*?loss ([\d.]+)", output)[-1]))
         assert losses[1] == pytest.approx(losses[0], abs=0.02)
+
+
+def retention_inputs(length: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Queries, keys and values of norm about 1, rounded to the dtype."""
+    generator = torch.Generator("cuda").manual_seed(0)
+    shapes = ((2, length, 4, 64), (2, length, 4, 64), (2, length, 4, 128))
+    return [(torch.randn(*s, generator=generator, device="cuda") / s[-1] ** 0.5).to(dtype) for s in shapes]
+
+
+def retention_and_gradients(form: Any, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    leaves = [x.clone().requires_grad_() for x in tensors]
+    output, state = form(*leaves, log_decays(4, "powers", torch.device("cuda")))
+    weights = torch.linspace(-1, 1, output.numel(), device="cuda").view_as(output).to(output.dtype)
+    (output * weights).sum().backward()
+    return [output.detach(), state.detach(), *(x.grad for x in leaves)]
+
+
+@pytest.mark.parametrize("length", [63, 500, 2500])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_chunkwise_retention(length: int, dtype: torch.dtype) -> None:
+    """Output, state and gradients against the parallel form in float64."""
+    tensors = retention_inputs(length, dtype)
+    expected = retention_and_gradients(parallel_retention, [x.double() for x in tensors])
+    found = retention_and_gradients(partial(chunkwise_retention, chunk_size=128), tensors)
+    for actual, exact in zip(found, expected, strict=True):
+        assert_close(actual.double(), exact, str(actual.dtype).removeprefix("torch."))
+
+
+@pytest.mark.parametrize("length", [63, 500, 2500])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_retention_of_flash_linear_attention(length: int, dtype: torch.dtype) -> None:
+    """The same of fla's kernel, by relative error in the mean, which it states as 0.005 for itself."""
+    pytest.importorskip("fla")
+    tensors = retention_inputs(length, dtype)
+    expected = retention_and_gradients(parallel_retention, [x.double() for x in tensors])
+    for actual, exact in zip(retention_and_gradients(fla_retention, tensors), expected, strict=True):
+        error = (actual.double() - exact).square().mean().sqrt() / exact.square().mean().sqrt()
+        assert error < RELATIVE_ERROR_OF_KERNELS

@@ -18,6 +18,7 @@ ROUTING_POLICIES = ("all", "sampling", "random")
 EXPERT_CLIPS = ("sparse", "plain")
 EXPERT_GRADIENTS = ("world_size", "sqrt_world_size")
 DECAYS = ("powers", "linspace")
+RETENTION_BACKENDS = ("torch", "fla")
 
 
 def option(
@@ -495,6 +496,11 @@ class _RetentionSide(_Config):
         "powers",
         "decays of the heads: 1 - 2^(-5 - head), or linspace, 1 - gamma from 1/32 to 1/512 in equal ratios",
         choices=DECAYS,
+    )
+    retention_backend: str = option(
+        "torch",
+        "implementation of retention over several tokens; fla: flash-linear-attention's kernel, on a GPU, no padding",
+        choices=RETENTION_BACKENDS,
     )
     share_decoder_input_output_embed: bool = _as_in_transformers("share_decoder_input_output_embed")
 

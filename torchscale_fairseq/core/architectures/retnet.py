@@ -40,6 +40,7 @@ class RetNetOptions(SideOptions):
             clamp_scores=self.retnet.torchscale_compatible,
             chunkwise=self.retnet.chunkwise_recurrent,
             chunk_size=self.retnet.recurrent_chunk_size,
+            backend=self.retnet.retention_backend,
         )
 
     @property

@@ -41,6 +41,7 @@ class MultiScaleRetention(nn.Module):
             parallel form does (the third score normalisation of sec. 2.4); the norm cancels it up to its epsilon.
         chunkwise: use the chunkwise form at any length.
         chunk_size: tokens.
+        backend: torch or fla.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class MultiScaleRetention(nn.Module):
         clamp_scores: bool = False,
         chunkwise: bool = False,
         chunk_size: int = 128,
+        backend: str = "torch",
     ):
         super().__init__()
         self.num_heads = num_heads
@@ -60,6 +62,7 @@ class MultiScaleRetention(nn.Module):
         self.clamp_scores = clamp_scores
         self.chunkwise = chunkwise
         self.chunk_size = chunk_size
+        self.backend = backend
         self.q_proj = nn.Linear(embed_dim, embed_dim, bias=False)
         self.k_proj = nn.Linear(embed_dim, embed_dim, bias=False)
         self.v_proj = nn.Linear(embed_dim, value_dim, bias=False)
@@ -102,6 +105,7 @@ class MultiScaleRetention(nn.Module):
             state=None if state is None else state.content,
             chunkwise=self.chunkwise,
             chunk_size=self.chunk_size,
+            backend=self.backend,
         )
         if state is not None:
             state.content = content
@@ -114,4 +118,5 @@ class MultiScaleRetention(nn.Module):
         return x.unflatten(-1, (self.num_heads, -1))
 
     def extra_repr(self) -> str:
-        return f"num_heads={self.num_heads}, chunkwise={self.chunkwise}, chunk_size={self.chunk_size}"
+        form = f"chunkwise={self.chunkwise}, chunk_size={self.chunk_size}, backend={self.backend}"
+        return f"num_heads={self.num_heads}, {form}"

@@ -85,13 +85,14 @@ def layer_step(case: Case, side: str) -> Step:
     if side == ATTENTION:
         layer: nn.Module = Decoder(case.attention_config()).to(case.device).layers[0]
         nothing = dict.fromkeys(
-            ("padding_mask", "bias", "xpos", "memory", "memory_padding_mask", "memory_bias", "state")
+            ("padding_mask", "bias", "xpos", "memory", "memory_padding_mask", "memory_bias", "state", "not_routed")
         )
-        forward = partial(layer, block=0, **nothing)
+        forward = lambda x: layer(x, block=0, **nothing)[0]  # noqa: E731
     elif side == OURS:
         layer = ours.layers[0]
         arguments = ours._retention_arguments(x, None, None, None)
-        forward = partial(layer, retention=arguments, memory=None, memory_padding_mask=None, state=None)
+        nothing = dict.fromkeys(("memory", "memory_padding_mask", "state", "not_routed"))
+        forward = lambda x: layer(x, retention=arguments, **nothing)[0]  # noqa: E731
     else:
         from torchscale.architecture import config, retnet
 

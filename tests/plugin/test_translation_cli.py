@@ -258,7 +258,7 @@ def test_from_pretrained(run: Path, data: Path) -> None:
     ("flags", "message"),
     [
         (["--encoder-layer", "2"], "unrecognized arguments: --encoder-layer 2"),
-        (["--moe-freq", "2"], "unrecognized arguments: --moe-freq 2"),
+        (["--moe-freq", "2"], r"--moe-freq \(2\) is above --encoder-layers \(1\)"),
         (["--subln"], "--deepnorm and --subln cannot both be on.*The architecture itself sets deepnorm=True"),
         (
             ["--encoder-attention-heads", "3"],

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from decoders import SIZES, Case, Size
-from experts import ExpertCase, compare_experts, prepare_official_experts
+from experts import ExpertCase, compare_counts, compare_experts, prepare_official_experts
 from measure import matmul_rate
 from official import OfficialMissingError, load_official
 from report import COMPILED, DENSE, OFFICIAL, OURS, STOCK, DisagreementError, Row, document
@@ -116,8 +116,9 @@ def experts(options: argparse.Namespace, results: Results) -> None:
     for tokens in options.tokens:
         case = ExpertCase(tokens, experts=32)
         add_experts(case, [*sides, DENSE], options, results)
-    for count in (8, 128):
-        add_experts(ExpertCase(max(options.tokens), experts=count), [OURS, DENSE], options, results)
+    tokens = max(options.tokens)
+    work = partial(compare_counts, [ExpertCase(tokens, experts) for experts in (8, 32, 128)], repeats=options.repeats)
+    results.add(f"top-2, {tokens} tokens", [OURS], work)
 
 
 def add_experts(case: ExpertCase, sides: list[str], options: argparse.Namespace, results: Results) -> None:

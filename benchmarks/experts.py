@@ -66,6 +66,14 @@ def compare_experts(
     return rows, notes
 
 
+def compare_counts(cases: list[ExpertCase], *, repeats: int) -> tuple[list[Row], list[str]]:
+    """Layers of ours that differ in the number of experts, and the dense network, in turns."""
+    steps = {f"{OURS}, {case.experts} experts": step_of(OURS, case) for case in cases}
+    seconds = time_in_turns({**steps, DENSE: step_of(DENSE, cases[0])}, warmups=1, repeats=repeats)
+    title = f"top-{cases[0].top_k}, {cases[0].tokens} tokens"
+    return [Row(title, side, time, None, cases[0].tokens, "tokens") for side, time in seconds.items()], []
+
+
 def step_of(side: str, case: ExpertCase) -> Callable[[], Any]:
     """A forward and backward pass of a side's fresh layer."""
     x = inputs(case, rows=case.tokens * case.top_k if side == DENSE else case.tokens)

@@ -14,7 +14,7 @@ def test_the_layers_agree_and_are_measured(monkeypatch: pytest.MonkeyPatch, caps
     assert compare.main(["experts", "--tokens", "64", "--repeats", "1", "--threads", "1"]) == 0
     text = capsys.readouterr().out
     assert "32 experts, top-2, 64 tokens: outputs differ by" in text
-    assert text.count(DENSE) >= 3 and "128 experts, top-2, 64 tokens" in text
+    assert text.count(DENSE) >= 2 and "ours, 128 experts" in text
 
 
 def test_a_disagreement_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,7 +110,7 @@ def test_every_option_is_read(config_class: type) -> None:
 
     sides = [s for s in ("encoder", "decoder") if f"{s}_layers" in {f.name for f in dataclasses.fields(config_class)}]
     sizes = {f"{side}_{k}": v for side in sides for k, v in SIZES.items()}
-    experts = {"moe_freq": 2, "moe_expert_count": 4, "use_xmoe": True}
+    experts = {"moe_freq": 2, "moe_expert_count": 4, "use_xmoe": True, "bitnet": "b1.58"}
     config = Recording(vocab_size=40, xpos_rel_pos=True, rel_pos_buckets=8, max_rel_pos=16, **experts, **sizes)
     object.__setattr__(config, "_checked", True)
     model = {EncoderConfig: Encoder, DecoderConfig: Decoder, EncoderDecoderConfig: EncoderDecoder}[config_class](config)

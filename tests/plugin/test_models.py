@@ -83,10 +83,19 @@ def parameters(c: Any) -> int:
         return 2 * width * inner + width + inner + (2 * inner if c.uses_subln else 0)
 
     def attention(width: int, memory: int) -> int:
+        if c.bitnet:
+            return 2 * width * width + 2 * memory * width
         return 2 * (width * width + width) + 2 * (memory * width + width)
 
+    def norms_of_a_layer(width: int, inner: int) -> int:
+        if c.bitnet:  # one in front of each linear layer, and none in front of the sublayer
+            return norm * (4 * width + 2 * width + inner)
+        return 2 * norm * width
+
     def side(width: int, inner: int, layers: int, *, pre_norm: bool, cross: bool, mixing: int | None = None) -> int:
-        layer = (attention(width, width) if mixing is None else mixing) + ffn(width, inner) + 2 * norm * width
+        layer = (
+            (attention(width, width) if mixing is None else mixing) + ffn(width, inner) + norms_of_a_layer(width, inner)
+        )
         layer += 2 * width if c.uses_subln else 0
         layer += attention(width, c.encoder_embed_dim) + norm * width if cross else 0
         mixed = layers // c.moe_freq if c.moe_freq else 0
@@ -131,6 +140,7 @@ def test_the_documented_names_are_registered() -> None:
     families = ("gpt_deepnorm", "gpt_magneto", "gpt_xpos", "bert_magneto", "bert_deepnorm")
     names |= {family + size for family in families for size in sizes}
     names |= {f"retnet_{size}" for size in ("small", "base", "medium", "xl", "3b", "7b", "13b", "65b")}
+    names |= {f"bitnet{size}" for size in ("", "_small", "_base", "_700m", "_1_3b", "_3b")}
     names |= {f"mt_retnet{size}" for size in ("", "_small", "_base", "_large")}
     assert names == set(OURS)
 
@@ -221,6 +231,8 @@ def test_each_flag_sets_its_option(arch: str, name: str) -> None:
         flags += [word for n, v in needed.items() if n != name for word in (f"--{n.replace('_', '-')}", v)]
         flags += ["--use-xmoe"] if name == "moe_routing_dim" else []
     companions = {
+        "bitnet_recipe": ["--bitnet", "b1.58"],
+        "bitnet_packed": ["--bitnet", "b1"],
         "rel_pos_buckets": ["--max-rel-pos", "128"],
         "max_rel_pos": ["--rel-pos-buckets", "32"],
         "blockwise_causal_window": ["--xpos-rel-pos"],

@@ -19,6 +19,8 @@ EXPERT_CLIPS = ("sparse", "plain")
 EXPERT_GRADIENTS = ("world_size", "sqrt_world_size")
 DECAYS = ("powers", "linspace")
 RETENTION_BACKENDS = ("torch", "fla")
+BITNET_SCHEMES = ("b1.58", "b1")
+BITNET_RECIPES = ("faq", "paper")
 
 
 def option(
@@ -217,7 +219,31 @@ class _ExpertOptions(_Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _TransformerConfig(_ExpertOptions):
+class _BitNetOptions(_Config):
+    """Options of quantised linear layers."""
+
+    bitnet: str | None = option(
+        None,
+        "BitNet: weights of attention, retention and feed-forward networks are -1, 0 or 1 times a scale (b1.58), or "
+        "-1 or 1 (b1), and activations have eight bits",
+        choices=BITNET_SCHEMES,
+    )
+    bitnet_recipe: str | None = option(
+        None,
+        "details of bitnet: those of the authors' later notes and code, or of the papers; unset: faq",
+        choices=BITNET_RECIPES,
+    )
+    bitnet_packed: bool = option(False, "weights are packed by scripts/convert/pack_bitnet.py, and are not trained")
+
+    def _check(self) -> None:
+        super()._check()
+        for name in ("bitnet_recipe", "bitnet_packed"):
+            if getattr(self, name) and self.bitnet is None:
+                raise ValueError(f"{name} ({getattr(self, name)}) has no use without bitnet; give bitnet=b1.58 too.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TransformerConfig(_ExpertOptions, _BitNetOptions):
     """Options that encoder, decoder and encoder-decoder share."""
 
     vocab_size: int = option(-1, "size of the vocabulary; -1 for a model without embeddings", core_only=True)
@@ -534,7 +560,7 @@ class _RetentionSide(_Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetNetConfig(_RetentionSide, _ExpertOptions):
+class RetNetConfig(_RetentionSide, _ExpertOptions, _BitNetOptions):
     """Options of ``RetNetDecoder``. The norms are RMSNorms and the feed-forward networks gated linear units."""
 
     vocab_size: int = _as_in_transformers("vocab_size")

@@ -80,7 +80,7 @@ def scale_layers(layers: nn.Module, *, gain: float, scale_cross_attention: bool)
     """Multiply value, output and feed-forward projections by a gain, biases included, as TorchScale does."""
     for name, linear in _named_linears(layers):
         if _is_scaled(name, scale_cross_attention):
-            for parameter in linear.parameters():
+            for parameter in linear.parameters(recurse=False):
                 parameter.data.mul_(gain)
 
 

@@ -52,7 +52,7 @@ def load_pretrained(folder: str | Path) -> Model:
     folder = Path(folder)
     config = _read_config(folder / CONFIG_FILE)
     tensors = read_tensors(folder / WEIGHTS_FILE)
-    model = _build(config, tensors).to(next(iter(tensors.values())).dtype)
+    model = _build(config, tensors).to(next(t.dtype for t in tensors.values() if t.is_floating_point()))
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:

@@ -86,6 +86,28 @@ LANGUAGE: dict[str, Preset] = {
 """The sizes after small are those of GPT-3 (arXiv:2005.14165, table 2.1): 125M, 350M, 760M and 1.3B parameters
 with an output projection that shares the embedding. Small trains on a CPU in minutes."""
 
+_BITNET_SIZES = _sizes(
+    "decoder",
+    small=(4, 256, 704, 4),
+    base=(12, 768, 2048, 12),
+    **{"700m": (24, 1536, 4096, 24), "1_3b": (24, 2048, 5460, 32), "3b": (26, 3200, 8640, 32)},
+)
+LANGUAGE |= _family(
+    "bitnet",
+    {
+        **_LANGUAGE_COMMON,
+        "bitnet": "b1.58",
+        "subln": False,
+        "activation_fn": "swish",
+        "gated_ffn": True,
+        "norm": "rmsnorm",
+        "xpos_rel_pos": True,
+        "dropout": 0.0,
+    },
+    _BITNET_SIZES,
+)
+"""From 700m on the sizes of arXiv:2402.17764; base is as large as GPT-3's smallest."""
+
 _MASKED_SIZES = _sizes(
     "encoder",
     small=(4, 256, 1024, 4),

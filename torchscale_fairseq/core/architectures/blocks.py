@@ -16,9 +16,12 @@ from ..initialization import (
     subln_scaling,
 )
 from ..layers.attention import MultiheadAttention
+from ..layers.bit_linear import BitKind
 from ..layers.embedding import PositionalEmbedding, SinusoidalPositionalEmbedding, TextEmbedding
 from ..layers.experts import Experts
 from ..layers.feed_forward import FeedForwardNetwork, GatedLinearUnit
+from ..layers.grouped import GroupedLinear
+from ..layers.linear import LinearFactory, dense
 from ..layers.moe import MixtureOfExperts, RoutingOptions, RoutingReport
 from ..layers.multiway import single_or_multiway
 from ..layers.norm import build_norm
@@ -81,6 +84,28 @@ class SideOptions:
             lambda: build_norm(self.config.norm, width or self.width, self.config.layernorm_eps),
         )
 
+    def sublayer_norm(self) -> nn.Module:
+        """The norm of a sublayer without a router; one before it is left to the norms of BitNet's layers."""
+        return nn.Identity() if self.bits is not None and self.pre_norm else self.norm()
+
+    @property
+    def bits(self) -> BitKind | None:
+        """BitNet's quantisation, if the config asks for it."""
+        config = self.config
+        if config.bitnet is None:
+            return None
+        return BitKind(config.bitnet, config.bitnet_recipe or "faq", config.layernorm_eps, config.bitnet_packed)
+
+    @property
+    def linear(self) -> LinearFactory:
+        """What linear layers inside sublayers are."""
+        return dense if self.bits is None else self.bits.linear
+
+    @property
+    def inner_norms(self) -> bool:
+        """Whether SubLN's second norms are there."""
+        return self.config.uses_subln and self.bits is None
+
     def residual(self, depth: int) -> Residual:
         """The residual connection of layer ``depth``, counted from 0."""
         return Residual(
@@ -92,7 +117,7 @@ class SideOptions:
 
     def self_attention(self) -> MultiheadAttention:
         """Self-attention, with SubLN's inner norm where that is on."""
-        inner_norm = self.norm(multiway=self.multiway_attention) if self.config.uses_subln else None
+        inner_norm = self.norm(multiway=self.multiway_attention) if self.inner_norms else None
         return MultiheadAttention(
             self.width,
             self.heads,
@@ -100,6 +125,7 @@ class SideOptions:
             inner_norm=inner_norm,
             backend=self.config.backend,
             multiway=self.multiway_attention,
+            linear=self.linear,
         )
 
     def cross_attention(self, memory_dim: int) -> MultiheadAttention:
@@ -111,6 +137,7 @@ class SideOptions:
             dropout=self.config.attention_dropout,
             backend=self.config.backend,
             multiway=self.multiway_attention,
+            linear=self.linear,
         )
 
     def feed_forward(self) -> nn.Module:
@@ -123,7 +150,8 @@ class SideOptions:
                 self.ffn_width,
                 activation_fn=self.config.activation_fn,
                 activation_dropout=self.config.activation_dropout,
-                inner_norm=self.norm(self.ffn_width, multiway=False) if self.config.uses_subln else None,
+                inner_norm=self.norm(self.ffn_width, multiway=False) if self.inner_norms else None,
+                linear=self.linear,
             )
 
         return single_or_multiway(self.multiway_ffn, make)
@@ -135,7 +163,7 @@ class SideOptions:
     @property
     def expert_kind(self) -> ExpertKind:
         """What an expert is: what the other feed-forward networks are."""
-        return ExpertKind(self.config.gated_ffn, self.config.norm if self.config.uses_subln else None)
+        return ExpertKind(self.config.gated_ffn, self.config.norm if self.inner_norms else None)
 
     def mixture_of_experts(self) -> MixtureOfExperts:
         """The experts of one layer, with their router."""
@@ -152,6 +180,7 @@ class SideOptions:
             eps=config.layernorm_eps,
             norm_weight=1 / config.moe_expert_count if config.moe_clip == "sparse" else 1.0,
             gradient_root=config.moe_normalize_expert_grad == "sqrt_world_size",
+            linear=GroupedLinear if self.bits is None else self.bits.grouped_linear,
         )
         router = self._router()
         router.requires_grad_(not config.moe_freeze_routing)

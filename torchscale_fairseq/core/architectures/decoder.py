@@ -20,13 +20,13 @@ class DecoderLayer(nn.Module):
     def __init__(self, options: SideOptions, depth: int, memory_dim: int | None):
         super().__init__()
         self.self_attn = options.self_attention()
-        self.self_attn_layer_norm = options.norm()
+        self.self_attn_layer_norm = options.sublayer_norm()
         self.encoder_attn = None if memory_dim is None else options.cross_attention(memory_dim)
-        self.encoder_attn_layer_norm = None if memory_dim is None else options.norm()
+        self.encoder_attn_layer_norm = None if memory_dim is None else options.sublayer_norm()
         with_experts = options.has_experts(depth)
         self.moe_layer = options.mixture_of_experts() if with_experts else None
         self.ffn = None if with_experts else options.feed_forward()
-        self.final_layer_norm = options.norm()
+        self.final_layer_norm = options.norm() if with_experts else options.sublayer_norm()
         self.residual = options.residual(depth)
 
     def forward(

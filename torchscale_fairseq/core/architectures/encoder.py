@@ -21,11 +21,11 @@ class EncoderLayer(nn.Module):
     def __init__(self, options: SideOptions, depth: int):
         super().__init__()
         self.self_attn = options.self_attention()
-        self.self_attn_layer_norm = options.norm()
+        self.self_attn_layer_norm = options.sublayer_norm()
         with_experts = options.has_experts(depth)
         self.moe_layer = options.mixture_of_experts() if with_experts else None
         self.ffn = None if with_experts else options.feed_forward()
-        self.final_layer_norm = options.norm()
+        self.final_layer_norm = options.norm() if with_experts else options.sublayer_norm()
         self.residual = options.residual(depth)
         self.routes_time_first = options.config.torchscale_compatible  # which decides who finds a place
 

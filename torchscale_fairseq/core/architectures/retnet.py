@@ -41,6 +41,7 @@ class RetNetOptions(SideOptions):
             chunkwise=self.retnet.chunkwise_recurrent,
             chunk_size=self.retnet.recurrent_chunk_size,
             backend=self.retnet.retention_backend,
+            linear=self.linear,
         )
 
     @property
@@ -65,13 +66,13 @@ class RetNetLayer(nn.Module):
     def __init__(self, options: RetNetOptions, depth: int, memory_dim: int | None):
         super().__init__()
         self.retention = options.retention()
-        self.retention_layer_norm = options.norm()
+        self.retention_layer_norm = options.sublayer_norm()
         self.encoder_attn = None if memory_dim is None else options.cross_attention(memory_dim)
-        self.encoder_attn_layer_norm = None if memory_dim is None else options.norm()
+        self.encoder_attn_layer_norm = None if memory_dim is None else options.sublayer_norm()
         with_experts = options.has_experts(depth)
         self.moe_layer = options.mixture_of_experts() if with_experts else None
         self.ffn = None if with_experts else options.feed_forward()
-        self.final_layer_norm = options.norm()
+        self.final_layer_norm = options.norm() if with_experts else options.sublayer_norm()
         self.residual = options.residual(depth)
 
     def forward(

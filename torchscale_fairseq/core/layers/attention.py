@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from ..ops.backends import attention
 from ..ops.xpos import XPosTables, rotate
 from .cache import KeyValueCache
+from .linear import LinearFactory, dense
 from .multiway import apply, single_or_multiway
 
 
@@ -23,6 +24,7 @@ class MultiheadAttention(nn.Module):
         inner_norm: norm over embed_dim before the output projection (may be multiway), or None.
         backend: name of the attention backend.
         multiway: whether all projections are doubled.
+        linear: makes the projections.
     """
 
     def __init__(
@@ -35,16 +37,17 @@ class MultiheadAttention(nn.Module):
         inner_norm: nn.Module | None = None,
         backend: str = "sdpa",
         multiway: bool = False,
+        linear: LinearFactory = dense,
     ):
         super().__init__()
         self.num_heads = num_heads
         self.dropout = dropout
         self.backend = backend
         key_dim = embed_dim if memory_dim is None else memory_dim
-        self.k_proj = single_or_multiway(multiway, lambda: nn.Linear(key_dim, embed_dim))
-        self.v_proj = single_or_multiway(multiway, lambda: nn.Linear(key_dim, embed_dim))
-        self.q_proj = single_or_multiway(multiway, lambda: nn.Linear(embed_dim, embed_dim))
-        self.out_proj = single_or_multiway(multiway, lambda: nn.Linear(embed_dim, embed_dim))
+        self.k_proj = single_or_multiway(multiway, lambda: linear(key_dim, embed_dim))
+        self.v_proj = single_or_multiway(multiway, lambda: linear(key_dim, embed_dim))
+        self.q_proj = single_or_multiway(multiway, lambda: linear(embed_dim, embed_dim))
+        self.out_proj = single_or_multiway(multiway, lambda: linear(embed_dim, embed_dim))
         self.inner_attn_ln = inner_norm
         self.register_load_state_dict_pre_hook(_drop_official_xpos_buffer)  # type: ignore[no-untyped-call]
 

@@ -6,7 +6,7 @@ processes' experts; loading takes this process's own out of a state dict with al
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ class Experts(nn.Module):
             (``ops.sparse_clip``); kept for whoever clips.
         gradient_root: divide gradients by the square root of the number of processes, not by the number, which is
             what makes them those of a mean over processes.
+        linear: makes the projections, as GroupedLinear.
     """
 
     def __init__(
@@ -48,16 +49,17 @@ class Experts(nn.Module):
         eps: float,
         norm_weight: float = 1.0,
         gradient_root: bool = False,
+        linear: Callable[..., nn.Module] = GroupedLinear,
     ):
         super().__init__()
         self.split = split
         self.norm_weight = norm_weight
         self.activation = ACTIVATIONS[activation_fn]
         self.dropout = nn.Dropout(dropout)
-        self.fc1 = GroupedLinear(split, embed_dim, ffn_dim, bias=not gated)
-        self.gate = GroupedLinear(split, embed_dim, ffn_dim, bias=False) if gated else None
+        self.fc1 = linear(split, embed_dim, ffn_dim, bias=not gated, activated=True)
+        self.gate = linear(split, embed_dim, ffn_dim, bias=False) if gated else None
         self.ffn_layernorm = None if norm is None else GroupedNorm(split, norm, ffn_dim, eps)
-        self.fc2 = GroupedLinear(split, ffn_dim, embed_dim, bias=not gated)
+        self.fc2 = linear(split, ffn_dim, embed_dim, bias=not gated)
         processes = split.size * split.replicas
         divisor = math.sqrt(processes) if gradient_root else processes
         for parameter in self.parameters():
@@ -80,7 +82,7 @@ class Experts(nn.Module):
 
 def _to_names_of_experts(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
     assert isinstance(module, Experts)
-    for name, _ in module.named_parameters():
+    for name in _names(module):
         if prefix + name in state:
             for index, value in enumerate(state.pop(prefix + name).unbind(0), module.split.first):
                 state[f"{prefix}{index}.{name}"] = value
@@ -102,14 +104,18 @@ def _from_names_of_experts(
         return
     if not found:
         return
-    for name, _ in module.named_parameters():
+    for name in _names(module):
         parts = [state[f"{prefix}{index}.{name}"] for index in own if f"{prefix}{index}.{name}" in state]
         if len(parts) == split.local:
             state[prefix + name] = torch.stack(parts)
-    names = {name for name, _ in module.named_parameters()}
+    names = _names(module)
     for key in [key for key in state if numbered.match(key)]:
         if key.removeprefix(prefix).split(".", 1)[1] in names:
             del state[key]
+
+
+def _names(module: Experts) -> list[str]:
+    return [name for name, _ in (*module.named_parameters(), *module.named_buffers())]
 
 
 def _ranges(numbers: set[int]) -> str:

@@ -6,6 +6,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .linear import LinearFactory, dense
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "swish": F.silu}
 
 
@@ -22,6 +24,7 @@ class FeedForwardNetwork(nn.Module):
         activation_dropout: dropout after the activation.
         inner_norm: norm over ffn_dim, or None.
         bias: whether the projections have biases.
+        linear: makes the projections.
     """
 
     def __init__(
@@ -33,12 +36,13 @@ class FeedForwardNetwork(nn.Module):
         activation_dropout: float = 0.0,
         inner_norm: nn.Module | None = None,
         bias: bool = True,
+        linear: LinearFactory = dense,
     ):
         super().__init__()
         self.activation = ACTIVATIONS[activation_fn]
         self.activation_dropout = nn.Dropout(activation_dropout)
-        self.fc1 = nn.Linear(embed_dim, ffn_dim, bias=bias)
-        self.fc2 = nn.Linear(ffn_dim, embed_dim, bias=bias)
+        self.fc1 = linear(embed_dim, ffn_dim, bias=bias, activated=True)
+        self.fc2 = linear(ffn_dim, embed_dim, bias=bias)
         self.ffn_layernorm = inner_norm
 
     def inner(self, x: Tensor) -> Tensor:
@@ -59,9 +63,9 @@ class GatedLinearUnit(FeedForwardNetwork):
     "GLU Variants Improve Transformer", arXiv:2002.05202, eq. 6. Arguments as for FeedForwardNetwork.
     """
 
-    def __init__(self, embed_dim: int, ffn_dim: int, **options: Any):
-        super().__init__(embed_dim, ffn_dim, bias=False, **options)
-        self.gate = nn.Linear(embed_dim, ffn_dim, bias=False)
+    def __init__(self, embed_dim: int, ffn_dim: int, *, linear: LinearFactory = dense, **options: Any):
+        super().__init__(embed_dim, ffn_dim, bias=False, linear=linear, **options)
+        self.gate = linear(embed_dim, ffn_dim, bias=False)
 
     def inner(self, x: Tensor) -> Tensor:
         """(..., embed_dim) to the gated (..., ffn_dim)."""

@@ -11,9 +11,9 @@ from ..parallel.groups import ExpertSplit
 
 
 class GroupedLinear(nn.Module):
-    """A linear layer per expert. Arguments as for nn.Linear, after the split."""
+    """A linear layer per expert. Arguments as for ``LinearFactory``, after the split."""
 
-    def __init__(self, split: ExpertSplit, in_features: int, out_features: int, *, bias: bool):
+    def __init__(self, split: ExpertSplit, in_features: int, out_features: int, *, bias: bool, activated: bool = False):
         super().__init__()
         self.split = split
         self.weight = nn.Parameter(torch.empty(split.local, out_features, in_features))

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from ..ops.retention_forms import retention
 from ..ops.retention_tables import RetentionTables
 from ..ops.xpos import rotate
+from .linear import LinearFactory, dense
 
 
 class RetentionState:
@@ -42,6 +43,7 @@ class MultiScaleRetention(nn.Module):
         chunkwise: use the chunkwise form at any length.
         chunk_size: tokens.
         backend: torch or fla.
+        linear: makes the projections.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class MultiScaleRetention(nn.Module):
         chunkwise: bool = False,
         chunk_size: int = 128,
         backend: str = "torch",
+        linear: LinearFactory = dense,
     ):
         super().__init__()
         self.num_heads = num_heads
@@ -63,11 +66,11 @@ class MultiScaleRetention(nn.Module):
         self.chunkwise = chunkwise
         self.chunk_size = chunk_size
         self.backend = backend
-        self.q_proj = nn.Linear(embed_dim, embed_dim, bias=False)
-        self.k_proj = nn.Linear(embed_dim, embed_dim, bias=False)
-        self.v_proj = nn.Linear(embed_dim, value_dim, bias=False)
-        self.g_proj = nn.Linear(embed_dim, value_dim, bias=False)
-        self.out_proj = nn.Linear(value_dim, embed_dim, bias=False)
+        self.q_proj = linear(embed_dim, embed_dim, bias=False)
+        self.k_proj = linear(embed_dim, embed_dim, bias=False)
+        self.v_proj = linear(embed_dim, value_dim, bias=False)
+        self.g_proj = linear(embed_dim, value_dim, bias=False, activated=True)
+        self.out_proj = linear(value_dim, embed_dim, bias=False)
 
     def forward(
         self,

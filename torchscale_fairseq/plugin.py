@@ -11,7 +11,7 @@ import importlib.util
 import pkgutil
 from pathlib import Path
 
-_REGISTERING = ("criterions", "models", "tasks")
+_REGISTERING = ("criterions", "models", "optim", "tasks")
 _registered = False
 
 
@@ -21,7 +21,7 @@ def user_dir() -> str:
 
 
 def register() -> None:
-    """Mend stock fairseq and import every criterion, model and task of this package. Calls after the first
+    """Mend stock fairseq and import every criterion, model, optimizer and task of this package. Calls after the first
     do nothing.
 
     Raises:

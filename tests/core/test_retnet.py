@@ -370,7 +370,8 @@ def test_every_option_is_read() -> None:
                 read.add(name)
             return super().__getattribute__(name)
 
-    config = Recording(vocab_size=40, moe_freq=2, moe_expert_count=4, use_xmoe=True, **SIZES)
+    experts = {"moe_freq": 2, "moe_expert_count": 4, "use_xmoe": True}
+    config = Recording(vocab_size=40, bitnet="b1.58", **experts, **SIZES)
     object.__setattr__(config, "_built", True)
     RetNetDecoder(config)(tokens(2, 5))[0].sum().backward()
     dead = {f.name for f in dataclasses.fields(RetNetConfig)} - read

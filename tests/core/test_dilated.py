@@ -8,8 +8,14 @@ from torch import Tensor
 
 from tests.helpers import assert_close
 from torchscale_fairseq import dilated_attention
-from torchscale_fairseq.core.ops.dilated import _checked as branches_of
-from torchscale_fairseq.core.ops.dilated import _mix_of_branches, _offsets, naive_dilated_attention
+from torchscale_fairseq.core.ops.dilated import (
+    Layout,
+    Part,
+    _mix_written_out,
+    checked_branches,
+    head_offsets,
+    naive_dilated_attention,
+)
 
 BRANCHES = st.lists(st.tuples(st.integers(1, 20), st.integers(1, 6)), min_size=1, max_size=3)
 
@@ -63,9 +69,11 @@ def test_equals_its_definition(
 @pytest.mark.parametrize("causal", [False, True])
 def test_written_out_branches_equal_it_too(causal: bool) -> None:
     tensors = inputs(2, 13, 3, 0)
-    branches = branches_of([4, 9], [1, 2])
-    offsets = [_offsets(3, branch.ratio, False, torch.device("cpu")) for branch in branches]
-    mixed = _mix_of_branches(*tensors, branches, offsets, causal, None, 0.5, detach=False)
+    parts = []
+    for branch in checked_branches([4, 9], [1, 2]):
+        offsets = head_offsets(3, branch.ratio, torch.device("cpu"))
+        parts.append(Part(slice(13), Layout(branch, offsets, 2, 13), causal))
+    mixed = _mix_written_out(*tensors, parts, (), None, 0.5, detach=False)
     expected = naive_dilated_attention(*tensors, [4, 9], [1, 2], causal=causal, scale=0.5)
     assert_close(mixed, expected, "float64")
     for found, wanted in zip(gradients(mixed, tensors), gradients(expected, tensors), strict=True):

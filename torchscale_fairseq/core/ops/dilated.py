@@ -59,19 +59,17 @@ def dilated_attention(
     Raises:
         ValueError: the lists do not fit each other, an entry is below 1, or there is padding between real tokens.
     """
-    branches = _checked(segment_lengths, dilation_ratios)
+    branches = checked_branches(segment_lengths, dilation_ratios)
     scale = query.size(-1) ** -0.5 if scale is None else scale
     real, starts = _extent(query, key_padding_mask)
     if starts is not None:
         query, key, value = (_roll(x, starts) for x in (query, key, value))
-    offsets = [_offsets(query.size(2), b.ratio, torchscale_compatible, query.device) for b in branches]
-    arguments = (branches, offsets, causal, real, scale)
-    if torchscale_compatible or query.device.type != "cpu":
-        output = _mix_of_branches(query, key, value, *arguments, detach=torchscale_compatible)
-    else:
-        output = _Fused.apply(query, key, value, *arguments)  # type: ignore[no-untyped-call]
-    if real is not None:
-        output = output.masked_fill(~real[:, :, None, None], 0.0)
+    batch, length, heads = query.shape[:3]
+    parts = []
+    for branch in branches:
+        offsets = head_offsets(heads, branch.ratio, query.device, contiguous=torchscale_compatible)
+        parts.append(Part(slice(length), Layout(branch, offsets, batch, length), causal))
+    output = mix(query, key, value, parts, real=real, scale=scale, detach=torchscale_compatible)
     return output if starts is None else _roll(output, -starts)
 
 
@@ -89,7 +87,7 @@ def naive_dilated_attention(
     """The definition: one softmax over all keys, with the logarithm of how many branches show a key added to its
     score. Arguments as for ``dilated_attention``."""
     shown = torch.zeros((), dtype=torch.long, device=query.device)
-    for branch in _checked(segment_lengths, dilation_ratios):
+    for branch in checked_branches(segment_lengths, dilation_ratios):
         shown = shown + _shown(query, branch, key_padding_mask)
     visible = shown > 0
     if causal:
@@ -113,7 +111,12 @@ def _shown(query: Tensor, branch: Branch, key_padding_mask: Tensor | None) -> Te
     return (kept[:, :, :, None] & kept[:, :, None, :] & same[:, None]).long()
 
 
-def _checked(segment_lengths: Sequence[int], dilation_ratios: Sequence[int]) -> list[Branch]:
+def checked_branches(segment_lengths: Sequence[int], dilation_ratios: Sequence[int]) -> list[Branch]:
+    """One per entry of the two lists.
+
+    Raises:
+        ValueError: the lists do not fit each other, or an entry is below 1.
+    """
     if not segment_lengths or len(segment_lengths) != len(dilation_ratios):
         raise ValueError(
             f"segment_lengths ({list(segment_lengths)}) and dilation_ratios ({list(dilation_ratios)}) must have one "
@@ -144,13 +147,13 @@ def _roll(x: Tensor, shifts: Tensor) -> Tensor:
     return x[torch.arange(x.size(0), device=x.device)[:, None], index]
 
 
-def _offsets(heads: int, ratio: int, contiguous: bool, device: torch.device) -> Tensor:
-    """(heads,), offset that each head keeps."""
+def head_offsets(heads: int, ratio: int, device: torch.device, *, contiguous: bool = False) -> Tensor:
+    """(heads,), offset that each head keeps; ``contiguous`` groups of heads share one in TorchScale's code."""
     head = torch.arange(heads, device=device)
     return head // -(-heads // ratio) if contiguous else head % ratio
 
 
-class _Layout:
+class Layout:
     """How a branch's kept tokens lie in a sequence: from (batch, seq, heads, ...) to (batch * segments, heads, kept,
     ...), and back."""
 
@@ -188,7 +191,7 @@ class _Layout:
         return self.take(real[:, :, None].expand(-1, -1, heads).float()) > 0
 
 
-def _hidden(layout: _Layout, real: Tensor | None, heads: int, causal: bool) -> Tensor | None:
+def _hidden(layout: Layout, real: Tensor | None, heads: int, causal: bool) -> Tensor | None:
     """(batch * segments, heads, 1, kept), True for keys that queries must be kept from seeing; None if order does
     that. A segment without any real token hides nothing: what it computes is not used."""
     whole = layout.segments * layout.segment == layout.length and layout.kept * layout.stride == layout.segment
@@ -198,33 +201,98 @@ def _hidden(layout: _Layout, real: Tensor | None, heads: int, causal: bool) -> T
     return (~there & there.any(-1, keepdim=True)).unsqueeze(2)
 
 
-def _mix_of_branches(
+class Part(NamedTuple):
+    """What one call of a kernel computes: kept queries of a stretch of the sequence attend to kept keys."""
+
+    tokens: slice
+    """The stretch."""
+    layout: Layout
+    """Of the stretch."""
+    causal: bool
+    guest: int | None = None
+    """Which keys and values from outside the queries see, all of them; None for those of the stretch itself."""
+    hidden: Tensor | None = None
+    """(batch or 1, heads, keys), True for keys from outside that do not exist."""
+
+    def operands(self, query: Tensor, key: Tensor, value: Tensor, guests: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Queries, keys and values of the kernel, (batch * segments, heads, kept, head_dim)."""
+        own = (self.layout.take(x[:, self.tokens]) for x in (query, key, value))
+        if self.guest is None:
+            return tuple(own)
+        return next(own), guests[2 * self.guest], guests[2 * self.guest + 1]
+
+    def hides(self, real: Tensor | None) -> Tensor | None:
+        """(batch * segments or 1, heads, 1, keys), True for keys that queries must be kept from seeing. Where that
+        would be all of them, none: what is computed there is not used."""
+        if self.guest is None:
+            return _hidden(self.layout, self._own(real), self.layout.offsets.numel(), self.causal)
+        if self.hidden is None:
+            return None
+        return (self.hidden & ~self.hidden.all(-1, keepdim=True)).unsqueeze(2)
+
+    def sees(self, real: Tensor | None) -> Tensor:
+        """(batch * segments, heads, kept), True for queries that exist and see something."""
+        seeing = self.layout.real(self._own(real), self.layout.offsets.numel())
+        return seeing if self.hidden is None else seeing & ~self.hidden.all(-1, keepdim=True)
+
+    def _own(self, real: Tensor | None) -> Tensor | None:
+        return None if real is None else real[:, self.tokens]
+
+
+def mix(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    branches: list[Branch],
-    offsets: list[Tensor],
-    causal: bool,
+    parts: list[Part],
+    guests: Sequence[Tensor] = (),
+    *,
+    real: Tensor | None,
+    scale: float,
+    detach: bool = False,
+) -> Tensor:
+    """All parts in one softmax.
+
+    Args:
+        query, key, value: (batch, seq, heads, head_dim).
+        guests: keys and values from outside in turn, (batch, heads, keys, head_dim) each, as the parts count them.
+        real: (batch, seq), True for tokens; None for all.
+        scale: factor on the scores.
+        detach: parts are branches, whose weights carry no gradient.
+
+    Returns:
+        Shaped like query; zero at padding and where no part has the query.
+    """
+    if detach or query.device.type != "cpu":
+        output = _mix_written_out(query, key, value, parts, guests, real, scale, detach=detach)
+    else:
+        output = _Fused.apply(query, key, value, parts, real, scale, *guests)  # type: ignore[no-untyped-call]
+    return output if real is None else output.masked_fill(~real[:, :, None, None], 0.0)
+
+
+def _mix_written_out(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    parts: list[Part],
+    guests: Sequence[Tensor],
     real: Tensor | None,
     scale: float,
     *,
     detach: bool,
 ) -> Tensor:
-    """The branches one by one with written-out scores, and their average; ``detach`` keeps gradients from its
-    weights."""
-    batch, length, heads = query.shape[:3]
+    """The parts one by one with written-out scores, and their average; ``detach`` keeps gradients from its weights."""
     outputs, log_sums = [], []
-    for branch, offset in zip(branches, offsets, strict=True):
-        layout = _Layout(branch, offset, batch, length)
-        q, k, v = (layout.take(x).transpose(1, 2) for x in (query, key, value))
-        hidden = _hidden(layout, real, heads, causal)
+    for part in parts:
+        q, k, v = (x.transpose(1, 2) for x in part.operands(query, key, value, guests))
+        hidden = part.hides(real)
         visible = None if hidden is None else ~hidden
-        if causal:
-            visible = torch.ones(layout.kept, layout.kept, dtype=torch.bool, device=query.device).tril()[None, None]
+        if part.causal:
+            kept = part.layout.kept
+            visible = torch.ones(kept, kept, dtype=torch.bool, device=query.device).tril()[None, None]
         output, log_sum = naive_attention(q, k, v, visible=visible, bias=None, scale=scale, dropout=0.0)
-        there = layout.real(real, heads)
-        outputs.append(layout.put(output.transpose(1, 2)))
-        log_sums.append(layout.put(log_sum.masked_fill(~there, float("-inf")), float("-inf")))
+        log_sum = part.layout.put(log_sum.masked_fill(~part.sees(real), float("-inf")), float("-inf"))
+        outputs.append(_at(part.tokens, part.layout.put(output.transpose(1, 2)), query.size(1), 0.0))
+        log_sums.append(_at(part.tokens, log_sum, query.size(1), float("-inf")))
     log_sum = torch.stack(log_sums)
     if detach:
         log_sum = log_sum.detach()
@@ -232,11 +300,17 @@ def _mix_of_branches(
     return (torch.stack(outputs) * weights.unsqueeze(-1).to(query.dtype)).sum(0)
 
 
+def _at(tokens: slice, x: Tensor, length: int, fill: float) -> Tensor:
+    """(batch, stretch, ...) in its place in (batch, length, ...)."""
+    before, stop, _ = tokens.indices(length)
+    return F.pad(x, [*([0] * (2 * (x.dim() - 2))), before, length - stop], value=fill)
+
+
 class _Fused(torch.autograd.Function):
     """The same by torch's fused kernel for CPUs.
 
     Forward keeps, for each query, the average so far and the logarithm of its denominator. With the final ones, the
-    kernel's backward pass gives each branch's share of the gradient of the one softmax that the average is.
+    kernel's backward pass gives each part's share of the gradient of the one softmax that the average is.
     """
 
     @staticmethod
@@ -245,59 +319,60 @@ class _Fused(torch.autograd.Function):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        branches: list[Branch],
-        offsets: list[Tensor],
-        causal: bool,
+        parts: list[Part],
         real: Tensor | None,
         scale: float,
+        *guests: Tensor,
     ) -> Tensor:
-        batch, length, heads = query.shape[:3]
         wide = torch.promote_types(query.dtype, torch.float32)
-        total = torch.zeros_like(query, dtype=wide)
-        log_total = query.new_full((batch, length, heads), float("-inf"), dtype=wide)
-        for branch, offset in zip(branches, offsets, strict=True):
-            layout = _Layout(branch, offset, batch, length)
-            mask = _additive(_hidden(layout, real, heads, causal), query.dtype)
+        whole = torch.zeros_like(query, dtype=wide)
+        log_whole = query.new_full(query.shape[:3], float("-inf"), dtype=wide)
+        for part in parts:
+            operands = part.operands(query, key, value, guests)
             output, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                layout.take(query), layout.take(key), layout.take(value), 0.0, causal, attn_mask=mask, scale=scale
+                *operands, 0.0, part.causal, attn_mask=_additive(part.hides(real), query.dtype), scale=scale
             )
-            log_sum = layout.put(log_sum.masked_fill(~layout.real(real, heads), float("-inf")), float("-inf"))
+            total, log_total = whole[:, part.tokens], log_whole[:, part.tokens]
+            log_sum = part.layout.put(log_sum.masked_fill(~part.sees(real), float("-inf")), float("-inf"))
             merged = torch.logaddexp(log_total, log_sum)
             total *= _share(log_total, merged)
-            total += layout.put(output).to(wide) * _share(log_sum, merged)
-            log_total = merged
-        result = total.to(query.dtype)
-        ctx.save_for_backward(query, key, value, result, log_total, real)
-        ctx.branches, ctx.offsets, ctx.causal, ctx.scale = branches, offsets, causal, scale
+            total += part.layout.put(output).to(wide) * _share(log_sum, merged)
+            log_total.copy_(merged)
+        result = whole.to(query.dtype)
+        ctx.save_for_backward(query, key, value, result, log_whole, real, *guests)
+        ctx.parts, ctx.scale = parts, scale
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        query, key, value, result, log_total, real = ctx.saved_tensors
-        batch, length, heads = query.shape[:3]
+        query, key, value, result, log_whole, real, *guests = ctx.saved_tensors
         if real is not None:
             gradient = gradient.masked_fill(~real[:, :, None, None], 0.0)
-            log_total = log_total.masked_fill(~real[:, :, None], float("inf"))  # so that nothing flows to padding
+            log_whole = log_whole.masked_fill(~real[:, :, None], float("inf"))  # so that nothing flows to padding
         sums = [torch.zeros_like(x) for x in (query, key, value)]
-        for branch, offset in zip(ctx.branches, ctx.offsets, strict=True):
-            layout = _Layout(branch, offset, batch, length)
-            mask = _additive(_hidden(layout, real, heads, ctx.causal), query.dtype)
+        of_guests: list[Tensor | None] = [None] * len(guests)
+        for part in ctx.parts:
+            layout, tokens = part.layout, part.tokens
+            log_total = layout.take(log_whole[:, tokens], float("inf"))
+            if part.hidden is not None:
+                log_total = log_total.masked_fill(~part.sees(real), float("inf"))
             parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                layout.take(gradient),
-                layout.take(query),
-                layout.take(key),
-                layout.take(value),
-                layout.take(result),
-                layout.take(log_total, float("inf")).contiguous(),
+                layout.take(gradient[:, tokens]),
+                *part.operands(query, key, value, guests),
+                layout.take(result[:, tokens]),
+                log_total.contiguous(),
                 0.0,
-                ctx.causal,
-                attn_mask=mask,
+                part.causal,
+                attn_mask=_additive(part.hides(real), query.dtype),
                 scale=ctx.scale,
             )
-            for into, part in zip(sums, parts, strict=True):
-                into += layout.put(part)
-        return *sums, None, None, None, None, None
+            own = parts if part.guest is None else parts[:1]
+            for into, share in zip(sums, own, strict=False):
+                into[:, tokens] += layout.put(share)
+            if part.guest is not None:
+                of_guests[2 * part.guest : 2 * part.guest + 2] = parts[1:]
+        return *sums, None, None, None, *of_guests
 
 
 def _share(log_sum: Tensor, merged: Tensor) -> Tensor:

@@ -9,11 +9,6 @@ from torch import Tensor
 from tests.helpers import assert_close
 from torchscale_fairseq import dilated_attention
 from torchscale_fairseq.core.ops.dilated import (
-    Layout,
-    Part,
-    _mix_written_out,
-    checked_branches,
-    head_offsets,
     naive_dilated_attention,
 )
 
@@ -66,18 +61,36 @@ def test_equals_its_definition(
         assert_close(found, wanted, "float64", f"gradient of {name}")
 
 
+@pytest.mark.parametrize("length", [13, 18])
 @pytest.mark.parametrize("causal", [False, True])
-def test_written_out_branches_equal_it_too(causal: bool) -> None:
-    tensors = inputs(2, 13, 3, 0)
-    parts = []
-    for branch in checked_branches([4, 9], [1, 2]):
-        offsets = head_offsets(3, branch.ratio, torch.device("cpu"))
-        parts.append(Part(slice(13), Layout(branch, offsets, 2, 13), causal))
-    mixed = _mix_written_out(*tensors, parts, (), None, 0.5, detach=False)
+def test_written_out_branches_equal_it_too(causal: bool, length: int) -> None:
+    tensors = inputs(2, length, 3, 0)
+    output = dilated_attention(*tensors, [4, 9], [1, 2], causal=causal, scale=0.5, backend="naive")
     expected = naive_dilated_attention(*tensors, [4, 9], [1, 2], causal=causal, scale=0.5)
-    assert_close(mixed, expected, "float64")
-    for found, wanted in zip(gradients(mixed, tensors), gradients(expected, tensors), strict=True):
+    assert_close(output, expected, "float64")
+    for found, wanted in zip(gradients(output, tensors), gradients(expected, tensors), strict=True):
         assert_close(found, wanted, "float64")
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("compatible", [False, True])
+def test_dropped_weights_stay_dropped_in_the_backward_pass(causal: bool, compatible: bool) -> None:
+    """Gradients are those of finite differences, with the same weights dropped each time."""
+
+    def seeded(*tensors: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        return dilated_attention(*tensors, [4], [2], causal=causal, dropout=0.4, torchscale_compatible=compatible)
+
+    torch.autograd.gradcheck(seeded, inputs(1, 7, 3, 0))
+
+
+def test_dropout_is_right_in_the_mean() -> None:
+    torch.manual_seed(0)
+    tensors = [x.detach().repeat(4000, 1, 1, 1) for x in inputs(1, 5, 2, 0)]
+    plain = dilated_attention(*tensors, [2, 5], [1, 2])
+    dropped = dilated_attention(*tensors, [2, 5], [1, 2], dropout=0.3)
+    assert (dropped != plain).any()
+    torch.testing.assert_close(dropped.mean(0), plain[0], atol=0.05, rtol=0)
 
 
 def test_one_dense_branch_is_attention() -> None:
@@ -147,3 +160,10 @@ def test_padding_between_tokens_is_refused() -> None:
     mask = torch.tensor([[False, True, False, False]])
     with pytest.raises(ValueError, match="padding between real tokens"):
         dilated_attention(*inputs(1, 4, 2, 0), [4], [1], key_padding_mask=mask)
+
+
+def test_backends_that_cannot_serve_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"flash_attn needs .*; use sdpa"):
+        dilated_attention(*inputs(1, 4, 2, 0), [4], [1], backend="flash_attn")
+    with pytest.raises(ValueError, match=r"attention_backend \('sdp'\) must be"):
+        dilated_attention(*inputs(1, 4, 2, 0), [4], [1], backend="sdp")

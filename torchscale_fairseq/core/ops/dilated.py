@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .attention import naive_attention
+from .kernels import Partial, Scores, choose_kernel
 
 
 class Branch(NamedTuple):
@@ -36,12 +36,14 @@ def dilated_attention(
     causal: bool = False,
     key_padding_mask: Tensor | None = None,
     scale: float | None = None,
+    dropout: float = 0.0,
+    backend: str = "sdpa",
     torchscale_compatible: bool = False,
 ) -> Tensor:
     """Dilated attention in memory and, with segments of bounded length over ratio, time linear in the sequence.
 
-    On a CPU each branch is one call of torch's fused kernel over its kept tokens, forward and backward. On other
-    devices, and with torchscale_compatible, a branch's scores are written out.
+    Each branch is one call of a kernel over its kept tokens, forward and backward. Which kernel, and what is written
+    out because none serves it, is said by ``choose_kernel``.
 
     Args:
         query, key, value: (batch, seq, heads, head_dim).
@@ -51,13 +53,16 @@ def dilated_attention(
         key_padding_mask: (batch, seq), True for padding, left or right of a row's tokens. Nothing sees it, and the
             segments of a row begin at its first real token.
         scale: factor on the scores; head_dim ** -0.5 by default.
+        dropout: probability to drop a weight of a branch; 0 outside training.
+        backend: sdpa (torch's kernels), naive or flash_attn, as for ``choose_kernel``.
         torchscale_compatible: heads keep offsets in contiguous groups, and the weights of branches carry no gradient.
 
     Returns:
         (batch, seq, heads, head_dim); zero at padding, and for a head where no branch keeps a token.
 
     Raises:
-        ValueError: the lists do not fit each other, an entry is below 1, or there is padding between real tokens.
+        ValueError: the lists do not fit each other, an entry is below 1, there is padding between real tokens, or the
+            backend cannot serve the request.
     """
     branches = checked_branches(segment_lengths, dilation_ratios)
     scale = query.size(-1) ** -0.5 if scale is None else scale
@@ -69,7 +74,8 @@ def dilated_attention(
     for branch in branches:
         offsets = head_offsets(heads, branch.ratio, query.device, contiguous=torchscale_compatible)
         parts.append(Part(slice(length), Layout(branch, offsets, batch, length), causal))
-    output = mix(query, key, value, parts, real=real, scale=scale, detach=torchscale_compatible)
+    settings = Settings(scale, dropout, backend, detach=torchscale_compatible)
+    output = mix(query, key, value, parts, real=real, settings=settings)
     return output if starts is None else _roll(output, -starts)
 
 
@@ -153,52 +159,100 @@ def head_offsets(heads: int, ratio: int, device: torch.device, *, contiguous: bo
     return head // -(-heads // ratio) if contiguous else head % ratio
 
 
+class Rows:
+    """Kept tokens among the rows (batch * seq * heads, ...) of a sequence.
+
+    Tokens that do not exist, since a segment or the sequence ends early, are read from anywhere and written behind the
+    last row.
+    """
+
+    def __init__(self, index: Tensor | slice, kept: int, heads: int):
+        self.index, self.kept, self.heads = index, kept, heads
+
+    def take(self, x: Tensor) -> Tensor:
+        """(batch, seq, heads, ...) to (batch * segments, heads, kept, ...)."""
+        rows = x.flatten(0, 2)
+        if isinstance(self.index, slice):
+            rows = rows[self.index]
+        else:
+            rows = rows.index_select(0, self.index.clamp(max=rows.size(0) - 1))
+        return rows.unflatten(0, (-1, self.kept, self.heads)).transpose(1, 2)
+
+    def put(self, into: Tensor, x: Tensor) -> None:
+        """Replace rows (batch * seq * heads + 1, ...) by kept tokens as ``take`` gives them."""
+        if isinstance(self.index, slice):
+            into[self.index] = x.transpose(1, 2).flatten(0, 2)
+        else:
+            into.index_copy_(0, self.index, x.transpose(1, 2).flatten(0, 2))
+
+    def add(self, into: Tensor, x: Tensor) -> None:
+        """The same, added."""
+        if isinstance(self.index, slice):
+            into[self.index] += x.transpose(1, 2).flatten(0, 2)
+        else:
+            into.index_add_(0, self.index, x.transpose(1, 2).flatten(0, 2))
+
+
 class Layout:
-    """How a branch's kept tokens lie in a sequence: from (batch, seq, heads, ...) to (batch * segments, heads, kept,
-    ...), and back."""
+    """How a branch's kept tokens lie in a sequence, or in a stretch of one.
+
+    Args:
+        branch: the pattern.
+        offsets: (heads,), as ``head_offsets`` gives them.
+        batch: sequences.
+        length: tokens.
+    """
 
     def __init__(self, branch: Branch, offsets: Tensor, batch: int, length: int):
-        self.batch, self.length = batch, length
+        self.offsets, self.batch, self.length, self.ratio = offsets, batch, length, branch.ratio
         self.segment = min(branch.segment_length, length)
-        self.ratio = min(branch.ratio, self.segment)
-        self.offsets = offsets
         self.segments = -(-length // self.segment)
         self.kept = -(-self.segment // branch.ratio)
-        self.stride = branch.ratio
+        self.whole = length % self.segment == 0 and self.segment % branch.ratio == 0
 
-    def take(self, x: Tensor, fill: float = 0.0) -> Tensor:
-        """The kept tokens; ``fill`` where a segment or the sequence ends early."""
-        rest = [0] * (2 * (x.dim() - 2))
-        x = F.pad(x, [*rest, 0, self.segments * self.segment - self.length], value=fill)
-        x = x.unflatten(1, (self.segments, self.segment))
-        x = F.pad(x, [*rest, 0, self.kept * self.stride - self.segment], value=fill)
-        x = x.unflatten(2, (self.kept, self.stride)).movedim(3, 4)  # batch, segments, kept, heads, stride, ...
-        heads = torch.arange(x.size(3), device=x.device)
-        return x[:, :, :, heads, self.offsets].movedim(3, 2).flatten(0, 1)
+    def rows(self, start: int, total: int) -> Rows:
+        """Where they lie in sequences of ``total`` tokens, in which this is the stretch from ``start`` on."""
+        heads = self.offsets.numel()
+        if self.whole and self.ratio == 1 and (self.batch == 1 or self.length == total):
+            return Rows(slice(start * heads, (start + self.batch * self.length) * heads), self.kept, heads)
+        token, there = self._tokens()
+        sequence = torch.arange(self.batch, device=token.device)[:, None, None, None] * total
+        row = (sequence + start + token) * heads + torch.arange(heads, device=token.device)
+        behind = self.batch * total * heads
+        return Rows((row if self.whole else row.masked_fill(~there, behind)).flatten(), self.kept, heads)
 
-    def put(self, x: Tensor, fill: float = 0.0) -> Tensor:
-        """The inverse of take, with ``fill`` at tokens that are not kept."""
-        x = x.unflatten(0, (self.batch, self.segments)).movedim(2, 3)  # batch, segments, kept, heads, ...
-        whole = x.new_full((*x.shape[:4], self.stride, *x.shape[4:]), fill)
-        whole[:, :, :, torch.arange(x.size(3), device=x.device), self.offsets] = x
-        whole = whole.movedim(4, 3).flatten(2, 3)[:, :, : self.segment]
-        return whole.flatten(1, 2)[:, : self.length]
+    def take(self, x: Tensor) -> Tensor:
+        """The kept tokens of (batch, seq, heads, ...), (batch * segments, heads, kept, ...); any where one does not
+        exist."""
+        return self.rows(0, self.length).take(x)
 
-    def real(self, real: Tensor | None, heads: int) -> Tensor:
-        """(batch * segments, heads, kept), True at real tokens."""
+    def missing(self, real: Tensor | None) -> Tensor | None:
+        """(batch * segments, heads, kept), True at tokens that do not exist or, (batch, seq), are not real; None if
+        there are none."""
+        if self.whole and real is None:
+            return None
+        _, there = self._tokens()
+        there = there.expand(self.batch, -1, -1, -1).flatten(0, 1).transpose(1, 2)
         if real is None:
-            real = torch.ones(self.batch, self.length, dtype=torch.bool, device=self.offsets.device)
-        return self.take(real[:, :, None].expand(-1, -1, heads).float()) > 0
+            return ~there
+        return ~(there & self.take(real[:, :, None].expand(-1, -1, self.offsets.numel())))
+
+    def _tokens(self) -> tuple[Tensor, Tensor]:
+        """(segments, kept, heads), which tokens are kept, and whether they exist."""
+        device = self.offsets.device
+        within = torch.arange(self.kept, device=device)[:, None] * self.ratio + self.offsets
+        token = torch.arange(self.segments, device=device)[:, None, None] * self.segment + within
+        return token, (within < self.segment) & (token < self.length)
 
 
-def _hidden(layout: Layout, real: Tensor | None, heads: int, causal: bool) -> Tensor | None:
-    """(batch * segments, heads, 1, kept), True for keys that queries must be kept from seeing; None if order does
-    that. A segment without any real token hides nothing: what it computes is not used."""
-    whole = layout.segments * layout.segment == layout.length and layout.kept * layout.stride == layout.segment
-    if causal or (real is None and whole):
-        return None
-    there = layout.real(real, heads)
-    return (~there & there.any(-1, keepdim=True)).unsqueeze(2)
+class Settings(NamedTuple):
+    """How parts are computed, as ``dilated_attention`` has it."""
+
+    scale: float
+    dropout: float = 0.0
+    backend: str = "sdpa"
+    detach: bool = False
+    """Parts are branches, whose weights carry no gradient."""
 
 
 class Part(NamedTuple):
@@ -214,29 +268,38 @@ class Part(NamedTuple):
     hidden: Tensor | None = None
     """(batch or 1, heads, keys), True for keys from outside that do not exist."""
 
-    def operands(self, query: Tensor, key: Tensor, value: Tensor, guests: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def rows(self, query: Tensor) -> Rows:
+        """Of the queries in (batch, seq, heads, ...)."""
+        start, _, _ = self.tokens.indices(query.size(1))
+        return self.layout.rows(start, query.size(1))
+
+    def operands(
+        self, rows: Rows, query: Tensor, key: Tensor, value: Tensor, guests: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of the kernel, (batch * segments, heads, kept, head_dim)."""
-        own = (self.layout.take(x[:, self.tokens]) for x in (query, key, value))
         if self.guest is None:
-            return tuple(own)
-        return next(own), guests[2 * self.guest], guests[2 * self.guest + 1]
+            return rows.take(query), rows.take(key), rows.take(value)
+        return rows.take(query), guests[2 * self.guest], guests[2 * self.guest + 1]
 
-    def hides(self, real: Tensor | None) -> Tensor | None:
-        """(batch * segments or 1, heads, 1, keys), True for keys that queries must be kept from seeing. Where that
-        would be all of them, none: what is computed there is not used."""
-        if self.guest is None:
-            return _hidden(self.layout, self._own(real), self.layout.offsets.numel(), self.causal)
+    def missing(self, real: Tensor | None) -> Tensor | None:
+        """(batch * segments, heads, kept), True for queries that do not exist; None if there are none."""
+        return self.layout.missing(None if real is None else real[:, self.tokens])
+
+    def scores(self, missing: Tensor | None, settings: Settings) -> Scores:
+        """What the kernel is asked for. In causal attention order hides what is missing, which comes last. Where all
+        keys would be hidden, none are: what is computed there is not used."""
+        hidden = self.hidden if self.guest is not None else None if self.causal else missing
+        if hidden is not None:
+            hidden = (hidden & ~hidden.all(-1, keepdim=True)).unsqueeze(2)
+        return Scores(self.causal, hidden, settings.scale, settings.dropout)
+
+    def blind(self, missing: Tensor | None) -> Tensor | None:
+        """(batch * segments, heads, kept or 1), True for queries that do not exist or see nothing; None if there are
+        none."""
         if self.hidden is None:
-            return None
-        return (self.hidden & ~self.hidden.all(-1, keepdim=True)).unsqueeze(2)
-
-    def sees(self, real: Tensor | None) -> Tensor:
-        """(batch * segments, heads, kept), True for queries that exist and see something."""
-        seeing = self.layout.real(self._own(real), self.layout.offsets.numel())
-        return seeing if self.hidden is None else seeing & ~self.hidden.all(-1, keepdim=True)
-
-    def _own(self, real: Tensor | None) -> Tensor | None:
-        return None if real is None else real[:, self.tokens]
+            return missing
+        nothing = self.hidden.all(-1, keepdim=True)
+        return nothing if missing is None else nothing | missing
 
 
 def mix(
@@ -247,70 +310,30 @@ def mix(
     guests: Sequence[Tensor] = (),
     *,
     real: Tensor | None,
-    scale: float,
-    detach: bool = False,
+    settings: Settings,
 ) -> Tensor:
     """All parts in one softmax.
 
     Args:
         query, key, value: (batch, seq, heads, head_dim).
+        parts: what to mix.
         guests: keys and values from outside in turn, (batch, heads, keys, head_dim) each, as the parts count them.
         real: (batch, seq), True for tokens; None for all.
-        scale: factor on the scores.
-        detach: parts are branches, whose weights carry no gradient.
+        settings: the rest.
 
     Returns:
         Shaped like query; zero at padding and where no part has the query.
     """
-    if detach or query.device.type != "cpu":
-        output = _mix_written_out(query, key, value, parts, guests, real, scale, detach=detach)
-    else:
-        output = _Fused.apply(query, key, value, parts, real, scale, *guests)  # type: ignore[no-untyped-call]
+    output: Tensor = _Mixture.apply(query, key, value, parts, real, settings, *guests)  # type: ignore[no-untyped-call]
     return output if real is None else output.masked_fill(~real[:, :, None, None], 0.0)
 
 
-def _mix_written_out(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    parts: list[Part],
-    guests: Sequence[Tensor],
-    real: Tensor | None,
-    scale: float,
-    *,
-    detach: bool,
-) -> Tensor:
-    """The parts one by one with written-out scores, and their average; ``detach`` keeps gradients from its weights."""
-    outputs, log_sums = [], []
-    for part in parts:
-        q, k, v = (x.transpose(1, 2) for x in part.operands(query, key, value, guests))
-        hidden = part.hides(real)
-        visible = None if hidden is None else ~hidden
-        if part.causal:
-            kept = part.layout.kept
-            visible = torch.ones(kept, kept, dtype=torch.bool, device=query.device).tril()[None, None]
-        output, log_sum = naive_attention(q, k, v, visible=visible, bias=None, scale=scale, dropout=0.0)
-        log_sum = part.layout.put(log_sum.masked_fill(~part.sees(real), float("-inf")), float("-inf"))
-        outputs.append(_at(part.tokens, part.layout.put(output.transpose(1, 2)), query.size(1), 0.0))
-        log_sums.append(_at(part.tokens, log_sum, query.size(1), float("-inf")))
-    log_sum = torch.stack(log_sums)
-    if detach:
-        log_sum = log_sum.detach()
-    weights = torch.softmax(log_sum, 0).nan_to_num(0.0)
-    return (torch.stack(outputs) * weights.unsqueeze(-1).to(query.dtype)).sum(0)
+class _Mixture(torch.autograd.Function):
+    """The parts one by one, and their average.
 
-
-def _at(tokens: slice, x: Tensor, length: int, fill: float) -> Tensor:
-    """(batch, stretch, ...) in its place in (batch, length, ...)."""
-    before, stop, _ = tokens.indices(length)
-    return F.pad(x, [*([0] * (2 * (x.dim() - 2))), before, length - stop], value=fill)
-
-
-class _Fused(torch.autograd.Function):
-    """The same by torch's fused kernel for CPUs.
-
-    Forward keeps, for each query, the average so far and the logarithm of its denominator. With the final ones, the
-    kernel's backward pass gives each part's share of the gradient of the one softmax that the average is.
+    Forward keeps, for each query, the average so far and the logarithm of its denominator. With the final ones, a
+    kernel's backward pass gives its part's share of the gradient of the one softmax that the average is. Where weights
+    carry no gradient it gets the part's own ones instead, and the part's weight times the gradient.
     """
 
     @staticmethod
@@ -321,64 +344,65 @@ class _Fused(torch.autograd.Function):
         value: Tensor,
         parts: list[Part],
         real: Tensor | None,
-        scale: float,
+        settings: Settings,
         *guests: Tensor,
     ) -> Tensor:
         wide = torch.promote_types(query.dtype, torch.float32)
-        whole = torch.zeros_like(query, dtype=wide)
-        log_whole = query.new_full(query.shape[:3], float("-inf"), dtype=wide)
+        count = query.shape[:3].numel()
+        whole = query.new_zeros(count + 1, query.size(3), dtype=wide)
+        log_whole = query.new_full((count + 1,), float("-inf"), dtype=wide)
+        so_far, log_so_far = whole[:-1].view(query.shape), log_whole[:-1].view(query.shape[:3])
+        partials = []
         for part in parts:
-            operands = part.operands(query, key, value, guests)
-            output, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                *operands, 0.0, part.causal, attn_mask=_additive(part.hides(real), query.dtype), scale=scale
-            )
-            total, log_total = whole[:, part.tokens], log_whole[:, part.tokens]
-            log_sum = part.layout.put(log_sum.masked_fill(~part.sees(real), float("-inf")), float("-inf"))
-            merged = torch.logaddexp(log_total, log_sum)
-            total *= _share(log_total, merged)
-            total += part.layout.put(output).to(wide) * _share(log_sum, merged)
-            log_total.copy_(merged)
-        result = whole.to(query.dtype)
-        ctx.save_for_backward(query, key, value, result, log_whole, real, *guests)
-        ctx.parts, ctx.scale = parts, scale
+            rows, missing = part.rows(query), part.missing(real)
+            operands, scores = part.operands(rows, query, key, value, guests), part.scores(missing, settings)
+            partial = choose_kernel(operands[0], scores, settings.backend).forward(*operands, scores)
+            log_sum = _fill(partial.log_sum_exp, part.blind(missing), float("-inf"))
+            before = rows.take(log_so_far)
+            merged = torch.logaddexp(before, log_sum)
+            average = rows.take(so_far) * _share(before, merged)
+            rows.put(whole, average.addcmul_(partial.output.to(wide), _share(log_sum, merged)))
+            rows.put(log_whole, merged)
+            partials.append(partial if settings.detach else partial.random)
+        result = so_far.to(query.dtype)
+        ctx.save_for_backward(query, key, value, result, log_so_far, real, *guests)
+        ctx.parts, ctx.settings, ctx.partials = parts, settings, partials
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         query, key, value, result, log_whole, real, *guests = ctx.saved_tensors
+        settings: Settings = ctx.settings
         if real is not None:
             gradient = gradient.masked_fill(~real[:, :, None, None], 0.0)
-            log_whole = log_whole.masked_fill(~real[:, :, None], float("inf"))  # so that nothing flows to padding
-        sums = [torch.zeros_like(x) for x in (query, key, value)]
+        sums = [x.new_zeros(x.shape[:3].numel() + 1, x.size(3)) for x in (query, key, value)]
         of_guests: list[Tensor | None] = [None] * len(guests)
-        for part in ctx.parts:
-            layout, tokens = part.layout, part.tokens
-            log_total = layout.take(log_whole[:, tokens], float("inf"))
-            if part.hidden is not None:
-                log_total = log_total.masked_fill(~part.sees(real), float("inf"))
-            parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                layout.take(gradient[:, tokens]),
-                *part.operands(query, key, value, guests),
-                layout.take(result[:, tokens]),
-                log_total.contiguous(),
-                0.0,
-                part.causal,
-                attn_mask=_additive(part.hides(real), query.dtype),
-                scale=ctx.scale,
-            )
-            own = parts if part.guest is None else parts[:1]
-            for into, share in zip(sums, own, strict=False):
-                into[:, tokens] += layout.put(share)
+        for part, own in zip(ctx.parts, ctx.partials, strict=True):
+            rows, missing = part.rows(query), part.missing(real)
+            operands, scores = part.operands(rows, query, key, value, guests), part.scores(missing, settings)
+            upstream, log_sum, blind = rows.take(gradient), rows.take(log_whole), part.blind(missing)
+            if settings.detach:
+                of, weight = own, _share(_fill(own.log_sum_exp, blind, float("-inf")), log_sum)
+                upstream = upstream * weight.to(gradient.dtype)
+            else:
+                of = Partial(rows.take(result), log_sum, own)
+            of = of._replace(log_sum_exp=_fill(of.log_sum_exp, blind, float("inf")))
+            kernel = choose_kernel(operands[0], scores, settings.backend)
+            shares = kernel.backward(upstream, operands[0], operands[1], operands[2], of, scores)
+            for into, share in zip(sums, shares if part.guest is None else shares[:1], strict=False):
+                rows.add(into, share)
             if part.guest is not None:
-                of_guests[2 * part.guest : 2 * part.guest + 2] = parts[1:]
-        return *sums, None, None, None, *of_guests
+                of_guests[2 * part.guest : 2 * part.guest + 2] = shares[1:]
+        return *(x[:-1].view(query.shape) for x in sums), None, None, None, *of_guests
+
+
+def _fill(log_sum: Tensor, blind: Tensor | None, value: float) -> Tensor:
+    """The logarithms with a value for queries that see nothing, by which they weigh nothing: -inf, or +inf as the
+    denominator."""
+    return log_sum if blind is None else log_sum.masked_fill(blind, value)
 
 
 def _share(log_sum: Tensor, merged: Tensor) -> Tensor:
     """Of a part in a whole, given the logarithms of their denominators; zero where there is neither."""
     return (log_sum - merged).exp().nan_to_num(0.0).unsqueeze(-1)
-
-
-def _additive(hidden: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if hidden is None else torch.zeros_like(hidden, dtype=dtype).masked_fill(hidden, float("-inf"))

@@ -103,20 +103,38 @@ def run_processes(
         before: lines of Python that each process runs first.
     """
     words = [f"fairseq-{command}", *map(str, arguments), "--user-dir", str(USER_DIR)]
+    return _run_forked(
+        processes,
+        f"""
+        import sys
+        from fairseq_cli import {command}
+        sys.argv = {words!r}
+        exec({before!r})
+        {command}.cli_main()
+        """,
+        timeout,
+    )
+
+
+def run_gloo(processes: int, code: str, *, timeout: int = 120) -> Finished:
+    """Run lines of Python in several processes of one gloo group; each prints "passed" at its end."""
+    meet = "import torch.distributed\ntorch.distributed.init_process_group('gloo')\n"
+    return _run_forked(processes, f"{meet}{textwrap.dedent(code)}\nprint('passed', flush=True)", timeout)
+
+
+def _run_forked(processes: int, code: str, timeout: int) -> Finished:
+    """Run lines of Python in several processes that know of each other as torchrun's do, and end when one fails."""
     code = f"""
     import os, signal, socket, sys
-    from fairseq_cli import {command}
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    sys.argv = {words!r}
     running = []
     for rank in range({processes}):
         running.append(os.fork())
         if running[-1] == 0:
             os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE="{processes}", RANK=str(rank))
-            exec({before!r})
-            {command}.cli_main()
+            exec({textwrap.dedent(code)!r})
             sys.stdout.flush()
             os._exit(0)
     while running:

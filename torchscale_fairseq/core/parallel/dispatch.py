@@ -5,13 +5,12 @@ become is brought back in the order of the start.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
+from .exchange import all_to_all
 from .groups import ExpertSplit, exchange_group
 
 
@@ -57,7 +56,7 @@ class AllToAllDispatcher:
         by_process = arriving.view(split.size, split.local)
         sent = load.view(split.size, split.local).sum(1).tolist()
         received = by_process.sum(1).tolist()
-        rows = _all_to_all(rows, sent, received, group)
+        rows = all_to_all(rows, sent, received, group)
         expert = torch.arange(split.local, device=rows.device).repeat(split.size).repeat_interleave(arriving)
         order = expert.argsort(stable=True)
         return Dispatched(rows[order], by_process.sum(0).tolist(), order, sent, received)
@@ -67,31 +66,9 @@ class AllToAllDispatcher:
         assert dispatched.order is not None
         arrived = torch.empty_like(outputs).index_copy(0, dispatched.order, outputs)
         assert dispatched.received is not None and dispatched.sent is not None
-        return _all_to_all(arrived, dispatched.received, dispatched.sent, exchange_group(self.split))
+        return all_to_all(arrived, dispatched.received, dispatched.sent, exchange_group(self.split))
 
 
 def dispatcher_for(split: ExpertSplit) -> LocalDispatcher | AllToAllDispatcher:
     """The dispatcher that serves a split."""
     return LocalDispatcher() if split.size == 1 else AllToAllDispatcher(split)
-
-
-class _AllToAll(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, sent: list[int], received: list[int], group: ProcessGroup) -> Tensor:
-        ctx.sent, ctx.received, ctx.group = sent, received, group
-        return _exchange(rows, sent, received, group)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        return _exchange(gradient, ctx.received, ctx.sent, ctx.group), None, None, None
-
-
-def _all_to_all(rows: Tensor, sent: list[int], received: list[int], group: ProcessGroup) -> Tensor:
-    result: Tensor = _AllToAll.apply(rows, sent, received, group)  # type: ignore[no-untyped-call]
-    return result
-
-
-def _exchange(rows: Tensor, sent: list[int], received: list[int], group: ProcessGroup) -> Tensor:
-    result = rows.new_empty(sum(received), *rows.shape[1:])
-    dist.all_to_all_single(result, rows.contiguous(), received, sent, group=group)
-    return result

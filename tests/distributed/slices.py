@@ -1,0 +1,95 @@
+"""What each gloo process runs in the tests of sequences that processes share out."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from tests.helpers import assert_close
+from torchscale_fairseq import dilated_attention
+from torchscale_fairseq.core.ops.dilated import naive_dilated_attention
+from torchscale_fairseq.core.parallel import dilated
+from torchscale_fairseq.core.parallel.dilated import dilated_attention_of_slice
+from torchscale_fairseq.core.parallel.sequence import SequenceSlice
+
+HEADS, CHANNELS, BATCH = 3, 4, 2
+
+
+def inputs(length: int, seed: int) -> list[Tensor]:
+    """Query, key, value and a direction of gradients, the same in all processes."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(BATCH, length, HEADS, CHANNELS, generator=generator, dtype=torch.float64) for _ in range(4)]
+
+
+def attend(
+    length: int, segments: list[int], ratios: list[int], *, causal: bool, lengths: Tensor | None, seed: int
+) -> list[list[Tensor]]:
+    """Output and gradients: of the slices of all processes put together, and in the first process also of one process,
+    and by the definition; all are zero at padding."""
+    sequence = SequenceSlice(dist.group.WORLD, length, lengths)
+    *tensors, direction = inputs(sequence.total, seed)
+    padding = None if lengths is None else torch.arange(sequence.total) >= lengths[:, None]
+    outside = torch.tensor(False) if padding is None else padding[:, :, None, None]
+    direction = direction.masked_fill(outside, 0.0)
+    own = slice(sequence.start, sequence.start + length)
+    slices = [x[:, own].clone().requires_grad_() for x in tensors]
+    output = dilated_attention_of_slice(*slices, segments, ratios, sequence, causal=causal)
+    results = [[together(x) for x in (output, *torch.autograd.grad(output, slices, direction[:, own]))]]
+    for function in (dilated_attention, naive_dilated_attention) if dist.get_rank() == 0 else ():
+        wholes = [x.clone().requires_grad_() for x in tensors]
+        output = function(*wholes, segments, ratios, causal=causal, key_padding_mask=padding)
+        results.append([output.masked_fill(outside, 0.0), *torch.autograd.grad(output, wholes, direction)])
+    return results
+
+
+def together(x: Tensor) -> Tensor:
+    """The slices of all processes."""
+    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, x.detach().contiguous())
+    return torch.cat(parts, 1)
+
+
+def check_cases(cases: int) -> None:
+    """Slices equal one process and the definition, for drawn lengths, branches and padding."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(low: int, high: int) -> int:
+        return int(torch.randint(low, high, (), generator=generator))
+
+    for seed in range(cases):
+        length, branches, causal = draw(1, 9), draw(1, 4), bool(draw(0, 2))
+        segments, ratios = [draw(1, 30) for _ in range(branches)], [draw(1, 6) for _ in range(branches)]
+        total = length * dist.get_world_size()
+        lengths = torch.tensor([draw(1, total + 1) for _ in range(BATCH)]) if draw(0, 2) else None
+        what = f"length={length} segments={segments} ratios={ratios} causal={causal} lengths={lengths}"
+        found, *others = attend(length, segments, ratios, causal=causal, lengths=lengths, seed=seed)
+        for other, source in zip(others, ("one process", "the definition"), strict=False):
+            for name, x, y in zip(("output", "query", "key", "value"), found, other, strict=True):
+                assert_close(x, y, "float64", f"{name} against {source}, {what}")
+
+
+def check_traffic() -> None:
+    """Only keys and values that are kept, of segments that are shared, travel, and only to later tokens if order
+    matters; both ways the same."""
+    sent = []
+    exchange = dilated.exchange
+
+    def counting(rows: Tensor, outgoing: list[int], received: list[int], group: dist.ProcessGroup) -> Tensor:
+        sent.append(outgoing)
+        return exchange(rows, outgoing, received, group)
+
+    dilated.exchange = counting
+    try:
+        attend(8, [4, 8], [1, 2], causal=False, lengths=None, seed=0)
+        assert sent == []
+        per_key = 2 * BATCH * HEADS * CHANNELS
+        rank, ranks = dist.get_rank(), range(dist.get_world_size())
+        attend(8, [4, 64], [1, 4], causal=False, lengths=None, seed=0)
+        forth, back = sent
+        assert forth == back == [0 if other == rank else 2 * per_key for other in ranks]
+        sent.clear()
+        attend(8, [4, 64], [1, 4], causal=True, lengths=None, seed=0)
+        forth, back = sent
+        assert forth == [2 * per_key if other > rank else 0 for other in ranks]
+        assert back == [2 * per_key if other < rank else 0 for other in ranks]
+    finally:
+        dilated.exchange = exchange

@@ -1,0 +1,42 @@
+"""All-to-all between the processes of a group."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+
+def all_to_all(rows: Tensor, sent: list[int], received: list[int], group: ProcessGroup) -> Tensor:
+    """Send neighbouring rows to the processes in turn, and get theirs. Gradients go the way back.
+
+    Args:
+        rows: (rows, ...), sorted by the process they go to.
+        sent: rows for each process.
+        received: rows from each process.
+        group: the processes, all of which take part.
+
+    Returns:
+        (rows, ...), sorted by the process they come from.
+    """
+    result: Tensor = _AllToAll.apply(rows, sent, received, group)  # type: ignore[no-untyped-call]
+    return result
+
+
+def exchange(rows: Tensor, sent: list[int], received: list[int], group: ProcessGroup) -> Tensor:
+    """The same for those who see to gradients themselves."""
+    result = rows.new_empty(sum(received), *rows.shape[1:])
+    dist.all_to_all_single(result, rows.contiguous(), received, sent, group=group)
+    return result
+
+
+class _AllToAll(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, sent: list[int], received: list[int], group: ProcessGroup) -> Tensor:
+        ctx.sent, ctx.received, ctx.group = sent, received, group
+        return exchange(rows, sent, received, group)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        return exchange(gradient, ctx.received, ctx.sent, ctx.group), None, None, None

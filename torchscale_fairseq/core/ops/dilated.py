@@ -18,6 +18,9 @@ from torch.autograd.function import once_differentiable
 from .attention import naive_attention
 from .kernels import Partial, Scores, choose_kernel
 
+Tensors = tuple[Tensor, Tensor, Tensor]
+"""Query, key and value, or what belongs to them."""
+
 
 class Branch(NamedTuple):
     """One pattern."""
@@ -268,38 +271,54 @@ class Part(NamedTuple):
     hidden: Tensor | None = None
     """(batch or 1, heads, keys), True for keys from outside that do not exist."""
 
-    def rows(self, query: Tensor) -> Rows:
-        """Of the queries in (batch, seq, heads, ...)."""
-        start, _, _ = self.tokens.indices(query.size(1))
-        return self.layout.rows(start, query.size(1))
 
-    def operands(
-        self, rows: Rows, query: Tensor, key: Tensor, value: Tensor, guests: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of the kernel, (batch * segments, heads, kept, head_dim)."""
-        if self.guest is None:
-            return rows.take(query), rows.take(key), rows.take(value)
-        return rows.take(query), guests[2 * self.guest], guests[2 * self.guest + 1]
+class _Call:
+    """A part's call of a kernel.
 
-    def missing(self, real: Tensor | None) -> Tensor | None:
-        """(batch * segments, heads, kept), True for queries that do not exist; None if there are none."""
-        return self.layout.missing(None if real is None else real[:, self.tokens])
+    Args:
+        part: what to compute.
+        query: (batch, seq, heads, head_dim).
+        real: (batch, seq), True for tokens; None for all.
+        settings: the rest.
+    """
 
-    def scores(self, missing: Tensor | None, settings: Settings) -> Scores:
-        """What the kernel is asked for. In causal attention order hides what is missing, which comes last. Where all
-        keys would be hidden, none are: what is computed there is not used."""
-        hidden = self.hidden if self.guest is not None else None if self.causal else missing
+    def __init__(self, part: Part, query: Tensor, real: Tensor | None, settings: Settings):
+        start, _, _ = part.tokens.indices(query.size(1))
+        self.rows = part.layout.rows(start, query.size(1))
+        self.guest, self.backend = part.guest, settings.backend
+        missing = part.layout.missing(None if real is None else real[:, part.tokens])
+        # In causal attention order hides what is missing, which comes last.
+        hidden = part.hidden if part.guest is not None else None if part.causal else missing
         if hidden is not None:
+            # Where that would be all keys, none: what is computed there is not used.
             hidden = (hidden & ~hidden.all(-1, keepdim=True)).unsqueeze(2)
-        return Scores(self.causal, hidden, settings.scale, settings.dropout)
+        self.scores = Scores(part.causal, hidden, settings.scale, settings.dropout)
+        self.blind = missing
+        """(batch * segments, heads, kept or 1), True for queries that do not exist or see nothing; None for none."""
+        if part.hidden is not None:
+            nothing = part.hidden.all(-1, keepdim=True)
+            self.blind = nothing if missing is None else nothing | missing
 
-    def blind(self, missing: Tensor | None) -> Tensor | None:
-        """(batch * segments, heads, kept or 1), True for queries that do not exist or see nothing; None if there are
-        none."""
-        if self.hidden is None:
-            return missing
-        nothing = self.hidden.all(-1, keepdim=True)
-        return nothing if missing is None else nothing | missing
+    def forward(self, inputs: Tensors, guests: Sequence[Tensor]) -> Partial:
+        """The part's own softmax of query, key and value, as (batch, seq, heads, head_dim)."""
+        operands = self._operands(inputs, guests)
+        return choose_kernel(operands[0], self.scores, self.backend).forward(*operands, self.scores)
+
+    def backward(self, upstream: Tensor, of: Partial, inputs: Tensors, guests: Sequence[Tensor]) -> Tensors:
+        """The part's share of the gradients of a softmax with this output and log-sum-exp of its queries."""
+        operands = self._operands(inputs, guests)
+        of = of._replace(log_sum_exp=self.log_sum(of.log_sum_exp, float("inf")))
+        return choose_kernel(operands[0], self.scores, self.backend).backward(upstream, *operands, of, self.scores)
+
+    def log_sum(self, log_sum_exp: Tensor, of_blind: float = float("-inf")) -> Tensor:
+        """The logarithms, with a value at blind queries by which they weigh nothing: -inf, or +inf as denominator."""
+        return log_sum_exp if self.blind is None else log_sum_exp.masked_fill(self.blind, of_blind)
+
+    def _operands(self, inputs: Tensors, guests: Sequence[Tensor]) -> Tensors:
+        if self.guest is None:
+            query, key, value = map(self.rows.take, inputs)
+            return query, key, value
+        return self.rows.take(inputs[0]), guests[2 * self.guest], guests[2 * self.guest + 1]
 
 
 def mix(
@@ -354,16 +373,15 @@ class _Mixture(torch.autograd.Function):
         so_far, log_so_far = whole[:-1].view(query.shape), log_whole[:-1].view(query.shape[:3])
         partials = []
         for part in parts:
-            rows, missing = part.rows(query), part.missing(real)
-            operands, scores = part.operands(rows, query, key, value, guests), part.scores(missing, settings)
-            partial = choose_kernel(operands[0], scores, settings.backend).forward(*operands, scores)
-            log_sum = _fill(partial.log_sum_exp, part.blind(missing), float("-inf"))
-            before = rows.take(log_so_far)
+            call = _Call(part, query, real, settings)
+            partial = call.forward((query, key, value), guests)
+            log_sum, before = call.log_sum(partial.log_sum_exp), call.rows.take(log_so_far)
             merged = torch.logaddexp(before, log_sum)
-            average = rows.take(so_far) * _share(before, merged)
-            rows.put(whole, average.addcmul_(partial.output.to(wide), _share(log_sum, merged)))
-            rows.put(log_whole, merged)
+            average = call.rows.take(so_far) * _share(before, merged)
+            call.rows.put(whole, average.addcmul_(partial.output.to(wide), _share(log_sum, merged)))
+            call.rows.put(log_whole, merged)
             partials.append(partial if settings.detach else partial.random)
+            del partial, average  # lest they stand beside the next ones
         result = so_far.to(query.dtype)
         ctx.save_for_backward(query, key, value, result, log_so_far, real, *guests)
         ctx.parts, ctx.settings, ctx.partials = parts, settings, partials
@@ -379,28 +397,20 @@ class _Mixture(torch.autograd.Function):
         sums = [x.new_zeros(x.shape[:3].numel() + 1, x.size(3)) for x in (query, key, value)]
         of_guests: list[Tensor | None] = [None] * len(guests)
         for part, own in zip(ctx.parts, ctx.partials, strict=True):
-            rows, missing = part.rows(query), part.missing(real)
-            operands, scores = part.operands(rows, query, key, value, guests), part.scores(missing, settings)
-            upstream, log_sum, blind = rows.take(gradient), rows.take(log_whole), part.blind(missing)
+            call = _Call(part, query, real, settings)
+            upstream, log_sum = call.rows.take(gradient), call.rows.take(log_whole)
             if settings.detach:
-                of, weight = own, _share(_fill(own.log_sum_exp, blind, float("-inf")), log_sum)
+                of, weight = own, _share(call.log_sum(own.log_sum_exp), log_sum)
                 upstream = upstream * weight.to(gradient.dtype)
             else:
-                of = Partial(rows.take(result), log_sum, own)
-            of = of._replace(log_sum_exp=_fill(of.log_sum_exp, blind, float("inf")))
-            kernel = choose_kernel(operands[0], scores, settings.backend)
-            shares = kernel.backward(upstream, operands[0], operands[1], operands[2], of, scores)
+                of = Partial(call.rows.take(result), log_sum, own)
+            shares = call.backward(upstream, of, (query, key, value), guests)
             for into, share in zip(sums, shares if part.guest is None else shares[:1], strict=False):
-                rows.add(into, share)
+                call.rows.add(into, share)
             if part.guest is not None:
                 of_guests[2 * part.guest : 2 * part.guest + 2] = shares[1:]
+            del upstream, of, shares, share  # lest they stand beside the next ones
         return *(x[:-1].view(query.shape) for x in sums), None, None, None, *of_guests
-
-
-def _fill(log_sum: Tensor, blind: Tensor | None, value: float) -> Tensor:
-    """The logarithms with a value for queries that see nothing, by which they weigh nothing: -inf, or +inf as the
-    denominator."""
-    return log_sum if blind is None else log_sum.masked_fill(blind, value)
 
 
 def _share(log_sum: Tensor, merged: Tensor) -> Tensor:

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
-from ..ops.dilated import Branch, Layout, Part, checked_branches, head_offsets, mix
+from ..ops.dilated import Branch, Layout, Part, Settings, checked_branches, head_offsets, mix
 from .exchange import exchange
 from .sequence import SequenceSlice
 
@@ -29,6 +30,8 @@ def dilated_attention_of_slice(
     *,
     causal: bool = False,
     scale: float | None = None,
+    dropout: float = 0.0,
+    backend: str = "sdpa",
 ) -> Tensor:
     """``dilated_attention`` of whole sequences, of which each process has and gets its slice. All processes of the
     group call it together, forward and backward.
@@ -38,13 +41,14 @@ def dilated_attention_of_slice(
         segment_lengths, dilation_ratios: as for ``dilated_attention``, in tokens of the whole sequence.
         sequence: which slice it is, and where rows end.
         causal: a query sees keys up to its own position.
-        scale: factor on the scores; head_dim ** -0.5 by default.
+        scale, dropout, backend: as for ``dilated_attention``.
 
     Returns:
         (batch, sequence.length, heads, head_dim); zero at padding, and for a head where no branch keeps a token.
 
     Raises:
-        ValueError: the lists do not fit each other, an entry is below 1, or the slice has another length.
+        ValueError: the lists do not fit each other, an entry is below 1, the slice has another length, or the backend
+            cannot serve the request.
     """
     branches = checked_branches(segment_lengths, dilation_ratios)
     if query.size(1) != sequence.length:
@@ -54,7 +58,8 @@ def dilated_attention_of_slice(
     guests: tuple[Tensor, ...] = ()
     if any(plan.shared):
         key, value, *guests = _Gathered.apply(key, value, plan)  # type: ignore[no-untyped-call]
-    return mix(query, key, value, plan.parts(), guests, real=sequence.real(), scale=scale)
+    settings = Settings(scale, dropout, backend)
+    return mix(query, key, value, plan.parts(), guests, real=sequence.real(), settings=settings)
 
 
 class _Shared(NamedTuple):
@@ -96,14 +101,14 @@ class _Plan:
             parts.append(Part(tokens, layout, causal=False, guest=guest, hidden=self._absent(shared)))
         return parts
 
-    def travels(self, source: int, destination: int) -> list[tuple[slice, Layout]]:
-        """What one process sends to another: tokens of its slice, and what is kept of them."""
+    def travels(self, source: int, destination: int) -> list[tuple[int, Layout]]:
+        """What one process sends to another: stretches of its slice, by their first token and what is kept of them."""
         own, result = self._slice(source), []
         for shared in self.shared[destination]:
             tokens = _overlap(own, shared.keys)
             if tokens:
                 layout = self.kept(shared, tokens)
-                result.append((slice(tokens.start - own.start, tokens.stop - own.start), layout))
+                result.append((tokens.start - own.start, layout))
         return result
 
     def sources(self, shared: _Shared) -> list[tuple[int, range]]:
@@ -179,7 +184,11 @@ class _Gathered(torch.autograd.Function):
     def forward(ctx: Any, key: Tensor, value: Tensor, plan: _Plan) -> tuple[Tensor, ...]:
         ctx.plan = plan
         outgoing = [
-            [layout.take(x[:, at]) for at, layout in plan.travels(plan.rank, rank) for x in (key, value)]
+            [
+                layout.rows(start, key.size(1)).take(x)
+                for start, layout in plan.travels(plan.rank, rank)
+                for x in (key, value)
+            ]
             for rank in plan.ranks
         ]
         expected = [plan.travels(rank, plan.rank) for rank in plan.ranks]
@@ -203,16 +212,16 @@ class _Gathered(torch.autograd.Function):
                     outgoing[rank].append(chunk)
         expected = [plan.travels(plan.rank, rank) for rank in plan.ranks]
         arrived = _trade(outgoing, expected, of_key, plan.sequence.group)
-        sums = of_key.clone(), of_value.clone()
+        sums = [F.pad(x.flatten(0, 2), (0, 0, 0, 1)) for x in (of_key, of_value)]  # see Rows
         for travels, chunks in zip(expected, arrived, strict=True):
-            for at, layout in travels:
+            for start, layout in travels:
                 for into in sums:
-                    into[:, at] += layout.put(chunks.pop(0))
-        return *sums, None
+                    layout.rows(start, of_key.size(1)).add(into, chunks.pop(0))
+        return *(x[:-1].view(of_key.shape) for x in sums), None
 
 
 def _trade(
-    outgoing: list[list[Tensor]], expected: list[list[tuple[slice, Layout]]], like: Tensor, group: ProcessGroup
+    outgoing: list[list[Tensor]], expected: list[list[tuple[int, Layout]]], like: Tensor, group: ProcessGroup
 ) -> list[list[Tensor]]:
     """Tensors for each process against tensors from each: two, of keys and of values, for each entry of ``expected``.
     All are (batch, heads, keys, head_dim); ``like`` is (batch, seq, heads, head_dim)."""

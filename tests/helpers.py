@@ -33,8 +33,9 @@ TOLERANCES = {
 }
 PARITY_GRADIENT = 1e-4
 """Of each gradient's largest entry, as stated with the golden vectors."""
-RELATIVE_ERROR_OF_KERNELS = 5e-3
-"""In the mean, of float16 and bfloat16 kernels: what flash-linear-attention's own tests allow."""
+RELATIVE_ERROR_OF_KERNELS = {torch.float16: 5e-3, torch.bfloat16: 1e-2}
+"""In the mean, of kernels: what flash-linear-attention's own tests allow, and twice that for 8 bits of mantissa, of
+which its kernels lose the last in some five roundings on the way."""
 
 
 def parity_dir() -> Path:

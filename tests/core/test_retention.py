@@ -1,7 +1,8 @@
 """The three forms of retention agree: outputs, states and gradients, padded, packed and continued."""
 
+import re
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -250,34 +251,83 @@ def test_choice_of_form(length: int, chunkwise: bool, expected: str, monkeypatch
 
 
 def test_what_the_fla_backend_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for, it says why; left to choose, torch serves."""
     tensors, log_decay = inputs(2, 5, 1), log_decays(1, "powers")
     for installed, message in (
         (False, "pip install flash-linear-attention"),
-        (True, "needs a GPU, not cpu; use torch"),
+        (True, "needs a GPU, not cpu; use torch or auto"),
     ):
-        monkeypatch.setattr(retention_forms, "_has_fla", lambda installed=installed: installed)
+        monkeypatch.setattr(retention_forms, "_HAS_FLA", installed)
         with pytest.raises(ValueError, match=f"retention_backend=fla .*{message}"):
             retention(*tensors, log_decay, backend="fla")
+        assert torch.equal(retention(*tensors, log_decay)[0], parallel_retention(*tensors, log_decay)[0])
 
 
-def test_what_the_fla_backend_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel's arguments, without the kernel."""
+class OnGPU:
+    """What the choice of a backend looks at."""
+
+    device = torch.device("cuda")
+
+    def __init__(self, dtype: torch.dtype):
+        self.dtype = dtype
+
+
+@pytest.mark.parametrize(
+    ("dtype", "major", "masks", "message"),
+    [
+        (torch.bfloat16, 9, (), None),
+        (torch.float16, 8, (), None),
+        (torch.float32, 9, (), r"fp16 or bf16, not torch.float32"),
+        (torch.float16, 7, (), r"compute capability 8.0"),
+        (torch.bfloat16, 9, ("padding_mask",), "knows no padding"),
+        (torch.bfloat16, 9, ("document_starts",), "knows no padding and no packed"),
+    ],
+)
+def test_what_the_fla_backend_serves(
+    dtype: torch.dtype, major: int, masks: tuple, message: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention_forms, "_HAS_FLA", True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(major=major))
+    refusal = retention_forms._fla_refusal(OnGPU(dtype), **dict.fromkeys(masks, torch.ones(1, 1)), state=None)
+    assert (refusal is None) if message is None else re.search(message, refusal)
+
+
+def test_the_choice_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    retention_forms._log_choice.cache_clear()
+    with caplog.at_level("INFO"):
+        for _ in range(2):
+            retention(*inputs(1, 3, 1), log_decays(1, "powers"))
+    assert caplog.messages == ["retention backend: torch"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+@pytest.mark.parametrize("value_dim", [VALUE_DIM, VALUE_DIM - 1], ids=["even", "odd"])
+def test_what_the_fla_backend_is_given(dtype: torch.dtype, value_dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel's arguments, without the kernel: one dtype, even widths, no scale, states that float16 holds."""
+    largest = []
 
     def kernel(q, k, v, *, g_gamma, scale, initial_state, output_final_state):
         assert scale == 1.0 and output_final_state and g_gamma.dtype == torch.float32
-        return recurrent_retention(q, k, v, g_gamma, state=initial_state)
+        assert q.dtype == k.dtype == v.dtype == dtype and v.size(-1) % 2 == 0
+        assert initial_state is None or initial_state.dtype == torch.float32
+        output, state = recurrent_retention(q, k, v, g_gamma, state=initial_state)
+        largest.append(state.abs().max())
+        return output.to(dtype), state
 
     package = ModuleType("fla.ops.simple_gla")
     package.chunk_simple_gla = kernel  # type: ignore[attr-defined]
     for name in ("fla", "fla.ops"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     monkeypatch.setitem(sys.modules, package.__name__, package)
-    tensors, log_decay = inputs(2, 9, 2, torch.float32), log_decays(2, "powers")
-    expected, state = parallel_retention(*tensors, log_decay)
+    query, key, value = inputs(2, 9, 8, dtype)
+    tensors, log_decay = [query.float(), key.float(), value[..., :value_dim]], log_decays(8, "powers")
+    expected, state = recurrent_retention(*tensors, log_decay)
     first, half = retention_forms.fla_retention(*(x[:, :4] for x in tensors), log_decay)
     second, whole = retention_forms.fla_retention(*(x[:, 4:] for x in tensors), log_decay, state=half)
-    assert_close(torch.cat((first, second), 1), expected, "float32")
+    assert first.dtype == whole.dtype == torch.float32 and whole.shape == state.shape
+    assert_close(torch.cat((first, second), 1), expected, str(dtype).removeprefix("torch."))
     assert_close(whole, state, "float32")
+    assert (largest[-1] < state.abs().max() / 4) == (dtype == torch.float16)
 
 
 def test_chunk_size_is_checked() -> None:

@@ -11,9 +11,10 @@ import torch
 
 from tests.core.models import VARIANTS, decoder, encoder_decoder, tokens
 from tests.helpers import RELATIVE_ERROR_OF_KERNELS, assert_close
+from torchscale_fairseq import RetNetConfig, RetNetDecoder
 from torchscale_fairseq.core.ops.backends import attention
 from torchscale_fairseq.core.ops.retention import chunkwise_retention, parallel_retention
-from torchscale_fairseq.core.ops.retention_forms import fla_retention
+from torchscale_fairseq.core.ops.retention_forms import _log_choice, fla_retention
 from torchscale_fairseq.core.ops.retention_tables import log_decays
 
 pytestmark = [
@@ -217,13 +218,81 @@ def test_chunkwise_retention(length: int, dtype: torch.dtype) -> None:
         assert_close(actual.double(), exact, str(actual.dtype).removeprefix("torch."))
 
 
-@pytest.mark.parametrize("length", [63, 500, 2500])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_retention_of_flash_linear_attention(length: int, dtype: torch.dtype) -> None:
-    """The same of fla's kernel, by relative error in the mean, which it states as 0.005 for itself."""
-    pytest.importorskip("fla")
-    tensors = retention_inputs(length, dtype)
-    expected = retention_and_gradients(parallel_retention, [x.double() for x in tensors])
-    for actual, exact in zip(retention_and_gradients(fla_retention, tensors), expected, strict=True):
-        error = (actual.double() - exact).square().mean().sqrt() / exact.square().mean().sqrt()
-        assert error < RELATIVE_ERROR_OF_KERNELS
+class TestFlashLinearAttention:
+    """retention_backend=fla, on heads of 64 and 128 channels, for which its kernels then are compiled once."""
+
+    half = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+
+    @pytest.fixture(autouse=True)
+    def package(self) -> None:
+        pytest.importorskip("fla")
+
+    def assert_near(self, actual: torch.Tensor, exact: torch.Tensor, dtype: torch.dtype) -> None:
+        error = (actual.double() - exact.double()).square().mean().sqrt() / exact.double().square().mean().sqrt()
+        assert error < RELATIVE_ERROR_OF_KERNELS[dtype]
+
+    @half
+    @pytest.mark.parametrize("length", [63, 500, 2500])
+    def test_matches_the_parallel_form(self, length: int, dtype: torch.dtype) -> None:
+        """Output, state and gradients, against float64."""
+        tensors = retention_inputs(length, dtype)
+        expected = retention_and_gradients(parallel_retention, [x.double() for x in tensors])
+        for actual, exact in zip(retention_and_gradients(fla_retention, tensors), expected, strict=True):
+            self.assert_near(actual, exact, dtype)
+
+    @half
+    @pytest.mark.parametrize("value_dim", [128, 127])
+    def test_state_continues_a_sequence(self, value_dim: int, dtype: torch.dtype) -> None:
+        """Values of odd width too; gradients reach the state."""
+        query, key, value = retention_inputs(300, dtype)
+        tensors, log_decay = [query, key, value[..., :value_dim]], log_decays(4, "powers", torch.device("cuda"))
+        exact, final = parallel_retention(*(x.double() for x in tensors), log_decay)
+        first, state = fla_retention(*(x[:, :130] for x in tensors), log_decay)
+        state = state.detach().requires_grad_()
+        second, last = fla_retention(*(x[:, 130:] for x in tensors), log_decay, state=state)
+        self.assert_near(torch.cat((first, second), 1), exact, dtype)
+        self.assert_near(last, final, dtype)
+        leaf = state.detach().double().requires_grad_()
+        again, _ = parallel_retention(*(x[:, 130:].double() for x in tensors), log_decay, state=leaf)
+        (expected,) = torch.autograd.grad(again.sum(), leaf)
+        self.assert_near(torch.autograd.grad(second.sum(), state)[0], expected, dtype)
+
+    @half
+    def test_long_sequences_stay_finite(self, dtype: torch.dtype) -> None:
+        """At 16,384 tokens that are all alike the states of the slowest decay do not fit float16 as they are."""
+        query, key, value = (torch.full((1, 16384, 4, d), 3.0, device="cuda", dtype=dtype) for d in (64, 64, 128))
+        log_decay = torch.log1p(-(2.0 ** torch.tensor([-5, -8, -11, -14.0], device="cuda")))
+        leaves = [x.requires_grad_() for x in (query / 1024, key, value)]
+        output, state = fla_retention(*leaves, log_decay)
+        (output * 1e-3).sum().backward()
+        assert all(x.isfinite().all() for x in (output, state, *(leaf.grad for leaf in leaves)))
+        assert state.max() > torch.finfo(torch.float16).max
+
+    @half
+    def test_serves_a_model_unless_told(self, dtype: torch.dtype, caplog: pytest.LogCaptureFixture) -> None:
+        """Logits and gradients of the whole model, a prompt with steps after it, and a padded batch, which torch
+        serves."""
+        _log_choice.cache_clear()
+        sizes = {"decoder_embed_dim": 128, "decoder_value_embed_dim": 256, "decoder_ffn_embed_dim": 256}
+        sizes |= {"decoder_layers": 2, "decoder_retention_heads": 2, "vocab_size": 40}
+        torch.manual_seed(0)
+        exact = RetNetDecoder(RetNetConfig(**sizes, retention_backend="torch")).double().cuda()
+        model = RetNetDecoder(RetNetConfig(**sizes)).to("cuda", dtype)
+        model.load_state_dict(exact.state_dict())
+        text = tokens(2, 700).cuda()
+        results = []
+        with caplog.at_level("INFO"):
+            for side in (exact, model):
+                logits, _ = side(text)
+                logits.double().square().mean().backward()
+                results.append((logits, torch.cat([p.grad.flatten().double() for p in side.parameters()])))
+        assert "retention backend: fla" in caplog.messages
+        bound = {torch.float16: 0.02, torch.bfloat16: 0.15}[dtype]
+        for expected, actual in zip(*results, strict=True):
+            assert (actual - expected).norm() / expected.norm() < bound
+        state: dict = {}
+        with torch.no_grad():
+            steps = [model(text[:, :n], incremental_state=state)[0] for n in (600, 699, 700)]
+            padded, _ = model(text, self_attn_padding_mask=(torch.arange(700, device="cuda") < 9).expand(2, -1))
+        assert (torch.cat(steps, 1) - results[0][0]).norm() / results[0][0].norm() < bound
+        assert padded.isfinite().all()

@@ -18,7 +18,7 @@ ROUTING_POLICIES = ("all", "sampling", "random")
 EXPERT_CLIPS = ("sparse", "plain")
 EXPERT_GRADIENTS = ("world_size", "sqrt_world_size")
 DECAYS = ("powers", "linspace")
-RETENTION_BACKENDS = ("torch", "fla")
+RETENTION_BACKENDS = ("auto", "torch", "fla")
 BITNET_SCHEMES = ("b1.58", "b1")
 BITNET_RECIPES = ("faq", "paper")
 
@@ -524,8 +524,9 @@ class _RetentionSide(_Config):
         choices=DECAYS,
     )
     retention_backend: str = option(
-        "torch",
-        "implementation of retention over several tokens; fla: flash-linear-attention's kernel, on a GPU, no padding",
+        "auto",
+        "implementation of retention over several tokens: torch, fla (flash-linear-attention's kernel, on a GPU in "
+        "fp16 or bf16, without padding), or auto, which is fla where it is installed and serves the batch",
         choices=RETENTION_BACKENDS,
     )
     share_decoder_input_output_embed: bool = _as_in_transformers("share_decoder_input_output_embed")

@@ -42,7 +42,7 @@ class MultiScaleRetention(nn.Module):
             parallel form does (the third score normalisation of sec. 2.4); the norm cancels it up to its epsilon.
         chunkwise: use the chunkwise form at any length.
         chunk_size: tokens.
-        backend: torch or fla.
+        backend: auto, torch or fla.
         linear: makes the projections.
     """
 
@@ -56,7 +56,7 @@ class MultiScaleRetention(nn.Module):
         clamp_scores: bool = False,
         chunkwise: bool = False,
         chunk_size: int = 128,
-        backend: str = "torch",
+        backend: str = "auto",
         linear: LinearFactory = dense,
     ):
         super().__init__()

@@ -1,17 +1,22 @@
-"""The one function through which retention is computed, and the choice of its form."""
+"""The one function through which retention is computed, and the choice of its form and of what computes it."""
 
 import functools
 import importlib.util
+import logging
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .retention import RetentionResult, chunkwise_retention, parallel_retention, recurrent_retention
 
+logger = logging.getLogger(__name__)
+
 CHUNKWISE_ABOVE = 384
 """Tokens above which the chunkwise form, at its default chunk size, is faster than the parallel one
 (docs/performance.md)."""
+_HAS_FLA = importlib.util.find_spec("fla") is not None
 
 
 def retention(
@@ -22,7 +27,7 @@ def retention(
     *,
     chunkwise: bool = False,
     chunk_size: int = 128,
-    backend: str = "torch",
+    backend: str = "auto",
     **options: Any,
 ) -> RetentionResult:
     """Retention in the form that suits the length; all forms compute the same.
@@ -31,7 +36,8 @@ def retention(
         query, key, value, log_decay, options: as for every form (``ops.retention``).
         chunkwise: the chunkwise form, whatever the length, except for single tokens.
         chunk_size: tokens per chunk of that form.
-        backend: torch, or fla (the chunkwise kernel of flash-linear-attention, for more than single tokens).
+        backend: of more than single tokens: torch; fla (the chunkwise kernel of flash-linear-attention); or auto,
+            which is fla where that is installed and serves the request, and torch otherwise.
 
     Returns:
         Output and state, as every form.
@@ -41,14 +47,24 @@ def retention(
     """
     if query.size(1) == 1:
         return recurrent_retention(query, key, value, log_decay, **options)
-    if backend == "fla":
-        refusal = _fla_refusal(query, **options)
-        if refusal:
+    if backend != "torch":
+        refusal = _fla_refusal(value, **options)
+        if refusal and backend == "fla":
             raise ValueError(f"retention_backend=fla {refusal}")
+        backend = "torch" if refusal else "fla"
+    if not torch.compiler.is_compiling():
+        _log_choice(backend, value.device.type)
+    if backend == "fla":
         return fla_retention(query, key, value, log_decay, state=options.get("state"))
     if chunkwise or query.size(1) > CHUNKWISE_ABOVE:
         return chunkwise_retention(query, key, value, log_decay, chunk_size=chunk_size, **options)
     return parallel_retention(query, key, value, log_decay, **options)
+
+
+@functools.cache
+def _log_choice(backend: str, device: str) -> None:
+    missing = " (flash-linear-attention is not installed)" if device == "cuda" and not _HAS_FLA else ""
+    logger.info("retention backend: %s%s", backend, missing)
 
 
 def fla_retention(
@@ -56,37 +72,55 @@ def fla_retention(
 ) -> RetentionResult:
     """The same by flash-linear-attention, through its kernel that takes the decays as an argument.
 
-    Queries and keys are rounded to the dtype of the values; the kernel accumulates in float32.
+    Queries and keys are rounded to the dtype of the values, and so are the states between chunks; the kernel
+    accumulates in float32. Widths that it refuses, the odd ones, are made even.
     """
     from fla.ops.simple_gla import chunk_simple_gla
 
+    width = value.size(-1)
+    state = None if state is None else _even(state.to(torch.float32))
+    balance = _balance(log_decay) if value.dtype == torch.float16 else None
+    if balance is not None:
+        query, key = query / balance, key * balance
+        state = None if state is None else state * balance.unsqueeze(-1)
     output, final = chunk_simple_gla(
         query.to(value.dtype),
         key.to(value.dtype),
-        value,
+        _even(value),
         g_gamma=log_decay.to(torch.float32),
         scale=1.0,
-        initial_state=None if state is None else state.to(torch.float32),
+        initial_state=state,
         output_final_state=True,
     )
-    return output.to(torch.float32), final.to(torch.float32)
+    if balance is not None:
+        final = final / balance.unsqueeze(-1)
+    return output[..., :width].to(torch.float32), final[..., :width]
 
 
-@functools.cache
-def _has_fla() -> bool:
-    return importlib.util.find_spec("fla") is not None
+def _even(x: Tensor) -> Tensor:
+    return F.pad(x, (0, 1)) if x.size(-1) % 2 else x
+
+
+def _balance(log_decay: Tensor) -> Tensor:
+    """What keys are multiplied by and queries divided by, (heads, 1), so that the states of slow decays fit float16:
+    a power of two, which rounds nothing, near the square root of 1 - gamma."""
+    return (-torch.expm1(log_decay)).log2().div(2).floor().exp2().to(torch.float32).unsqueeze(-1)
 
 
 def _fla_refusal(
-    query: Tensor,
+    value: Tensor,
     padding_mask: Tensor | None = None,
     document_starts: Tensor | None = None,
     state: Tensor | None = None,
 ) -> str | None:
-    if not _has_fla():
-        return "needs the package flash-linear-attention (pip install flash-linear-attention); use torch."
-    if query.device.type != "cuda":
-        return f"needs a GPU, not {query.device.type}; use torch."
+    if not _HAS_FLA:
+        return "needs the package flash-linear-attention (pip install flash-linear-attention); use torch or auto."
+    if value.device.type != "cuda":
+        return f"needs a GPU, not {value.device.type}; use torch or auto."
+    if value.dtype not in (torch.float16, torch.bfloat16):
+        return f"needs fp16 or bf16, not {value.dtype}, whose products it rounds to TF32; use torch or auto."
+    if torch.cuda.get_device_properties(value.device).major < 8:
+        return "needs a GPU of compute capability 8.0 or later; use torch or auto."
     if padding_mask is not None or document_starts is not None:
-        return "knows no padding and no packed documents; use torch."
+        return "knows no padding and no packed documents; use torch or auto."
     return None

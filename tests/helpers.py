@@ -22,6 +22,7 @@ TOLERANCES = {
     "float32": Tolerance(1e-5, 1e-5, "the same in working precision; the bound the project promises"),
     "float16": Tolerance(5e-3, 5e-3, "11 bits of mantissa, a few roundings"),
     "bfloat16": Tolerance(3e-2, 3e-2, "8 bits of mantissa, a few roundings"),
+    "optimizer": Tolerance(1e-12, 1e-12, "one update in float64: a dozen roundings of 1e-16 of numbers near 1"),
     "parity": Tolerance(5e-5, 1e-5, "stated with the golden vectors; their float32 noise is up to 5e-6"),
     "parity_logits": Tolerance(1e-4, 1e-5, "the same for vectors with tied embeddings, whose logits reach 19"),
     "parity_retention": Tolerance(1e-4, 1e-5, "stated with the vectors: official forms differ by 6e-5 from each other"),

@@ -1,0 +1,204 @@
+"""``--optimizer fused_adam_torch``: fairseq's ``adam`` by torch's own fused and foreach kernels, without apex.
+
+The arithmetic is that of ``fairseq.optim.adam.Adam``: weight decay scaled by the learning rate and applied first, as
+in AdamW (arXiv:1711.05101), and epsilon added to the square root of the uncorrected second moment (arXiv:1412.6980,
+end of sec. 2). torch adds it to the corrected one, so that its kernel gets epsilon / sqrt(1 - beta2^step). States have
+fairseq's names and types, so that a checkpoint of either optimizer is resumed by the other.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.optim import FairseqOptimizer, register_optimizer
+from fairseq.optim.adam import FairseqAdam
+from omegaconf import II
+from torch import Tensor
+
+KERNELS = ("fused", "foreach")
+HALF = (torch.float16, torch.bfloat16)
+HALF_AT_ONCE = 2**24
+"""Entries of half-precision parameters that have copies in float32 at a time, unless one parameter alone has more."""
+
+
+@dataclass
+class FusedAdamOptions(FairseqDataclass):
+    """As those of ``adam``."""
+
+    adam_betas: Any = field(default=(0.9, 0.999), metadata={"help": "betas for Adam optimizer"})
+    adam_eps: float = field(default=1e-8, metadata={"help": "epsilon for Adam optimizer"})
+    weight_decay: float = field(default=0.0, metadata={"help": "weight decay"})
+    adam_kernel: ChoiceEnum(KERNELS) = field(  # type: ignore[valid-type]
+        default="fused",
+        metadata={"help": "torch's fused kernel, or foreach: an operation for many parameters at a time"},
+    )
+    lr: list[float] = II("optimization.lr")  # noqa: RUF009 - a string
+
+
+@register_optimizer("fused_adam_torch", dataclass=FusedAdamOptions)
+class FairseqFusedAdam(FairseqAdam):
+    """fairseq's side of :class:`FusedAdam`."""
+
+    def __init__(self, cfg: Any, params: Iterable[Tensor]):
+        FairseqOptimizer.__init__(self, cfg)
+        self._optimizer = FusedAdam(params, kernel=str(cfg.adam_kernel), **self.optimizer_config)
+
+
+FairseqFusedAdam.__name__ = FairseqAdam.__name__  # by which fairseq tells whether a checkpoint's states fit
+
+
+@dataclass
+class _Batch:
+    """Parameters that one call of a kernel updates, with what it needs of each."""
+
+    params: list[Tensor] = field(default_factory=list)
+    grads: list[Tensor] = field(default_factory=list)
+    averages: list[Tensor] = field(default_factory=list)
+    squares: list[Tensor] = field(default_factory=list)
+
+
+class FusedAdam(torch.optim.Optimizer):
+    """Adam as fairseq has it.
+
+    Parameters in float16 and bfloat16 (--memory-efficient-fp16) have their states in float32, and are updated in
+    float32.
+
+    Args:
+        params: tensors, or groups of them.
+        lr: learning rate.
+        betas: decays of the averages of gradients and of their squares.
+        eps: epsilon.
+        weight_decay: share of a parameter taken off per update, relative to the learning rate.
+        kernel: one of KERNELS.
+    """
+
+    supports_memory_efficient_fp16 = True
+    supports_flat_params = True
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        kernel: str = "fused",
+    ):
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        self._update = {"fused": _fused, "foreach": _foreach}[kernel]
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update the parameters that have gradients.
+
+        Raises:
+            RuntimeError: a gradient is sparse.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for step, batch in self._batches(group["params"]):
+                self._update(batch, step, group)
+        return loss
+
+    def _batches(self, params: list[Tensor]) -> Iterator[tuple[int, _Batch]]:
+        """Parameters by device, type and number of their updates, that number with this one first."""
+        alike: dict[tuple[torch.device, torch.dtype, int], list[Tensor]] = defaultdict(list)
+        for p in params:
+            if p.grad is None:
+                continue
+            if p.grad.is_sparse:
+                raise RuntimeError(
+                    "--optimizer fused_adam_torch does not take sparse gradients; use --optimizer adagrad."
+                )
+            state = self._state(p)
+            state["step"] += 1
+            alike[p.device, p.dtype, int(state["step"])].append(p)
+        for (_, dtype, step), members in alike.items():
+            if dtype not in HALF:
+                yield step, self._batch(members)
+                continue
+            for part in _parts(members):
+                batch = self._batch(part)
+                batch.params = [p.float() for p in part]
+                yield step, batch
+                torch._foreach_copy_(part, batch.params)
+
+    def _state(self, p: Tensor) -> dict[str, Any]:
+        """States in the type and place of updates; those of a checkpoint may be elsewhere."""
+        state = self.state[p]
+        dtype = torch.float32 if p.dtype in HALF else p.dtype
+        if not state:
+            state["step"] = 0
+            state["exp_avg"] = torch.zeros_like(p, dtype=dtype)
+            state["exp_avg_sq"] = torch.zeros_like(p, dtype=dtype)
+        for name in ("exp_avg", "exp_avg_sq"):
+            state[name] = state[name].to(p.device, dtype)
+        return state
+
+    def _batch(self, params: list[Tensor]) -> _Batch:
+        states = [self.state[p] for p in params]
+        averages, squares = [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]
+        grads = [_laid_out_as(average, p.grad) for average, p in zip(averages, params, strict=True)]
+        return _Batch(params, grads, averages, squares)
+
+
+def _laid_out_as(model: Tensor, grad: Tensor | None) -> Tensor:
+    """A gradient in the type and memory format of a state, which the fused kernels take for granted."""
+    assert grad is not None
+    if grad.dtype == model.dtype and grad.stride() == model.stride():
+        return grad
+    return torch.empty_like(model).copy_(grad)
+
+
+def _parts(params: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Runs of parameters with at most HALF_AT_ONCE entries each."""
+    part: list[Tensor] = []
+    for p in params:
+        if part and sum(q.numel() for q in part) + p.numel() > HALF_AT_ONCE:
+            yield part
+            part = []
+        part.append(p)
+    yield part
+
+
+def _fused(batch: _Batch, step: int, group: dict[str, Any]) -> None:
+    beta1, beta2 = group["betas"]
+    now = torch.full((), float(step), device=batch.params[0].device)
+    torch._fused_adamw_(
+        batch.params,
+        batch.grads,
+        batch.averages,
+        batch.squares,
+        [],
+        [now] * len(batch.params),
+        lr=group["lr"],
+        beta1=beta1,
+        beta2=beta2,
+        weight_decay=group["weight_decay"],
+        eps=group["eps"] / math.sqrt(1 - beta2**step),
+        amsgrad=False,
+        maximize=False,
+    )
+
+
+def _foreach(batch: _Batch, step: int, group: dict[str, Any]) -> None:
+    (beta1, beta2), lr = group["betas"], group["lr"]
+    torch._foreach_mul_(batch.averages, beta1)
+    torch._foreach_add_(batch.averages, batch.grads, alpha=1 - beta1)
+    torch._foreach_mul_(batch.squares, beta2)
+    torch._foreach_addcmul_(batch.squares, batch.grads, batch.grads, value=1 - beta2)
+    divisors = torch._foreach_sqrt(batch.squares)
+    torch._foreach_add_(divisors, group["eps"])
+    if group["weight_decay"]:
+        torch._foreach_mul_(batch.params, 1 - lr * group["weight_decay"])
+    torch._foreach_addcdiv_(
+        batch.params, batch.averages, divisors, value=-lr * math.sqrt(1 - beta2**step) / (1 - beta1**step)
+    )

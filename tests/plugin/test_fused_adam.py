@@ -111,8 +111,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(data: Path, folder: Path, optimizer: str, *flags: object, updates: int) -> Finished:
     arguments = [data, *shrunk("gpt_magneto_small"), "--task", "language_modeling", "--tokens-per-sample", "16"]
     arguments += [*FEW_UPDATES, "--optimizer", optimizer, "--max-update", updates, "--save-dir", folder, "--cpu"]
-    schedule = ["--lr-scheduler", "inverse_sqrt", "--warmup-updates", "4", "--adam-eps", "1e-3", "--clip-norm", "1", "--disable-validation"]
-    return run_fairseq("train", [*arguments, *schedule, *flags])
+    schedule = ["--lr-scheduler", "inverse_sqrt", "--warmup-updates", "4", "--adam-eps", "1e-3", "--clip-norm", "1"]
+    arguments += [*schedule, "--disable-validation", "--batch-size", "4"]
+    return run_fairseq("train", [*arguments, *flags])
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from tests.core.models import SIZES, VARIANTS, decoder, encoder, encoder_decoder
 from tests.helpers import assert_close
 from torchscale_fairseq import Encoder, EncoderConfig
 from torchscale_fairseq.core.layers.embedding import SinusoidalPositionalEmbedding
+from torchscale_fairseq.core.layers.feed_forward import FeedForwardNetwork
 from torchscale_fairseq.core.layers.residual import Residual
 from torchscale_fairseq.core.ops.drop_path import drop_path
 from torchscale_fairseq.core.ops.positions import (
@@ -76,6 +77,34 @@ def test_recomputation_changes_nothing(variant: str) -> None:
         results.append([logits, *(p.grad for p in model.parameters() if p.grad is not None)])
     for plain, recomputed in zip(*results, strict=True):
         assert_close(recomputed, plain, "float32")
+
+
+def test_feed_forward_in_chunks_changes_nothing() -> None:
+    """In value and gradient, dropout included, alone and in layers that are recomputed; it keeps less."""
+    results, kept = [], []
+    for options in ({}, {"ffn_chunk_size": 3}, {"ffn_chunk_size": 3, "checkpoint_activations": True}):
+        model = decoder(**options, gated_ffn=True).train()
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, s=sizes: s.append(x.numel()) or x, lambda x: x):
+            logits, _ = model(tokens(2, 7))
+        logits.square().mean().backward()
+        results.append([logits, *(p.grad for p in model.parameters())])
+        kept.append(sum(sizes))
+    for other in results[1:]:
+        for whole, chunked in zip(results[0], other, strict=True):
+            assert_close(chunked, whole, "float32")
+    assert kept[0] > kept[1] > kept[2]
+
+
+def test_dropout_of_a_feed_forward_network_in_chunks() -> None:
+    """What is dropped in the forward pass is dropped when it is computed again."""
+
+    def seeded(x: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(0)
+        return network(x)
+
+    network = FeedForwardNetwork(4, 8, activation_dropout=0.5, chunk_size=2).double()
+    torch.autograd.gradcheck(seeded, torch.randn(1, 5, 4, dtype=torch.float64, requires_grad=True))
 
 
 def test_padding_changes_no_gradient() -> None:

@@ -198,6 +198,11 @@ def test_details_without_bitnet_are_refused(options: dict[str, object]) -> None:
         DecoderConfig(**options)
 
 
+def test_one_scale_for_all_tokens_is_not_made_in_chunks() -> None:
+    with pytest.raises(ValueError, match=r"ffn_chunk_size \(64\) would change bitnet=b1"):
+        DecoderConfig(bitnet="b1", bitnet_recipe="paper", ffn_chunk_size=64)
+
+
 def test_half_precision_stays_near() -> None:
     """Whole numbers up to 127 are exact in both."""
     config = DecoderConfig(

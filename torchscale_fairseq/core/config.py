@@ -240,6 +240,12 @@ class _BitNetOptions(_Config):
         for name in ("bitnet_recipe", "bitnet_packed"):
             if getattr(self, name) and self.bitnet is None:
                 raise ValueError(f"{name} ({getattr(self, name)}) has no use without bitnet; give bitnet=b1.58 too.")
+        chunk: int = getattr(self, "ffn_chunk_size")  # noqa: B009 - a field of the classes below
+        if chunk and self.bitnet == "b1" and self.bitnet_recipe == "paper":
+            raise ValueError(
+                f"ffn_chunk_size ({chunk}) would change bitnet=b1 with bitnet_recipe=paper, which quantises the "
+                "activations of all tokens by one scale; use bitnet_recipe=faq, or ffn_chunk_size=0."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,6 +284,11 @@ class _TransformerConfig(_ExpertOptions, _BitNetOptions):
     attention_backend: str | None = option(None, "implementation of attention; unset: sdpa", choices=ATTENTION_BACKENDS)
     flash_attention: bool = option(False, "TorchScale's spelling of attention_backend=flash_attn")
     checkpoint_activations: bool = option(False, "recompute each layer in the backward pass to save memory")
+    ffn_chunk_size: int = option(
+        0,
+        "tokens at a time in feed-forward networks (not in experts), whose inner activations are recomputed in the "
+        "backward pass to save memory; 0: all at once",
+    )
     compile: bool = option(False, "compile the layers with torch.compile (not while decoding step by step)")
     torchscale_compatible: bool = option(
         False, "reproduce TorchScale's code where it departs from the papers (docs/parity.md)"
@@ -287,7 +298,7 @@ class _TransformerConfig(_ExpertOptions, _BitNetOptions):
         super()._check()
         for name in ("dropout", "attention_dropout", "activation_dropout", "drop_path_rate"):
             _check_range(name, getattr(self, name), 0.0, 1.0)
-        for name in ("rel_pos_buckets", "max_rel_pos"):
+        for name in ("rel_pos_buckets", "max_rel_pos", "ffn_chunk_size"):
             _check_range(name, getattr(self, name), 0)
         _check_range("xpos_scale_base", self.xpos_scale_base, 1)
         if self.vocab_size < -1 or self.vocab_size == 0:
@@ -579,6 +590,7 @@ class RetNetConfig(_RetentionSide, _ExpertOptions, _BitNetOptions):
         "max_target_positions", help="longest sequence in tokens that fairseq passes on; the model knows no limit"
     )
     checkpoint_activations: bool = _as_in_transformers("checkpoint_activations")
+    ffn_chunk_size: int = _as_in_transformers("ffn_chunk_size")
     compile: bool = _as_in_transformers("compile")
     torchscale_compatible: bool = _as_in_transformers("torchscale_compatible")
 
@@ -586,6 +598,7 @@ class RetNetConfig(_RetentionSide, _ExpertOptions, _BitNetOptions):
         super()._check()
         for name in ("dropout", "activation_dropout", "drop_path_rate"):
             _check_range(name, getattr(self, name), 0.0, 1.0)
+        _check_range("ffn_chunk_size", self.ffn_chunk_size, 0)
         _check_range("max_target_positions", self.max_target_positions, 1)
         if self.vocab_size < -1 or self.vocab_size == 0:
             raise ValueError(f"vocab_size ({self.vocab_size}) must be positive, or -1 for a model without embeddings.")

@@ -152,6 +152,7 @@ class SideOptions:
                 activation_dropout=self.config.activation_dropout,
                 inner_norm=self.norm(self.ffn_width, multiway=False) if self.inner_norms else None,
                 linear=self.linear,
+                chunk_size=self.config.ffn_chunk_size,
             )
 
         return single_or_multiway(self.multiway_ffn, make)

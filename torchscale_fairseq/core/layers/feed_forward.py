@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .linear import LinearFactory, dense
 
@@ -25,6 +27,7 @@ class FeedForwardNetwork(nn.Module):
         inner_norm: norm over ffn_dim, or None.
         bias: whether the projections have biases.
         linear: makes the projections.
+        chunk_size: tokens at a time, whose inner activations are computed again in the backward pass; 0 for all.
     """
 
     def __init__(
@@ -37,8 +40,10 @@ class FeedForwardNetwork(nn.Module):
         inner_norm: nn.Module | None = None,
         bias: bool = True,
         linear: LinearFactory = dense,
+        chunk_size: int = 0,
     ):
         super().__init__()
+        self.chunk_size = chunk_size
         self.activation = ACTIVATIONS[activation_fn]
         self.activation_dropout = nn.Dropout(activation_dropout)
         self.fc1 = linear(embed_dim, ffn_dim, bias=bias, activated=True)
@@ -51,6 +56,16 @@ class FeedForwardNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., embed_dim) to the same."""
+        if not 0 < self.chunk_size < x.shape[:-1].numel():
+            return self._at_once(x)
+        chunks = x.flatten(0, -2).split(self.chunk_size)
+        if torch.is_grad_enabled():
+            outputs = [checkpoint(self._at_once, chunk, use_reentrant=False) for chunk in chunks]
+        else:
+            outputs = [self._at_once(chunk) for chunk in chunks]
+        return torch.cat(outputs).view_as(x)
+
+    def _at_once(self, x: Tensor) -> Tensor:
         x = self.activation_dropout(self.inner(x))
         if self.ffn_layernorm is not None:
             x = self.ffn_layernorm(x)

@@ -47,9 +47,9 @@ else
     python3 -c 'import site; print("\n".join(site.getsitepackages()))' \
       >"$("$venv/bin/python" -c 'import site; print(site.getsitepackages()[0])')/python3.pth"
     install=("$venv/bin/python" -m pip install --quiet --no-index --no-deps --no-build-isolation --find-links "$wheels")
-    find "$wheels" -type f -name '*.whl' -print0 | xargs -0 "${install[@]}"
+    find "$wheels" -type f -name '*.whl' -print0 | xargs -r -0 "${install[@]}"
     # With CUDA_HOME fairseq's build wants sources that its archive lacks.
-    find "$wheels" -type f -name '*.tar.gz' -print0 | env -u CUDA_HOME xargs -0 -n 1 "${install[@]}"
+    find "$wheels" -type f -name '*.tar.gz' -print0 | env -u CUDA_HOME xargs -r -0 -n 1 "${install[@]}"
     "${install[@]}" --editable .
     touch "$venv/ready"
   fi

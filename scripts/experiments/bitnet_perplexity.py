@@ -105,6 +105,8 @@ def draw(report: Result) -> "Figure":
         updates = [(point + 0.5) * UPDATES_PER_POINT for point in range(len(losses))]
         by_update.plot(updates, losses, color=COLOURS[colour], linewidth=1)
     by_rate.set_xscale("log")
+    by_rate.set_xticks(rates, [f"{rate:g}" for rate in rates], minor=False)
+    by_rate.minorticks_off()
     by_rate.set_xlabel("learning rate")
     by_rate.set_ylabel("held-out perplexity per byte")
     by_update.set_xlabel("update, at the best learning rate")

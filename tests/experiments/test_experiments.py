@@ -64,7 +64,7 @@ def test_training_learns(common: ModuleType) -> None:
     assert losses[0] > 2 and losses[-1] < 0.5
 
 
-@pytest.mark.parametrize("name", ["deepnorm_depth", "subln_learning_rates", "xpos_extrapolation"])
+@pytest.mark.parametrize("name", ["deepnorm_depth", "subln_learning_rates", "xpos_extrapolation", "bitnet_perplexity"])
 def test_published_reports_are_of_these_scripts(name: str) -> None:
     report = json.loads((REPOSITORY / "docs" / "claims" / f"{name}.json").read_text())
     assert report["experiment"] == name and not report["small"]
@@ -116,3 +116,10 @@ def test_xpos_reads_longer_texts(text: Path, tmp_path: Path) -> None:
     assert last["xPos", "full", longest] < 0.95 * last["rotary", "full", longest]
     for positions in ("rotary", "sinusoidal"):
         assert last[positions, "full", longest] > 1.1 * last[positions, "full", shortest]
+
+
+@pytest.mark.slow
+def test_bitnet_stays_near_full_precision(text: Path, tmp_path: Path) -> None:
+    loss = {run["weights"]: run["held_out_loss"] for run in small("bitnet_perplexity", text, tmp_path)}
+    for weights in ("b1.58", "b1.58, paper", "b1"):
+        assert math.exp(loss[weights] - loss["full precision"]) < 1.1

@@ -18,6 +18,8 @@ _HOME = {
     "Encoder": "core.architectures.encoder",
     "Decoder": "core.architectures.decoder",
     "EncoderDecoder": "core.architectures.encoder_decoder",
+    "LongNetEncoder": "core.architectures.longnet",
+    "LongNetDecoder": "core.architectures.longnet",
     "dilated_attention": "core.ops.dilated",
     "RetNetDecoder": "core.architectures.retnet",
     "load_pretrained": "core.saving",

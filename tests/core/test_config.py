@@ -61,6 +61,45 @@ CONFIGS = (EncoderConfig, DecoderConfig, EncoderDecoderConfig)
             r"share_all_embeddings needs encoder_embed_dim \(768\) equal to decoder_embed_dim \(384\)",
         ),
         (EncoderConfig, {"vocab_size": 0}, ValueError, r"vocab_size \(0\) must be positive"),
+        (
+            EncoderConfig,
+            {"segment_length": "[2048,4096]"},
+            ValueError,
+            r"segment_length \(\[2048, 4096\]\) and dilated_ratio \(\[\]\) must have one entry per branch",
+        ),
+        (
+            DecoderConfig,
+            {"segment_length": "[64,128]", "dilated_ratio": "[1]"},
+            ValueError,
+            r"segment_length \(\[64, 128\]\) and dilated_ratio \(\[1\]\) must have one entry per branch",
+        ),
+        (
+            DecoderConfig,
+            {"segment_length": "2048", "dilated_ratio": "[1]"},
+            ValueError,
+            r"segment_length \(2048\) must be a list of whole numbers from 1 on, such as '\[2048,4096\]'",
+        ),
+        (DecoderConfig, {"segment_length": "[64", "dilated_ratio": "[1]"}, ValueError, r"segment_length \(\[64\) must"),
+        (DecoderConfig, {"segment_length": [64], "dilated_ratio": [0]}, ValueError, r"dilated_ratio \(\[0\]\) must be"),
+        (DecoderConfig, {"segment_length": [64], "dilated_ratio": [True]}, ValueError, "whole numbers from 1 on"),
+        (
+            DecoderConfig,
+            {"segment_length": 64, "dilated_ratio": 1},
+            TypeError,
+            "segment_length must be str or Sequence or None, got 64",
+        ),
+        (
+            EncoderConfig,
+            {"segment_length": [64], "dilated_ratio": [1], "rel_pos_buckets": 32, "max_rel_pos": 128},
+            ValueError,
+            r"rel_pos_buckets \(32\) is for dense attention and segment_length for dilated",
+        ),
+        (
+            DecoderConfig,
+            {"segment_length": [64], "dilated_ratio": [1], "xpos_rel_pos": True, "blockwise_causal_window": 64},
+            ValueError,
+            r"blockwise_causal_window \(64\) is for dense attention and segment_length",
+        ),
     ],
 )
 def test_errors(config: type, kwargs: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -82,6 +121,14 @@ def test_unset_options_are_decided_together() -> None:
     assert EncoderConfig().has_absolute_positions
     assert not EncoderConfig(xpos_rel_pos=True).has_absolute_positions
     assert EncoderConfig(xpos_rel_pos=True, torchscale_compatible=True).has_absolute_positions
+
+
+def test_branches_are_lists_or_spell_them() -> None:
+    for segments, ratios in (("[2048,4096]", "[1,2]"), ([2048, 4096], [1, 2]), ((2048, 4096), "(1, 2)")):
+        config = DecoderConfig(segment_length=segments, dilated_ratio=ratios)
+        assert (config.segment_lengths, config.dilation_ratios) == ((2048, 4096), (1, 2))
+    for nothing in ({}, {"segment_length": "", "dilated_ratio": ""}, {"segment_length": []}):
+        assert EncoderConfig(**nothing).segment_lengths == EncoderConfig(**nothing).dilation_ratios == ()
 
 
 def test_official_placement_of_deepnorm_decoders() -> None:
@@ -124,7 +171,7 @@ def test_every_option_is_read(config_class: type) -> None:
     logits.sum().backward()
     dead = {f.name for f in dataclasses.fields(config_class)} - read
     # what is read on one side only or only when something else is set
-    conditional = {"encoder_learned_pos", "decoder_learned_pos"}
+    conditional = {"encoder_learned_pos", "decoder_learned_pos", "dilated_ratio"}
     assert dead <= conditional, dead
 
 

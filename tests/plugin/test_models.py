@@ -140,6 +140,7 @@ def test_the_documented_names_are_registered() -> None:
     families = ("gpt_deepnorm", "gpt_magneto", "gpt_xpos", "bert_magneto", "bert_deepnorm")
     names |= {family + size for family in families for size in sizes}
     names |= {f"retnet_{size}" for size in ("small", "base", "medium", "xl", "3b", "7b", "13b", "65b")}
+    names |= {f"longnet{size}" for size in ("", "_small", "_base", "_large")}
     names |= {f"bitnet{size}" for size in ("", "_small", "_base", "_700m", "_1_3b", "_3b")}
     names |= {f"mt_retnet{size}" for size in ("", "_small", "_base", "_large")}
     assert names == set(OURS)
@@ -224,6 +225,8 @@ def test_each_flag_sets_its_option(arch: str, name: str) -> None:
         if name.endswith("heads"):
             expected = 16 if "retention" in name else 64
         flags = [flag, str(expected)]
+    if name in ("segment_length", "dilated_ratio"):
+        flags, expected = [flag, "[96]"], "[96]"
     if "moe" in name and config_of(arch).torchscale_compatible and name == "moe_routing_dim":
         pytest.skip("TorchScale's router has 16 dimensions")
     if "moe" in name:
@@ -236,6 +239,8 @@ def test_each_flag_sets_its_option(arch: str, name: str) -> None:
         "rel_pos_buckets": ["--max-rel-pos", "128"],
         "max_rel_pos": ["--rel-pos-buckets", "32"],
         "blockwise_causal_window": ["--xpos-rel-pos"],
+        "segment_length": ["--dilated-ratio", "[1]"],
+        "dilated_ratio": ["--segment-length", "[64]"],
     }
     contradicts_deepnorm = name in ("subln", "encoder_normalize_before", "decoder_normalize_before")
     if "retnet" in arch and name in ("deepnorm", "subln", "decoder_learned_pos", "blockwise_causal_window"):

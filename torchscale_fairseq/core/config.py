@@ -4,6 +4,7 @@ Field names are TorchScale's. A field that is ``None`` is decided by the others;
 fields give the decision, so that ``dataclasses.replace`` can change any field later.
 """
 
+import ast
 import difflib
 import types
 import typing
@@ -86,7 +87,7 @@ def _check_value(owner: str, name: str, value: Any, hint: Any, choices: Sequence
         if kind in (None, types.NoneType)
         else isinstance(value, (int, float)) and not isinstance(value, bool)
         if kind is float
-        else isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+        else isinstance(value, typing.get_origin(kind) or kind) and not (kind is int and isinstance(value, bool))
         for kind in allowed
     )
     if not ok:
@@ -463,8 +464,57 @@ class _DecoderSide(_TransformerConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderConfig(_EncoderSide):
-    """Options of ``Encoder``."""
+class _DilatedOptions(_TransformerConfig):
+    """Options of dilated attention, which turns an encoder or decoder into a LongNet."""
+
+    segment_length: str | Sequence[int] | None = option(
+        None, "dilated attention (LongNet): tokens per segment, a list with one entry per branch, as '[2048,4096]'"
+    )
+    dilated_ratio: str | Sequence[int] | None = option(
+        None, "keep every r-th token of a segment, a list with one entry per branch, as '[1,2]'"
+    )
+
+    def _check(self) -> None:
+        super()._check()
+        segments, ratios = self.segment_lengths, self.dilation_ratios
+        if len(segments) != len(ratios):
+            raise ValueError(
+                f"segment_length ({list(segments)}) and dilated_ratio ({list(ratios)}) must have one entry per branch "
+                "each; give both lists ('[2048,4096]' and '[1,2]', say), or neither."
+            )
+        if segments and self.has_relative_bias:
+            raise ValueError(
+                f"rel_pos_buckets ({self.rel_pos_buckets}) is for dense attention and segment_length for dilated "
+                "attention, which takes no bias; use xpos_rel_pos."
+            )
+
+    @property
+    def segment_lengths(self) -> tuple[int, ...]:
+        """Tokens per segment, one entry per branch; none for dense attention."""
+        return _integers("segment_length", self.segment_length)
+
+    @property
+    def dilation_ratios(self) -> tuple[int, ...]:
+        """Distance of the tokens that a segment keeps, likewise."""
+        return _integers("dilated_ratio", self.dilated_ratio)
+
+
+def _integers(name: str, value: str | Sequence[int] | None) -> tuple[int, ...]:
+    """A list of positive integers, or a string that spells one."""
+    if value is None or value == "":
+        return ()
+    try:
+        parsed = ast.literal_eval(value) if isinstance(value, str) else value
+    except (SyntaxError, ValueError):
+        parsed = None
+    if not (isinstance(parsed, (list, tuple)) and all(type(n) is int and n >= 1 for n in parsed)):
+        raise ValueError(f"{name} ({value}) must be a list of whole numbers from 1 on, such as '[2048,4096]'.")
+    return tuple(parsed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig(_EncoderSide, _DilatedOptions):
+    """Options of ``Encoder`` and ``LongNetEncoder``."""
 
     share_encoder_input_output_embed: bool = option(
         False, "one matrix for the encoder's embedding and its output projection"
@@ -472,13 +522,18 @@ class EncoderConfig(_EncoderSide):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecoderConfig(_DecoderSide):
-    """Options of ``Decoder``."""
+class DecoderConfig(_DecoderSide, _DilatedOptions):
+    """Options of ``Decoder`` and ``LongNetDecoder``."""
 
     multiway: bool = option(False, "doubled attention parameters of TorchScale's multiway decoders", core_only=True)
 
     def _check(self) -> None:
         super()._check()
+        if self.segment_lengths and self.blockwise_causal_window:
+            raise ValueError(
+                f"blockwise_causal_window ({self.blockwise_causal_window}) is for dense attention and segment_length "
+                "for dilated attention; drop one."
+            )
         if self.multiway and not self.torchscale_compatible:
             raise ValueError(
                 "multiway has no use in a decoder, where all tokens are of one modality; "

@@ -66,10 +66,22 @@ _LANGUAGE_SIZES = _sizes(
 )
 _LANGUAGE_COMMON: Preset = {"activation_fn": "gelu", "dropout": 0.1, "no_scale_embedding": False}
 
+_LONGNET_BRANCHES: Preset = {
+    "segment_length": "[2048,4096,8192,16384,32768]",
+    "dilated_ratio": "[1,2,4,6,12]",
+    "xpos_scale_base": 16384,
+}
+_LONGNET_SIZES: dict[str, Preset] = {
+    "small": {**_LANGUAGE_SIZES["small"], "segment_length": "[64,128,256]", "dilated_ratio": "[1,2,4]"},
+    "base": {**_LANGUAGE_SIZES["base"], **_LONGNET_BRANCHES},
+    "large": {**_LANGUAGE_SIZES["large"], **_LONGNET_BRANCHES},
+}
+
 LANGUAGE: dict[str, Preset] = {
     **_family("gpt_deepnorm", {**_LANGUAGE_COMMON, **_DEEPNORM}, _LANGUAGE_SIZES),
     **_family("gpt_magneto", {**_LANGUAGE_COMMON, **_MAGNETO}, _LANGUAGE_SIZES),
     **_family("gpt_xpos", {**_LANGUAGE_COMMON, **_MAGNETO, "xpos_rel_pos": True}, _LANGUAGE_SIZES),
+    **_family("longnet", {**_LANGUAGE_COMMON, **_MAGNETO, "xpos_rel_pos": True}, _LONGNET_SIZES),
     "lm_base": {
         "decoder_layers": 6,
         "decoder_embed_dim": 512,
@@ -84,7 +96,9 @@ LANGUAGE: dict[str, Preset] = {
     },
 }
 """The sizes after small are those of GPT-3 (arXiv:2005.14165, table 2.1): 125M, 350M, 760M and 1.3B parameters
-with an output projection that shares the embedding. Small trains on a CPU in minutes."""
+with an output projection that shares the embedding. Small trains on a CPU in minutes. LongNet's branches and base size
+are those of arXiv:2307.02486, sec. 4.1, for samples of 32,768 tokens. Of xPos's base the paper says nothing: it is half
+of that, as in xPos's own paper."""
 
 _BITNET_SIZES = _sizes(
     "decoder",

@@ -17,6 +17,7 @@ from ..initialization import (
 )
 from ..layers.attention import MultiheadAttention
 from ..layers.bit_linear import BitKind
+from ..layers.dilated_attention import DilatedAttention
 from ..layers.embedding import PositionalEmbedding, SinusoidalPositionalEmbedding, TextEmbedding
 from ..layers.experts import Experts
 from ..layers.feed_forward import FeedForwardNetwork, GatedLinearUnit
@@ -116,16 +117,24 @@ class SideOptions:
         )
 
     def self_attention(self) -> MultiheadAttention:
-        """Self-attention, with SubLN's inner norm where that is on."""
-        inner_norm = self.norm(multiway=self.multiway_attention) if self.inner_norms else None
-        return MultiheadAttention(
+        """Self-attention, dilated if the config asks for it, with SubLN's inner norm where that is on."""
+        arguments: dict[str, Any] = {
+            "dropout": self.config.attention_dropout,
+            "inner_norm": self.norm(multiway=self.multiway_attention) if self.inner_norms else None,
+            "backend": self.config.backend,
+            "multiway": self.multiway_attention,
+            "linear": self.linear,
+        }
+        config = self.config
+        if not (isinstance(config, EncoderConfig | DecoderConfig) and config.segment_lengths):
+            return MultiheadAttention(self.width, self.heads, **arguments)
+        return DilatedAttention(
             self.width,
             self.heads,
-            dropout=self.config.attention_dropout,
-            inner_norm=inner_norm,
-            backend=self.config.backend,
-            multiway=self.multiway_attention,
-            linear=self.linear,
+            segment_lengths=config.segment_lengths,
+            dilation_ratios=config.dilation_ratios,
+            torchscale_compatible=config.torchscale_compatible,
+            **arguments,
         )
 
     def cross_attention(self, memory_dim: int) -> MultiheadAttention:

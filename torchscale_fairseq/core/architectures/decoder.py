@@ -142,7 +142,7 @@ class Decoder(Stack):
         Raises:
             ValueError: input is missing, or longer than max_target_positions.
         """
-        state = None if incremental_state is None else DecodingState.of(incremental_state, len(self.layers))
+        state = self._state(incremental_state)
         past = 0 if state is None else state.length
         embedding = self._embed(prev_output_tokens[:, past:], token_embeddings)
         total = past + embedding.size(1)
@@ -201,6 +201,12 @@ class Decoder(Stack):
             new_order: (new batch,), rows to keep.
         """
         reorder_incremental_state(incremental_state, new_order)
+
+    def _state(self, incremental_state: dict[Any, Any] | None) -> DecodingState | None:
+        if incremental_state is None:
+            return None
+        first: Any = self.layers[0]
+        return DecodingState.of(incremental_state, len(self.layers), first.self_attn.new_cache)
 
     def _embed(self, new_tokens: Tensor, token_embeddings: Tensor | None) -> Tensor:
         if new_tokens.size(1) == 0:

@@ -108,8 +108,7 @@ class RetNetLayerState(LayerState):
     """What one layer remembers."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.self_attn: RetentionState = RetentionState()  # type: ignore[assignment]
+        super().__init__(RetentionState())
 
 
 class RetNetState(DecodingState):

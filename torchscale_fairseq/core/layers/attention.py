@@ -1,5 +1,7 @@
 """Multi-head attention."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -61,7 +63,7 @@ class MultiheadAttention(nn.Module):
         key_padding_mask: Tensor | None = None,
         bias: Tensor | None = None,
         xpos: XPosTables | None = None,
-        cache: KeyValueCache | None = None,
+        cache: Any = None,
         split_position: int | None = None,
     ) -> Tensor:
         """Attend to the sequence itself or to the memory.
@@ -75,8 +77,8 @@ class MultiheadAttention(nn.Module):
             key_padding_mask: (batch or groups, keys), True for padding; of cached and new keys.
             bias: added to scores; broadcastable to (batch, heads, seq, keys).
             xpos: tables that rotate queries and new keys.
-            cache: keys and values of earlier tokens, extended by the new ones; for a memory they are computed
-                once.
+            cache: what ``new_cache`` made: keys and values of earlier tokens, extended by the new ones; for a memory,
+                a KeyValueCache, and they are computed once.
             split_position: tokens of the first modality.
 
         Returns:
@@ -88,22 +90,44 @@ class MultiheadAttention(nn.Module):
             if xpos is not None:
                 dtype = torch.float32 if xpos.wide else q.dtype
                 q, k, v = rotate(q, xpos.query).to(dtype), rotate(k, xpos.key).to(dtype), v.to(dtype)
-            if cache is not None:
-                k, v = cache.append(k, v)
-                q, k, v = _one_dtype(q, k, v)
-        elif cache is None:
-            k, v = self._keys_and_values(memory, split_position)
+            output = self._attend(
+                q, k, v, causal=causal, block=block, key_padding_mask=key_padding_mask, bias=bias, cache=cache
+            )
         else:
-            k, v = cache.content() if cache.length else cache.append(*self._keys_and_values(memory, split_position))
+            if cache is None:
+                k, v = self._keys_and_values(memory, split_position)
+            else:
+                k, v = cache.content() if cache.length else cache.append(*self._keys_and_values(memory, split_position))
+            output = self._attend_to_memory(q, k, v, key_padding_mask=key_padding_mask, bias=bias)
+        output = output.reshape(query.shape).to(query.dtype)
+        if self.inner_attn_ln is not None:
+            output = apply(self.inner_attn_ln, output, split_position)
+        return apply(self.out_proj, output, split_position)
 
-        beams = q.size(0) // k.size(0)
-        if beams > 1:
-            q = q.reshape(k.size(0), -1, *q.shape[2:])
-            bias = None if bias is None else bias.repeat(1, 1, beams, 1)
+    def new_cache(self) -> Any:
+        """What this self-attention keeps of the tokens seen so far."""
+        return KeyValueCache()
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        causal: bool,
+        block: int,
+        key_padding_mask: Tensor | None,
+        bias: Tensor | None,
+        cache: Any,
+    ) -> Tensor:
+        """Self-attention of (batch, seq, heads, head_dim) to itself and to what the cache holds."""
+        if cache is not None:
+            key, value = cache.append(key, value)
+            query, key, value = one_dtype(query, key, value)
         output, _ = attention(
-            q,
-            k,
-            v,
+            query,
+            key,
+            value,
             causal=causal,
             block=block,
             key_padding_mask=key_padding_mask,
@@ -111,10 +135,18 @@ class MultiheadAttention(nn.Module):
             dropout=self.dropout if self.training else 0.0,
             backend=self.backend,
         )
-        output = output.reshape(query.shape).to(query.dtype)
-        if self.inner_attn_ln is not None:
-            output = apply(self.inner_attn_ln, output, split_position)
-        return apply(self.out_proj, output, split_position)
+        return output
+
+    def _attend_to_memory(
+        self, query: Tensor, key: Tensor, value: Tensor, *, key_padding_mask: Tensor | None, bias: Tensor | None
+    ) -> Tensor:
+        beams = query.size(0) // key.size(0)
+        if beams > 1:
+            query = query.reshape(key.size(0), -1, *query.shape[2:])
+            bias = None if bias is None else bias.repeat(1, 1, beams, 1)
+        return self._attend(
+            query, key, value, causal=False, block=0, key_padding_mask=key_padding_mask, bias=bias, cache=None
+        )
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1))
@@ -129,7 +161,7 @@ class MultiheadAttention(nn.Module):
         return f"num_heads={self.num_heads}, dropout={self.dropout}, backend={self.backend}"
 
 
-def _one_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def one_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """A cache keeps the dtype of its first keys, which xPos widens for long prompts in float16."""
     dtype = torch.promote_types(query.dtype, key.dtype)
     return query.to(dtype), key.to(dtype), value.to(dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,10 +39,10 @@ class KeyValueCache:
         assert self._key is not None and self._value is not None
         return self._key[:, :, : self.length].transpose(1, 2), self._value[:, :, : self.length].transpose(1, 2)
 
-    def scale_keys(self, factor: Tensor) -> None:
-        """Multiply the keys by a factor per channel, (head_dim,)."""
+    def decay_keys(self, distance: float) -> None:
+        """Move the centre of xPos's scale on by ``distance`` in units of its base."""
         if self._key is not None:
-            self._key[:, :, : self.length] *= factor.to(self._key.dtype)
+            decay_keys(self._key[:, :, : self.length], distance)
 
     def select(self, rows: Tensor) -> None:
         """Keep the given batch rows, in the given order."""
@@ -65,6 +66,13 @@ def _grown(buffer: Tensor | None, new: Tensor, used: int, needed: int) -> Tensor
     return larger
 
 
+def decay_keys(key: Tensor, distance: float) -> None:
+    """Shrink keys (..., head_dim) in place as xPos has it, ``distance`` in units of its base."""
+    wide = torch.promote_types(key.dtype, torch.float32)
+    factors = decay_factors(key.size(-1), wide, key.device) ** distance
+    key *= factors.repeat_interleave(2).to(key.dtype)
+
+
 def _selected(buffer: Tensor, rows: Tensor, used: int) -> Tensor:
     chosen = buffer.new_empty(rows.size(0), *buffer.shape[1:])
     torch.index_select(buffer[:, :, :used], 0, rows, out=chosen[:, :, :used])
@@ -72,18 +80,18 @@ def _selected(buffer: Tensor, rows: Tensor, used: int) -> Tensor:
 
 
 class LayerState:
-    """The caches of one decoder layer."""
+    """The caches of one decoder layer; the first as the layer's self-attention needs it."""
 
-    def __init__(self) -> None:
-        self.self_attn = KeyValueCache()
+    def __init__(self, self_attn: Any) -> None:
+        self.self_attn = self_attn
         self.encoder_attn = KeyValueCache()
 
 
 class DecodingState:
     """All that a decoder remembers of a batch of sequences."""
 
-    def __init__(self, num_layers: int) -> None:
-        self.layers = [LayerState() for _ in range(num_layers)]
+    def __init__(self, num_layers: int, new_cache: Callable[[], Any] = KeyValueCache) -> None:
+        self.layers = [LayerState(new_cache()) for _ in range(num_layers)]
         self.length = 0
         self.padding_mask: Tensor | None = None
         """(batch, length), True for padding, or None where there is none."""
@@ -92,9 +100,11 @@ class DecodingState:
         self.xpos_centre: int | None = None
 
     @classmethod
-    def of(cls, incremental_state: dict[Any, Any], num_layers: int) -> DecodingState:
-        """The state kept in a caller's dictionary, made on first use."""
-        state: DecodingState = incremental_state.setdefault(_KEY_IN_INCREMENTAL_STATE, cls(num_layers))
+    def of(cls, incremental_state: dict[Any, Any], *arguments: Any) -> DecodingState:
+        """The state kept in a caller's dictionary, made of the arguments on first use."""
+        if _KEY_IN_INCREMENTAL_STATE not in incremental_state:
+            incremental_state[_KEY_IN_INCREMENTAL_STATE] = cls(*arguments)
+        state: DecodingState = incremental_state[_KEY_IN_INCREMENTAL_STATE]
         return state
 
     def extend_padding_mask(self, padding_mask: Tensor | None, new_tokens: int) -> Tensor | None:
@@ -130,10 +140,7 @@ class DecodingState:
         elif newest - self.xpos_centre > _XPOS_RECENTRE_DISTANCE:
             distance, self.xpos_centre = newest - self.xpos_centre, newest
             for layer in self.layers:
-                key, _ = layer.self_attn.content()
-                wide = torch.promote_types(key.dtype, torch.float32)
-                factors = decay_factors(key.size(-1), wide, key.device) ** (distance / scale_base)
-                layer.self_attn.scale_keys(factors.repeat_interleave(2))
+                layer.self_attn.decay_keys(distance / scale_base)
         return self.xpos_centre
 
     def reorder(self, rows: Tensor) -> None:

@@ -1,0 +1,94 @@
+"""Raw text to the tokenizer of a data directory for --task pretraining: a SentencePiece model and its dict.txt.
+
+The files are UTF-8. White space of any kind and length counts as one space, as scripts/data/shard_corpus.py writes
+it; nothing else is changed, and nothing is unknown: characters that do not occur here are encoded as bytes. The
+vocabulary has a piece <mask>, so that masked models can be asked by text, and causal ones have the same dictionary.
+
+A tokenizer that is there already is left as it is.
+"""
+
+import argparse
+import functools
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import preparation
+from preparation import InputError
+from tqdm import tqdm
+
+from torchscale_fairseq.data.index import split_line
+
+PROGRAM = "train_tokenizer.py"
+MASK = "<mask>"
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("text", type=Path, nargs="+", help="files of text to learn from")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="the data directory")
+    parser.add_argument("--vocab-size", type=int, default=32000, metavar="N", help="pieces; default 32000")
+    parser.add_argument("--model-type", choices=["unigram", "bpe"], default="unigram")
+    parser.add_argument("--character-coverage", type=float, default=1.0, metavar="SHARE", help="default 1.0")
+    parser.add_argument("--split-digits", action="store_true", help="make every digit a piece of its own")
+    parser.add_argument(
+        "--lines", type=int, default=5_000_000, metavar="N", help="learn from a random draw of lines; default 5,000,000"
+    )
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N", help="threads; default: all cores")
+    options = parser.parse_args()
+    for name in ("vocab_size", "lines", "workers"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    return options
+
+
+def prepare(options: argparse.Namespace) -> None:
+    directory: Path = options.output
+    made = [directory / f"{preparation.MODEL_NAME}.model", directory / "dict.txt"]
+    if all(path.exists() for path in made):
+        print(f"{made[0]} and {made[1].name} are there already; remove them to make others")
+        return
+    for path in options.text:
+        if not path.is_file():
+            raise InputError(f"cannot read {path}: no such file")
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer = preparation.train_tokenizer(
+        text_lines(options.text),
+        directory / preparation.MODEL_NAME,
+        options,
+        byte_fallback=True,
+        user_defined_symbols=[MASK],
+        normalization_rule_name="identity",
+        input_sentence_size=options.lines,
+        shuffle_input_sentence=True,
+        num_threads=options.workers,
+        train_extremely_large_corpus=options.model_type == "unigram" and options.lines > 10_000_000,
+    )
+    preparation.write_dictionary(tokenizer, made[1])
+    print(f"wrote {made[0]} and {made[1].name}: {tokenizer.get_piece_size()} pieces")
+
+
+def text_lines(paths: list[Path]) -> Iterator[str]:
+    """Yields lines of text; one that is too long for SentencePiece in pieces."""
+    total = sum(path.stat().st_size for path in paths)
+    with tqdm(total=total, unit="B", unit_scale=True, desc="reading", disable=None) as bar:
+        for path in paths:
+            with path.open("rb") as file:
+                for number, line in enumerate(file, start=1):
+                    bar.update(len(line))
+                    try:
+                        words = line.decode("utf-8").replace("\0", " ").split()
+                    except UnicodeDecodeError as error:
+                        raise InputError(
+                            f"{path}, line {number}: byte 0x{line[error.start]:02x} is not UTF-8; convert it, as with: "
+                            "iconv -f ISO-8859-1 -t UTF-8"
+                        ) from error
+                    if words:
+                        yield from (unit.decode().strip() for unit in split_line(" ".join(words).encode()))
+
+
+if __name__ == "__main__":
+    sys.exit(preparation.run_to_exit_code(PROGRAM, functools.partial(prepare, parse_options())))

@@ -1,0 +1,85 @@
+"""Making small corpora of made-up words."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+
+from torchscale_fairseq.data.blocks import BREAK_MODES
+from torchscale_fairseq.data.corpus import Corpus
+from torchscale_fairseq.data.masking import Masking
+from torchscale_fairseq.data.order import SampleOrder
+from torchscale_fairseq.data.pieces import PieceEncoder, TextEncoder, load_dictionary
+from torchscale_fairseq.data.pretraining_dataset import PretrainingDataset
+from torchscale_fairseq.data.problems import Problems
+
+WORDS = [a + b + c for a in "bdfgklmn" for b in "aeiou" for c in "rst"]
+LINES = {"a": 211, "b": 97, "c": 150}
+"""Lines of the shards of the training text."""
+
+
+def made_corpus(data: Path) -> Path:
+    """A tokenizer of 380 pieces, three shards for train, one for valid; a line in seven ends a document."""
+    generator = random.Random(5)
+    for split, sizes in (("train", LINES), ("valid", {"v": 40})):
+        for name, size in sizes.items():
+            lines = [made_line(generator) + ("\n" if place % 7 == 6 else "") for place in range(size)]
+            path = data / "shard" / split / f"{name}.txt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("\n".join(lines) + "\n")
+    write_json(data, "train", [{"source": [f"shard/train/{name}.txt" for name in LINES], "source_lang": "en"}])
+    write_json(data, "valid", [{"source": ["shard/valid/v.txt"], "source_lang": "en", "weight": 1.0}])
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([made_line(generator) for _ in range(2000)]),
+        model_prefix=str(data / "sentencepiece.bpe"),
+        vocab_size=380,
+        byte_fallback=True,
+        user_defined_symbols=["<mask>"],
+        normalization_rule_name="identity",
+        minloglevel=2,
+    )
+    write_dictionary(data)
+    return data
+
+
+def made_line(generator: random.Random) -> str:
+    return " ".join(generator.choices(WORDS, k=generator.randint(1, 14)))
+
+
+def write_json(data: Path, split: str, sources: list[dict[str, Any]]) -> None:
+    path = data / "json" / f"{split}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(sources))
+
+
+def write_dictionary(data: Path, leave_out: int = 0) -> None:
+    """dict.txt of the tokenizer beside it."""
+    tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(data / "sentencepiece.bpe.model"))
+    pieces = [tokenizer.id_to_piece(number) for number in range(3 + leave_out, tokenizer.get_piece_size())]
+    (data / "dict.txt").write_text("".join(f"{piece} 1\n" for piece in pieces), encoding="utf-8")
+
+
+def opened(
+    data: Path,
+    split: str = "train",
+    *,
+    capacity: int = 31,
+    break_mode: str = BREAK_MODES[1],
+    read_ahead: int = 40,
+    seed: int | None = 3,
+    skip: bool = False,
+    masking: Masking | None = None,
+    index_dir: Path | None = None,
+) -> PretrainingDataset:
+    """A split as the task opens it; causal unless there is a masking."""
+    problems = Problems(skip=skip)
+    pieces = PieceEncoder(data / "sentencepiece.bpe.model")
+    dictionary = load_dictionary(data / "dict.txt", with_mask=False)
+    encoder = TextEncoder(pieces, dictionary, data / "dict.txt", problems)
+    corpus = Corpus(
+        data, split, pieces, capacity=capacity, break_mode=break_mode, problems=problems, index_dir=index_dir
+    )
+    order = SampleOrder(corpus.samples, corpus.weights, read_ahead=read_ahead, seed=seed)
+    return PretrainingDataset(corpus, order, encoder, dictionary, masking=masking, seed=seed or 0)

@@ -1,0 +1,249 @@
+"""The index of a shard: how many bytes and tokens each of its lines has.
+
+It is what makes any sample of a shard findable without reading what comes before. It depends on the text and the
+SentencePiece model alone, not on the length of samples, their order or the number of processes; it is made once, by
+``scripts/data/shard_corpus.py`` or by the first run that needs it, at the speed of the tokenizer.
+
+A *unit* is what is tokenized at once: a line, or a piece of a line longer than :data:`LONGEST_UNIT` bytes, cut at a
+space. A *part* is a run of some 32 MiB of lines; no sample reaches from one part into the next, so that memory is
+bounded by the part, however large the shard is.
+"""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchscale_fairseq.data.problems import DataError
+
+UNIT = np.dtype([("bytes", "<u4"), ("tokens", "<u4"), ("ends", "?")])
+"""Bytes in the file, line end included; tokens, </s> included; whether a line ends here. Empty and invalid lines have
+no tokens."""
+LONGEST_UNIT = 2048
+LONGEST_LINE = 1 << 26
+PART_BYTES = 1 << 25
+CHUNK_BYTES = 1 << 20
+KEPT_MESSAGES = 100
+TOO_LONG = f"is longer than {LONGEST_LINE:,} bytes"
+VERSION = 1
+
+Encode = Callable[[Sequence[bytes]], list[list[int]]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run of lines of a shard."""
+
+    first_unit: int
+    units: int
+    first_byte: int
+    bytes: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """The index of one shard, whose units stay on disk."""
+
+    units: NDArray[Any]
+    parts: tuple[Part, ...]
+    invalid: tuple[tuple[int, str], ...]
+    """Line and reason, of the first invalid lines."""
+    invalid_count: int
+
+
+def unit_text(unit: bytes) -> bytes:
+    """What is tokenized of a unit: all but its line end, or the space at which a long line was cut."""
+    if unit.endswith(b"\n"):
+        return unit[:-1].removesuffix(b"\r")
+    return unit.removesuffix(b" ")
+
+
+def split_line(line: bytes) -> list[bytes]:
+    """The units of a line, whose concatenation it is."""
+    units, start = [], 0
+    while len(line) - start > LONGEST_UNIT:
+        cut = line.rfind(b" ", start + 1, start + LONGEST_UNIT) + 1
+        if cut == 0:
+            cut = start + LONGEST_UNIT
+            while line[cut] & 0xC0 == 0x80 and cut > start + LONGEST_UNIT - 4:  # inside a character
+                cut -= 1
+        units.append(line[start:cut])
+        start = cut
+    return [*units, line[start:]]
+
+
+class IndexPath:
+    """Where the index of a shard lies."""
+
+    def __init__(self, folder: Path, shard: Path):
+        self.shard = shard
+        self.header = folder / f"{shard.name}.json"
+        self.units = folder / f"{shard.name}.units"
+
+    def is_current(self) -> bool:
+        """Whether it was made, and of the shard as it is."""
+        try:
+            header, shard = self.header.stat(), self.shard.stat()
+            content = json.loads(self.header.read_text())
+        except (OSError, ValueError):
+            return False
+        return (
+            header.st_mtime >= shard.st_mtime
+            and content.get("version") == VERSION
+            and content.get("bytes") == shard.st_size
+        )
+
+    def load(self) -> ShardIndex:
+        """Open it."""
+        header = json.loads(self.header.read_text())
+        parts = tuple(Part(**part) for part in header["parts"])
+        count = sum(part.units for part in parts)
+        units = np.memmap(self.units, UNIT, "r", shape=(count,)) if count else np.zeros(0, UNIT)
+        invalid = tuple((line, reason) for line, reason in header["invalid"])
+        return ShardIndex(units, parts, invalid, header["invalid_count"])
+
+    def build(self, encode: Encode, progress: Callable[[int], object] = lambda _: None) -> None:
+        """Make it.
+
+        Args:
+            encode: the tokenizer.
+            progress: told of bytes as they are read.
+
+        Raises:
+            DataError: the index cannot be written.
+            OSError: the shard cannot be read.
+        """
+        try:
+            self.header.parent.mkdir(parents=True, exist_ok=True)
+            with _whole_file(self.units) as units, self.shard.open("rb") as text:
+                header = _Builder(encode, units).run(text, progress)
+        except PermissionError as error:
+            if error.filename == str(self.shard):
+                raise
+            raise DataError(
+                f"the index of {self.shard} cannot be written: {error.filename}: {error.strerror}; name another place "
+                "for it with --index-dir."
+            ) from error
+        with _whole_file(self.header) as file:
+            file.write(json.dumps(header).encode())
+
+
+@contextlib.contextmanager
+def _whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes its name when it is complete."""
+    descriptor, scratch = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+        os.chmod(scratch, 0o644)
+        os.replace(scratch, path)
+    except BaseException:
+        Path(scratch).unlink(missing_ok=True)
+        raise
+
+
+class _Builder:
+    """Reads a shard once."""
+
+    def __init__(self, encode: Encode, units: BinaryIO):
+        self.encode = encode
+        self.output = units
+        self.parts: list[dict[str, int]] = []
+        self.part = dict.fromkeys(("first_unit", "units", "first_byte", "bytes", "tokens"), 0)
+        self.invalid: list[tuple[int, str]] = []
+        self.invalid_count = 0
+        self.overlong = False
+        """The last line read has not ended."""
+
+    def run(self, text: BinaryIO, progress: Callable[[int], object]) -> dict[str, Any]:
+        first_line = 1
+        while lines := _read_lines(text):
+            self._add(lines, first_line)
+            first_line += len(lines)
+            progress(sum(map(len, lines)))
+        self._close_part()
+        return {
+            "version": VERSION,
+            "bytes": text.tell(),
+            "parts": self.parts,
+            "invalid": self.invalid[:KEPT_MESSAGES],
+            "invalid_count": self.invalid_count,
+        }
+
+    def _add(self, lines: list[bytes], first_line: int) -> None:
+        reasons = _what_is_invalid(lines)
+        if self.overlong:
+            reasons[0] = TOO_LONG
+        self.overlong = len(lines[-1]) == LONGEST_LINE and not lines[-1].endswith(b"\n")
+        for number, reason in reasons.items():
+            self.invalid_count += 1
+            if len(self.invalid) < KEPT_MESSAGES:
+                self.invalid.append((first_line + number, reason))
+        split = [split_line(line) for line in lines]
+        texts = [unit_text(unit) for n, line in enumerate(split) if n not in reasons for unit in line]
+        counts = iter([len(pieces) for pieces in self.encode(texts)])
+        rows: list[tuple[int, int, bool]] = []
+        for number, line in enumerate(split):
+            tokens = [0] * len(line) if number in reasons else [next(counts) for _ in line]
+            tokens[-1] += any(tokens)  # </s>
+            for unit, count in zip(line, tokens, strict=True):
+                rows.append((len(unit), count, False))
+            rows[-1] = (*rows[-1][:2], True)
+            size = sum(map(len, line))
+            self.part["bytes"] += size
+            self.part["units"] += len(line)
+            self.part["tokens"] += sum(tokens)
+            if self.part["bytes"] >= (PART_BYTES if not any(tokens) else 2 * PART_BYTES):
+                self._close_part()
+        self.output.write(np.array(rows, UNIT).tobytes())
+
+    def _close_part(self) -> None:
+        part = self.part
+        if part["units"]:
+            self.parts.append(dict(part))
+            part["first_unit"] += part["units"]
+            part["first_byte"] += part["bytes"]
+            part["units"] = part["bytes"] = part["tokens"] = 0
+
+
+def _read_lines(text: BinaryIO) -> list[bytes]:
+    lines, size = [], 0
+    while size < CHUNK_BYTES and (line := text.readline(LONGEST_LINE)):
+        lines.append(line)
+        size += len(line)
+    return lines
+
+
+def _what_is_invalid(lines: list[bytes]) -> dict[int, str]:
+    """Which lines are not text, and why."""
+    whole = b"".join(lines)
+    try:
+        whole.decode("utf-8")
+        if b"\0" not in whole and whole.count(b"\r") == whole.count(b"\r\n") and max(map(len, lines)) < LONGEST_LINE:
+            return {}
+    except UnicodeDecodeError:
+        pass
+    found = {number: _why_invalid(line) for number, line in enumerate(lines)}
+    return {number: reason for number, reason in found.items() if reason is not None}
+
+
+def _why_invalid(line: bytes) -> str | None:
+    if len(line) >= LONGEST_LINE:
+        return TOO_LONG
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return f"byte {error.start + 1} (0x{line[error.start]:02x}) is not UTF-8"
+    if b"\0" in line:
+        return "has a null byte inside"
+    if b"\r" in unit_text(line):
+        return "has a carriage return inside"
+    return None

@@ -1,0 +1,296 @@
+"""``--task pretraining``: masked and causal language models on sharded text, tokenized as it is read.
+
+The flags are TorchScale's, as far as they have an effect there; ``--objective``, ``--skip-invalid`` and
+``--index-dir`` are ours. docs/pretraining.md describes the data.
+"""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional
+
+from fairseq import utils
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.distributed import utils as distributed_utils
+from fairseq.models import FairseqEncoderModel, FairseqLanguageModel
+from fairseq.tasks import FairseqTask, register_task
+from omegaconf import II, MISSING
+
+from torchscale_fairseq.data.batch_iterator import PretrainingIterator
+from torchscale_fairseq.data.blocks import BREAK_MODES
+from torchscale_fairseq.data.corpus import Corpus
+from torchscale_fairseq.data.masking import Masking
+from torchscale_fairseq.data.order import SampleOrder
+from torchscale_fairseq.data.pieces import MASK, PieceEncoder, TextEncoder, load_dictionary
+from torchscale_fairseq.data.pretraining_dataset import PretrainingDataset
+from torchscale_fairseq.data.problems import Problems
+
+logger = logging.getLogger(__name__)
+
+FEWEST_TOKENS = 4
+
+
+def _help(text: str) -> dict[str, str]:
+    return {"help": text}
+
+
+@dataclass
+class PretrainingConfig(FairseqDataclass):
+    """Options of the task."""
+
+    data: str = field(
+        default=MISSING,
+        metadata=_help("directory with json/, the shards and dict.txt; several, apart by colons, take turns by epoch"),
+    )
+    objective: ChoiceEnum(["masked", "causal"]) = field(  # type: ignore[valid-type]
+        default="masked",
+        metadata=_help(
+            "masked: predict masked tokens (bert_...); causal: predict the next token (gpt_..., retnet_...)"
+        ),
+    )
+    sample_break_mode: ChoiceEnum(list(BREAK_MODES)) = field(  # type: ignore[valid-type]
+        default="complete",
+        metadata=_help(
+            "complete: a sample is as many whole lines as fit; complete_doc: the same within a document; none: samples "
+            "are filled, cutting lines; eos: a sample is a line"
+        ),
+    )
+    tokens_per_sample: int = field(default=1024, metadata=_help("tokens of a sample at most, <s> included"))
+    mask_prob: float = field(default=0.15, metadata=_help("share of tokens to predict"))
+    span_length: float = field(
+        default=1.0, metadata=_help("mean length of masked spans in tokens; 1 masks single tokens, as BERT does")
+    )
+    leave_unmasked_prob: float = field(
+        default=0.1, metadata=_help("share of the tokens to predict that are left as they are")
+    )
+    random_token_prob: float = field(
+        default=0.1, metadata=_help("share of the tokens to predict that become another token instead of <mask>")
+    )
+    batch_read_ahead: int = field(default=100000, metadata=_help("samples that are shuffled together"))
+    pad_to_max_length: bool = field(default=False, metadata=_help("pad every sample to --tokens-per-sample"))
+    spm_model: str = field(
+        default="", metadata=_help("SentencePiece model (default: sentencepiece.bpe.model in the data directory)")
+    )
+    dict_file: str = field(default="", metadata=_help("dictionary (default: dict.txt in the data directory)"))
+    index_dir: str = field(
+        default="", metadata=_help("where the index of the shards is kept (default: index/ in the data directory)")
+    )
+    skip_invalid: bool = field(
+        default=False,
+        metadata=_help(
+            "count and report invalid lines, missing shards and empty sources instead of ending with an error"
+        ),
+    )
+    max_target_positions: Optional[int] = field(  # noqa: UP045 (fairseq reads the annotation)
+        default=None, metadata=_help("longest sequence of a causal model (default: --tokens-per-sample)")
+    )
+    seed: int = II("common.seed")
+    train_subset: str = II("dataset.train_subset")
+    num_workers: int = II("dataset.num_workers")
+    update_freq: Any = II("optimization.update_freq")  # noqa: RUF009 (a string that Hydra resolves)
+
+
+@register_task("pretraining", dataclass=PretrainingConfig)
+class PretrainingTask(FairseqTask):
+    """Reads shards of text, and makes batches for the criterions masked_lm and cross_entropy and those on top of them.
+
+    Args:
+        cfg: the options.
+        dictionary: the numbering of fairseq's own tasks, so that these take the models: masked_lm's and
+            sentence_prediction's, which ends with <mask>, or language_modeling's.
+
+    Raises:
+        ValueError: an option is out of its range.
+    """
+
+    cfg: PretrainingConfig
+
+    def __init__(self, cfg: PretrainingConfig, dictionary: Any):
+        super().__init__(cfg)
+        self.dictionary = dictionary
+        if cfg.tokens_per_sample < FEWEST_TOKENS:
+            raise ValueError(f"--tokens-per-sample ({cfg.tokens_per_sample}) must be at least {FEWEST_TOKENS}.")
+        if cfg.batch_read_ahead < 0:
+            raise ValueError(f"--batch-read-ahead ({cfg.batch_read_ahead}) must not be negative; 0 does not shuffle.")
+        self.masking = None if cfg.objective == "causal" else self._masking()
+
+    @classmethod
+    def setup_task(cls, cfg: PretrainingConfig, **_: Any) -> "PretrainingTask":
+        """Make the task with its dictionary.
+
+        Raises:
+            DataError: the dictionary is missing or broken.
+        """
+        path = Path(cfg.dict_file or Path(utils.split_paths(cfg.data)[0]) / "dict.txt")
+        dictionary = load_dictionary(path, with_mask=cfg.objective == "masked")
+        logger.info("dictionary: %s types", f"{len(dictionary):,}")
+        return cls(cfg, dictionary)
+
+    def _masking(self) -> Masking:
+        cfg, dictionary = self.cfg, self.dictionary
+        return Masking(
+            mask_prob=cfg.mask_prob,
+            span_length=cfg.span_length,
+            leave_unmasked_prob=cfg.leave_unmasked_prob,
+            random_token_prob=cfg.random_token_prob,
+            mask=dictionary.index(MASK),
+            replacements=(dictionary.nspecial, len(dictionary)),
+        )
+
+    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
+        """Build the model, which must fit the objective.
+
+        Raises:
+            ValueError: a causal model with the masked objective, or the other way round.
+        """
+        model = super().build_model(cfg, from_checkpoint)
+        fits = FairseqLanguageModel if self.masking is None else FairseqEncoderModel
+        if isinstance(model, (FairseqLanguageModel, FairseqEncoderModel)) and not isinstance(model, fits):
+            given, other = ("causal", "masked") if self.masking is None else ("masked", "causal")
+            raise ValueError(
+                f"--objective {given} does not fit --arch {cfg._name}, a {other} language model; give --objective "
+                f"{other}, or another architecture."
+            )
+        return model
+
+    def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **_: Any) -> None:
+        """Open a split, making the indices of shards that have none.
+
+        Args:
+            split: such as "train", for json/train.json.
+            epoch: picks the directory, where --data names several.
+            combine: unused.
+
+        Raises:
+            DataError: something is wrong with the data.
+        """
+        cfg = self.cfg
+        directories = utils.split_paths(cfg.data)
+        data = Path(directories[(epoch - 1) % len(directories)])
+        problems = Problems(skip=cfg.skip_invalid)
+        pieces = PieceEncoder(Path(cfg.spm_model or data / "sentencepiece.bpe.model"))
+        encoder = TextEncoder(pieces, self.dictionary, Path(cfg.dict_file or data / "dict.txt"), problems)
+        corpus = Corpus(
+            data,
+            split,
+            pieces,
+            capacity=cfg.tokens_per_sample - (self.masking is not None),
+            break_mode=str(cfg.sample_break_mode),
+            problems=problems,
+            index_dir=Path(cfg.index_dir) if cfg.index_dir else None,
+            workers=cfg.num_workers,
+            share=(distributed_utils.get_data_parallel_rank(), distributed_utils.get_data_parallel_world_size()),
+        )
+        training = split == cfg.train_subset
+        order = SampleOrder(
+            corpus.samples,
+            corpus.weights if training else None,
+            read_ahead=cfg.batch_read_ahead,
+            seed=cfg.seed if training else None,
+        )
+        pad_to = cfg.tokens_per_sample if cfg.pad_to_max_length else 0
+        self.datasets[split] = PretrainingDataset(
+            corpus, order, encoder, self.dictionary, masking=self.masking, seed=cfg.seed, pad_to=pad_to
+        )
+        logger.info(
+            "%s: %s samples in %s shards, %s samples in an epoch",
+            *(corpus.name, f"{len(corpus):,}", f"{len(corpus.shards):,}", f"{len(order):,}"),
+        )
+
+    def get_batch_iterator(
+        self,
+        dataset: PretrainingDataset,
+        max_tokens: int | None = None,
+        max_sentences: int | None = None,
+        max_positions: Any = None,
+        required_batch_size_multiple: int = 1,
+        num_shards: int = 1,
+        shard_id: int = 0,
+        num_workers: int = 0,
+        epoch: int = 1,
+        data_buffer_size: int = 0,
+        skip_remainder_batch: bool = False,
+        **_: Any,
+    ) -> PretrainingIterator:
+        """The batches of a split, for one process; arguments as in fairseq.
+
+        Raises:
+            ValueError: the model or --max-tokens has no room for a sample.
+        """
+        length = self.cfg.tokens_per_sample
+        if isinstance(max_positions, int) and max_positions < length and not (max_tokens and max_tokens < length):
+            raise ValueError(
+                f"--tokens-per-sample ({length}) is longer than the model's {max_positions} positions; lower it, or "
+                "raise --max-source-positions (masked models) or --max-target-positions (causal ones)."
+            )
+        update_freq = self.cfg.update_freq or [1]
+        return PretrainingIterator(
+            dataset,
+            batch_size=samples_per_batch(max_tokens, max_sentences, length, required_batch_size_multiple),
+            num_shards=num_shards,
+            shard_id=shard_id,
+            epoch=epoch,
+            directories=len(utils.split_paths(self.cfg.data)),
+            update_freq=update_freq[min(epoch, len(update_freq)) - 1],
+            num_workers=num_workers,
+            buffer_size=data_buffer_size,
+            skip_remainder_batch=skip_remainder_batch,
+        )
+
+    def eval_lm_dataloader(
+        self,
+        dataset: PretrainingDataset,
+        max_tokens: int | None = 36000,
+        batch_size: int | None = None,
+        context_window: int = 0,
+        **arguments: Any,
+    ) -> Any:
+        """What fairseq-eval-lm scores.
+
+        Raises:
+            ValueError: --context-window is asked for.
+        """
+        if context_window > 0:
+            raise ValueError(
+                f"--context-window ({context_window}) is not there for --task pretraining; leave it out, or binarise "
+                "the text and use --task language_modeling."
+            )
+        return self.get_batch_iterator(
+            dataset, max_tokens=None if batch_size else max_tokens, max_sentences=batch_size, **arguments
+        ).next_epoch_itr()
+
+    def max_positions(self) -> int:
+        """Longest sample in tokens."""
+        return self.cfg.tokens_per_sample
+
+    @property
+    def source_dictionary(self) -> Any:
+        """The dictionary."""
+        return self.dictionary
+
+    @property
+    def target_dictionary(self) -> Any:
+        """The same."""
+        return self.dictionary
+
+
+def samples_per_batch(max_tokens: int | None, max_sentences: int | None, length: int, multiple: int) -> int:
+    """The size of batches.
+
+    Args:
+        max_tokens, max_sentences: --max-tokens and --batch-size, of which both hold.
+        length: tokens of a sample.
+        multiple: --required-batch-size-multiple, to which what --max-tokens allows is rounded down.
+
+    Raises:
+        ValueError: neither is given, or --max-tokens is less than a sample.
+    """
+    if max_sentences is None and max_tokens is None:
+        raise ValueError("--task pretraining needs --batch-size or --max-tokens.")
+    if max_tokens is None:
+        return int(max_sentences or 1)
+    fitting = max_tokens // length
+    if fitting < 1:
+        raise ValueError(f"--max-tokens ({max_tokens}) is less than a sample, --tokens-per-sample ({length}).")
+    size = fitting // multiple * multiple or fitting
+    return size if max_sentences is None else min(size, max_sentences)

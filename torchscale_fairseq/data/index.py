@@ -106,7 +106,7 @@ class IndexPath:
         header = json.loads(self.header.read_text())
         parts = tuple(Part(**part) for part in header["parts"])
         count = sum(part.units for part in parts)
-        units = np.memmap(self.units, UNIT, "r", shape=(count,)) if count else np.zeros(0, UNIT)
+        units = np.memmap(self.units, UNIT, "r", shape=(count,)).view(np.ndarray) if count else np.zeros(0, UNIT)
         invalid = tuple((line, reason) for line, reason in header["invalid"])
         return ShardIndex(units, parts, invalid, header["invalid_count"])
 

@@ -21,6 +21,8 @@ _HOME = {
     "LongNetEncoder": "core.architectures.longnet",
     "LongNetDecoder": "core.architectures.longnet",
     "dilated_attention": "core.ops.dilated",
+    "BEiT3": "core.architectures.beit3",
+    "BEiT3Config": "core.config",
     "RetNetDecoder": "core.architectures.retnet",
     "load_pretrained": "core.saving",
 }

@@ -522,6 +522,36 @@ class EncoderConfig(_EncoderSide, _DilatedOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class BEiT3Config(EncoderConfig):
+    """Options of ``BEiT3``."""
+
+    img_size: int = option(224, "height and width of images in pixels")
+    patch_size: int = option(16, "height and width of a patch in pixels")
+    in_chans: int = option(3, "channels of an image", core_only=True)
+    multiway: bool = option(True, "feed-forward networks of their own for images and for texts", core_only=True)
+    no_output_layer: bool = option(True, "BEiT3 has no projection to the vocabulary", core_only=True)
+
+    def _check(self) -> None:
+        super()._check()
+        for name in ("img_size", "patch_size", "in_chans"):
+            _check_range(name, getattr(self, name), 1)
+        if self.img_size % self.patch_size:
+            raise ValueError(
+                f"img_size ({self.img_size}) must be a multiple of patch_size ({self.patch_size}); use "
+                f"{self.img_size - self.img_size % self.patch_size or self.patch_size}."
+            )
+        if not (self.multiway and self.no_output_layer):
+            raise ValueError("BEiT3 is multiway, without output layer; drop multiway=False and no_output_layer=False.")
+        if self.share_encoder_input_output_embed:
+            raise ValueError("share_encoder_input_output_embed has no place in BEiT3, which has no output layer.")
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of an image."""
+        return (self.img_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True, kw_only=True)
 class DecoderConfig(_DecoderSide, _DilatedOptions):
     """Options of ``Decoder`` and ``LongNetDecoder``."""
 

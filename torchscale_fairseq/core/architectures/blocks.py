@@ -24,7 +24,7 @@ from ..layers.feed_forward import FeedForwardNetwork, GatedLinearUnit
 from ..layers.grouped import GroupedLinear
 from ..layers.linear import LinearFactory, dense
 from ..layers.moe import MixtureOfExperts, RoutingOptions, RoutingReport
-from ..layers.multiway import single_or_multiway
+from ..layers.multiway import Multiway, single_or_multiway
 from ..layers.norm import build_norm
 from ..layers.relative_position import RelativePositionBias
 from ..layers.residual import Residual
@@ -372,7 +372,9 @@ def position_rows(positions: Tensor | None, padding_mask: Tensor | None, *, star
 
 
 def check_length(options: SideOptions, embed_positions: nn.Module, rows: Tensor) -> None:
-    """Raise ValueError if rows run past the table of absolute positions."""
+    """Raise ValueError if rows run past the table of absolute positions; of two tables their maker takes care."""
+    if isinstance(embed_positions, Multiway):
+        return
     limit = getattr(embed_positions, "max_positions", options.max_positions)
     length = int(rows.max()) - FIRST_POSITION + 1
     if length > limit:

@@ -62,7 +62,7 @@ class Stack(nn.Module):
         """
         if self.embed_positions is not None:
             check_length(self.options, self.embed_positions, rows)
-            x = x + self.embed_positions(rows).to(x.dtype)
+            x = x + apply(self.embed_positions, rows, split_position).to(x.dtype)
         if self.layernorm_embedding is not None:
             x = apply(self.layernorm_embedding, x, split_position)
         return self.dropout(x)

@@ -12,12 +12,12 @@ ALL_A = -1
 
 
 class Multiway(nn.Module):
-    """Two modules of one shape, ``A`` and ``B``."""
+    """Two modules, ``A`` and ``B``, of one shape unless ``make_b`` says otherwise."""
 
-    def __init__(self, make: Callable[[], nn.Module]):
+    def __init__(self, make: Callable[[], nn.Module], make_b: Callable[[], nn.Module] | None = None):
         super().__init__()
         self.A = make()
-        self.B = make()
+        self.B = (make_b or make)()
 
     def forward(self, x: Tensor, split_position: int = ALL_A) -> Tensor:
         """Apply A to x[:, :split_position] and B to the rest.

@@ -21,7 +21,6 @@ from torchscale_fairseq.core.layers.feed_forward import FeedForwardNetwork, Gate
 from torchscale_fairseq.core.layers.moe import MixtureOfExperts, RoutingOptions
 from torchscale_fairseq.core.layers.norm import build_norm
 from torchscale_fairseq.core.layers.router import CosineRouter, LinearRouter
-from torchscale_fairseq.core.ops.grouped import _by_grouped_kernel, grouped_linear
 from torchscale_fairseq.core.ops.routing import balance_loss, capacity_of, route, statistics, z_loss
 from torchscale_fairseq.core.ops.sparse_clip import clip_, sparse_norm, sum_of_squares
 from torchscale_fairseq.core.parallel.groups import ExpertSplit, split_experts
@@ -206,31 +205,6 @@ def test_an_expert_without_tokens_has_zero_gradient() -> None:
     layer(torch.randn(1, 3, WIDTH, dtype=torch.float64))[0].sum().backward()
     gradient = layer.experts.fc1.weight.grad
     assert gradient[0].abs().sum() > 0 and gradient[1:].eq(0).all()
-
-
-@pytest.mark.parametrize("bias", [True, False])
-def test_grouped_kernel_equals_the_loop(bias: bool) -> None:
-    sizes = [3, 0, 5, 1]
-    x = torch.randn(9, 8, requires_grad=True)
-    weight = torch.randn(4, 16, 8, requires_grad=True)
-    shift = torch.randn(4, 16, requires_grad=True) if bias else None
-    wanted = [x, weight, shift] if shift is not None else [x, weight]
-    direction = torch.randn(9, 16)
-    results = []
-    for form in (grouped_linear, _by_grouped_kernel):
-        output = form(x, weight, shift, sizes)
-        results.append([output, *torch.autograd.grad((output * direction).sum(), wanted)])
-    for ours, kernel in zip(*results, strict=True):
-        assert_close(kernel, ours, "float32")
-    assert_close(results[0][0][3:8], F.linear(x[3:8], weight[2], None if shift is None else shift[2]), "float32")
-
-
-def test_autocast_reaches_the_experts() -> None:
-    x, weight = torch.randn(4, 8), torch.randn(2, 8, 8, requires_grad=True)
-    with torch.autocast("cpu", torch.bfloat16):
-        output = grouped_linear(x, weight, None, [3, 1])
-    output.sum().backward()
-    assert output.dtype == torch.bfloat16 and weight.grad.dtype == torch.float32
 
 
 def test_capacity() -> None:

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .grouped_products import Products, of_rows, products_for, sums_by_product
+
 
 def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None, sizes: Sequence[int]) -> Tensor:
     """``F.linear`` with a weight per group.
@@ -27,15 +29,19 @@ def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None, sizes: Sequen
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    if _has_grouped_kernel(x):
-        return _by_grouped_kernel(x, weight, bias, sizes)
-    result: Tensor = _GroupedLinear.apply(x, weight, bias, tuple(sizes))  # type: ignore[no-untyped-call]
+    result: Tensor = _GroupedLinear.apply(  # type: ignore[no-untyped-call]
+        x.contiguous(), weight, bias, tuple(sizes), products_for(x, weight, sizes)
+    )
     return result
 
 
 def grouped_norm(x: Tensor, weight: Tensor, bias: Tensor | None, sizes: Sequence[int], *, eps: float) -> Tensor:
     """LayerNorm, or without bias RMSNorm, of (rows, width) with weight and bias (groups, width)."""
     shape = weight.shape[1:]
+    if x.is_cuda:  # few kernels in place of several per group
+        normed = F.rms_norm(x, shape, None, eps) if bias is None else F.layer_norm(x, shape, eps=eps)
+        result: Tensor = _GroupedAffine.apply(normed, weight, bias, tuple(sizes))  # type: ignore[no-untyped-call]
+        return result
     biases = [None] * len(sizes) if bias is None else bias.unbind(0)
     return torch.cat(
         [
@@ -46,51 +52,42 @@ def grouped_norm(x: Tensor, weight: Tensor, bias: Tensor | None, sizes: Sequence
 
 
 class _GroupedLinear(torch.autograd.Function):
-    """One matrix product per group, written straight into one result; so are the gradients of the weights, which
-    slices of a parameter would each return at full size."""
+    """Gradients of the weights are written straight into one result; slices of a parameter would each return one of
+    full size."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, sizes: tuple[int, ...], products: Products
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.sizes, ctx.products, ctx.has_bias = sizes, products, bias is not None
+        return products.rows(x, weight.transpose(1, 2), bias, sizes)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+        x, weight = ctx.saved_tensors
+        sizes, products, gradient = ctx.sizes, ctx.products, gradient.contiguous()
+        to_x = products.rows(gradient, weight, None, sizes) if ctx.needs_input_grad[0] else None
+        to_weight = products.outer(gradient, x, sizes) if ctx.needs_input_grad[1] else None
+        to_bias = products.sums(gradient, sizes) if ctx.has_bias and ctx.needs_input_grad[2] else None
+        return to_x, to_weight, to_bias, None, None
+
+
+class _GroupedAffine(torch.autograd.Function):
+    """Rows times the weight of their group, plus its bias."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, sizes: tuple[int, ...]) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.sizes, ctx.has_bias = sizes, bias is not None
-        result = x.new_empty(x.size(0), weight.size(1))
-        for group, (rows, into) in enumerate(zip(x.split(list(sizes)), result.split(list(sizes)), strict=True)):
-            if bias is None:
-                torch.mm(rows, weight[group].T, out=into)
-            else:
-                torch.addmm(bias[group], rows, weight[group].T, out=into)
-        return result
+        scaled = x * of_rows(weight, sizes)
+        return scaled if bias is None else scaled + of_rows(bias, sizes)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
         x, weight = ctx.saved_tensors
-        gradient = gradient.contiguous()
-        parts = gradient.split(list(ctx.sizes))
-        to_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        if to_x is not None:
-            for group, into in enumerate(to_x.split(list(ctx.sizes))):
-                torch.mm(parts[group], weight[group], out=into)
-        to_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
-        if to_weight is not None:
-            for group, rows in enumerate(x.split(list(ctx.sizes))):
-                torch.mm(parts[group].T, rows, out=to_weight[group])
-        to_bias = torch.stack([part.sum(0) for part in parts]) if ctx.has_bias and ctx.needs_input_grad[2] else None
-        return to_x, to_weight, to_bias, None
-
-
-def _has_grouped_kernel(x: Tensor) -> bool:
-    return (
-        x.is_cuda
-        and x.dtype == torch.bfloat16
-        and hasattr(F, "grouped_mm")
-        and torch.cuda.get_device_capability(x.device) >= (8, 0)
-    )
-
-
-def _by_grouped_kernel(x: Tensor, weight: Tensor, bias: Tensor | None, sizes: Sequence[int]) -> Tensor:
-    """The same by one kernel of torch for all groups."""
-    counts = torch.tensor(sizes, device=x.device)
-    ends = counts.cumsum(0, dtype=torch.int32)
-    result = F.grouped_mm(x, weight.transpose(1, 2), offs=ends)
-    return result if bias is None else result + bias.repeat_interleave(counts, 0, output_size=x.size(0))
+        to_weight = sums_by_product(gradient * x, ctx.sizes).to(weight.dtype)
+        to_bias = sums_by_product(gradient, ctx.sizes).to(weight.dtype) if ctx.has_bias else None
+        return gradient * of_rows(weight, ctx.sizes), to_weight, to_bias, None

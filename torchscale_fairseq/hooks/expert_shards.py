@@ -1,12 +1,13 @@
 """Checkpoints with experts in files of their own, one per process, for models that no host's memory holds.
 
 The checkpoint itself, which the first process writes, has all but the experts, and an entry that names their files.
-These lie in the folder ``experts`` beside it, named by update, so that a new checkpoint does not touch those of an
-older one. Whoever reads the checkpoint gets it whole, or with the experts that it asked for. Does not need fairseq.
+These lie in the folder ``experts`` beside it, named by update and time, so that a new checkpoint touches none of an
+older one's. Whoever reads the checkpoint gets it whole, or with the experts that it asked for. Does not need fairseq.
 """
 
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,7 +58,8 @@ def write_shard(state: dict[str, Any], folder: Path, split: ExpertSplit, indices
         of_optimizer = state["last_optimizer_state"] = dict(state["last_optimizer_state"])
         of_optimizer["state"] = dict(of_optimizer["state"])
         shard["optimizer"] = {i: of_optimizer["state"].pop(i) for i in indices if i in of_optimizer["state"]}
-    files = [f"{FOLDER}/update{update}.{rank}of{split.size}.pt" for rank in range(split.size)]
+    time_of_first = _from_first_process(time.time_ns() // 10**6, next(iter(state["model"].values())).device)
+    files = [f"{FOLDER}/update{update}-{time_of_first:x}.{rank}of{split.size}.pt" for rank in range(split.size)]
     state[ENTRY] = {"files": files, "experts": split.count}
     if dist.get_rank() < split.size:
         path = folder / files[split.rank]
@@ -122,6 +124,12 @@ def own_states(states: Mapping[str, Any], own: range) -> dict[str, Any]:
 def is_stacked(value: Any) -> bool:
     """Whether an optimizer's state has an axis of experts."""
     return torch.is_tensor(value) and value.dim() > 0
+
+
+def _from_first_process(number: int, device: torch.device) -> int:
+    shared = torch.tensor(number, device=device)
+    dist.broadcast(shared, 0)
+    return int(shared)
 
 
 def _pop_experts(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -14,9 +14,6 @@ def prepare_options(cfg: Any, *, several_processes: bool) -> None:
         ValueError: the options average or split what is not one set of parameters.
     """
     cfg.common.fp16_no_flatten_grads = True  # flattened, experts could not be told from the rest
-    if not several_processes:
-        return
-    cfg.checkpoint.load_checkpoint_on_all_dp_ranks = True
     training = cfg.distributed_training
     refused = {
         "--zero-sharding os": (training.zero_sharding != "none", "splits the optimizer's state over processes"),
@@ -25,17 +22,17 @@ def prepare_options(cfg: Any, *, several_processes: bool) -> None:
             training.ddp_backend in ("slowmo", "slow_mo", "fully_sharded"),
             "averages or splits parameters over processes",
         ),
-        "--amp": (cfg.common.amp, "lets each process skip updates by itself"),
-        "--optimizer adafactor": (
-            getattr(cfg.optimizer, "_name", None) == "adafactor",
-            "keeps state that experts share",
-        ),
     }
+    if several_processes:
+        cfg.checkpoint.load_checkpoint_on_all_dp_ranks = True
+        refused["--amp"] = (cfg.common.amp, "lets each process skip updates by itself")
+        adafactor = getattr(cfg.optimizer, "_name", None) == "adafactor"
+        refused["--optimizer adafactor"] = (adafactor, "keeps state that experts share")
     for option, (given, reason) in refused.items():
         if given:
             raise ValueError(
-                f"{option} {reason}, but each process holds experts of its own (--moe-freq, --moe-expert-count); use "
-                f"{_INSTEAD.get(option.split()[0], 'another one')}."
+                f"{option} {reason}, but processes hold experts of their own (--moe-freq, --moe-expert-count); use "
+                f"{_INSTEAD[option.split()[0]]}."
             )
 
 

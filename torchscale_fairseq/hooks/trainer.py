@@ -1,5 +1,6 @@
 """The Trainer that fairseq's train command builds when this package is its --user-dir."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,6 +18,8 @@ from torchscale_fairseq.hooks.checkpoints import CheckpointError, describe_misma
 from torchscale_fairseq.hooks.expert_options import prepare_options
 from torchscale_fairseq.hooks.expert_shards import write_shard
 
+logger = logging.getLogger(__name__)
+
 CRASH = "crash.pt"
 
 
@@ -28,13 +31,20 @@ class Trainer(stock.Trainer):
         self._split = expert_checkpoints.split_of(model)
         """How experts are held, if several processes hold them."""
         self._states_taken = 0
-        if any(isinstance(module, Experts) for module in model.modules()):
+        has_experts = any(isinstance(module, Experts) for module in model.modules())
+        if has_experts:
             prepare_options(cfg, several_processes=self._split is not None)
         if self._split is not None:
             experts = [name for name, p in model.named_parameters() if hasattr(p, "expert")]
             model._ddp_params_and_buffers_to_ignore = experts
         gradient_clipping.watch(model)
         super().__init__(cfg, task, model, criterion, quantizer)
+        if has_experts and not hasattr(criterion, "mixture") and self.is_data_parallel_master:
+            logger.warning(
+                "--criterion %s leaves out the experts' balance loss (--moe-gate-loss-wt); moe_cross_entropy, "
+                "moe_label_smoothed_cross_entropy and masked_lm_moe_cross_entropy have it",
+                getattr(cfg.criterion, "_name", type(criterion).__name__),
+            )
 
     def train_step(self, samples: Any, raise_oom: bool = False) -> Any:
         """Skips an update whose gradients overflow in fp16 on the CPU as well, where stock goes on to create a

@@ -38,8 +38,6 @@ _TRANSLATION_SIZES = _sizes(
 )
 _TRANSLATION_COMMON: Preset = {"activation_fn": "relu", "dropout": 0.1, "no_scale_embedding": False}
 
-_TRANSLATION_EXPERTS = _with_experts(_TRANSLATION_SIZES, small=8, base=32, large=64)
-
 TRANSLATION: dict[str, Preset] = {
     **_family("mt_deepnorm", {**_TRANSLATION_COMMON, **_DEEPNORM}, _TRANSLATION_SIZES),
     **_family("mt_magneto", {**_TRANSLATION_COMMON, **_MAGNETO}, _TRANSLATION_SIZES),

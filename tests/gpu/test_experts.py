@@ -134,7 +134,9 @@ class TestCommands:
         """Three updates of four batches each, over all GPUs; in several by torchrun over NCCL."""
         from tests.fairseq_cli import USER_DIR, run_program
         from tests.plugin.shrunk import shrunk
+        from torchscale_fairseq import models
 
+        assert models  # imported, they are registered
         words = [data, "--user-dir", USER_DIR, *shrunk("mt_xmoe_small"), "--share-all-embeddings", "--dropout", "0"]
         words += ["--criterion", "moe_label_smoothed_cross_entropy", "--label-smoothing", "0.1", "--batch-size", "4"]
         words += ["--moe-gate-loss-wt", "0.1", "--clip-norm", "0.5", "--update-freq", 4 // gpus, "--max-update", "3"]

@@ -23,6 +23,9 @@ _HOME = {
     "dilated_attention": "core.ops.dilated",
     "BEiT3": "core.architectures.beit3",
     "BEiT3Config": "core.config",
+    "LongViT": "core.architectures.longvit",
+    "LongViTClassifier": "core.architectures.longvit",
+    "LongViTConfig": "core.config",
     "RetNetDecoder": "core.architectures.retnet",
     "load_pretrained": "core.saving",
 }

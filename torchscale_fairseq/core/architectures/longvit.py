@@ -1,6 +1,6 @@
 """LongViT: a vision transformer for images of many thousand pixels, with dilated attention.
 
-"When an Image is Worth 1,024 x 1,024 Words", arXiv:2312.03558, sec. 2. Parameters have the names of the released weights.
+"When an Image is Worth 1,024 x 1,024 Words", arXiv:2312.03558, sec. 2. Parameters are named as in the released weights.
 """
 
 import math

@@ -5,6 +5,7 @@ A step is forward, cross-entropy and backward; the optimizer, the same everywher
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from torchscale_fairseq.core.architectures.decoder import Decoder
 from torchscale_fairseq.core.config import DecoderConfig
+from torchscale_fairseq.core.flops import Load, training_flops
 from torchscale_fairseq.core.layers.embedding import PositionalEmbedding, TextEmbedding
 from torchscale_fairseq.core.ops.positions import FIRST_POSITION, PADDING_POSITION
 
@@ -73,16 +75,9 @@ class Case:
 
 
 def flops_per_step(size: Size, batch: int, length: int) -> float:
-    """Model FLOPs of a step.
-
-    Per token 6 N for the N = layers (4 width^2 + 2 width ffn_width) entries of the layers' matrices (2 in the
-    forward, 4 in the backward for each), 6 width vocab_size for the output projection, and
-    12 layers width length / 2 for attention's scores and sums, of which a causal model needs half.
-    """
-    matrices = size.layers * (4 * size.width**2 + 2 * size.width * size.ffn_width)
-    output = size.width * size.vocab_size
-    attention = 12 * size.layers * size.width * length / 2
-    return batch * length * (6 * matrices + 6 * output + attention)
+    """Model FLOPs of a step, as ``core/flops.py`` counts them."""
+    load = Load.of([length] * batch)
+    return training_flops(DecoderConfig(**_sizes(size)), decoder=load, predictions=load.tokens)
 
 
 def official_weights(case: Case) -> dict[str, Tensor]:
@@ -128,15 +123,17 @@ def _ours(case: Case, *, compile: bool) -> nn.Module:
     )
 
 
-def _options(case: Case) -> dict[str, int]:
+def _options(case: Case) -> dict[str, Any]:
+    return {**_sizes(case.size), "share_decoder_input_output_embed": True, "subln": True}
+
+
+def _sizes(size: Size) -> dict[str, int]:
     return {
-        "decoder_layers": case.size.layers,
-        "decoder_embed_dim": case.size.width,
-        "decoder_attention_heads": case.size.heads,
-        "decoder_ffn_embed_dim": case.size.ffn_width,
-        "vocab_size": case.size.vocab_size,
-        "share_decoder_input_output_embed": True,
-        "subln": True,
+        "decoder_layers": size.layers,
+        "decoder_embed_dim": size.width,
+        "decoder_attention_heads": size.heads,
+        "decoder_ffn_embed_dim": size.ffn_width,
+        "vocab_size": size.vocab_size,
     }
 
 

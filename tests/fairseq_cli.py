@@ -95,19 +95,27 @@ def run_beside_fairseq(code: str, *, plugin: bool) -> Finished:
 
 
 def run_processes(
-    processes: int, command: str, arguments: Sequence[Any], *, before: str = "", timeout: int = 120
+    processes: int,
+    command: str,
+    arguments: Sequence[Any],
+    *,
+    before: str = "",
+    environment: Mapping[str, str] | None = None,
+    timeout: int = 120,
 ) -> Finished:
-    """The same in several processes that know of each other as torchrun's do, and end when one fails.
+    """The same in several processes that know of each other as torchrun's do, and end when one fails, with its code.
 
     Args:
         before: lines of Python that each process runs first.
+        environment: variables to set beside the usual ones.
     """
     words = [f"fairseq-{command}", *map(str, arguments), "--user-dir", str(USER_DIR)]
     return _run_forked(
         processes,
         f"""
-        import sys
+        import os, sys
         from fairseq_cli import {command}
+        os.environ.update({dict(environment or {})!r})
         sys.argv = {words!r}
         exec({before!r})
         {command}.cli_main()
@@ -143,7 +151,7 @@ def _run_forked(processes: int, code: str, timeout: int) -> Finished:
         if status:
             for other in running:
                 os.kill(other, signal.SIGKILL)
-            sys.exit(1)
+            sys.exit(max(1, os.waitstatus_to_exitcode(status)))
     """
     return _server().run("code", [textwrap.dedent(code)], str(REPOSITORY), {}, "", timeout)
 

@@ -45,7 +45,7 @@ def clip_with_experts(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:
         dense = [p.grad.detach() for p in params if p.grad is not None and not hasattr(p, "expert")]
         sparse = [p.grad.detach() for p in params if p.grad is not None and hasattr(p, "expert")]
         device = params[0].device
-        of_experts = _over_processes(sum_of_squares(sparse, device), experts.split)
+        of_experts = over_processes(sum_of_squares(sparse, device), experts.split)
         norm = sparse_norm(sum_of_squares(dense, device), of_experts, weight=experts.norm_weight)
         if max_norm > 0:
             clip_([*dense, *sparse], norm, max_norm)
@@ -69,7 +69,7 @@ def reduce_with_replicas(stock: Callable[..., None]) -> Callable[..., None]:
     return all_reduce_grads
 
 
-def _over_processes(squares: Tensor, split: ExpertSplit) -> Tensor:
+def over_processes(squares: Tensor, split: ExpertSplit) -> Tensor:
     """The sum over all experts, each counted once."""
     if split.size * split.replicas == 1:
         return squares

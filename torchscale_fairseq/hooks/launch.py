@@ -14,6 +14,8 @@ import torch
 from fairseq.distributed import utils as distributed_utils
 from torch.multiprocessing.spawn import spawn
 
+from torchscale_fairseq.hooks import preemption
+
 logger = logging.getLogger(__name__)
 
 _TORCHRUN = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")
@@ -28,7 +30,8 @@ def call_main_on_cpu_too(stock: Callable[..., Any]) -> Callable[..., Any]:
         on_gpu = torch.cuda.is_available() and not cfg.common.cpu
         alone = training.distributed_world_size == 1 and training.distributed_init_method is None
         if on_gpu or cfg.common.tpu or alone:
-            return stock(cfg, main, **kwargs)
+            with preemption.passing_on():
+                return stock(cfg, main, **kwargs)
 
         if training.distributed_backend == "nccl":
             training.distributed_backend = "gloo"
@@ -43,7 +46,8 @@ def call_main_on_cpu_too(stock: Callable[..., Any]) -> Callable[..., Any]:
         # fairseq's own function, lest unpickling one of ours import this package ahead of fairseq, which would
         # then import nothing from it as --user-dir
         start = distributed_utils.distributed_main
-        return spawn(start, args=(main, cfg, {**kwargs, "start_rank": first_rank}), nprocs=processes)
+        with preemption.passing_on():
+            return spawn(start, args=(main, cfg, {**kwargs, "start_rank": first_rank}), nprocs=processes)
 
     return call_main
 

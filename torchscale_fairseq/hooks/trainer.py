@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import chain
@@ -13,10 +14,12 @@ from fairseq import checkpoint_utils
 from fairseq import trainer as stock
 
 from torchscale_fairseq.core.layers.experts import Experts
-from torchscale_fairseq.hooks import expert_checkpoints, expert_shards, gradient_clipping
+from torchscale_fairseq.hooks import expert_checkpoints, expert_shards, gradient_clipping, preemption
 from torchscale_fairseq.hooks.checkpoints import CheckpointError, describe_mismatch, read_mapped
 from torchscale_fairseq.hooks.expert_options import prepare_options
 from torchscale_fairseq.hooks.expert_shards import write_shard
+from torchscale_fairseq.hooks.layer_norms import LayerNorms
+from torchscale_fairseq.hooks.speed import speed_meter
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +27,9 @@ CRASH = "crash.pt"
 
 
 class Trainer(stock.Trainer):
-    """fairseq's Trainer, with four repairs (docs/stock_repairs.md), and what experts in several processes need
-    (docs/distributed.md)."""
+    """fairseq's Trainer, with four repairs (docs/stock_repairs.md), what experts in several processes need
+    (docs/distributed.md), and what a cluster asks for: figures on speed and health, and an end in good order when told
+    (docs/launching.md)."""
 
     def __init__(self, cfg: Any, task: Any, model: Any, criterion: Any, quantizer: Any = None):
         self._split = expert_checkpoints.split_of(model)
@@ -45,17 +49,61 @@ class Trainer(stock.Trainer):
                 "moe_label_smoothed_cross_entropy and masked_lm_moe_cross_entropy have it",
                 getattr(cfg.criterion, "_name", type(criterion).__name__),
             )
+        half = cfg.common.fp16 or cfg.common.bf16 or cfg.common.amp
+        self._speed = speed_meter(self._model, self.device, getattr(cfg.model, "peak_tflops", None), half=half)
+        self._norms = self._layer_norms(getattr(cfg.model, "log_norms_interval", 0))
+        self._stop: signal.Signals | None = None
+        if preemption.asked():
+            preemption.listen()
+
+    def _layer_norms(self, interval: int) -> LayerNorms | None:
+        if interval < 0:
+            raise ValueError(f"--log-norms-interval ({interval}) must be at least 0; 0 logs none.")
+        if not interval:
+            return None
+        folder = self.cfg.common.tensorboard_logdir
+        if not folder:
+            raise ValueError(f"--log-norms-interval ({interval}) writes to TensorBoard: give --tensorboard-logdir too.")
+        return LayerNorms(self._model, interval, folder if self.is_data_parallel_master else None, self._split)
 
     def train_step(self, samples: Any, raise_oom: bool = False) -> Any:
         """Skips an update whose gradients overflow in fp16 on the CPU as well, where stock goes on to create a
         CUDA tensor. With experts in several processes, one that runs out of memory does not try to go on without
         the others."""
         with ExitStack() if self.cuda else _cuda_is_identity():
-            return super().train_step(samples, raise_oom or self._split is not None)
+            output = super().train_step(samples, raise_oom or self._split is not None)
+        if output is not None and self._speed is not None:
+            self._speed.log(samples)
+        if output is not None and self._norms is not None:
+            self._norms.after_update(self.optimizer, self.get_num_updates())
+        return output
+
+    def clip_grad_norm(self, clip_norm: float) -> Any:
+        """Stock's; before it, gradients of an update to be logged are measured."""
+        if self._norms is not None:
+            self._norms.before_update(self.optimizer, self.get_num_updates() + 1)
+        return super().clip_grad_norm(clip_norm)
 
     def valid_step(self, sample: Any, raise_oom: bool = False) -> Any:
-        """The same for validation."""
-        return super().valid_step(sample, raise_oom or self._split is not None)
+        """The same for validation, which ends where processes have agreed to stop."""
+        output = super().valid_step(sample, raise_oom or self._split is not None)
+        self.stop_if_told()
+        return output
+
+    def _aggregate_logging_outputs(self, logging_outputs: Any, *more: Any, ignore: bool = False) -> Any:
+        """Stock's; beside the statistics, processes exchange which signals they have received."""
+        if not preemption.asked():
+            return super()._aggregate_logging_outputs(logging_outputs, *more, ignore=ignore)
+        told = preemption.counts()
+        outputs, sums = super()._aggregate_logging_outputs(logging_outputs, *more, *told, ignore=ignore)
+        self._stop = preemption.agreed(sums[len(more) :])
+        return outputs, sums[: len(more)]
+
+    def stop_if_told(self) -> None:
+        """Raise StopRequested if the processes have agreed to, or the only one was told to."""
+        reason = preemption.agreed(preemption.counts()) if self.data_parallel_world_size == 1 else self._stop
+        if reason is not None:
+            raise preemption.StopRequested(reason)
 
     @property
     def always_call_state_dict_during_save_checkpoint(self) -> bool:

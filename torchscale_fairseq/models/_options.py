@@ -28,6 +28,20 @@ class ModelOptions(FairseqDataclass):
             "per process beside it, for models too large for one machine's memory"
         },
     )
+    log_norms_interval: int = dataclasses.field(
+        default=0,
+        metadata={
+            "help": "updates between measurements of the norms of gradient and update per layer, which go to "
+            "TensorBoard's run norms; 0: none"
+        },
+    )
+    peak_tflops: Optional[float] = dataclasses.field(  # noqa: UP045
+        default=None,
+        metadata={
+            "help": "peak rate of a device in TFLOP/s, to which model FLOPs utilisation (mfu) is relative; unset: "
+            "that of known GPUs"
+        },
+    )
 
 
 ConfigT = TypeVar("ConfigT")

@@ -1,0 +1,107 @@
+"""Signals during training: a checkpoint at the next update, in all processes alike, and the exit code that says why."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("fairseq")
+
+import torchscale_fairseq.models  # noqa: F401 - registers them
+from tests.fairseq_cli import FEW_UPDATES, Finished, run_processes, run_program, tiny_language_data
+from tests.plugin.shrunk import shrunk
+from tests.plugin.test_translation_cli import assert_same_weights
+from torchscale_fairseq.hooks.checkpoints import load_checkpoint
+from torchscale_fairseq.hooks.preemption import ASKED
+
+UPDATES = 7
+ONE_GETS_IT = """
+import os
+from fairseq.trainer import Trainer
+def at_update_4(step):
+    def train_step(self, *arguments):
+        if self.get_num_updates() == {after} and os.environ["RANK"] == {rank!r}:
+            import multiprocessing, subprocess
+            workers = [str(worker.pid) for worker in multiprocessing.active_children()]
+            subprocess.run(["kill", "-s", {signal!r}, *workers, str(os.getpid())])
+        return step(self, *arguments)
+    return train_step
+Trainer.{step} = at_update_4(Trainer.{step})
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_language_data(tmp_path_factory.mktemp("preemption-data"))
+
+
+def words(data: Path, folder: Path) -> list[object]:
+    """Five updates an epoch with two processes, nine with one; validation after the fourth."""
+    arguments = [data, *shrunk("gpt_magneto_small"), *FEW_UPDATES, "--task", "language_modeling", "--num-workers", "1"]
+    arguments += ["--tokens-per-sample", "16", "--batch-size", "4", "--max-update", UPDATES, "--save-dir", folder]
+    return [*arguments, "--validate-interval-updates", "4", "--no-epoch-checkpoints", "--lr", "0.001", "--cpu"]
+
+
+def train(processes: int, data: Path, folder: Path, before: str = "", asked: str = "1") -> Finished:
+    return run_processes(processes, "train", words(data, folder), before=before, environment={ASKED: asked})
+
+
+def told(signal: str, *, after: int, rank: int = 0, step: str = "train_step") -> str:
+    return ONE_GETS_IT.format(signal=signal.removeprefix("SIG"), after=after, rank=str(rank), step=step)
+
+
+def updates(folder: Path) -> int:
+    return int(load_checkpoint(folder / "checkpoint_last.pt")["optimizer_history"][-1]["num_updates"])
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def whole(request: pytest.FixtureRequest, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
+    """A run that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("whole")
+    train(request.param, data, folder).check()
+    return request.param, folder
+
+
+@pytest.mark.parametrize(
+    ("signal", "step", "code"),
+    [("SIGTERM", "train_step", 143), ("SIGUSR1", "train_step", 75), ("SIGUSR1", "valid_step", 75)],
+)
+def test_stops_and_goes_on(
+    signal: str, step: str, code: int, whole: tuple[int, Path], data: Path, tmp_path: Path
+) -> None:
+    """The last process is told, and so are the workers of its data loader; it was making the fourth update, or
+    validating after it."""
+    processes, undisturbed = whole
+    after = 3 if step == "train_step" else 4
+    done = train(processes, data, tmp_path, told(signal, after=after, rank=processes - 1, step=step))
+    assert done.returncode == code, done.output
+    assert f"stopping, since {signal} was received (update 4)" in done.output
+    assert updates(tmp_path) == 4
+    assert f"goes on from {tmp_path}/checkpoint_last.pt" in done.output
+    train(processes, data, tmp_path).check()
+    assert_same_weights(undisturbed, tmp_path, 0)
+
+
+def test_a_finished_run_just_ends(data: Path, tmp_path: Path) -> None:
+    done = train(1, data, tmp_path, told("SIGUSR1", after=UPDATES - 1)).check()
+    assert updates(tmp_path) == UPDATES and "done training" in done.output
+    assert math.isfinite(load_checkpoint(tmp_path / "checkpoint_best.pt")["extra_state"]["val_loss"])
+
+
+def test_signals_end_a_run_that_was_not_asked_to_save(data: Path, tmp_path: Path) -> None:
+    done = train(1, data, tmp_path, told("SIGTERM", after=3), asked="0")
+    assert done.returncode == 1 and not (tmp_path / "checkpoint_last.pt").exists()
+
+
+@pytest.mark.slow
+def test_processes_that_fairseq_starts_are_told(data: Path, tmp_path: Path) -> None:
+    """--distributed-world-size: the parent passes the signal on and ends with their code."""
+    start = "import subprocess, sys, time, signal\np = subprocess.Popen(sys.argv[1:])\n"
+    wait = f"import pathlib\nwhile not pathlib.Path({str(tmp_path)!r}, 'log').exists() or "
+    wait += f"'num_updates=3' not in pathlib.Path({str(tmp_path)!r}, 'log').read_text(): time.sleep(0.1)\n"
+    code = start + wait + "p.send_signal(signal.SIGUSR1)\nsys.exit(p.wait())"
+    arguments = [*words(data, tmp_path), "--max-update", 100000, "--log-file", tmp_path / "log"]
+    arguments += ["--user-dir", "torchscale_fairseq", "--distributed-world-size", 2]
+    done = run_program(["python", "-c", code, "fairseq-train", *arguments], environment={ASKED: "1"})
+    assert done.returncode == 75, done.output
+    assert updates(tmp_path) >= 3

@@ -1,0 +1,109 @@
+"""How fast a run is: tokens per second and model FLOPs per device, and their share of what the device could do."""
+
+import logging
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from fairseq.logging import metrics
+from torch import Tensor, nn
+
+from torchscale_fairseq.core.config import _Config
+from torchscale_fairseq.core.flops import Load, training_flops
+from torchscale_fairseq.core.ops.positions import PADDING_POSITION
+
+logger = logging.getLogger(__name__)
+
+PEAK_TFLOPS: dict[str, tuple[float, float]] = {
+    "H100 NVL": (835, 60),
+    "H100 PCIe": (756, 51),
+    "H100": (989, 67),
+    "H200": (989, 67),
+    "A100": (312, 19.5),
+    "A40": (149.7, 37.4),
+    "L40S": (362, 91.6),
+    "L4": (121, 30.3),
+    "V100": (125, 15.7),
+    "T4": (65, 8.1),
+}
+"""By a part of the GPU's name, in half precision (tensor cores, no sparsity) and in float32 (without TF32), from the
+vendor's data sheets."""
+
+
+class SpeedMeter:
+    """Logs, beside fairseq's own figures, ``tps_device`` (tokens per second), ``tflops`` (model TFLOP/s, see
+    ``core/flops.py``) and ``mfu`` (their share of the peak rate), all of this process's device.
+
+    Args:
+        config: the core's, of the model.
+        peak: FLOP/s; None if it is not known, and there is no ``mfu``.
+    """
+
+    def __init__(self, config: Any, peak: float | None):
+        self.config = config
+        self.peak = peak
+
+    def log(self, samples: Iterable[dict[str, Any] | None]) -> None:
+        """Count an update on these batches, if they are text."""
+        given = [sample for sample in samples if sample]
+        if not all("ntokens" in sample and "src_tokens" in sample["net_input"] for sample in given):
+            return
+        metrics.log_speed("tps_device", sum(float(s["ntokens"]) for s in given), priority=191, round=1)
+        flops = sum(self.flops(sample) for sample in given)
+        metrics.log_speed("tflops", flops / 1e12, priority=192, round=3)
+        if self.peak is not None:
+            metrics.log_speed("mfu", flops / self.peak, priority=193, round=3)
+
+    def flops(self, sample: dict[str, Any]) -> float:
+        """Model FLOPs of an update on this batch."""
+        inputs = sample["net_input"]
+        source = _lengths(inputs["src_tokens"])
+        target = _lengths(inputs["prev_output_tokens"]) if "prev_output_tokens" in inputs else source
+        predicted = sample.get("target")
+        has_encoder, has_decoder = (hasattr(self.config, f"{side}_layers") for side in ("encoder", "decoder"))
+        return training_flops(
+            self.config,
+            encoder=Load.of(source) if has_encoder else None,
+            decoder=Load.of(target) if has_decoder else None,
+            predictions=0 if predicted is None else int(predicted.ne(PADDING_POSITION).sum()),
+            pairs=sum(s * t for s, t in zip(source, target, strict=True)) if has_encoder and has_decoder else 0,
+        )
+
+
+def _lengths(tokens: Tensor) -> list[int]:
+    lengths: list[int] = tokens.ne(PADDING_POSITION).sum(1).tolist()
+    return lengths
+
+
+def speed_meter(model: nn.Module, device: torch.device, peak_tflops: float | None, *, half: bool) -> SpeedMeter | None:
+    """The meter of a model of this package; None for others. Says what utilisation is relative to.
+
+    Args:
+        model: in training.
+        device: where it trains.
+        peak_tflops: as the user says; None to look it up.
+        half: whether the model computes in half precision.
+    """
+    sides = [getattr(model, side, None) for side in ("decoder", "encoder")]
+    configs = [c for c in (getattr(side, "config", None) for side in sides) if isinstance(c, _Config)]
+    if not configs:
+        return None
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    precision = "half precision" if half else "float32"
+    peak = peak_tflops or _known_peak(name, half=half)
+    if peak is None:
+        logger.info(
+            f"model FLOPs utilisation (mfu) is not logged: the peak rate of this device ({name}, {precision}) is not "
+            "known; give it with --peak-tflops (benchmarks/compare.py train says the rate of a matrix product)"
+        )
+    else:
+        logger.info(f"model FLOPs utilisation (mfu) is relative to {peak:g} TFLOP/s ({name}, {precision})")
+    return SpeedMeter(configs[0], None if peak is None else peak * 1e12)
+
+
+def _known_peak(device: str, *, half: bool) -> float | None:
+    for name, (in_half, in_float32) in PEAK_TFLOPS.items():
+        if re.search(rf"\b{name}\b", device):
+            return in_half if half else in_float32
+    return None

@@ -1,6 +1,5 @@
 """Signals during training: a checkpoint at the next update, in all processes alike, and the exit code that says why."""
 
-import math
 from pathlib import Path
 
 import pytest
@@ -85,7 +84,6 @@ def test_stops_and_goes_on(
 def test_a_finished_run_just_ends(data: Path, tmp_path: Path) -> None:
     done = train(1, data, tmp_path, told("SIGUSR1", after=UPDATES - 1)).check()
     assert updates(tmp_path) == UPDATES and "done training" in done.output
-    assert math.isfinite(load_checkpoint(tmp_path / "checkpoint_best.pt")["extra_state"]["val_loss"])
 
 
 def test_signals_end_a_run_that_was_not_asked_to_save(data: Path, tmp_path: Path) -> None:

@@ -274,7 +274,7 @@ def test_evaluation_longer_than_the_model(
 @pytest.mark.parametrize(
     ("words", "flags", "message"),
     [
-        (40, [], r"Size of sample #0 is invalid \(=41\) since max_positions=32"),
+        (40, [], r"sample #0, counted from 0, has 41 tokens .* the model 32 positions; shorten it"),
         (20, ["--max-len-b", "12"], r"a prompt of 20 tokens is longer than the 12 that .* raise --max-len-b"),
     ],
 )

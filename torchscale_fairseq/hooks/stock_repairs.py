@@ -24,7 +24,7 @@ from fairseq.distributed import utils as distributed_utils
 from fairseq.models import distributed_fairseq_model
 from fairseq.modules import dynamic_crf_layer
 from fairseq.optim import fp16_optimizer
-from fairseq.tasks import language_modeling
+from fairseq.tasks import FairseqTask, language_modeling
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
@@ -345,6 +345,32 @@ def refuse_prompts_that_would_be_cut() -> None:
     replace(sequence_generator.SequenceGenerator, "_generate", make)
 
 
+def say_what_is_too_long() -> None:
+    """A text longer than the model's positions ends generation and evaluation with a message that has no unit and
+    only one way out, which leaves the text out."""
+
+    def make(stock: Callable[..., Any]) -> Callable[..., Any]:
+        def filter_indices_by_size(
+            self: Any, indices: Any, dataset: Any, max_positions: Any = None, ignore_invalid_inputs: bool = False
+        ) -> Any:
+            try:
+                return stock(self, indices, dataset, max_positions, ignore_invalid_inputs)
+            except Exception:
+                _, ignored = dataset.filter_indices_by_size(indices, max_positions)
+                if len(ignored) == 0:
+                    raise
+                raise ValueError(
+                    f"sample #{ignored[0]}, counted from 0, has {dataset.size(ignored[0])} tokens (with </s>), and "
+                    f"the model {max_positions} positions; shorten it, leave such samples out with "
+                    "--skip-invalid-size-inputs-valid-test, or train a model with more (--tokens-per-sample of "
+                    "language models, --max-source-positions, --max-target-positions)."
+                ) from None
+
+        return filter_indices_by_size
+
+    replace(FairseqTask, "filter_indices_by_size", make)
+
+
 def score_all_of_the_text() -> None:
     """fairseq-eval-lm leaves out samples that are longer than the model's positions, which with the default
     ``--tokens-per-sample`` can be the whole text. Now it is an error."""
@@ -408,6 +434,7 @@ REPAIRS: tuple[Callable[[], None], ...] = (
     rank_zero_in_one_process,
     count_diverse_beams_within_the_batch,
     refuse_prompts_that_would_be_cut,
+    say_what_is_too_long,
     score_all_of_the_text,
     build_our_trainer,
     hide_warnings_nobody_can_act_on,

@@ -133,7 +133,7 @@ def parse_options(experiment: Experiment) -> argparse.Namespace:
     task.add_argument("--output", type=Path, metavar="DIR", help="train, and write the report and its figure here")
     task.add_argument("--plot-only", type=Path, metavar="JSON", help="draw the figure of this report, beside it")
     add("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
-    add("--small", action="store_true", help="smaller models and fewer of them: a minute or two on a CPU")
+    add("--small", action="store_true", help="smaller models and fewer of them: one to five minutes on a CPU")
     add("--processes", type=int, default=1, metavar="N", help="models trained at the same time; default: 1")
     add("--seed", type=int, default=1, help="of initial values and data; default: 1")
     add("--text", type=Path, default=ROOT / "data/python", metavar="DIR", help="the corpus, made if it is missing")

@@ -15,6 +15,8 @@ from torchscale_fairseq import (
     EncoderConfig,
     EncoderDecoder,
     EncoderDecoderConfig,
+    LongNetDecoder,
+    LongNetEncoder,
 )
 from torchscale_fairseq.core.layers.embedding import PositionalEmbedding, TextEmbedding
 
@@ -23,6 +25,8 @@ MODELS = {
     "Encoder": (EncoderConfig, Encoder),
     "Decoder": (DecoderConfig, Decoder),
     "EncoderDecoder": (EncoderDecoderConfig, EncoderDecoder),
+    "LongNetEncoder": (EncoderConfig, LongNetEncoder),
+    "LongNetDecoder": (DecoderConfig, LongNetDecoder),
 }
 
 
@@ -71,7 +75,7 @@ def ids(found: list[Case]) -> list[str]:
 
 
 ENCODERS = cases("enc_*", without=(*NOT_HERE, "incremental"))
-DECODERS = cases("dec_*", without=(*NOT_HERE, "leftpad"))
+DECODERS = cases("dec_*", without=(*NOT_HERE, "leftpad")) + cases("ln_dec*", without=("misaligned",))
 ENCODER_DECODERS = cases("ed_*", without=NOT_HERE)
 
 
@@ -134,10 +138,46 @@ def test_decoder(case: Case) -> None:
             assert_close(state[keep], expected[keep], tolerance(case), f"inner_states.{i}")
     for first in (1, 5):
         steps = incremental_logits(model, tokens, first)
-        if "out/incremental_logits" in case.tensors:
-            assert_close(steps[keep], case["out/incremental_logits"][keep], tolerance(case), f"steps after {first}")
+        for name in ("incremental_logits", "prefix_logits"):
+            if f"out/{name}" in case.tensors:
+                assert_close(steps[keep], case[f"out/{name}"][keep], tolerance(case), f"steps after {first}")
         assert_close(steps[keep], logits[keep].detach(), "float32", f"steps after a prompt of {first}")
     check_loss_and_gradients(case, model, logits)
+
+
+@pytest.mark.parametrize("case", cases("ln_limits"), ids=lambda c: c.name)
+@torch.no_grad()
+def test_longnet_decodes_where_the_official_one_cannot(case: Case) -> None:
+    model, tokens = build(case), case["in/prev_output_tokens"]
+    compare(case, model(tokens)[0], "logits")
+    compare(case, incremental_logits(model, tokens, 3), "logits")
+
+
+LONGNET_ENCODERS = cases("ln_enc*")
+
+
+@pytest.mark.parametrize("case", LONGNET_ENCODERS, ids=ids(LONGNET_ENCODERS))
+@torch.no_grad()
+def test_longnet_encoder(case: Case) -> None:
+    """Up to the last segment that is full of tokens: the official code attends to padding and to what fills it up."""
+    mask = case["in/encoder_padding_mask"]
+    actual, official = build(case)(case["in/src_tokens"], mask)["encoder_out"], case["out/encoder_out"]
+    for row, real in enumerate((~mask).sum(1).tolist()):
+        full = real // 16 * 16
+        assert_close(actual[row, :full], official[row, :full], tolerance(case), "encoder_out")
+        rest = (actual - official)[row, full:real].abs()
+        assert not rest.numel() or rest.max() > 1e-2
+
+
+@pytest.mark.parametrize("case", cases("ln_dec_misaligned"), ids=lambda c: c.name)
+@torch.no_grad()
+def test_segments_that_their_ratio_does_not_divide(case: Case) -> None:
+    """The official code shifts all of them but the first."""
+    model, tokens = build(case), case["in/prev_output_tokens"]
+    logits, _ = model(tokens)
+    assert_close(logits[:, :6], case["out/logits"][:, :6], tolerance(case), "logits")
+    assert (logits - case["out/logits"])[:, 6:].abs().max() > 1e-2
+    assert_close(incremental_logits(model, tokens, 1), logits, "float32", "steps")
 
 
 @pytest.mark.parametrize("case", cases("dec_leftpad"), ids=lambda c: c.name)

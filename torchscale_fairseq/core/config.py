@@ -283,7 +283,11 @@ class _TransformerConfig(_ExpertOptions, _BitNetOptions):
     )
     bert_init: bool = option(False, "initialise linear layers and embeddings from N(0, 0.02)")
     attention_backend: str | None = option(None, "implementation of attention; unset: sdpa", choices=ATTENTION_BACKENDS)
-    flash_attention: bool = option(False, "TorchScale's spelling of attention_backend=flash_attn")
+    flash_attention: bool = option(
+        False,
+        "TorchScale's spelling of attention_backend=flash_attn; with segment_length, where TorchScale demands it, it "
+        "changes nothing: sdpa has flash attention of its own",
+    )
     checkpoint_activations: bool = option(False, "recompute each layer in the backward pass to save memory")
     ffn_chunk_size: int = option(
         0,
@@ -487,6 +491,11 @@ class _DilatedOptions(_TransformerConfig):
                 f"rel_pos_buckets ({self.rel_pos_buckets}) is for dense attention and segment_length for dilated "
                 "attention, which takes no bias; use xpos_rel_pos."
             )
+
+    @property
+    def backend(self) -> str:
+        """The attention backend in use."""
+        return self.attention_backend or "sdpa" if self.segment_lengths else super().backend
 
     @property
     def segment_lengths(self) -> tuple[int, ...]:

@@ -64,6 +64,7 @@ LIVE = {
         *_DECODER_ATTENTION,
         *_of("decoder"),
         *_words("share_decoder_input_output_embed max_target_positions tokens_per_sample"),
+        *_words("segment_length dilated_ratio"),
     ),
     "mt_base": (
         *_COMMON,
@@ -114,7 +115,7 @@ UNSUPPORTED = {
     "adaptive_input": "adaptive input embeddings",
     "character_embeddings": "character embeddings",
 }
-"""Options that, when they are set, make a model that this package lacks."""
+"""Options that, when they are set, make a model that this package lacks, but for those of its models that read them."""
 
 _CONSTANT = re.compile(
     r"(?:encoder|decoder)\.(?:version|embed_positions\.(?:_float_tensor|weights)|"
@@ -167,6 +168,8 @@ def makers(options: Mapping[str, Any], sides: Sequence[str], names: Iterable[str
 
 
 def _makes(version: str, options: Mapping[str, Any], side: str, names: Iterable[str]) -> bool:
+    if version == "0.3.0" and options.get("segment_length"):
+        return False  # LongNet came later
     asked = bool(options.get(f"{side}_normalize_before"))
     wanted = False if options.get("deepnorm") else True if has_inner_norms(names) else asked
     if version == "0.3.0":

@@ -63,7 +63,7 @@ def _architecture(options: Mapping[str, Any], path: Path) -> str:
 
 def _refuse_unsupported(options: Mapping[str, Any], arch: str, state: Mapping[str, Any], path: Path) -> None:
     for option, what in official.UNSUPPORTED.items():
-        if options.get(option):
+        if options.get(option) and option not in official.LIVE[arch]:
             raise InputError(f"{path} has {what} ({option}={options[option]!r}), which cannot be converted")
     for name in state["model"]:
         if ".moe_layer." in name:

@@ -86,6 +86,9 @@ def _official_options(options: Mapping[str, Any], config: Any, arch: str, path: 
     theirs["subln"] = config.uses_subln
     if arch != "retnet_base":
         theirs["no_token_positional_embeddings"] = not config.has_absolute_positions
+    longnet = {name: str(theirs.pop(name)) for name in ("segment_length", "dilated_ratio") if theirs.get(name)}
+    if longnet:
+        theirs |= {**longnet, "flash_attention": True}  # without which it cannot run there
     if not theirs.get("flash_attention"):
         theirs.pop("flash_attention", None)  # unknown to 0.3.0
     return theirs

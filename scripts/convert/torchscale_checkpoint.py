@@ -9,7 +9,7 @@ All that is left out is kept beside, in the entry torchscale_official, so that -
 checkpoint. Training that goes on writes checkpoints without that entry; of them, --to-official makes one with the
 same parameters and options.
 
-Mixture-of-experts models, LongNet and adaptive softmaxes are refused.
+Mixture-of-experts models and adaptive softmaxes are refused.
 """
 
 import argparse

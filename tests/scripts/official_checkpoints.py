@@ -11,7 +11,14 @@ import torch
 from tests.helpers import parity_dir
 from tests.parity.vectors import Case
 
-KINDS = {"fs_lm": "lm", "fs_lm_sinus": "lm", "fs_mlm": "mlm", "fs_mt": "mt", "fs_retnet": "retnet"}
+KINDS = {
+    "fs_lm": "lm",
+    "fs_lm_sinus": "lm",
+    "fs_longlm": "lm",
+    "fs_mlm": "mlm",
+    "fs_mt": "mt",
+    "fs_retnet": "retnet",
+}
 
 DEAD = {
     "moe_freq": 0,
@@ -49,7 +56,7 @@ def official_checkpoint(case: Case, folder: Path, *, layout: str = "cfg", **opti
     """What the private fairseq wrote.
 
     Args:
-        case: fs_lm, fs_lm_sinus, fs_mlm, fs_mt or fs_retnet.
+        case: one of KINDS.
         folder: with dictionaries.
         layout: "cfg", or "args" for one flat namespace.
         options: of the model, instead of the case's.

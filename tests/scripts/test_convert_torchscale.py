@@ -266,7 +266,10 @@ class TestRefusals:
         ("change", "message"),
         [
             ({"moe_freq": 2}, "mixture-of-experts layers (moe_freq=2)"),
-            ({"segment_length": "[8,16]"}, "LongNet's dilated attention (segment_length='[8,16]')"),
+            (
+                {"_name": "mlm_base", "segment_length": "[8,16]"},
+                "LongNet's dilated attention (segment_length='[8,16]')",
+            ),
             ({"adaptive_softmax_cutoff": "10,20"}, "an adaptive softmax (adaptive_softmax_cutoff='10,20')"),
             ({"surprise": 1}, "an option surprise (1) that TorchScale's lm_base lacks"),
             ({"_name": "retnet_base"}, "that TorchScale's retnet_base lacks"),

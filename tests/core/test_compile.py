@@ -25,6 +25,7 @@ OPTIONS = [
     {"deepnorm": True},
     {"xpos_rel_pos": True},
     {"rel_pos_buckets": 8, "max_rel_pos": 16},
+    {"segment_length": [4, 8], "dilated_ratio": [1, 2]},
 ]
 
 

@@ -19,7 +19,7 @@ from tests.plugin.shrunk import shrunk
 from tests.plugin.test_translation_cli import assert_same_weights, column
 from torchscale_fairseq.hooks.checkpoints import load_checkpoint
 
-CAUSAL = ("gpt_deepnorm", "gpt_magneto", "gpt_xpos", "lm_base")
+CAUSAL = ("gpt_deepnorm", "gpt_magneto", "gpt_xpos", "longnet", "lm_base")
 MASKED = ("bert_magneto", "bert_deepnorm", "mlm_base")
 LENGTH = 32
 SENTENCES = 21
@@ -99,6 +99,34 @@ def test_every_masked_model_trains_and_validates(arch: str, language_data: Path,
 def load(checkpoint: Path, data: Path) -> torch.nn.Module:
     models, _, _ = checkpoint_utils.load_model_ensemble_and_task([str(checkpoint)], {"data": str(data)})
     return models[0].eval()
+
+
+def check_beams_and_prompts(run: Path, language_data: Path) -> None:
+    """Prompts of different lengths in one batch, and the scores of a beam are those of a full forward."""
+    flags = ["--beam", "3", "--max-len-b", "14", "--nbest", "2", "--buffer-size", "2"]
+    output = interact(language_data, run, "w1 w2 w3 w4\nw5\n", *flags).check().stdout
+    model, dictionary = load(run, language_data), Dictionary.load(str(language_data / "dict.txt"))
+    hypotheses, scores = column(output, "H"), column(output, "P")
+    for sentence, prompt in enumerate(("w1 w2 w3 w4", "w5")):
+        for text, positional in zip(hypotheses[sentence], scores[sentence], strict=True):
+            assert text.startswith(prompt)
+            ids = dictionary.encode_line(text, add_if_not_exist=False).long()
+            with torch.no_grad():
+                lprobs = model(torch.cat((torch.tensor([2]), ids[:-1]))[None])[0][0].log_softmax(-1)
+            expected = lprobs.gather(1, ids[:, None])[:, 0] / math.log(2)
+            found = torch.tensor([float(x) for x in positional.split()])
+            new = len(prompt.split())
+            torch.testing.assert_close(found[new:], expected[new : len(found)], atol=2e-3, rtol=1e-3)
+
+
+def check_prefixes(run: Path, language_data: Path) -> None:
+    """fairseq-generate goes on from the first words of the test set."""
+    words = [language_data, "--task", "language_modeling", "--path", run, "--cpu", "--batch-size", "4", "--beam", "2"]
+    words += ["--prefix-size", "1", "--max-len-b", "20", "--gen-subset", "test", "--sample-break-mode", "eos"]
+    output = run_fairseq("generate", words).check().stdout
+    hypotheses, targets = column(output, "H"), column(output, "T")
+    assert len(hypotheses) == 21
+    assert hypotheses and all(h[0].split()[:1] == targets[i][0].split()[:1] for i, h in hypotheses.items())
 
 
 @torch.no_grad()

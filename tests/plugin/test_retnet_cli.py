@@ -1,6 +1,5 @@
 """RetNet through fairseq's own commands."""
 
-import math
 from pathlib import Path
 
 import pytest
@@ -9,11 +8,17 @@ import torch
 pytest.importorskip("fairseq")
 
 from fairseq.checkpoint_utils import load_model_ensemble_and_task
-from fairseq.data import Dictionary
 
 from tests.fairseq_cli import FEW_UPDATES, USER_DIR, Finished, run_fairseq
 from tests.plugin.shrunk import shrunk
-from tests.plugin.test_language_model_cli import LENGTH, evaluate, interact, load
+from tests.plugin.test_language_model_cli import (
+    LENGTH,
+    check_beams_and_prompts,
+    check_prefixes,
+    evaluate,
+    interact,
+    load,
+)
 from tests.plugin.test_translation_cli import assert_same_weights, column
 from tests.scripts.official_checkpoints import case_of, official_checkpoint, write_dictionaries
 from torchscale_fairseq.models.retnet import RetNetLanguageModel
@@ -45,21 +50,7 @@ def test_scores_are_the_same_in_every_form(run: Path, language_data: Path) -> No
 
 
 def test_beams_and_prompts(run: Path, language_data: Path) -> None:
-    """Prompts of different lengths in one batch, and the scores of a beam are those of a full forward."""
-    flags = ["--beam", "3", "--max-len-b", "14", "--nbest", "2", "--buffer-size", "2"]
-    output = interact(language_data, run, "w1 w2 w3 w4\nw5\n", *flags).check().stdout
-    model, dictionary = load(run, language_data), Dictionary.load(str(language_data / "dict.txt"))
-    hypotheses, scores = column(output, "H"), column(output, "P")
-    for sentence, prompt in enumerate(("w1 w2 w3 w4", "w5")):
-        for text, positional in zip(hypotheses[sentence], scores[sentence], strict=True):
-            assert text.startswith(prompt)
-            ids = dictionary.encode_line(text, add_if_not_exist=False).long()
-            with torch.no_grad():
-                lprobs = model(torch.cat((torch.tensor([2]), ids[:-1]))[None])[0][0].log_softmax(-1)
-            expected = lprobs.gather(1, ids[:, None])[:, 0] / math.log(2)
-            found = torch.tensor([float(x) for x in positional.split()])
-            new = len(prompt.split())
-            torch.testing.assert_close(found[new:], expected[new : len(found)], atol=2e-3, rtol=1e-3)
+    check_beams_and_prompts(run, language_data)
 
 
 def test_sampling(run: Path, language_data: Path) -> None:
@@ -69,12 +60,7 @@ def test_sampling(run: Path, language_data: Path) -> None:
 
 
 def test_generate_continues_prefixes(run: Path, language_data: Path) -> None:
-    words = [language_data, "--task", "language_modeling", "--path", run, "--cpu", "--batch-size", "4", "--beam", "2"]
-    words += ["--prefix-size", "1", "--max-len-b", "20", "--gen-subset", "test", "--sample-break-mode", "eos"]
-    output = run_fairseq("generate", words).check().stdout
-    hypotheses, targets = column(output, "H"), column(output, "T")
-    assert len(hypotheses) == 21
-    assert hypotheses and all(h[0].split()[:1] == targets[i][0].split()[:1] for i, h in hypotheses.items())
+    check_prefixes(run, language_data)
 
 
 def test_resume_continues(language_data: Path, tmp_path: Path) -> None:

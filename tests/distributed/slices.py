@@ -1,7 +1,9 @@
 """What each gloo process runs in the tests of sequences that processes share out."""
 
+import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 from tests.helpers import assert_close
@@ -93,3 +95,31 @@ def check_traffic() -> None:
         assert back == [2 * per_key if other < rank else 0 for other in ranks]
     finally:
         dilated.exchange = exchange
+
+
+def check_batches() -> None:
+    """Three processes' slices of a batch are the batch, filled up with padding, and count its tokens once."""
+    from torchscale_fairseq.hooks.sequence import SequenceSharing
+
+    sharing = SequenceSharing(3, padding=1, sentence_avg=False)
+    for rows, filled in (([[5, 6, 7, 8, 9, 10, 11], [5, 6, 1, 1, 1, 1, 1]], 9), ([[5, 6], [7, 8]], 3)):
+        tokens = torch.tensor(rows)
+        given = {"src_tokens": tokens, "src_lengths": tokens.ne(1).sum(1)}
+        sample = {"net_input": given, "target": tokens, "ntokens": 9}
+        own = sharing.slice(sample)
+        assert given.keys() == {"src_tokens", "src_lengths"}
+        assert sharing.slice(own) is own
+        expected = F.pad(tokens, (0, filled - tokens.size(1)), value=1)
+        assert torch.equal(together(own["net_input"]["src_tokens"]), expected)
+        assert torch.equal(together(own["target"]), expected)
+        assert torch.equal(own["net_input"]["src_lengths"], given["src_lengths"])
+        counted = torch.tensor(own["ntokens"])
+        dist.all_reduce(counted)
+        assert counted == tokens.ne(1).sum()
+        part = own["net_input"]["sequence_slice"]
+        assert torch.equal(together(part.real()), expected.ne(1))
+        rows_of_positions = together(part.position_rows(tokens.device))
+        assert torch.equal(rows_of_positions, (torch.arange(filled) + 2).where(expected.ne(1), 1))
+    padded_left = torch.tensor([[1, 5, 6]])
+    with pytest.raises(ValueError, match="--seq-parallel needs padding at the end of a row"):
+        sharing.slice({"net_input": {"src_tokens": padded_left}})

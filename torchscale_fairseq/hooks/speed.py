@@ -44,13 +44,18 @@ class SpeedMeter:
         self.config = config
         self.peak = peak
 
-    def log(self, samples: Iterable[dict[str, Any] | None]) -> None:
-        """Count an update on these batches, if they are text."""
+    def log(self, samples: Iterable[dict[str, Any] | None], *, shared_by: int = 1) -> None:
+        """Count an update on these batches, if they are text.
+
+        Args:
+            samples: the batches.
+            shared_by: processes that compute an equal part of each.
+        """
         given = [sample for sample in samples if sample]
         if not all("ntokens" in sample and "src_tokens" in sample["net_input"] for sample in given):
             return
-        metrics.log_speed("tps_device", sum(float(s["ntokens"]) for s in given), priority=191, round=1)
-        flops = sum(self.flops(sample) for sample in given)
+        metrics.log_speed("tps_device", sum(float(s["ntokens"]) for s in given) / shared_by, priority=191, round=1)
+        flops = sum(self.flops(sample) for sample in given) / shared_by
         metrics.log_speed("tflops", flops / 1e12, priority=192, round=3)
         if self.peak is not None:
             metrics.log_speed("mfu", flops / self.peak, priority=193, round=3)

@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from fairseq import checkpoint_utils
 from fairseq import trainer as stock
 
 from torchscale_fairseq.core.layers.experts import Experts
-from torchscale_fairseq.hooks import expert_checkpoints, expert_shards, gradient_clipping, preemption
+from torchscale_fairseq.hooks import expert_checkpoints, expert_shards, gradient_clipping, preemption, sequence
 from torchscale_fairseq.hooks.checkpoints import CheckpointError, describe_mismatch, read_mapped
 from torchscale_fairseq.hooks.expert_options import prepare_options
 from torchscale_fairseq.hooks.expert_shards import write_shard
@@ -27,9 +27,9 @@ CRASH = "crash.pt"
 
 
 class Trainer(stock.Trainer):
-    """fairseq's Trainer, with four repairs (docs/stock_repairs.md), what experts in several processes need
-    (docs/distributed.md), and what a cluster asks for: figures on speed and health, and an end in good order when told
-    (docs/launching.md)."""
+    """fairseq's Trainer, with four repairs (docs/stock_repairs.md), what experts and sequences that processes share
+    out need (docs/distributed.md), and what a cluster asks for: figures on speed and health, and an end in good order
+    when told (docs/launching.md)."""
 
     def __init__(self, cfg: Any, task: Any, model: Any, criterion: Any, quantizer: Any = None):
         self._split = expert_checkpoints.split_of(model)
@@ -42,6 +42,8 @@ class Trainer(stock.Trainer):
             experts = [name for name, p in model.named_parameters() if hasattr(p, "expert")]
             model._ddp_params_and_buffers_to_ignore = experts
         gradient_clipping.watch(model)
+        self._sharing = sequence.sharing_of(cfg, task, model)
+        """How sequences are shared out, if they are."""
         super().__init__(cfg, task, model, criterion, quantizer)
         if has_experts and not hasattr(criterion, "mixture") and self.is_data_parallel_master:
             logger.warning(
@@ -68,12 +70,12 @@ class Trainer(stock.Trainer):
 
     def train_step(self, samples: Any, raise_oom: bool = False) -> Any:
         """Skips an update whose gradients overflow in fp16 on the CPU as well, where stock goes on to create a
-        CUDA tensor. With experts in several processes, one that runs out of memory does not try to go on without
-        the others."""
+        CUDA tensor. Where processes exchange more than gradients, one that runs out of memory does not try to go on
+        without the others."""
         with ExitStack() if self.cuda else _cuda_is_identity():
-            output = super().train_step(samples, raise_oom or self._split is not None)
+            output = super().train_step(samples, raise_oom or self._in_step)
         if output is not None and self._speed is not None:
-            self._speed.log(samples)
+            self._speed.log(samples, shared_by=1 if self._sharing is None else self._sharing.size)
         if output is not None and self._norms is not None:
             self._norms.after_update(self.optimizer, self.get_num_updates())
         return output
@@ -86,12 +88,15 @@ class Trainer(stock.Trainer):
 
     def valid_step(self, sample: Any, raise_oom: bool = False) -> Any:
         """The same for validation, which ends where processes have agreed to stop."""
-        output = super().valid_step(sample, raise_oom or self._split is not None)
+        output = super().valid_step(sample, raise_oom or self._in_step)
         self.stop_if_told()
         return output
 
     def _aggregate_logging_outputs(self, logging_outputs: Any, *more: Any, ignore: bool = False) -> Any:
-        """Stock's; beside the statistics, processes exchange which signals they have received."""
+        """Stock's; beside the statistics, processes exchange which signals they have received. A sentence that several
+        processes share counts once."""
+        if self._sharing is not None:
+            logging_outputs, more = self._sharing.count_once(logging_outputs, more)
         if not preemption.asked():
             return super()._aggregate_logging_outputs(logging_outputs, *more, ignore=ignore)
         told = preemption.counts()
@@ -104,6 +109,30 @@ class Trainer(stock.Trainer):
         reason = preemption.agreed(preemption.counts()) if self.data_parallel_world_size == 1 else self._stop
         if reason is not None:
             raise preemption.StopRequested(reason)
+
+    @property
+    def _in_step(self) -> bool:
+        """Whether processes wait for each other within a forward pass."""
+        return self._split is not None or self._sharing is not None
+
+    def get_train_iterator(self, *args: Any, **kwargs: Any) -> Any:
+        """Batches for this process, or for the group that shares their sequences."""
+        with self._batches_for_groups():
+            return super().get_train_iterator(*args, **kwargs)
+
+    def get_valid_iterator(self, *args: Any, **kwargs: Any) -> Any:
+        """The same for validation."""
+        with self._batches_for_groups():
+            return super().get_valid_iterator(*args, **kwargs)
+
+    def _batches_for_groups(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._sharing is None else self._sharing.batches_for_groups(self.task)
+
+    def _prepare_sample(self, sample: Any, is_dummy: bool = False) -> Any:
+        """The batch on the device; of a batch of the group this process's slice."""
+        if self._sharing is not None and isinstance(sample, dict) and sample:
+            sample = self._sharing.slice(sample)
+        return super()._prepare_sample(sample, is_dummy)
 
     @property
     def always_call_state_dict_during_save_checkpoint(self) -> bool:
@@ -181,15 +210,15 @@ class Trainer(stock.Trainer):
 
     def _adapt(self, state: dict[str, Any]) -> None:
         """Things that stock leaves out: --store-ema on a checkpoint without an average, where it fails with
-        ``KeyError: 'model'``, starts from the weights; and the place in the data, kept in batches per process,
-        is counted anew for another number of processes. Optimizer states of experts elsewhere are left out."""
+        ``KeyError: 'model'``, starts from the weights; and the place in the data, kept in batches per process
+        or group, is counted anew for another number of them. Optimizer states of experts elsewhere are left out."""
         extra, config = state["extra_state"], state["cfg"]
         if self.cfg.ema.store_ema:
             extra.setdefault("ema", state["model"])
         place = extra["train_iterator"]
         if place.get("iterations_in_epoch") and config is not None:
-            processes = config["distributed_training"]["distributed_world_size"]
-            place["iterations_in_epoch"] = place["iterations_in_epoch"] * processes // self.data_parallel_world_size
+            shards = sequence.batches_at_once(config)
+            place["iterations_in_epoch"] = place["iterations_in_epoch"] * shards // sequence.batches_at_once(self.cfg)
         if self._split is not None:
             expert_checkpoints.take_own(state, self._split, self._expert_indices())
 

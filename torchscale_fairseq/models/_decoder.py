@@ -35,8 +35,10 @@ class DecoderAdapter(FairseqIncrementalDecoder):
         return_all_hiddens: bool = False,
         src_lengths: Tensor | None = None,
         token_embeddings: Tensor | None = None,
+        **slicing: Any,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Decode (batch, seq) tokens; padding, on either side, is read off them."""
+        """Decode (batch, seq) tokens; padding, on either side, is read off them. With --seq-parallel,
+        sequence_slice says which slice of longer rows they are."""
         return self.core.forward(
             self,
             prev_output_tokens,
@@ -46,6 +48,7 @@ class DecoderAdapter(FairseqIncrementalDecoder):
             features_only=features_only,
             return_all_hiddens=return_all_hiddens,
             token_embeddings=token_embeddings,
+            **slicing,
         )
 
     def extract_features(self, prev_output_tokens: Tensor, **arguments: Any) -> tuple[Tensor, dict[str, Any]]:

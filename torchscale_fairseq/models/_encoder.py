@@ -9,6 +9,7 @@ from torchscale_fairseq.core.architectures.blocks import SideOptions
 from torchscale_fairseq.core.architectures.encoder import Encoder
 from torchscale_fairseq.core.config import EncoderConfig, EncoderDecoderConfig
 from torchscale_fairseq.core.ops.positions import absolute_positions
+from torchscale_fairseq.core.parallel.sequence import SequenceSlice
 
 from ._dictionary import upgrade_state_dict
 
@@ -42,8 +43,10 @@ class TextEncoder(FairseqEncoder, Encoder):
         return_all_hiddens: bool = False,
         token_embeddings: Tensor | None = None,
         features_only: bool = False,
+        sequence_slice: SequenceSlice | None = None,
     ) -> dict[str, Any]:
-        """Encode (batch, seq) tokens; padding, on either side, is read off them."""
+        """Encode (batch, seq) tokens; padding, on either side, is read off them. With --seq-parallel, sequence_slice
+        says which slice of longer rows they are."""
         padding_mask = src_tokens.eq(self.dictionary.pad())
         return Encoder.forward(
             self,
@@ -53,6 +56,7 @@ class TextEncoder(FairseqEncoder, Encoder):
             token_embeddings=token_embeddings,
             features_only=features_only,
             positions=absolute_positions(padding_mask) if self.config.torchscale_compatible else None,
+            sequence_slice=sequence_slice,
         )
 
     def max_positions(self) -> int:

@@ -42,6 +42,13 @@ class ModelOptions(FairseqDataclass):
             "that of known GPUs"
         },
     )
+    seq_parallel: bool = dataclasses.field(
+        default=False,
+        metadata={"help": "several processes share each sequence, of which each computes a slice (dilated attention)"},
+    )
+    seq_parallel_size: int = dataclasses.field(
+        default=0, metadata={"help": "processes that share a sequence, with --seq-parallel; 0: all"}
+    )
 
 
 ConfigT = TypeVar("ConfigT")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchscale_fairseq.core.architectures.blocks import SideOptions
 from torchscale_fairseq.core.config import EncoderConfig
 from torchscale_fairseq.core.layers.heads import POOLER_ACTIVATIONS, ClassificationHead, MaskedLanguageModelHead
+from torchscale_fairseq.core.parallel.sequence import SequenceSlice
 
 from ._dictionary import token_embedding
 from ._encoder import TextEncoder
@@ -81,6 +82,7 @@ class MaskedLanguageModel(FairseqEncoderModel):
         return_all_hiddens: bool = False,
         classification_head_name: str | None = None,
         masked_tokens: Tensor | None = None,
+        sequence_slice: SequenceSlice | None = None,
         **_: Any,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Read whole sequences.
@@ -92,12 +94,15 @@ class MaskedLanguageModel(FairseqEncoderModel):
             return_all_hiddens: fill inner_states.
             classification_head_name: return this head's scores, (batch, classes).
             masked_tokens: (batch, seq), True where logits are wanted; they come as (tokens, vocabulary).
+            sequence_slice: the tokens are this slice of longer rows (--seq-parallel).
 
         Returns:
             Logits (batch, seq, vocabulary) unless told otherwise; and inner_states, a list of (batch, seq, width),
             with l_aux and routing as from ``Encoder``.
         """
-        output = self.encoder(src_tokens, return_all_hiddens=return_all_hiddens, features_only=True)
+        output = self.encoder(
+            src_tokens, return_all_hiddens=return_all_hiddens, features_only=True, sequence_slice=sequence_slice
+        )
         x = output["encoder_out"]
         if classification_head_name is not None:
             x = self.classification_heads[classification_head_name](x)

@@ -288,13 +288,16 @@ class SideOptions:
             return
         scale_layers(layers, gain=self.scaling.gain, scale_cross_attention=scale_cross_attention)
 
-    def xpos_tables(self, positions: Tensor, *, causal: bool, centre: int, dtype: torch.dtype) -> XPosTables | None:
+    def xpos_tables(
+        self, positions: Tensor, *, causal: bool, centre: int, span: int, dtype: torch.dtype
+    ) -> XPosTables | None:
         """xPos tables for one forward pass, if the config asks for xPos.
 
         Args:
             positions: (batch or 1, seq), of queries and new keys.
             causal: scores decay; in bidirectional attention they do so in TorchScale's code only.
             centre: position at which nothing is scaled.
+            span: tokens between the first of them and the last.
             dtype: of the model.
         """
         if not self.config.xpos_rel_pos:
@@ -305,7 +308,7 @@ class SideOptions:
             decay=causal or self.config.torchscale_compatible,
             scale_base=self.config.xpos_scale_base,
             centre=centre,
-            span=positions.size(1),
+            span=span,
             dtype=dtype,
         )
 

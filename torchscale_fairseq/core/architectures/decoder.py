@@ -10,6 +10,7 @@ from ..layers.cache import DecodingState, LayerState, reorder_incremental_state
 from ..layers.moe import RoutingReport
 from ..ops.positions import has_padding_before_tokens, has_padding_inside, relative_positions
 from ..ops.xpos import XPosTables
+from ..parallel.sequence import SequenceSlice
 from .blocks import SideOptions, feed_forward, position_rows, routing_outputs, run_layer
 from .stack import Stack
 
@@ -41,6 +42,7 @@ class DecoderLayer(nn.Module):
         memory_padding_mask: Tensor | None,
         memory_bias: Tensor | None,
         state: LayerState | None,
+        sequence: SequenceSlice | None,
         not_routed: Tensor | None,
     ) -> tuple[Tensor, RoutingReport | None]:
         """(batch, seq, width) to the same; arguments as for MultiheadAttention and MixtureOfExperts."""
@@ -55,6 +57,7 @@ class DecoderLayer(nn.Module):
                 bias=bias,
                 xpos=xpos,
                 cache=None if state is None else state.self_attn,
+                sequence=sequence,
             ),
         )
         if self.encoder_attn is not None and memory is not None:
@@ -121,6 +124,7 @@ class Decoder(Stack):
         features_only: bool = False,
         return_all_hiddens: bool = False,
         token_embeddings: Tensor | None = None,
+        sequence_slice: SequenceSlice | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Decode a batch: all positions at once, or those that the state has not seen.
 
@@ -133,6 +137,8 @@ class Decoder(Stack):
             features_only: skip the output projection.
             return_all_hiddens: accepted as by TorchScale, which always fills inner_states too.
             token_embeddings: (batch, seq or new tokens, width), in place of embed_tokens.
+            sequence_slice: the tokens are this process's slice of longer rows, which it knows the padding of; needs
+                dilated attention.
 
         Returns:
             Logits (batch, new tokens, vocabulary), or features with features_only or without an output
@@ -140,31 +146,42 @@ class Decoder(Stack):
             (list, RoutingReport, None likewise), of the encoder's layers first; attn (None).
 
         Raises:
-            ValueError: input is missing, or longer than max_target_positions.
+            ValueError: input is missing, longer than max_target_positions, or a slice to be decoded step by step.
         """
+        if sequence_slice is not None and incremental_state is not None:
+            raise ValueError("incremental_state has no place with sequence_slice; decode in one process.")
         state = self._state(incremental_state)
         past = 0 if state is None else state.length
         embedding = self._embed(prev_output_tokens[:, past:], token_embeddings)
         total = past + embedding.size(1)
-        padding_mask = self._padding_mask(self_attn_padding_mask, state, embedding.size(1))
-        x = self._add_positions(embedding, position_rows(None, padding_mask, start=past, x=embedding))
+        if sequence_slice is None:
+            padding_mask, rows = self._padding_mask(self_attn_padding_mask, state, embedding.size(1)), None
+            relative = _relative_positions(padding_mask, total, embedding.device)
+        else:
+            sequence_slice, total = sequence_slice.to(embedding.device), sequence_slice.total
+            padding_mask, rows = sequence_slice.padding_mask(), sequence_slice.position_rows(embedding.device)
+            relative = sequence_slice.positions(embedding.device)
+        x = self._add_positions(embedding, position_rows(rows, padding_mask, start=past, x=embedding))
         memory, memory_padding_mask = encoder_memory(encoder_out, state)
 
-        relative = _relative_positions(padding_mask, total, x.device)
         not_routed = None
         if padding_mask is not None and not self.config.torchscale_compatible:
             not_routed = padding_mask[:, past:]
         if padding_mask is not None and state is None and not has_padding_before_tokens(padding_mask):
             padding_mask = None  # causal attention does not look to the right
         centre = total // 2 if state is None else state.xpos_centre_for(total, self.config.xpos_scale_base)
+        xpos = self.options.xpos_tables(
+            relative[:, past:], causal=True, centre=centre, span=total - past, dtype=x.dtype
+        )
         shared: dict[str, Any] = {
             "block": 0 if self.training else self.config.blockwise_causal_window // 2,
             "padding_mask": padding_mask,
             "bias": self._self_bias(relative, past),
-            "xpos": self.options.xpos_tables(relative[:, past:], causal=True, centre=centre, dtype=x.dtype),
+            "xpos": xpos,
             "memory": memory,
             "memory_padding_mask": memory_padding_mask,
             "memory_bias": self._memory_bias(memory, past, total),
+            "sequence": sequence_slice,
             "not_routed": not_routed,
         }
         layer_states = [None] * len(self.layers) if state is None else state.layers

@@ -11,6 +11,7 @@ from ..layers.moe import RoutingReport
 from ..layers.multiway import apply
 from ..ops.positions import has_padding_inside, relative_positions
 from ..ops.xpos import XPosTables
+from ..parallel.sequence import SequenceSlice
 from .blocks import SideOptions, position_rows, routing_outputs, run_layer
 from .stack import Stack
 
@@ -38,6 +39,7 @@ class EncoderLayer(nn.Module):
         xpos: XPosTables | None,
         cache: KeyValueCache | None,
         split_position: int | None,
+        sequence: SequenceSlice | None,
         not_routed: Tensor | None,
     ) -> tuple[Tensor, RoutingReport | None]:
         """(batch, seq, width) to the same; arguments as for MultiheadAttention and MixtureOfExperts."""
@@ -51,6 +53,7 @@ class EncoderLayer(nn.Module):
                 xpos=xpos,
                 cache=cache,
                 split_position=split_position,
+                sequence=sequence,
             ),
         )
         return self.residual.with_report(
@@ -114,6 +117,7 @@ class Encoder(Stack):
         features_only: bool = False,
         incremental_state: list[dict[str, Any]] | None = None,
         positions: Tensor | None = None,
+        sequence_slice: SequenceSlice | None = None,
     ) -> dict[str, Any]:
         """Encode a batch.
 
@@ -128,6 +132,8 @@ class Encoder(Stack):
             incremental_state: one dict per layer, in which keys and values of earlier calls are kept; new
                 tokens see them all.
             positions: (batch, seq), rows of the position table; by default counted from the padding mask.
+            sequence_slice: the tokens are this process's slice of longer rows, which it knows the padding of; needs
+                dilated attention.
 
         Returns:
             encoder_out (batch, seq, width or vocabulary), encoder_embedding, encoder_padding_mask,
@@ -135,13 +141,20 @@ class Encoder(Stack):
             RoutingReport, None likewise).
 
         Raises:
-            ValueError: input is missing, or longer than max_source_positions.
+            ValueError: input is missing, longer than max_source_positions, or a slice that continues earlier ones.
         """
+        if sequence_slice is not None and incremental_state is not None:
+            raise ValueError("incremental_state has no place with sequence_slice.")
         if token_embeddings is None:
             if src_tokens is None:
                 raise ValueError("the encoder needs src_tokens or token_embeddings.")
             token_embeddings = self._embed_tokens(src_tokens)
         batch, length = token_embeddings.shape[:2]
+        total = length
+        if sequence_slice is not None:
+            sequence_slice, total = sequence_slice.to(token_embeddings.device), sequence_slice.total
+            encoder_padding_mask = sequence_slice.padding_mask()
+            positions = sequence_slice.position_rows(token_embeddings.device)
         split = self._checked_split(multiway_split_position)
         caches = [None] * len(self.layers) if incremental_state is None else _caches(incremental_state)
         past = 0 if caches[0] is None else caches[0].length
@@ -153,8 +166,8 @@ class Encoder(Stack):
         x = self._add_positions(embedding, position_rows(positions, counted, start=past, x=embedding), split)
         if new_padding is not None:
             x = x.masked_fill(new_padding.unsqueeze(-1), 0.0)
-        relative = self._relative_positions(padding_mask, past, x)
-        xpos = self.options.xpos_tables(relative, causal=False, centre=length // 2, dtype=x.dtype)
+        relative = self._relative_positions(padding_mask, past, x, sequence_slice)
+        xpos = self.options.xpos_tables(relative, causal=False, centre=total // 2, span=total, dtype=x.dtype)
         bias = self._bias(relative, attn_mask, x.dtype)
 
         states = [x] if return_all_hiddens else []
@@ -170,6 +183,7 @@ class Encoder(Stack):
                 xpos=xpos,
                 cache=cache,
                 split_position=split,
+                sequence=sequence_slice,
                 not_routed=None if self.config.torchscale_compatible else new_padding,
             )
             reports.append(report)
@@ -206,7 +220,11 @@ class Encoder(Stack):
             )
         return padding_mask
 
-    def _relative_positions(self, padding_mask: Tensor | None, past: int, x: Tensor) -> Tensor:
+    def _relative_positions(
+        self, padding_mask: Tensor | None, past: int, x: Tensor, sequence_slice: SequenceSlice | None
+    ) -> Tensor:
+        if sequence_slice is not None:
+            return sequence_slice.positions(x.device)
         if past and (self.relative_position is not None or self.config.xpos_rel_pos):
             raise ValueError("incremental_state in an encoder knows no relative positions; encode the whole sequence.")
         if padding_mask is not None and has_padding_inside(padding_mask):

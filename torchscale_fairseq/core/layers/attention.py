@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..ops.backends import attention
 from ..ops.xpos import XPosTables, rotate
+from ..parallel.sequence import SequenceSlice
 from .cache import KeyValueCache
 from .linear import LinearFactory, dense
 from .multiway import apply, single_or_multiway
@@ -65,6 +66,7 @@ class MultiheadAttention(nn.Module):
         xpos: XPosTables | None = None,
         cache: Any = None,
         split_position: int | None = None,
+        sequence: SequenceSlice | None = None,
     ) -> Tensor:
         """Attend to the sequence itself or to the memory.
 
@@ -80,6 +82,7 @@ class MultiheadAttention(nn.Module):
             cache: what ``new_cache`` made: keys and values of earlier tokens, extended by the new ones; for a memory,
                 a KeyValueCache, and they are computed once.
             split_position: tokens of the first modality.
+            sequence: the queries are this slice of longer rows; it knows their padding.
 
         Returns:
             (batch, seq, embed_dim).
@@ -90,9 +93,12 @@ class MultiheadAttention(nn.Module):
             if xpos is not None:
                 dtype = torch.float32 if xpos.wide else q.dtype
                 q, k, v = rotate(q, xpos.query).to(dtype), rotate(k, xpos.key).to(dtype), v.to(dtype)
-            output = self._attend(
-                q, k, v, causal=causal, block=block, key_padding_mask=key_padding_mask, bias=bias, cache=cache
-            )
+            if sequence is not None:
+                output = self._attend_in_slices(q, k, v, sequence, causal=causal)
+            else:
+                output = self._attend(
+                    q, k, v, causal=causal, block=block, key_padding_mask=key_padding_mask, bias=bias, cache=cache
+                )
         else:
             if cache is None:
                 k, v = self._keys_and_values(memory, split_position)
@@ -136,6 +142,12 @@ class MultiheadAttention(nn.Module):
             backend=self.backend,
         )
         return output
+
+    def _attend_in_slices(
+        self, query: Tensor, key: Tensor, value: Tensor, sequence: SequenceSlice, *, causal: bool
+    ) -> Tensor:
+        """Self-attention of sequences that processes share out."""
+        raise ValueError("sequence_slice needs dilated attention: give segment_length and dilated_ratio.")
 
     def _attend_to_memory(
         self, query: Tensor, key: Tensor, value: Tensor, *, key_padding_mask: Tensor | None, bias: Tensor | None

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from ..ops.backends import attention
 from ..ops.dilated import checked_branches, dilated_attention
+from ..parallel.dilated import dilated_attention_of_slice
+from ..parallel.sequence import SequenceSlice
 from .attention import MultiheadAttention
 from .dilated_cache import DilatedCache
 
@@ -81,6 +83,24 @@ class DilatedAttention(MultiheadAttention):
             dropout=self.dropout if self.training else 0.0,
             backend=self.backend,
             torchscale_compatible=self.torchscale_compatible,
+        )
+
+    def _attend_in_slices(
+        self, query: Tensor, key: Tensor, value: Tensor, sequence: SequenceSlice, *, causal: bool
+    ) -> Tensor:
+        if self.torchscale_compatible:
+            raise ValueError("sequence_slice has no torchscale_compatible form; drop one of them.")
+        segments, ratios = zip(*self.branches, strict=True)
+        return dilated_attention_of_slice(
+            query,
+            key,
+            value,
+            segments,
+            ratios,
+            sequence,
+            causal=causal,
+            dropout=self.dropout if self.training else 0.0,
+            backend=self.backend,
         )
 
     def _continue(

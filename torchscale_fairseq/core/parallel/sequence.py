@@ -1,11 +1,13 @@
 """Sequences that the processes of a group share out: each holds a slice of every row of a batch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
+
+from ..ops.positions import FIRST_POSITION, PADDING_POSITION
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,52 @@ class SequenceSlice:
         """Tokens of each row in all processes together."""
         return self.size * self.length
 
+    def to(self, device: torch.device) -> "SequenceSlice":
+        """The same with its tensors on a device."""
+        return self if self.lengths is None else replace(self, lengths=self.lengths.to(device, non_blocking=True))
+
+    def positions(self, device: torch.device) -> Tensor:
+        """(1, length), where this process's tokens stand in their sequence, counted from 0."""
+        return torch.arange(self.start, self.start + self.length, device=device)[None]
+
     def real(self) -> Tensor | None:
         """(batch, length), True for this process's real tokens; None where there is no padding."""
-        if self.lengths is None:
-            return None
-        return torch.arange(self.start, self.start + self.length, device=self.lengths.device) < self.lengths[:, None]
+        return None if self.lengths is None else self.positions(self.lengths.device) < self.lengths[:, None]
+
+    def padding_mask(self) -> Tensor | None:
+        """The opposite."""
+        real = self.real()
+        return None if real is None else ~real
+
+    def position_rows(self, device: torch.device) -> Tensor:
+        """(batch or 1, length), rows of the position table (``ops.positions``)."""
+        rows, real = self.positions(device) + FIRST_POSITION, self.real()
+        return rows if real is None else rows.where(real, PADDING_POSITION)
+
+
+class UnevenProcesses(ValueError):
+    """Processes cannot be shared out over sequences evenly."""
+
+
+_groups: dict[int, ProcessGroup] = {}
+
+
+def sequence_group(size: int) -> ProcessGroup:
+    """This process and its neighbours, ``size`` together, that share sequences. The first call is for all processes
+    together.
+
+    Raises:
+        UnevenProcesses: size does not divide the number of processes.
+    """
+    processes = dist.get_world_size()
+    if size < 1 or processes % size:
+        usable = [str(n) for n in range(1, processes + 1) if processes % n == 0]
+        raise UnevenProcesses(
+            f"seq_parallel_size ({size}) must divide the number of processes ({processes}); use one of "
+            f"{', '.join(usable)}."
+        )
+    if size not in _groups:
+        members = [list(range(first, first + size)) for first in range(0, processes, size)]
+        created = [dist.new_group(ranks) for ranks in members]
+        _groups[size] = created[dist.get_rank() // size]
+    return _groups[size]

@@ -1,0 +1,156 @@
+"""--seq-parallel: neighbouring processes get the same batch, and take their own slice of its sequences."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch.nn.functional as F
+from fairseq import utils
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from torchscale_fairseq.core.layers.dilated_attention import DilatedAttention
+from torchscale_fairseq.core.layers.experts import Experts
+from torchscale_fairseq.core.parallel.sequence import SequenceSlice, UnevenProcesses, sequence_group
+
+SLICE = "sequence_slice"
+"""The argument by which a model learns what it is given."""
+
+
+def batches_at_once(cfg: Any) -> int:
+    """How many batches the processes of a run's configuration compute at once."""
+    processes: int = cfg["distributed_training"]["distributed_world_size"]
+    return processes // _processes_per_batch(cfg["model"], processes)
+
+
+def _processes_per_batch(model: Any, processes: int) -> int:
+    options = model if isinstance(model, Mapping) else vars(model)
+    if not options.get("seq_parallel") or processes == 1:
+        return 1
+    return options.get("seq_parallel_size") or processes
+
+
+def sharing_of(cfg: Any, task: Any, model: nn.Module) -> "SequenceSharing | None":
+    """How a run shares out sequences; None if it does not.
+
+    Raises:
+        ValueError: the model cannot read slices, or options do not go together.
+    """
+    _check_options(cfg, model)
+    size = _processes_per_batch(cfg.model, cfg.distributed_training.distributed_world_size)
+    if size == 1:
+        return None
+    return SequenceSharing(size, task.source_dictionary.pad(), sentence_avg=cfg.optimization.sentence_avg)
+
+
+class SequenceSharing:
+    """What one process does with the batches of its group.
+
+    Args:
+        size: processes in a group.
+        padding: index of the padding token.
+        sentence_avg: fairseq's option.
+
+    Raises:
+        ValueError: size does not divide the number of processes.
+    """
+
+    def __init__(self, size: int, padding: int, *, sentence_avg: bool):
+        self.size, self._padding, self._sentence_avg = size, padding, sentence_avg
+        try:
+            self.group: ProcessGroup = sequence_group(size)
+        except UnevenProcesses as error:
+            raise ValueError(str(error).replace("seq_parallel_size", "--seq-parallel-size")) from None
+
+    @contextmanager
+    def batches_for_groups(self, task: Any) -> Iterator[None]:
+        """Meanwhile, a task asked for this process's batches gives those of its group."""
+        of_process = task.get_batch_iterator
+
+        def of_group(*args: Any, num_shards: int, shard_id: int, **kwargs: Any) -> Any:
+            shards = max(1, num_shards // self.size)
+            return of_process(*args, num_shards=shards, shard_id=shard_id // self.size, **kwargs)
+
+        task.get_batch_iterator = of_group
+        try:
+            yield
+        finally:
+            del task.get_batch_iterator
+
+    def slice(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """This process's part of a batch: of each tensor (batch, seq) its slice, filled up at the end; ``ntokens`` of
+        that slice; and a ``SequenceSlice`` for the model. A batch that is one already stays as it is.
+
+        Raises:
+            ValueError: rows do not begin with a token, or have padding inside.
+        """
+        inputs = sample["net_input"]
+        if SLICE in inputs:
+            return sample
+        tokens: Tensor = inputs["src_tokens"]
+        real = tokens.ne(self._padding)
+        lengths = real.sum(1)
+        if bool((real[:, 1:] & ~real[:, :-1]).any()):
+            raise ValueError(
+                "--seq-parallel needs padding at the end of a row, but a row of this batch has some before a token "
+                "(left_pad, say)."
+            )
+        length = -(-tokens.size(1) // self.size)
+        padded = length * self.size > tokens.size(1) or not bool(real.all())
+        mine = SequenceSlice(self.group, length, lengths if padded else None)
+
+        def own(x: Tensor) -> Tensor:
+            if x.shape != tokens.shape:
+                return x
+            fill = 0 if x.is_floating_point() else self._padding
+            return F.pad(x, (0, mine.total - x.size(1)), value=fill)[:, mine.start : mine.start + length].contiguous()
+
+        result: dict[str, Any] = utils.apply_to_sample(own, sample)
+        result["net_input"][SLICE] = mine
+        result["ntokens"] = int((lengths - mine.start).clamp(0, length).sum())
+        return result
+
+    def count_once(self, logged: list[dict[str, Any]], sums: tuple[Any, ...]) -> tuple[list[dict[str, Any]], Any]:
+        """What a process adds to the sums over all, so that they count a sentence once. Tokens are counted once as
+        they are.
+
+        Args:
+            logged: by the criterion, per batch.
+            sums: the sample size, and others that have nothing to do with sentences.
+        """
+        counts = ["nsentences"]
+        if self._sentence_avg:  # the sample size is in sentences
+            counts.append("sample_size")
+            sums = (sums[0] / self.size, *sums[1:])
+        return [{k: v / self.size if k in counts else v for k, v in log.items()} for log in logged], sums
+
+
+def _check_options(cfg: Any, model: nn.Module) -> None:
+    """Refuse what sequences that are shared out do not go with.
+
+    Raises:
+        ValueError: the model cannot read slices, or options do not go together.
+    """
+    options, training = cfg.model, cfg.distributed_training
+    if not getattr(options, "seq_parallel", False):
+        if getattr(options, "seq_parallel_size", 0):
+            raise ValueError(f"--seq-parallel-size ({options.seq_parallel_size}) has no use without --seq-parallel.")
+        return
+    if options.seq_parallel_size < 0:
+        raise ValueError(f"--seq-parallel-size ({options.seq_parallel_size}) must be at least 1, or 0 for all.")
+    modules = list(model.modules())
+    reasons = {
+        f"--arch {options._name}, whose attention is dense; use longnet, or give --segment-length and "
+        "--dilated-ratio": not any(isinstance(module, DilatedAttention) for module in modules),
+        "experts, which count places per batch; give --moe-freq 0": any(isinstance(m, Experts) for m in modules),
+        "--torchscale-compatible, where the mixing of branches has no gradient; drop one of them": (
+            options.torchscale_compatible
+        ),
+        "--use-bmuf, which lets processes update by themselves; drop one of them": cfg.optimization.use_bmuf,
+        f"--ddp-backend {training.ddp_backend}; use legacy_ddp or pytorch_ddp": (
+            training.ddp_backend not in ("c10d", "pytorch_ddp", "legacy_ddp", "no_c10d")
+        ),
+    }
+    for reason, given in reasons.items():
+        if given:
+            raise ValueError(f"--seq-parallel does not go with {reason}.")

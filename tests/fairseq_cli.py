@@ -88,10 +88,10 @@ def run_fairseq(
     return _server().run(command, words, str(cwd), dict(environment or {}), stdin, timeout)
 
 
-def run_beside_fairseq(code: str, *, plugin: bool) -> Finished:
+def run_beside_fairseq(code: str, *, plugin: bool, timeout: int = 120) -> Finished:
     """Run lines of Python where fairseq is imported already, after registering the plugin if asked."""
     register = "from torchscale_fairseq import plugin; plugin.register()\n" if plugin else ""
-    return _server().run("code", [register + textwrap.dedent(code)], str(REPOSITORY), {}, "", 120)
+    return _server().run("code", [register + textwrap.dedent(code)], str(REPOSITORY), {}, "", timeout)
 
 
 def run_processes(

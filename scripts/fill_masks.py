@@ -33,7 +33,7 @@ class MaskFiller:
     """A model with what it needs to read text.
 
     Args:
-        checkpoint: of a model that was trained with --task masked_lm.
+        checkpoint: of a model that was trained with --task masked_lm or --task pretraining.
         data: the directory with its dictionary and SentencePiece model.
 
     Raises:
@@ -47,9 +47,10 @@ class MaskFiller:
         models, config, task = checkpoint_utils.load_model_ensemble_and_task(
             [str(checkpoint)], arg_overrides={"data": str(data)}
         )
-        if config.task._name != "masked_lm":
+        if getattr(task, "objective", config.task._name) not in ("masked", "masked_lm"):
             raise InputError(
-                f"{checkpoint} was trained with --task {config.task._name}; a model of --task masked_lm fills masks"
+                f"{checkpoint} was trained with --task {config.task._name}; a model of --task masked_lm, or of --task "
+                "pretraining with --objective masked, fills masks"
             )
         self.model: Any = models[0].eval()
         self.dictionary = task.source_dictionary
@@ -106,7 +107,7 @@ def parse_options() -> argparse.Namespace:
     )
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="of a masked model")
     parser.add_argument(
-        "--data", type=Path, required=True, metavar="DIR", help="the directory that prepare_language.sh made"
+        "--data", type=Path, required=True, metavar="DIR", help="the directory of its dict.txt and SentencePiece model"
     )
     parser.add_argument(
         "--input", default="-", metavar="FILE", help=f"lines with {MASK} in them; default: what is typed"

@@ -9,7 +9,8 @@ usage: scripts/quickstart_lm.sh [--arch NAME] [--max-update N] [--gpu] [--work-d
 Installs everything, writes a corpus from the help texts, docstrings and comments of the Python that runs it,
 trains a language model with fairseq-train, measures its perplexity on the test set, and lets it continue
 sentences, a RetNet through each form of retention. An architecture named bert_... or mlm_... is trained as a masked
-language model and fills the masked words of sentences instead. Says each command before running it.
+language model, on shards of text by --task pretraining, and fills the masked words of sentences instead. Says each
+command before running it.
 Run again, it skips what is done and resumes the training where it was.
 
   --arch NAME       architecture of torchscale_fairseq (default gpt_deepnorm_small)
@@ -36,8 +37,9 @@ model=(--user-dir torchscale_fairseq --path "$run/checkpoint_best.pt")
 # positions, by which it finds a word's neighbours within a few hundred updates.
 case "$arch" in
   bert_* | mlm_*)
-    task=(--task masked_lm --criterion masked_lm --tokens-per-sample 64 --batch-size 16 --mask-prob 0.3)
-    task+=(--xpos-rel-pos --dropout 0 --attention-dropout 0)
+    data=${work}data/python.shards
+    task=(--task pretraining --criterion masked_lm --sample-break-mode none --tokens-per-sample 64 --batch-size 16)
+    task+=(--mask-prob 0.3 --xpos-rel-pos --dropout 0 --attention-dropout 0)
     ;;
   *) task=(--task language_modeling --criterion cross_entropy --tokens-per-sample 256 --batch-size 2) ;;
 esac
@@ -60,17 +62,23 @@ set_up 1/6
 step "2/6 Corpus: what Python's standard library says about itself"
 make_once "$corpus" python scripts/data/python_corpus.py "$corpus"
 
-step "3/6 Data: a SentencePiece model, and the text in fairseq's binary format"
-make_once "$data" scripts/data/prepare_language.sh \
-  --train "$corpus/train.txt" --valid "$corpus/valid.txt" --test "$corpus/test.txt" \
-  --output "$data" --vocab-size 4000
+splits=(--train "$corpus/train.txt" --valid "$corpus/valid.txt" --test "$corpus/test.txt")
+if [ "${task[1]}" = pretraining ]; then
+  step "3/6 Data: a SentencePiece model, and the text in shards"
+  run python scripts/data/train_tokenizer.py "$corpus/train.txt" --output "$data" --vocab-size 4000
+  run python scripts/data/shard_corpus.py "$data" "${splits[@]}"
+else
+  step "3/6 Data: a SentencePiece model, and the text in fairseq's binary format"
+  make_once "$data" scripts/data/prepare_language.sh "${splits[@]}" --output "$data" --vocab-size 4000
+fi
 
 step "4/6 Training: $arch for $max_update updates"
 train "$run" "$data" --user-dir torchscale_fairseq --arch "$arch" "${training[@]}" "${device[@]}"
 
-if [ "${task[1]}" = masked_lm ]; then
-  step "5/6 Perplexity of the masked tokens of the test set"
-  run fairseq-validate "$data" "${model[@]}" --task masked_lm --valid-subset test --batch-size 8 "${device[@]}"
+if [ "${task[1]}" = pretraining ]; then
+  step "5/6 Perplexity of the masked tokens of the test set, beside that of guessing by frequency"
+  run fairseq-validate "$data" "${model[@]}" --task pretraining --valid-subset test --batch-size 8 "${device[@]}"
+  run python scripts/unigram_perplexity.py "$data" --subset test
 
   step "6/6 Masked words"
   printf '%s\n' "Return a <mask> of all the keys in the dictionary." "Raise <mask> if the file does not exist." \

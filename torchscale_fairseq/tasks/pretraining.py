@@ -108,6 +108,7 @@ class PretrainingTask(FairseqTask):
     def __init__(self, cfg: PretrainingConfig, dictionary: Any):
         super().__init__(cfg)
         self.dictionary = dictionary
+        self.objective = str(cfg.objective)
         if cfg.tokens_per_sample < FEWEST_TOKENS:
             raise ValueError(f"--tokens-per-sample ({cfg.tokens_per_sample}) must be at least {FEWEST_TOKENS}.")
         if cfg.batch_read_ahead < 0:

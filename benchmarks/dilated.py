@@ -1,0 +1,294 @@
+"""Dilated attention beside dense causal attention by torch's flash kernel, and its memory: measured in one run.
+
+    python benchmarks/dilated.py                          # time over length on a CPU, in float32
+    python benchmarks/dilated.py memory                   # 262,144 tokens: dilated attention alone, and a whole layer
+    python benchmarks/dilated.py --device cuda --json docs/dilated_attention.json      # 16k to 1M tokens in bfloat16
+
+Segments of 2,048 to 32,768 tokens with ratios 1 to 16, 8 heads of 64 channels. Output and gradients are compared with
+the definition first; where they disagree nothing is timed and the exit status is 1. From the file of --json,
+dilated_figure.py draws cost over length and billion_tokens.py computes what a billion tokens take.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from compare import positive
+from measure import if_it_fits, in_fresh_process, peak_resident_bytes, resident_bytes, time_in_turns
+from report import DENSE, OURS, DisagreementError, Row, document, machine, versions
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from torchscale_fairseq import DecoderConfig, LongNetDecoder, dilated_attention
+from torchscale_fairseq.core.ops.dilated import naive_dilated_attention
+
+RATIOS = (1, 2, 4, 8, 16)
+SEGMENTS = tuple(2048 * ratio for ratio in RATIOS)
+HEADS, HEAD_DIM = 8, 64
+ALLOWED = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
+"""Largest relative error, in the root mean square, of the output and of each gradient: as in tests/gpu."""
+LAYER = "LongNet layer"
+FORWARD, BOTH = "forward", "forward and backward"
+CHECKED = 1500
+"""Tokens on which the definition, which needs the square of it in memory, is computed."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One row of the file of --json."""
+
+    side: str
+    length: int
+    work: str
+    seconds: float | None
+    """None if the GPU's memory did not suffice."""
+    memory: int | None = None
+    """Bytes at the peak, inputs and their gradients included; on a CPU those of the whole process."""
+
+
+def inputs(length: int, device: str, dtype: torch.dtype) -> list[Tensor]:
+    """Queries, keys and values, (1, length, heads, head_dim)."""
+    generator = torch.Generator(device).manual_seed(1)
+    shape = (1, length, HEADS, HEAD_DIM)
+    return [torch.randn(shape, generator=generator, device=device, dtype=dtype).requires_grad_() for _ in range(3)]
+
+
+def dense(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        output = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (query, key, value)), is_causal=True)
+    return output.transpose(1, 2)
+
+
+def dilated(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return dilated_attention(query, key, value, SEGMENTS, RATIOS, causal=True)
+
+
+ATTENTION: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {DENSE: dense, OURS: dilated}
+
+
+def attention_step(side: str, work: str, tensors: list[Tensor], upstream: Tensor) -> list[Tensor]:
+    """Output, and with ``BOTH`` the gradients."""
+    if work == FORWARD:
+        with torch.no_grad():
+            return [ATTENTION[side](*tensors)]
+    output = ATTENTION[side](*tensors)
+    return [output.detach(), *torch.autograd.grad(output, tensors, upstream)]
+
+
+def longnet_layer(length: int, chunk_size: int) -> LongNetDecoder:
+    """A decoder of one layer, recomputed and with its feed-forward network in chunks, without vocabulary."""
+    config = DecoderConfig(
+        decoder_embed_dim=HEADS * HEAD_DIM,
+        decoder_attention_heads=HEADS,
+        decoder_ffn_embed_dim=4 * HEADS * HEAD_DIM,
+        decoder_layers=1,
+        segment_length=SEGMENTS,
+        dilated_ratio=RATIOS,
+        xpos_rel_pos=True,
+        max_target_positions=length,
+        checkpoint_activations=True,
+        ffn_chunk_size=chunk_size,
+    )
+    return LongNetDecoder(config).train()
+
+
+def layer_step(model: LongNetDecoder, x: Tensor, upstream: Tensor) -> None:
+    """Forward and backward on embeddings, (1, seq, width); the gradients stay with x and the parameters."""
+    model.zero_grad()
+    x.grad = None
+    tokens = torch.ones(x.shape[:2], dtype=torch.long, device=x.device)
+    features, _ = model(tokens, token_embeddings=x)
+    features.backward(upstream)
+
+
+def steps(length: int, work: str, options: argparse.Namespace) -> dict[str, Callable[[], Any]]:
+    """What is timed, by side."""
+    sides = [DENSE, OURS] if length <= options.dense_up_to else [OURS]
+    tensors = inputs(length, options.device, options.dtype)
+    upstream = torch.randn_like(tensors[0])
+    found: dict[str, Callable[[], Any]] = {
+        side: partial(attention_step, side, work, tensors, upstream) for side in sides
+    }
+    if work == BOTH:
+        model = longnet_layer(length, options.ffn_chunk_size).to(options.device, options.dtype)
+        x, weights = (y.detach().flatten(2) for y in (tensors[0], upstream))
+        found[LAYER] = partial(layer_step, model, x.requires_grad_(), weights)
+    return found
+
+
+def check(device: str, dtype: torch.dtype) -> str:
+    """Compare with the definition in float64, on fewer tokens with shorter segments; a note about it.
+
+    Raises:
+        DisagreementError: they differ.
+    """
+    segments = [length // 32 for length in SEGMENTS]
+    low = inputs(CHECKED, device, dtype)
+    exact = [x.detach().double().requires_grad_() for x in low]
+    found, expected = [], []
+    for form, tensors, into in ((dilated_attention, low, found), (naive_dilated_attention, exact, expected)):
+        output = form(*tensors, segments, RATIOS, causal=True)
+        into += [output, *torch.autograd.grad(output, tensors, torch.ones_like(output).cumsum(1).sin())]
+    errors = [((a.double() - b).norm() / b.norm()).item() for a, b in zip(found, expected, strict=True)]
+    text = f"output and gradients differ from the definition by up to {max(errors):.1g}, allowed {ALLOWED[dtype]:.0e}"
+    if not max(errors) <= ALLOWED[dtype]:
+        raise DisagreementError(f"dilated attention is wrong: {text}")
+    return f"Over {CHECKED:,} tokens, {text}."
+
+
+def measure_length(length: int, options: argparse.Namespace) -> Iterator[Measured]:
+    """All sides in turns, and their memory."""
+    for work in (FORWARD, BOTH):
+        timed = steps(length, work, options)
+        sides = list(timed)
+        take = partial(time_in_turns, timed, warmups=options.warmups, repeats=options.repeats)
+        seconds = if_it_fits(take) or {}
+        del timed, take
+        for side in sides:
+            memory = peak(side, length, options) if work == BOTH and seconds else None
+            yield Measured(side, length, work, seconds.get(side), memory)
+
+
+def peak(side: str, length: int, options: argparse.Namespace) -> int | None:
+    """Bytes that forward and backward take at their peak, on the GPU or in a fresh process."""
+    arguments = side, length, options.ffn_chunk_size, options.device, options.dtype
+    if options.device == "cpu":
+        return sum(fresh(memory_of, *arguments))
+    measured = if_it_fits(memory_of, *arguments)
+    return None if measured is None else measured[1]
+
+
+def fresh(function: Callable[..., tuple[int, int]], *arguments: Any) -> tuple[int, int]:
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # what a process frees is then no longer resident
+    return in_fresh_process(function, *arguments)
+
+
+def memory_of(side: str, length: int, chunk_size: int, device: str, dtype: torch.dtype) -> tuple[int, int]:
+    """Bytes in use before, and at the peak of forward and backward beyond that; inputs and gradients count."""
+    on_gpu = device == "cuda"
+    before = torch.cuda.memory_allocated() if on_gpu else resident_bytes()
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    if side == LAYER:
+        x = torch.randn(1, length, HEADS * HEAD_DIM, device=device, dtype=dtype, requires_grad=True)
+        layer_step(longnet_layer(length, chunk_size).to(device, dtype), x, torch.ones_like(x))
+    else:
+        tensors = inputs(length, device, dtype)
+        attention_step(side, BOTH, tensors, torch.ones_like(tensors[0]))
+    return before, (torch.cuda.max_memory_allocated() if on_gpu else peak_resident_bytes()) - before
+
+
+def memory_bars(options: argparse.Namespace) -> Iterator[str]:
+    """What a long sequence takes on a CPU."""
+    length, chunk_size = options.memory_length, options.ffn_chunk_size
+    recomputed = f"with checkpoint_activations and ffn_chunk_size={chunk_size}"
+    for side, what in ((OURS, "dilated attention alone"), (LAYER, f"a layer of width {HEADS * HEAD_DIM} {recomputed}")):
+        before, grown = fresh(memory_of, side, length, chunk_size, "cpu", torch.float32)
+        yield (
+            f"{length:,} tokens, float32, forward and backward of {what}: {(before + grown) / 1e9:.2f} GB at its peak, "
+            f"of which {before / 1e9:.2f} GB before."
+        )
+
+
+def as_row(measured: Measured) -> Row:
+    problem = "" if measured.seconds is not None else "out of memory"
+    title = f"{measured.work}, 1 x {measured.length:,}"
+    return Row(title, measured.side, measured.seconds, measured.memory, measured.length, "tokens", problem=problem)
+
+
+def ratios(found: list[Measured]) -> Iterator[str]:
+    """How much faster than dense attention, and how time grows with the length."""
+    for work in (FORWARD, BOTH):
+        seconds = {(m.side, m.length): m.seconds for m in found if m.work == work and m.seconds is not None}
+        for side, length in seconds:
+            if side == DENSE and (OURS, length) in seconds:
+                times = seconds[DENSE, length] / seconds[OURS, length]
+                yield f"{work}, {length:,} tokens: {times:.2f} times as fast as dense."
+        for side in (OURS, LAYER):
+            per_token = {length: 1e6 * s / length for (of, length), s in seconds.items() if of == side}
+            if len(per_token) > 1:
+                listed = ", ".join(f"{value:.3g} at {length:,}" for length, value in per_token.items())
+                yield f"{work}, {side}, microseconds per token: {listed}."
+
+
+def main(words: list[str] | None = None) -> int:
+    words = sys.argv[1:] if words is None else words
+    options = parse_options(words)
+    torch.set_num_threads(options.threads)
+    found: list[Measured] = []
+    notes: list[str] = []
+    if options.benchmark != "memory":
+        try:
+            notes.append(check(options.device, options.dtype))
+        except DisagreementError as error:
+            print(f"dilated.py: {error}", file=sys.stderr)
+            return 1
+        for length in options.lengths:
+            print(f"dilated.py: {length} tokens ...", file=sys.stderr)
+            found += measure_length(length, options)
+        notes += ratios(found)
+    if options.benchmark != "time" and options.device == "cpu":
+        print("dilated.py: memory ...", file=sys.stderr)
+        notes += memory_bars(options)
+    text = document([as_row(m) for m in found], notes, words, options.device, script="dilated.py")
+    print(text, end="")
+    if options.output:
+        options.output.write_text(text)
+    if options.json:
+        options.json.write_text(json.dumps(report(found, words, options), indent=1) + "\n")
+    return 0
+
+
+def report(found: list[Measured], words: list[str], options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "command": " ".join(["python benchmarks/dilated.py", *words]),
+        "machine": machine(options.device),
+        "versions": versions(),
+        "dtype": str(options.dtype).removeprefix("torch."),
+        "heads": HEADS,
+        "head_dim": HEAD_DIM,
+        "segment_lengths": SEGMENTS,
+        "dilation_ratios": RATIOS,
+        "rows": [asdict(m) for m in found],
+    }
+
+
+def parse_options(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="dilated.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("benchmark", nargs="?", choices=["time", "memory", "both"], default="time", help="default: time")
+    add("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
+    add("--output", type=Path, metavar="FILE.md", help="also write what is printed")
+    add("--json", type=Path, metavar="FILE.json", help="write the numbers, for the figure and the computation")
+    add("--lengths", type=positive, nargs="+", metavar="N", help="tokens; default: 8k, 32k, 64k; cuda: 16k to 1M")
+    add("--dense-up-to", type=positive, metavar="N", help="tokens; default: 32k; cuda: 512k")
+    add("--repeats", type=positive, default=3, help="timed repetitions, of which the median counts; default: 3")
+    add("--warmups", type=int, default=1, help="repetitions before them; default: 1")
+    add("--threads", type=positive, default=os.cpu_count(), help="torch's threads; default: all cores")
+    add("--memory-length", type=positive, default=262144, metavar="N", help="tokens of memory; default: 262144")
+    add("--ffn-chunk-size", type=positive, default=8192, metavar="N", help="of the whole layer; default: 8192")
+    options = parser.parse_args(words)
+    on_gpu = options.device == "cuda"
+    if on_gpu and not torch.cuda.is_available():
+        parser.error("--device cuda needs a GPU that torch sees")
+    options.dtype = torch.bfloat16 if on_gpu else torch.float32
+    options.lengths = options.lengths or ([2**n for n in range(14, 21)] if on_gpu else [8192, 32768, 65536])
+    options.dense_up_to = options.dense_up_to or (2**19 if on_gpu else 32768)
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -93,6 +93,7 @@ def longnet_layer(length: int, chunk_size: int) -> LongNetDecoder:
         segment_length=SEGMENTS,
         dilated_ratio=RATIOS,
         xpos_rel_pos=True,
+        xpos_scale_base=length,
         max_target_positions=length,
         checkpoint_activations=True,
         ffn_chunk_size=chunk_size,

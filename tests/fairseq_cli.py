@@ -26,6 +26,8 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parent.parent
 USER_DIR = REPOSITORY / "torchscale_fairseq"
 COMMANDS = ("train", "generate", "interactive", "validate", "eval_lm", "preprocess", "hydra_train")
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+"""As torchrun, which an environment that borrows another one's torch has no script of."""
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPOSITORY)}
 
 TINY_TRANSFORMER = shlex.split(

@@ -132,7 +132,7 @@ class TestCommands:
 
     def train(self, data: Path, folder: Path, *flags: object, gpus: int = 1, before: str = "", **options: Any) -> Any:
         """Three updates of four batches each, over all GPUs; in several by torchrun over NCCL."""
-        from tests.fairseq_cli import USER_DIR, run_program
+        from tests.fairseq_cli import TORCHRUN, USER_DIR, run_program
         from tests.plugin.shrunk import shrunk
         from torchscale_fairseq import models
 
@@ -144,14 +144,7 @@ class TestCommands:
         code = f"import sys\n{before}\nfrom fairseq_cli.train import cli_main\ncli_main()"
         program = [Path(sys.executable), "-c", code]
         if gpus > 1:
-            program = [
-                Path(sys.executable).parent / "torchrun",
-                "--standalone",
-                "--nproc_per_node",
-                gpus,
-                "--no-python",
-            ]
-            program += [sys.executable, "-c", code]
+            program = [*TORCHRUN, "--standalone", "--nproc_per_node", gpus, "--no-python", sys.executable, "-c", code]
         devices = ",".join(map(str, range(gpus)))
         return run_program([*program, *words], environment={"CUDA_VISIBLE_DEVICES": devices}, **options)
 

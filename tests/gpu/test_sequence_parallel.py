@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.fairseq_cli import USER_DIR, run_program, tiny_language_data
+from tests.fairseq_cli import TORCHRUN, USER_DIR, run_program, tiny_language_data
 from tests.plugin.test_translation_cli import assert_same_weights
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices"),
 ]
-TWO = ["torchrun", "--standalone", "--nproc_per_node", "2"]
+TWO = [*TORCHRUN, "--standalone", "--nproc_per_node", "2"]
 GPUS = {"CUDA_VISIBLE_DEVICES": "0,1"}
 TRAIN = ["--task", "language_modeling", "--arch", "longnet_small", "--tokens-per-sample", "120", "--batch-size", "2"]
 TRAIN += ["--segment-length", "[8,64,256]", "--dilated-ratio", "[1,2,3]", "--dropout", "0", "--num-workers", "0"]

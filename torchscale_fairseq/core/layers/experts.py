@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..ops.gating import gate
 from ..parallel.groups import ExpertSplit
 from .feed_forward import ACTIVATIONS
 from .grouped import GroupedLinear, GroupedNorm
@@ -71,9 +72,11 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
         """(rows, embed_dim), sorted by expert, to the same; sizes: rows of each local expert."""
-        hidden = self.activation(self.fc1(x, sizes))
-        if self.gate is not None:
-            hidden = hidden * self.gate(x, sizes)
+        hidden = self.fc1(x, sizes)
+        if self.gate is None:
+            hidden = self.activation(hidden)
+        else:
+            hidden = gate(self.activation, hidden, self.gate(x, sizes))
         hidden = self.dropout(hidden)
         if self.ffn_layernorm is not None:
             hidden = self.ffn_layernorm(hidden, sizes)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..ops.gating import gate
 from .linear import LinearFactory, dense
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "swish": F.silu}
@@ -84,4 +85,4 @@ class GatedLinearUnit(FeedForwardNetwork):
 
     def inner(self, x: Tensor) -> Tensor:
         """(..., embed_dim) to the gated (..., ffn_dim)."""
-        return super().inner(x) * self.gate(x)
+        return gate(self.activation, self.fc1(x), self.gate(x))

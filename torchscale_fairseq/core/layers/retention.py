@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops.gating import normalised_gate
 from ..ops.retention_forms import retention
 from ..ops.retention_tables import RetentionTables
 from ..ops.xpos import rotate
@@ -114,8 +115,7 @@ class MultiScaleRetention(nn.Module):
             state.content = content
         if self.clamp_scores:
             output = output[..., :-1] / output[..., -1:].detach().abs().clamp_min(1.0)
-        output = F.rms_norm(output, output.shape[-1:], eps=self.norm_eps).flatten(-2).to(x.dtype)
-        return self.out_proj(F.silu(self.g_proj(x)) * output)
+        return self.out_proj(normalised_gate(self.g_proj(x), output, self.norm_eps))
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1))

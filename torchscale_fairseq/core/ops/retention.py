@@ -149,6 +149,22 @@ class _Product(torch.autograd.Function):
         return gradient @ b.transpose(-1, -2), a.transpose(-1, -2) @ gradient
 
 
+class _Additions(torch.autograd.Function):
+    """(key * decay)^T @ value, likewise."""
+
+    @staticmethod
+    def forward(ctx: Any, key: Tensor, decay: Tensor, value: Tensor) -> Tensor:
+        ctx.save_for_backward(key, decay, value)
+        return (key * decay).transpose(-1, -2) @ value
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        key, decay, value = ctx.saved_tensors
+        of_decayed = value @ gradient.transpose(-1, -2)
+        of_decay = (of_decayed * key).sum_to_size(decay.shape) if ctx.needs_input_grad[1] else None
+        return of_decayed * decay, of_decay, (key * decay) @ gradient
+
+
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """(..., m, n) times (..., n, k), with equal leading axes."""
     return _Product.apply(a, b)  # type: ignore[no-untyped-call]
@@ -209,7 +225,8 @@ def _by_chunks(
     key = _without_padding(key, padding_mask)
     query, key, value = (x.unflatten(1, (-1, chunk_size)).permute(0, 3, 1, 2, 4) for x in (query, key, value))
     output = _product(_product(query, key.transpose(-1, -2)) * clock.decay_between(log_decay), value)
-    additions = _product((key * clock.decay_to_end(log_decay).unsqueeze(-1)).transpose(-1, -2), value)
+    to_end = clock.decay_to_end(log_decay).unsqueeze(-1)
+    additions = _Additions.apply(key, to_end, value)  # type: ignore[no-untyped-call]
     fresh = state is None
     if state is None:
         state = torch.zeros_like(additions[:, :, 0])

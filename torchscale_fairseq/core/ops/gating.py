@@ -1,0 +1,71 @@
+"""Products with a gate that keep what they are given for the backward pass, and compute the rest again.
+
+torch keeps each intermediate result of such a chain: at 4,096 tokens two in five of a RetNet layer's bytes.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Activation = Callable[[Tensor], Tensor]
+_aten = torch.ops.aten
+_GRADIENTS: dict[Activation, Callable[[Tensor, Tensor], Tensor]] = {
+    F.gelu: _aten.gelu_backward,
+    F.relu: lambda gradient, x: _aten.threshold_backward(gradient, x, 0),
+    F.silu: _aten.silu_backward,
+}
+"""From an activation to what takes the gradient of its output, and its input, to the gradient of its input."""
+
+
+def gate(activation: Activation, x: Tensor, y: Tensor) -> Tensor:
+    """activation(x) * y, of one shape; the activation is one of torch's gelu, relu and silu."""
+    return _Gate.apply(activation, x, y)  # type: ignore[no-untyped-call]
+
+
+def normalised_gate(x: Tensor, heads: Tensor, eps: float) -> Tensor:
+    """silu(x) times the RMSNorm without weights (arXiv:1910.07467, eq. 4) of each head.
+
+    Args:
+        x: (..., heads * dim).
+        heads: (..., heads, dim), in float32 at least.
+        eps: of the norm.
+
+    Returns:
+        Shaped like x, in its dtype.
+    """
+    return _NormalisedGate.apply(x, heads, eps)  # type: ignore[no-untyped-call]
+
+
+class _Gate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, activation: Activation, x: Tensor, y: Tensor) -> Tensor:
+        ctx.activation = activation
+        ctx.save_for_backward(x, y)
+        return activation(x) * y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, Tensor]:
+        x, y = ctx.saved_tensors
+        of_x = _GRADIENTS[ctx.activation](gradient * y, x)
+        return None, of_x, ctx.activation(x).mul_(gradient)
+
+
+class _NormalisedGate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, heads: Tensor, eps: float) -> Tensor:
+        ctx.eps = eps
+        ctx.save_for_backward(x, heads)
+        return F.silu(x) * F.rms_norm(heads, heads.shape[-1:], eps=eps).flatten(-2).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, heads = ctx.saved_tensors
+        scale = heads.square().mean(-1, keepdim=True).add(ctx.eps).rsqrt()
+        normalised = heads * scale
+        of_x = _aten.silu_backward(gradient * normalised.flatten(-2).to(x.dtype), x)
+        of_normalised = (gradient * F.silu(x)).to(heads.dtype).view_as(heads)
+        along = (of_normalised * normalised).mean(-1, keepdim=True)
+        return of_x, scale * (of_normalised - normalised * along), None

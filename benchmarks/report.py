@@ -91,5 +91,7 @@ def versions() -> str:
         found["fairseq"] = sys.modules["fairseq"].__version__
     if "torchscale" in sys.modules:
         found["torchscale"] = official_version()
+    if "fla" in sys.modules:
+        found["flash-linear-attention"] = sys.modules["fla"].__version__
     found["torchscale_fairseq"] = torchscale_fairseq.__version__
     return ", ".join(f"{name} {version}" for name, version in found.items())

@@ -1,0 +1,34 @@
+"""Time and memory of a training step over the length of the sequence."""
+
+from pathlib import Path
+
+from report import Row
+
+COLOURS = ("#D55E00", "#0072B2", "#009E73", "#56B4E9", "#CC79A7", "#000000")
+"""Okabe and Ito's, which colour-blind readers tell apart."""
+MARKERS = "osD^vx"
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """Write a picture of the first benchmark among the rows that has lengths, one line per side."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    name = rows[0].benchmark.partition(",")[0]
+    rows = [row for row in rows if row.benchmark.startswith(f"{name},") and row.seconds is not None]
+    lengths = sorted({row.items for row in rows})
+    figure, panels = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for side, colour, marker in zip(dict.fromkeys(row.side for row in rows), COLOURS, MARKERS, strict=False):
+        of_side = [row for row in rows if row.side == side]
+        look = {"color": colour, "marker": marker, "label": side}
+        panels[0].plot([r.items for r in of_side], [r.seconds / r.items * 1e6 for r in of_side], **look)
+        panels[1].plot([r.items for r in of_side], [r.memory / 2**30 for r in of_side], **look)
+    for panel, label in zip(panels, ("microseconds per token", "memory (GiB)"), strict=True):
+        panel.set(xscale="log", yscale="log", xlabel=f"length (tokens): {name}, training step", ylabel=label)
+        panel.set_xticks(lengths, [f"{length:,}" for length in lengths])
+        panel.minorticks_off()
+        panel.grid(alpha=0.3)
+    panels[0].legend()
+    figure.savefig(path, dpi=150)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -86,7 +86,7 @@ class Training:
     batch: int
     """Windows in an update."""
     length: int
-    """Bytes in a window, of which a decoder predicts all but the first."""
+    """Bytes in a window, of which a decoder predicts all but the first, or tokens of an example."""
     seed: int
 
     def rate(self, update: int) -> float:
@@ -108,6 +108,8 @@ class Experiment:
     """Trains one model on a device."""
     draw: Callable[[Result], "Figure"]
     """From a report."""
+    reads_text: bool = True
+    """Whether it needs the corpus; if not, ``measure`` is given an empty one."""
 
 
 def main(experiment: Experiment) -> int:
@@ -136,7 +138,8 @@ def parse_options(experiment: Experiment) -> argparse.Namespace:
     add("--small", action="store_true", help="smaller models and fewer of them: one to five minutes on a CPU")
     add("--processes", type=int, default=1, metavar="N", help="models trained at the same time; default: 1")
     add("--seed", type=int, default=1, help="of initial values and data; default: 1")
-    add("--text", type=Path, default=ROOT / "data/python", metavar="DIR", help="the corpus, made if it is missing")
+    if experiment.reads_text:
+        add("--text", type=Path, default=ROOT / "data/python", metavar="DIR", help="the corpus, made if it is missing")
     return parser.parse_args()
 
 
@@ -146,7 +149,7 @@ def conduct(experiment: Experiment, options: argparse.Namespace) -> None:
         raise InputError("--device cuda needs a GPU that torch sees; use --device cpu --small")
     if options.processes < 1:
         raise InputError(f"--processes ({options.processes}) must be at least 1")
-    text = load_text(options.text)
+    text = load_text(options.text) if experiment.reads_text else Text(b"", b"")
     runs = experiment.runs(options.small, options.seed)
     start = time.perf_counter()
     results = measure_all(experiment, runs, text, options)
@@ -157,7 +160,7 @@ def conduct(experiment: Experiment, options: argparse.Namespace) -> None:
         "machine": machine(options.device),
         "versions": versions(),
         "seconds": round(time.perf_counter() - start, 1),
-        "text": describe(text),
+        **({"text": describe(text)} if experiment.reads_text else {}),
         "runs": [asdict(run) | result for run, result in zip(runs, results, strict=True)],
     }
     path = options.output / f"{experiment.name}.json"
@@ -287,20 +290,34 @@ def train(model: nn.Module, loss: Loss, text: Tensor, training: Training) -> lis
     Returns:
         The mean loss of every ten updates, None where it was not finite.
     """
+
+    def of_update(generator: torch.Generator) -> Tensor:
+        return loss(draw_windows(text, training.batch, training.length, generator), generator)
+
+    points = torch.stack(list(updates(model, of_update, training))).split(UPDATES_PER_POINT)
+    return [finite(float(point.mean())) for point in points]
+
+
+def updates(model: nn.Module, loss: Callable[[torch.Generator], Tensor], training: Training) -> Iterator[Tensor]:
+    """Train a model; what comes out is the loss of each update, after it, so that a caller may look in between, or
+    stop.
+
+    Args:
+        model: whose parameters change.
+        loss: of a batch that it draws.
+        training: how.
+    """
     generator = torch.Generator().manual_seed(training.seed)
     optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.98))
-    model.train()
-    losses = []
     for update in range(training.updates):
+        model.train()
         for group in optimizer.param_groups:
             group["lr"] = training.rate(update)
-        value = loss(draw_windows(text, training.batch, training.length, generator), generator)
+        value = loss(generator)
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
-        losses.append(value.detach())
-    points = torch.stack(losses).split(UPDATES_PER_POINT)
-    return [finite(float(point.mean())) for point in points]
+        yield value.detach()
 
 
 @torch.no_grad()

@@ -7,13 +7,14 @@ usage() {
 usage: scripts/gpu.sh [--wheels DIR] [--output FILE.md] [-- COMMAND...]
 
 Prints the hardware and the versions, runs the tests marked gpu, and measures training beside official
-TorchScale (benchmarks/compare.py). With a COMMAND, runs that instead, in the prepared environment.
+TorchScale (benchmarks/compare.py) and a layer of retention beside official TorchScale's, flash-linear-attention's,
+where that is installed, and attention (benchmarks/retention.py). With a COMMAND, runs that instead, in the prepared environment.
 Without --wheels it prepares .venv by scripts/setup.sh, which needs a package index.
 
   --wheels DIR      for a machine without network: uses the torch that its python3 has, and installs the
                     rest from DIR: wheels of what requirements/fairseq.txt, requirements/dev.txt and
                     benchmarks/ name that is missing there, and the source archive of fairseq
-  --output FILE.md  also write the table of the benchmarks
+  --output FILE.md  also write the table of the training benchmark, and that of retention to FILE-retention.md
 EOF
 }
 
@@ -67,4 +68,5 @@ EOF
 PATH=$venv/bin:$PATH
 if [ $# -gt 0 ]; then exec "$@"; fi
 python -m pytest -m gpu tests/gpu
-exec python benchmarks/compare.py train --device cuda --compile ${output:+--output "$output"}
+python benchmarks/compare.py train --device cuda --compile ${output:+--output "$output"}
+exec python benchmarks/retention.py --device cuda ${output:+--output "${output%.md}-retention.md"}

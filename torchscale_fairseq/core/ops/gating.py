@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 Activation = Callable[[Tensor], Tensor]
 _aten = torch.ops.aten
@@ -47,6 +48,7 @@ class _Gate(torch.autograd.Function):
         return activation(x) * y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, Tensor]:
         x, y = ctx.saved_tensors
         of_x = _GRADIENTS[ctx.activation](gradient * y, x)
@@ -61,6 +63,7 @@ class _NormalisedGate(torch.autograd.Function):
         return F.silu(x) * F.rms_norm(heads, heads.shape[-1:], eps=eps).flatten(-2).to(x.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         x, heads = ctx.saved_tensors
         scale = heads.square().mean(-1, keepdim=True).add(ctx.eps).rsqrt()

@@ -76,7 +76,7 @@ class Case:
 
 def flops_per_step(size: Size, batch: int, length: int) -> float:
     """Model FLOPs of a step, as ``core/flops.py`` counts them."""
-    load = Load.of([length] * batch)
+    load = Load((length,) * batch)
     return training_flops(DecoderConfig(**_sizes(size)), decoder=load, predictions=load.tokens)
 
 

@@ -75,7 +75,7 @@ def test_utilisation(data: Path, tmp_path: Path) -> None:
     train(data, tmp_path, "--peak-tflops", "1e-4").check()
     found = scalars(tmp_path, "train_inner")
     sizes = {"decoder_layers": 1, "decoder_embed_dim": 16, "decoder_ffn_embed_dim": 32, "vocab_size": 40}
-    load = Load.of([16] * 4)
+    load = Load((16,) * 4)
     per_token = training_flops(DecoderConfig(**sizes, decoder_attention_heads=2), decoder=load, predictions=64) / 64
     assert found["mfu"][4] * 1e8 == pytest.approx(per_token * found["tps_device"][4], rel=0.02)
 
@@ -93,7 +93,7 @@ def test_flops_of_a_batch() -> None:
     config = DecoderConfig(**sizes, decoder_attention_heads=2)
     tokens = torch.tensor([[5, 6, 7, 1], [1, 1, 8, 9]])
     sample: dict[str, Any] = {"net_input": {"src_tokens": tokens}, "target": tokens, "ntokens": 5}
-    expected = training_flops(config, decoder=Load.of([3, 2]), predictions=5)
+    expected = training_flops(config, decoder=Load((3, 2)), predictions=5)
     assert SpeedMeter(config, None).flops(sample) == expected
 
 

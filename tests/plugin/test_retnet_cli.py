@@ -9,7 +9,7 @@ pytest.importorskip("fairseq")
 
 from fairseq.checkpoint_utils import load_model_ensemble_and_task
 
-from tests.fairseq_cli import FEW_UPDATES, USER_DIR, Finished, run_fairseq
+from tests.fairseq_cli import FEW_UPDATES, Finished, run_fairseq
 from tests.plugin.shrunk import shrunk
 from tests.plugin.test_language_model_cli import (
     LENGTH,
@@ -80,19 +80,6 @@ def test_precisions_and_recomputation(flags: list[str], language_data: Path, tmp
 def test_from_pretrained(run: Path) -> None:
     hub = RetNetLanguageModel.from_pretrained(str(run.parent), "checkpoint_last.pt")
     assert hub.sample("w1 w2", beam=1, max_len_b=10).startswith("w1 w2")
-
-
-def test_hydra_with_the_shipped_file(language_data: Path, tmp_path: Path) -> None:
-    arguments = ["--config-dir", USER_DIR / "config", "--config-name", "retnet_small", f"task.data={language_data}"]
-    arguments += [
-        "optimization.max_update=2",
-        "common.cpu=true",
-        "task.tokens_per_sample=32",
-        "+model.decoder_layers=1",
-    ]
-    run_fairseq("hydra_train", [*arguments, f"hydra.run.dir={tmp_path}"], cwd=tmp_path).check()
-    model = load(tmp_path / "checkpoints" / "checkpoint_last.pt", language_data)
-    assert model.decoder.config.decoder_value_embed_dim == 432 and len(model.decoder.layers) == 1
 
 
 def test_official_checkpoints_need_their_option(tmp_path: Path) -> None:

@@ -8,11 +8,10 @@ import torch
 
 pytest.importorskip("fairseq")
 
-import yaml
 from fairseq.models import MODEL_REGISTRY
 
 import torchscale_fairseq.models
-from tests.fairseq_cli import FEW_UPDATES, USER_DIR, Finished, run_fairseq, run_program, tiny_translation_data
+from tests.fairseq_cli import FEW_UPDATES, Finished, run_fairseq, run_program, tiny_translation_data
 from tests.plugin.shrunk import shrunk
 from torchscale_fairseq.hooks.checkpoints import load_checkpoint
 
@@ -226,21 +225,6 @@ def test_tensorboard_files_are_read_back(run: Path) -> None:
     events.Reload()
     losses = [e.value for e in events.Scalars("loss")]
     assert len(losses) > 50 and losses[-1] < losses[0] / 2
-
-
-@pytest.mark.parametrize("arch", [ARCH, "mt_xmoe_small"])
-def test_hydra_with_the_shipped_file(arch: str, data: Path, tmp_path: Path) -> None:
-    overrides = [
-        f"{key.removeprefix('--').replace('-', '_')}={value}"
-        for key, value in zip(shrunk(arch)[2::2], shrunk(arch)[3::2], strict=True)
-    ]
-    arguments = ["--config-dir", USER_DIR / "config", "--config-name", arch]
-    arguments += [f"task.data={data}", "optimization.max_update=3", "common.cpu=true", "dataset.batch_size=16"]
-    arguments += [f"+model.{o}" for o in overrides] + [f"hydra.run.dir={tmp_path}"]
-    run_fairseq("hydra_train", arguments, cwd=tmp_path).check()
-    checkpoint = tmp_path / "checkpoints" / "checkpoint_last.pt"
-    assert len(column(generate(data, checkpoint, "--beam", "2"), "H")) == SENTENCES
-    assert yaml.safe_load((USER_DIR / "config" / f"{arch}.yaml").read_text())["model"]["_name"] == arch
 
 
 def test_from_pretrained(run: Path, data: Path) -> None:

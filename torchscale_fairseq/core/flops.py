@@ -16,14 +16,18 @@ BACKWARD_TOO = 3
 class Load:
     """What a side of a model is given in a step."""
 
-    tokens: int
-    squares: int
-    """Sum over sequences of the square of their lengths."""
+    lengths: tuple[int, ...]
+    """Of its sequences, in tokens."""
 
-    @classmethod
-    def of(cls, lengths: list[int]) -> "Load":
-        """Of sequences of these lengths in tokens."""
-        return cls(sum(lengths), sum(length**2 for length in lengths))
+    @property
+    def tokens(self) -> int:
+        """In all sequences."""
+        return sum(self.lengths)
+
+    @property
+    def squares(self) -> int:
+        """Pairs of tokens of a sequence."""
+        return sum(length**2 for length in self.lengths)
 
 
 def training_flops(
@@ -41,7 +45,7 @@ def training_flops(
     if encoder is not None:
         width = config.encoder_embed_dim
         forward += 2 * encoder.tokens * config.encoder_layers * 4 * width**2
-        forward += 4 * width * config.encoder_layers * encoder.squares
+        forward += 4 * width * config.encoder_layers * _attended(config, encoder)
         forward += 2 * encoder.tokens * _feed_forward(config, "encoder")
     if decoder is not None:
         layers, source, width = config.decoder_layers, width, config.decoder_embed_dim
@@ -63,7 +67,17 @@ def retains(config: Any) -> bool:
 def _causal_attention(config: Any, load: Load) -> float:
     """Per layer, with its projections."""
     width = config.decoder_embed_dim
-    return 8 * load.tokens * width**2 + 4 * width * load.squares / 2
+    return 8 * load.tokens * width**2 + 4 * width * _attended(config, load) / 2
+
+
+def _attended(config: Any, load: Load) -> float:
+    """Pairs of tokens that attention without a mask looks at: all, or with dilated attention (LongNet,
+    arXiv:2307.02486, sec. 2.2), per branch those of the same segment among every ratio-th token."""
+    branches = zip(getattr(config, "segment_lengths", ()), getattr(config, "dilation_ratios", ()), strict=True)
+    dilated = [(segment, ratio) for segment, ratio in branches]
+    if not dilated:
+        return load.squares
+    return sum(n * min(n, segment) / ratio**2 for segment, ratio in dilated for n in load.lengths)
 
 
 def _retention(config: Any, load: Load) -> float:

@@ -69,16 +69,15 @@ class SpeedMeter:
         has_encoder, has_decoder = (hasattr(self.config, f"{side}_layers") for side in ("encoder", "decoder"))
         return training_flops(
             self.config,
-            encoder=Load.of(source) if has_encoder else None,
-            decoder=Load.of(target) if has_decoder else None,
+            encoder=Load(source) if has_encoder else None,
+            decoder=Load(target) if has_decoder else None,
             predictions=0 if predicted is None else int(predicted.ne(PADDING_POSITION).sum()),
             pairs=sum(s * t for s, t in zip(source, target, strict=True)) if has_encoder and has_decoder else 0,
         )
 
 
-def _lengths(tokens: Tensor) -> list[int]:
-    lengths: list[int] = tokens.ne(PADDING_POSITION).sum(1).tolist()
-    return lengths
+def _lengths(tokens: Tensor) -> tuple[int, ...]:
+    return tuple(tokens.ne(PADDING_POSITION).sum(1).tolist())
 
 
 def speed_meter(model: nn.Module, device: torch.device, peak_tflops: float | None, *, half: bool) -> SpeedMeter | None:

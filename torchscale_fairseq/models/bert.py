@@ -43,6 +43,7 @@ class MaskedLanguageModel(FairseqEncoderModel):
     """
 
     preset: Preset
+    config_class = EncoderConfig
 
     def __init__(self, encoder: TextEncoder, options: MaskedLanguageModelOptions):
         super().__init__(encoder)
@@ -57,7 +58,7 @@ class MaskedLanguageModel(FairseqEncoderModel):
             ValueError: options contradict each other.
         """
         dictionary = task.source_dictionary
-        config = core_config(cfg, EncoderConfig, cls.preset, vocab_size=len(dictionary))
+        config = core_config(cfg, cls.config_class, cls.preset, vocab_size=len(dictionary))
         options = MaskedLanguageModelOptions(
             pooler_activation_fn=cfg.pooler_activation_fn, pooler_dropout=cfg.pooler_dropout
         )

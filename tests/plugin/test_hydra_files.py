@@ -1,0 +1,43 @@
+"""Every file in config/ trains by fairseq-hydra-train, and every small architecture has one."""
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("fairseq")
+
+from fairseq.models import MODEL_REGISTRY
+
+import torchscale_fairseq.models  # noqa: F401 - registers them
+from tests.fairseq_cli import USER_DIR, Finished, run_fairseq
+from tests.plugin.shrunk import shrunk
+from torchscale_fairseq.hooks.checkpoints import load_checkpoint
+
+FILES = {path.stem: path.read_text() for path in sorted((USER_DIR / "config").glob("*.yaml"))}
+
+
+def train(name: str, data: Path, folder: Path, *overrides: str) -> Finished:
+    """Two updates of the file's model, made tiny."""
+    flags = [word.removeprefix("--").replace("-", "_") for word in shrunk(name)[2:]]
+    arguments = ["--config-dir", USER_DIR / "config", "--config-name", name, f"task.data={data}", "common.cpu=true"]
+    arguments += [f"+model.{key}={value}" for key, value in zip(flags[::2], flags[1::2], strict=True)]
+    arguments += ["optimization.max_update=2", "lr_scheduler.warmup_updates=1", f"hydra.run.dir={folder}", *overrides]
+    return run_fairseq("hydra_train", arguments, cwd=folder)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_file_trains(name: str, language_data: Path, translation_data: Path, tmp_path: Path) -> None:
+    """The options of logging are keys of every model."""
+    data = translation_data if "_name: translation" in FILES[name] else language_data
+    train(name, data, tmp_path, "+model.log_norms_interval=1", "+model.peak_tflops=3.0").check()
+    checkpoint = load_checkpoint(tmp_path / "checkpoints" / "checkpoint_last.pt")
+    assert checkpoint["cfg"]["model"]["_name"] == name
+    assert any((tmp_path / "tensorboard" / "norms").iterdir())
+
+
+def test_every_small_architecture_has_a_file() -> None:
+    small = {name for name, model in MODEL_REGISTRY.items() if hasattr(model, "preset") and name.endswith("_small")}
+    written = " ".join(FILES.values()).replace(";", " ").split()
+    named = {word.removeprefix("model._name=") for word in written}
+    assert small <= named
+    assert all(f"--config-name {name} " in text for name, text in FILES.items())

@@ -1,5 +1,6 @@
 """Every file in config/ trains by fairseq-hydra-train, and every small architecture has one."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,29 +10,40 @@ pytest.importorskip("fairseq")
 from fairseq.models import MODEL_REGISTRY
 
 import torchscale_fairseq.models  # noqa: F401 - registers them
+from tests.data.corpora import made_corpus
 from tests.fairseq_cli import USER_DIR, Finished, run_fairseq
 from tests.plugin.shrunk import shrunk
 from torchscale_fairseq.hooks.checkpoints import load_checkpoint
 
+ARCH = re.compile(r"^model:\n  _name: (\w+)", re.MULTILINE)
+TASK = re.compile(r"^task:\n  _name: (\w+)", re.MULTILINE)
 FILES = {path.stem: path.read_text() for path in sorted((USER_DIR / "config").glob("*.yaml"))}
 
 
 def train(name: str, data: Path, folder: Path, *overrides: str) -> Finished:
     """Two updates of the file's model, made tiny."""
-    flags = [word.removeprefix("--").replace("-", "_") for word in shrunk(name)[2:]]
+    flags = [word.removeprefix("--").replace("-", "_") for word in shrunk(ARCH.search(FILES[name])[1])[2:]]
     arguments = ["--config-dir", USER_DIR / "config", "--config-name", name, f"task.data={data}", "common.cpu=true"]
     arguments += [f"+model.{key}={value}" for key, value in zip(flags[::2], flags[1::2], strict=True)]
     arguments += ["optimization.max_update=2", "lr_scheduler.warmup_updates=1", f"hydra.run.dir={folder}", *overrides]
     return run_fairseq("hydra_train", arguments, cwd=folder)
 
 
+@pytest.fixture(scope="module")
+def data_of(language_data: Path, translation_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """By task."""
+    shards = made_corpus(tmp_path_factory.mktemp("shards") / "data")
+    data = {"translation": translation_data, "language_modeling": language_data, "masked_lm": language_data}
+    return {**data, "pretraining": shards}
+
+
 @pytest.mark.parametrize("name", FILES)
-def test_file_trains(name: str, language_data: Path, translation_data: Path, tmp_path: Path) -> None:
+def test_file_trains(name: str, data_of: dict[str, Path], tmp_path: Path) -> None:
     """The options of logging are keys of every model."""
-    data = translation_data if "_name: translation" in FILES[name] else language_data
+    data = data_of[TASK.search(FILES[name])[1]]
     train(name, data, tmp_path, "+model.log_norms_interval=1", "+model.peak_tflops=3.0").check()
     checkpoint = load_checkpoint(tmp_path / "checkpoints" / "checkpoint_last.pt")
-    assert checkpoint["cfg"]["model"]["_name"] == name
+    assert checkpoint["cfg"]["model"]["_name"] == ARCH.search(FILES[name])[1]
     assert any((tmp_path / "tensorboard" / "norms").iterdir())
 
 

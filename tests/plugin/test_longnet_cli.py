@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("fairseq")
 
-from tests.fairseq_cli import USER_DIR, Finished, run_fairseq
+from tests.fairseq_cli import Finished, run_fairseq
 from tests.plugin.test_language_model_cli import check_beams_and_prompts, check_prefixes, evaluate, load, nll, train
 from tests.plugin.test_language_model_cli import test_tokens as text_of
 
@@ -56,21 +56,6 @@ def test_a_masked_model_with_segments(arch: str, language_data: Path, tmp_path: 
     train(language_data, tmp_path, arch, *PATTERN, "--xpos-rel-pos", "--no-epoch-checkpoints").check()
     encoder = load(tmp_path / "checkpoint_last.pt", language_data).encoder
     assert "segment_lengths=[4, 8, 16]" in repr(encoder.layers[0].self_attn)
-
-
-def test_hydra_with_the_shipped_file(language_data: Path, tmp_path: Path) -> None:
-    arguments = ["--config-dir", USER_DIR / "config", "--config-name", "longnet_small", f"task.data={language_data}"]
-    arguments += [
-        "optimization.max_update=2",
-        "common.cpu=true",
-        "task.tokens_per_sample=32",
-        "+model.decoder_layers=1",
-        "+model.segment_length='[8,16]'",
-        "+model.dilated_ratio='[1,2]'",
-    ]
-    run_fairseq("hydra_train", [*arguments, f"hydra.run.dir={tmp_path}"], cwd=tmp_path).check()
-    config = load(tmp_path / "checkpoints" / "checkpoint_last.pt", language_data).decoder.config
-    assert config.segment_lengths == (8, 16) and config.dilation_ratios == (1, 2)
 
 
 @pytest.mark.parametrize("arch", ["retnet_base", "transformer_lm"])

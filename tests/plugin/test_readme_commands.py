@@ -30,7 +30,15 @@ def commands() -> list[list[str]]:
     """Words of every command in the README's bash blocks."""
     text = "\n".join(block.text for block in code_blocks(REPOSITORY / "README.md") if block.language == "bash")
     lines = text.replace("\\\n", " ").splitlines()
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
+    return [part for line in lines if (words := shlex.split(line, comments=True)) for part in _parts(words)]
+
+
+def _parts(words: list[str]) -> list[list[str]]:
+    """A launcher, and the command that it is given."""
+    if words[0] != "scripts/launch/local.sh":
+        return [words]
+    start = next(i for i, word in enumerate(words) if word.startswith("fairseq-"))
+    return [words[:start], words[start:]]
 
 
 def test_fairseq_understands_its_commands() -> None:

@@ -88,3 +88,13 @@ def test_official_checkpoints_need_their_option(tmp_path: Path) -> None:
     torch.save(official_checkpoint(case, tmp_path), tmp_path / "official.pt")
     with pytest.raises(ValueError, match=r"scripts/convert/torchscale_checkpoint.py"):
         load_model_ensemble_and_task([str(tmp_path / "official.pt")])
+
+
+def test_experts_in_every_other_layer(language_data: Path, tmp_path: Path) -> None:
+    """Trained, and decoded with beams."""
+    flags = ["--moe-freq", "2", "--moe-expert-count", "4", "--decoder-layers", "4", "--criterion", "moe_cross_entropy"]
+    train(language_data, tmp_path, *flags).check()
+    model = load(tmp_path / "checkpoint_last.pt", language_data)
+    assert [layer.moe_layer is not None for layer in model.decoder.layers] == [False, True, False, True]
+    output = interact(language_data, tmp_path / "checkpoint_last.pt", "w1 w2\n", "--beam", "3", "--max-len-b", "8")
+    assert column(output.check().stdout, "H")[0][0].startswith("w1 w2")

@@ -255,7 +255,7 @@ def test_what_the_fla_backend_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     tensors, log_decay = inputs(2, 5, 1), log_decays(1, "powers")
     for installed, message in (
         (False, "pip install flash-linear-attention"),
-        (True, "needs a GPU, not cpu; use torch or auto"),
+        (True, "needs a GPU, not cpu; use torch or auto."),
     ):
         monkeypatch.setattr(retention_forms, "_HAS_FLA", installed)
         with pytest.raises(ValueError, match=f"retention_backend=fla .*{message}"):
@@ -288,8 +288,18 @@ def test_what_the_fla_backend_serves(
 ) -> None:
     monkeypatch.setattr(retention_forms, "_HAS_FLA", True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(major=major))
+    monkeypatch.setattr(retention_forms, "_import_failure", lambda: None)
     refusal = retention_forms._fla_refusal(OnGPU(dtype), **dict.fromkeys(masks, torch.ones(1, 1)), state=None)
     assert (refusal is None) if message is None else re.search(message, refusal)
+
+
+def test_a_broken_fla_is_said_and_torch_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    package = ModuleType("fla")
+    package.__path__ = []
+    monkeypatch.setitem(sys.modules, "fla", package)
+    retention_forms._import_failure.cache_clear()
+    assert re.search(r"cannot be imported \(ModuleNotFoundError: .*fla.ops", retention_forms._import_failure() or "")
+    retention_forms._import_failure.cache_clear()
 
 
 def test_the_choice_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,6 +1,7 @@
 """The one function through which retention is computed, and the choice of its form and of what computes it."""
 
 import functools
+import importlib
 import importlib.util
 import logging
 from typing import Any
@@ -47,13 +48,14 @@ def retention(
     """
     if query.size(1) == 1:
         return recurrent_retention(query, key, value, log_decay, **options)
+    refusal = None
     if backend != "torch":
         refusal = _fla_refusal(value, **options)
         if refusal and backend == "fla":
-            raise ValueError(f"retention_backend=fla {refusal}")
+            raise ValueError(f"retention_backend=fla {refusal}; use torch or auto.")
         backend = "torch" if refusal else "fla"
     if not torch.compiler.is_compiling():
-        _log_choice(backend, value.device.type)
+        _log_choice(backend, refusal if value.device.type == "cuda" else None)
     if backend == "fla":
         return fla_retention(query, key, value, log_decay, state=options.get("state"))
     if chunkwise or query.size(1) > CHUNKWISE_ABOVE:
@@ -62,9 +64,8 @@ def retention(
 
 
 @functools.cache
-def _log_choice(backend: str, device: str) -> None:
-    missing = " (flash-linear-attention is not installed)" if device == "cuda" and not _HAS_FLA else ""
-    logger.info("retention backend: %s%s", backend, missing)
+def _log_choice(backend: str, refusal: str | None) -> None:
+    logger.info("retention backend: %s%s", backend, f" (fla {refusal})" if refusal else "")
 
 
 def fla_retention(
@@ -114,13 +115,23 @@ def _fla_refusal(
     state: Tensor | None = None,
 ) -> str | None:
     if not _HAS_FLA:
-        return "needs the package flash-linear-attention (pip install flash-linear-attention); use torch or auto."
+        return "needs the package flash-linear-attention (pip install flash-linear-attention)"
     if value.device.type != "cuda":
-        return f"needs a GPU, not {value.device.type}; use torch or auto."
+        return f"needs a GPU, not {value.device.type}"
     if value.dtype not in (torch.float16, torch.bfloat16):
-        return f"needs fp16 or bf16, not {value.dtype}, whose products it rounds to TF32; use torch or auto."
+        return f"needs fp16 or bf16, not {value.dtype}, whose products it would round to TF32"
     if torch.cuda.get_device_properties(value.device).major < 8:
-        return "needs a GPU of compute capability 8.0 or later; use torch or auto."
+        return "needs a GPU of compute capability 8.0 or later"
     if padding_mask is not None or document_starts is not None:
-        return "knows no padding and no packed documents; use torch or auto."
+        return "knows no padding and no packed documents"
+    return None if torch.compiler.is_compiling() else _import_failure()
+
+
+@functools.cache
+def _import_failure() -> str | None:
+    """What is wrong with the installed package, or with what it imports (triton, transformers)."""
+    try:
+        importlib.import_module("fla.ops.simple_gla")
+    except Exception as error:
+        return f"is installed and cannot be imported ({type(error).__name__}: {error})"
     return None

@@ -1,5 +1,6 @@
 """The experiments' shared pieces, and each experiment in its small form."""
 
+import dataclasses
 import importlib
 import json
 import math
@@ -69,6 +70,13 @@ def test_published_reports_are_of_these_scripts(name: str) -> None:
     report = json.loads((REPOSITORY / "docs" / "claims" / f"{name}.json").read_text())
     assert report["experiment"] == name and not report["small"]
     assert report["command"].startswith(f"python scripts/experiments/{name}.py --device cuda")
+
+
+@pytest.mark.parametrize("name", ["deepnorm_depth", "xpos_extrapolation"])
+def test_published_reports_have_the_settings_of_their_scripts(name: str, common: ModuleType) -> None:
+    report = json.loads((REPOSITORY / "docs" / "claims" / f"{name}.json").read_text())
+    planned = [dataclasses.asdict(run) for run in importlib.import_module(name).runs(False, 1)]
+    assert [{key: run[key] for key in planned[0]} for run in report["runs"]] == planned
 
 
 @pytest.fixture(scope="module")

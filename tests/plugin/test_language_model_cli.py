@@ -3,6 +3,7 @@
 import math
 import random
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,8 @@ from torchscale_fairseq.hooks.checkpoints import load_checkpoint
 
 CAUSAL = ("gpt_deepnorm", "gpt_magneto", "gpt_xpos", "longnet", "lm_base")
 MASKED = ("bert_magneto", "bert_deepnorm", "mlm_base")
+SHARED = {"gpt_magneto": "causal_run", "gpt_xpos": "xpos_run", "bert_magneto": "masked_run"}
+"""Fixtures that hold a checkpoint of an architecture."""
 LENGTH = 32
 SENTENCES = 21
 
@@ -80,18 +83,31 @@ def test_tokens(data: Path) -> torch.Tensor:
 test_tokens.__test__ = False
 
 
+@pytest.fixture
+def trained(language_data: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Callable[[str], Path]:
+    """From an architecture to a checkpoint of it: the one that other tests use, or a fresh one."""
+
+    def checkpoint(arch: str) -> Path:
+        if arch in SHARED:
+            return request.getfixturevalue(SHARED[arch])
+        train(language_data, tmp_path, arch, "--no-epoch-checkpoints").check()
+        return tmp_path / "checkpoint_last.pt"
+
+    return checkpoint
+
+
 @pytest.mark.parametrize("arch", CAUSAL)
-def test_every_causal_model_trains_and_scores(arch: str, language_data: Path, tmp_path: Path) -> None:
-    train(language_data, tmp_path, arch).check()
-    tokens, loss = evaluate(language_data, tmp_path / "checkpoint_last.pt")
+def test_every_causal_model_trains_and_scores(arch: str, trained: Callable[[str], Path], language_data: Path) -> None:
+    tokens, loss = evaluate(language_data, trained(arch))
     assert tokens == len(test_tokens(language_data))
     assert 0 < loss < 12
 
 
 @pytest.mark.parametrize("arch", MASKED)
-def test_every_masked_model_trains_and_validates(arch: str, language_data: Path, tmp_path: Path) -> None:
-    train(language_data, tmp_path, arch).check()
-    words = [language_data, "--task", "masked_lm", "--path", tmp_path / "checkpoint_last.pt", "--cpu"]
+def test_every_masked_model_trains_and_validates(
+    arch: str, trained: Callable[[str], Path], language_data: Path
+) -> None:
+    words = [language_data, "--task", "masked_lm", "--path", trained(arch), "--cpu"]
     output = run_fairseq("validate", [*words, "--batch-size", "8", "--valid-subset", "test"]).check().output
     assert 0 < float(re.search(r"\| test \| .*?loss ([\d.]+)", output)[1]) < 12
 
@@ -207,6 +223,7 @@ def test_blockwise_causal_attention_reads_longer_texts(xpos_run: Path, language_
             "long blocks": longer + override,
         }.items()
     }
+    assert losses["short"] == losses["short blocks"], "two blocks see each other"
     assert losses["short"] != losses["long"] != losses["long blocks"]
     model, text = load(xpos_run, language_data), test_tokens(language_data)
     expected = nll(model, torch.tensor([2]), text) / len(text)
@@ -314,14 +331,19 @@ def test_prompts_that_are_too_long(
 
 
 @pytest.mark.parametrize(
-    ("command", "task"), [("generate", "masked_lm"), ("generate", "language_modeling"), ("interactive", "masked_lm")]
+    ("command", "task"),
+    [
+        ("generate", ["--task", "masked_lm"]),
+        ("generate", ["--task", "language_modeling"]),
+        ("interactive", ["--task", "masked_lm"]),
+        ("eval_lm", []),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[-1] if value else "",
 )
-def test_masked_models_do_not_generate(command: str, task: str, masked_run: Path, language_data: Path) -> None:
-    words = [language_data, "--task", task, "--path", masked_run, "--cpu"]
-    result = run_fairseq(command, words, stdin="w1\n")
+def test_masked_models_do_not_generate(command: str, task: list[str], masked_run: Path, language_data: Path) -> None:
+    result = run_fairseq(command, [language_data, *task, "--path", masked_run, "--cpu"], stdin="w1\n")
     assert result.returncode != 0
     assert "masked language model" in result.last_line and "scripts/fill_masks.py" in result.last_line
-    assert "masked language model" in run_fairseq("eval_lm", [language_data, "--path", masked_run, "--cpu"]).last_line
 
 
 def test_dictionary_of_another_size(causal_run: Path, language_data: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from tests.plugin.test_language_model_cli import (
     check_prefixes,
     evaluate,
     interact,
+    load,
 )
 from tests.plugin.test_translation_cli import assert_same_weights, column
 from tests.scripts.official_checkpoints import case_of, official_checkpoint, write_dictionaries

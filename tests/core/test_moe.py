@@ -1,6 +1,7 @@
 """Mixture of experts: routing, dispatch, experts, combine, and the models that have them."""
 
 import copy
+import dataclasses
 import math
 from typing import Any
 
@@ -14,8 +15,10 @@ from torch import Tensor, nn
 from tests.core.models import decoder, encoder, encoder_decoder, randomize, tokens
 from tests.helpers import assert_close
 from torchscale_fairseq import DecoderConfig, EncoderConfig
+from torchscale_fairseq.core.architectures import blocks
 from torchscale_fairseq.core.architectures.decoder import Decoder
 from torchscale_fairseq.core.architectures.encoder import Encoder
+from torchscale_fairseq.core.config import _ExpertOptions
 from torchscale_fairseq.core.layers.experts import Experts
 from torchscale_fairseq.core.layers.feed_forward import FeedForwardNetwork, GatedLinearUnit
 from torchscale_fairseq.core.layers.moe import MixtureOfExperts, RoutingOptions
@@ -330,6 +333,68 @@ def test_recomputed_layers_give_the_same_gradients() -> None:
         gradients.append([p.grad for p in model.parameters()])
     for a, b in zip(*gradients, strict=True):
         assert_close(a, b, "float32")
+
+
+@pytest.mark.parametrize("compatible", [False, True])
+@pytest.mark.parametrize("xmoe", [False, True])
+def test_a_forward_changes_nothing_in_place(xmoe: bool, compatible: bool) -> None:
+    """Two forward passes before one backward."""
+    model = encoder(**EXPERTS, use_xmoe=xmoe, torchscale_compatible=compatible).train()
+    before = copy.deepcopy(model.state_dict())
+    outputs = [model(tokens(2, 6, seed))["encoder_out"] for seed in (1, 2)]
+    assert all(value.equal(before[name]) for name, value in model.state_dict().items())
+    torch.stack(outputs).square().sum().backward()
+
+
+CHANGED: dict[str, Any] = {
+    "moe_freq": 3,
+    "encoder_moe_freq": 1,
+    "moe_expert_count": 5,
+    "moe_expert_ffn_dim": 20,
+    "moe_top_k": 1,
+    "moe_top1_expert": True,
+    "moe_capacity_factor": 0.5,
+    "moe_dropless": True,
+    "moe_eval_capacity_token_fraction": 0.1,
+    "moe_second_expert_policy": "random",
+    "moe_normalize_gate_prob_before_dropping": True,
+    "moe_batch_prioritized_routing": True,
+    "moe_gating_use_fp32": True,
+    "use_xmoe": True,
+    "moe_routing_dim": 3,
+    "moe_expert_dropout": 0.5,
+    "moe_freeze_routing": True,
+    "moe_normalize_expert_grad": "sqrt_world_size",
+    "moe_clip": "plain",
+}
+
+
+@pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(_ExpertOptions)] + ["encoder_moe_freq"])
+def test_each_option_changes_something(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = EXPERTS if name.endswith("moe_freq") else {"moe_freq": 1, "moe_expert_count": 8}
+    given = {**given, "use_xmoe": name == "moe_routing_dim"}
+    assert observed(given, monkeypatch) != observed({**given, name: CHANGED[name]}, monkeypatch)
+
+
+def test_without_a_change_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert observed(EXPERTS, monkeypatch) == observed(EXPERTS, monkeypatch)
+
+
+def observed(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What can be seen of a model: parameters, outputs in training and evaluation and in half the precision, and how
+    gradients of experts are treated, in two processes too."""
+    model, text = encoder(**given), tokens(3, 9)
+    seen: list[Any] = [{name: (p.shape, p.requires_grad) for name, p in model.named_parameters()}]
+    for one, training in ((model, True), (model, False), (copy.deepcopy(model).bfloat16(), False)):
+        torch.manual_seed(0)
+        seen.append(one.train(training)(text)["encoder_out"].tolist())
+    layer = next(layer.moe_layer for layer in model.layers if layer.moe_layer is not None)
+    seen.append(layer.experts.norm_weight)
+    with monkeypatch.context() as patch:
+        patch.setattr(blocks, "split_experts", lambda count: ExpertSplit(count, size=2))
+        shared = next(layer.moe_layer for layer in encoder(**given).layers if layer.moe_layer is not None).experts
+    shared(torch.ones(shared.split.local, 24), [1] * shared.split.local).sum().backward()
+    return [*seen, shared.fc2.bias.grad.tolist()]
 
 
 def test_parameter_names_are_those_of_torchscale() -> None:

@@ -18,6 +18,7 @@ from torchscale_fairseq.models._presets import LANGUAGE, MASKED, RETENTION, RETE
 TARGET = Path(__file__).parent.parent / "docs" / "options.md"
 SECTIONS = {
     "Both sides": config._TransformerConfig,
+    "LongNet: encoder or decoder alone": config._DilatedOptions,
     "Encoder": config.EncoderConfig,
     "Decoder": config.DecoderConfig,
     "Encoder-decoder": config.EncoderDecoderConfig,

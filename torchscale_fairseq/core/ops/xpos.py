@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 _LARGEST_EXPONENT = 80 / -math.log(0.4 / 1.4)
-_LARGEST_FP16_SPAN = 2048
+_LARGEST_FP16_EXPONENT = 4
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def xpos_tables(
     return XPosTables(
         (cos * scale, sin * scale),
         (cos / scale, sin / scale),
-        wide=dtype == torch.float16 and span > _LARGEST_FP16_SPAN,
+        wide=dtype == torch.float16 and span / scale_base > _LARGEST_FP16_EXPONENT,
     )
 
 

@@ -30,6 +30,22 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "compatible_xpos": {"xpos_rel_pos": True, "torchscale_compatible": True},
     "compatible_bias": {"rel_pos_buckets": 8, "max_rel_pos": 16, "torchscale_compatible": True},
 }
+LONGNETS: dict[str, dict[str, Any]] = {
+    "nested": {"segment_length": "[4,8,16]", "dilated_ratio": "[1,2,4]"},
+    "odd": {"segment_length": [5, 7], "dilated_ratio": [2, 3]},
+    "ratio_above_heads": {"segment_length": [3, 12], "dilated_ratio": [1, 6]},
+    "longer_than_text": {"segment_length": [64], "dilated_ratio": [3]},
+    "xpos": {"segment_length": [4, 12], "dilated_ratio": [1, 2], "xpos_rel_pos": True, "xpos_scale_base": 32},
+    "deepnorm": {"segment_length": [4, 12], "dilated_ratio": [1, 2], "deepnorm": True},
+    "naive": {"segment_length": [4, 12], "dilated_ratio": [1, 3], "attention_backend": "naive"},
+    "compatible": {
+        "segment_length": [4, 8],
+        "dilated_ratio": [1, 2],
+        "xpos_rel_pos": True,
+        "torchscale_compatible": True,
+    },
+    "experts": {"segment_length": [4, 8], "dilated_ratio": [1, 2], "moe_freq": 2, "moe_expert_count": 4},
+}
 PER_SIDE = ("normalize_before", "learned_pos")
 DECODERS_ONLY = ("blockwise_causal_window",)
 

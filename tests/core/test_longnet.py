@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.core.models import SIZES, VOCABULARY, decoder, encoder, options, randomize, tokens
+from tests.core.models import LONGNETS, SIZES, VOCABULARY, decoder, encoder, options, randomize, tokens
 from tests.core.test_decoding import mask_of, stepped
 from tests.helpers import assert_close
 from torchscale_fairseq import (
@@ -25,25 +25,9 @@ from torchscale_fairseq.core.layers import dilated_attention as layer
 from torchscale_fairseq.core.layers.dilated_cache import DilatedCache
 from torchscale_fairseq.core.ops.dilated import Branch, naive_dilated_attention
 
-PATTERNS: dict[str, dict[str, Any]] = {
-    "nested": {"segment_length": "[4,8,16]", "dilated_ratio": "[1,2,4]"},
-    "odd": {"segment_length": [5, 7], "dilated_ratio": [2, 3]},
-    "ratio_above_heads": {"segment_length": [3, 12], "dilated_ratio": [1, 6]},
-    "longer_than_text": {"segment_length": [64], "dilated_ratio": [3]},
-    "xpos": {"segment_length": [4, 12], "dilated_ratio": [1, 2], "xpos_rel_pos": True, "xpos_scale_base": 32},
-    "deepnorm": {"segment_length": [4, 12], "dilated_ratio": [1, 2], "deepnorm": True},
-    "naive": {"segment_length": [4, 12], "dilated_ratio": [1, 3], "attention_backend": "naive"},
-    "compatible": {
-        "segment_length": [4, 8],
-        "dilated_ratio": [1, 2],
-        "xpos_rel_pos": True,
-        "torchscale_compatible": True,
-    },
-    "experts": {"segment_length": [4, 8], "dilated_ratio": [1, 2], "moe_freq": 2, "moe_expert_count": 4},
-}
 BRANCHES = st.lists(st.tuples(st.integers(1, 14), st.integers(1, 5)), min_size=1, max_size=3)
 PADDING = st.sampled_from(["none", "left", "right"])
-every_pattern = pytest.mark.parametrize("pattern", PATTERNS)
+every_pattern = pytest.mark.parametrize("pattern", LONGNETS)
 
 
 def longnet(kind: type, branches: list[tuple[int, int]], **more: Any) -> Decoder | Encoder:
@@ -124,7 +108,7 @@ def test_steps_equal_the_full_forward(
 @pytest.mark.parametrize("padding", ["none", "left", "right"])
 @torch.no_grad()
 def test_steps_equal_the_full_forward_in_deep_models(pattern: str, padding: str) -> None:
-    model, text = decoder(**PATTERNS[pattern]), tokens(3, 26)
+    model, text = decoder(**LONGNETS[pattern]), tokens(3, 26)
     mask = padded(padding, 26)
     full, where = model(text, mask)[0], real(mask, text)
     for first in (1, 8):
@@ -135,7 +119,7 @@ def test_steps_equal_the_full_forward_in_deep_models(pattern: str, padding: str)
 @torch.no_grad()
 def test_beams_and_prompts_of_different_lengths(pattern: str) -> None:
     """Right-padded prompts go on, each from its own last token, while beam search moves the rows."""
-    model, lengths = decoder(**PATTERNS[pattern]), [9, 3, 6]
+    model, lengths = decoder(**LONGNETS[pattern]), [9, 3, 6]
     prompt, new = tokens(3, 9), tokens(3, 12, seed=1)
     rows = [prompt[row, :length] for row, length in enumerate(lengths)]
     state: dict = {}
@@ -156,7 +140,7 @@ def test_beams_and_prompts_of_different_lengths(pattern: str) -> None:
 @torch.no_grad()
 def test_xpos_moves_its_centre_along(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(caches, "_XPOS_RECENTRE_DISTANCE", 3)
-    model, text = decoder(**{**PATTERNS["xpos"], "xpos_scale_base": 8}), tokens(2, 40)
+    model, text = decoder(**{**LONGNETS["xpos"], "xpos_scale_base": 8}), tokens(2, 40)
     assert_close(stepped(model, text, 5), model(text)[0], "float32")
 
 
@@ -203,7 +187,7 @@ def test_the_size_of_the_cache() -> None:
 
 @torch.no_grad()
 def test_a_long_text_is_decoded_from_a_small_cache() -> None:
-    model, state = decoder(**PATTERNS["nested"]), {}
+    model, state = decoder(**LONGNETS["nested"]), {}
     text = tokens(1, 300)
     full = model(text)[0]
     model(text[:, :290], incremental_state=state)
@@ -219,17 +203,17 @@ def test_nothing_leaks(pattern: str) -> None:
     """Neither from later tokens in a decoder, nor from padding in either."""
     text = tokens(3, 26)
     other = tokens(3, 26, seed=5)
-    model = decoder(**PATTERNS[pattern])
+    model = decoder(**LONGNETS[pattern])
     for n in (1, 9, 16, 25):
         changed = torch.cat((text[:, :n], other[:, n:]), 1)
-        if "moe_freq" not in PATTERNS[pattern]:  # whose products are batched by expert, and round otherwise
+        if "moe_freq" not in LONGNETS[pattern]:  # whose products are batched by expert, and round otherwise
             assert torch.equal(model(text)[0][:, :n], model(changed)[0][:, :n])
         assert_close(model(text)[0][:, :n], model(changed)[0][:, :n], "float32")
-    sides = ["right"] if PATTERNS[pattern].get("torchscale_compatible") else ["left", "right"]
+    sides = ["right"] if LONGNETS[pattern].get("torchscale_compatible") else ["left", "right"]
     for side in sides:
         mask = mask_of([26, 7, 15], 26, side)
         changed = torch.where(mask, other, text)
-        for each in (model, encoder(**PATTERNS[pattern])):
+        for each in (model, encoder(**LONGNETS[pattern])):
             before, after = output_of(each, text, mask)[~mask], output_of(each, changed, mask)[~mask]
             assert_close(before, after, "float32", f"{type(each).__name__}, {side}")
 
@@ -240,9 +224,9 @@ def test_nothing_leaks(pattern: str) -> None:
 def test_padded_rows_equal_their_unpadded_selves(pattern: str, side: str) -> None:
     lengths, text = [19, 6, 11], tokens(3, 19)
     mask = mask_of(lengths, 19, side)
-    models = [decoder(**PATTERNS[pattern])]
-    if side == "right" or not PATTERNS[pattern].get("torchscale_compatible"):  # whose encoder counts padding
-        models.append(encoder(**PATTERNS[pattern]))
+    models = [decoder(**LONGNETS[pattern])]
+    if side == "right" or not LONGNETS[pattern].get("torchscale_compatible"):  # whose encoder counts padding
+        models.append(encoder(**LONGNETS[pattern]))
     for model in models:
         together = output_of(model, text, mask)
         for row in range(3):
@@ -274,7 +258,7 @@ def test_dropout_of_attention_is_for_training(kind: type) -> None:
 
 
 def test_recomputation_changes_nothing() -> None:
-    plain, other = (decoder(**PATTERNS["xpos"], checkpoint_activations=on).train() for on in (False, True))
+    plain, other = (decoder(**LONGNETS["xpos"], checkpoint_activations=on).train() for on in (False, True))
     for model in (plain, other):
         model(tokens(2, 14))[0].square().mean().backward()
     for (name, p), q in zip(plain.named_parameters(), other.named_parameters(), strict=True):
@@ -314,7 +298,7 @@ def test_what_it_cannot_do() -> None:
     for kind, config in ((LongNetEncoder, EncoderConfig), (LongNetDecoder, DecoderConfig)):
         with pytest.raises(ValueError, match=f"{kind.__name__} needs segment_length and dilated_ratio in its config"):
             kind(config())
-    model, text = encoder(**PATTERNS["nested"]), tokens(1, 9)
+    model, text = encoder(**LONGNETS["nested"]), tokens(1, 9)
     with pytest.raises(ValueError, match="attn_mask has no place in dilated attention"):
         model(text, attn_mask=torch.ones(9, 9).triu(1))
     with pytest.raises(ValueError, match="incremental_state has no place in a bidirectional LongNet"):
@@ -322,4 +306,4 @@ def test_what_it_cannot_do() -> None:
     with pytest.raises(ValueError, match="padding between real tokens"):
         model(text, torch.arange(9)[None] == 4)
     with pytest.raises(ValueError, match="attention_backend=flash_attn"):
-        decoder(**PATTERNS["nested"], attention_backend="flash_attn")(text)
+        decoder(**LONGNETS["nested"], attention_backend="flash_attn")(text)

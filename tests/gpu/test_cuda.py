@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.core.models import VARIANTS, decoder, encoder_decoder, tokens
+from tests.core.models import LONGNETS, VARIANTS, decoder, encoder_decoder, tokens
 from tests.helpers import RELATIVE_ERROR_OF_KERNELS, assert_close
 from torchscale_fairseq import RetNetConfig, RetNetDecoder
 from torchscale_fairseq.core.ops.backends import attention
@@ -63,10 +63,10 @@ def test_sdpa_matches_naive(dtype: torch.dtype, causal: bool, biased: bool, padd
         assert not results[1][0][1].any()
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [*VARIANTS, *LONGNETS])
 @torch.no_grad()
 def test_steps_match_full_forward(variant: str) -> None:
-    model = decoder(**VARIANTS[variant]).cuda()
+    model = decoder(**{**VARIANTS, **LONGNETS}[variant]).cuda()
     target = tokens(3, 20).cuda()
     mask = torch.arange(20, device="cuda") < torch.tensor([0, 7, 12], device="cuda")[:, None]
     full, _ = model(target, mask)
@@ -105,6 +105,30 @@ def test_blockwise_causal_attention(dtype: torch.dtype) -> None:
     output, _ = attention(*inputs, causal=True, block=16)
     error = ((output.double() - exact).norm() / exact.norm()).item()
     assert error < {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_longnet_trains_in_every_precision(dtype: torch.dtype, dropout: float) -> None:
+    """Without dropout: logits and gradients against float64 on the CPU. Dropout leaves evaluation alone."""
+    options = {**LONGNETS["xpos"], "attention_dropout": dropout}
+    exact, model = decoder(**options).double(), decoder(**options).to("cuda", dtype)
+    text = tokens(2, 37)
+    loose = RELATIVE_ERROR_OF_KERNELS * 20 if dtype != torch.float32 else 1e-5
+    for trains in (False, True):
+        results = []
+        for one, where in ((exact, "cpu"), (model, "cuda")):
+            one.train(trains)
+            one.zero_grad()
+            logits, _ = one(text.to(where))
+            logits.double().square().mean().backward()
+            results.append(
+                (logits.cpu().double(), torch.cat([p.grad.flatten() for p in one.parameters()]).cpu().double())
+            )
+        for expected, actual in zip(*results, strict=True):
+            assert actual.isfinite().all()
+            if not (trains and dropout):
+                assert (actual - expected).norm() / expected.norm() < loose
 
 
 @pytest.mark.parametrize("variant", ["subln", "deepnorm", "xpos", "relative_bias"])

@@ -10,7 +10,7 @@ from ..ops.backends import attention
 from ..ops.dilated import checked_branches, dilated_attention
 from ..parallel.dilated import dilated_attention_of_slice
 from ..parallel.sequence import SequenceSlice
-from .attention import MultiheadAttention
+from .attention import MultiheadAttention, one_dtype
 from .dilated_cache import DilatedCache
 
 
@@ -122,14 +122,13 @@ class DilatedAttention(MultiheadAttention):
 
     def _attend_to_slots(self, query: Tensor, visible: Tensor, cache: DilatedCache) -> Tensor:
         """(batch, 1, heads, head_dim) to what is visible of the cache; zero where nothing is."""
-        key, value = cache.content()
+        query, key, value = one_dtype(query, *cache.content())
         blind = ~visible.any(-1, keepdim=True)
         bias = torch.zeros_like(visible, dtype=key.dtype).masked_fill(~(visible | blind), float("-inf"))
-        dtype = torch.promote_types(query.dtype, key.dtype)
         output, _ = attention(
-            query.to(dtype),
-            key.to(dtype),
-            value.to(dtype),
+            query,
+            key,
+            value,
             bias=bias.unsqueeze(2),
             backend="naive" if self.backend == "naive" else "sdpa",
         )

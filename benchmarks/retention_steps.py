@@ -1,5 +1,6 @@
 """Training steps of a layer, and of retention alone, of each side."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -72,14 +73,12 @@ def layer_step(case: Case, side: str) -> Step:
     x, weights = case.random(1, case.length, case.width), case.random(1, case.length, case.width).detach()
     if side == ATTENTION:
         layer: nn.Module = Decoder(case.attention_config()).to(case.device).layers[0]
-        nothing = dict.fromkeys(
-            ("padding_mask", "bias", "xpos", "memory", "memory_padding_mask", "memory_bias", "state", "not_routed")
-        )
+        nothing = _nothing(layer, "block")
         forward = lambda x: layer(x, block=0, **nothing)[0]  # noqa: E731
     elif side == OURS:
         layer = ours.layers[0]
         arguments = ours._retention_arguments(x, None, None, None)
-        nothing = dict.fromkeys(("memory", "memory_padding_mask", "state", "not_routed"))
+        nothing = _nothing(layer, "retention")
         forward = lambda x: layer(x, retention=arguments, **nothing)[0]  # noqa: E731
     else:
         from torchscale.architecture import config, retnet
@@ -91,6 +90,11 @@ def layer_step(case: Case, side: str) -> Step:
         positions = retnet.RetNetRelPos(options).to(case.device)(case.length)
         forward = lambda x: layer(x, retention_rel_pos=positions)[0]  # noqa: E731
     return partial(step, forward, weights, {"input": x, **dict(layer.named_parameters())})
+
+
+def _nothing(layer: nn.Module, given: str) -> dict[str, None]:
+    """None for each argument of a layer, but for its input and what it is given."""
+    return dict.fromkeys(inspect.signature(layer.forward).parameters.keys() - {"x", given})
 
 
 def retention_step(case: Case, side: str) -> Step:

@@ -18,7 +18,9 @@ import preparation
 from preparation import InputError
 from tqdm import tqdm
 
+from torchscale_fairseq.data.captions import read_captions
 from torchscale_fairseq.data.index import split_line
+from torchscale_fairseq.data.problems import DataError
 
 PROGRAM = "train_tokenizer.py"
 MASK = "<mask>"
@@ -28,7 +30,12 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("text", type=Path, nargs="+", help="files of text to learn from")
+    parser.add_argument(
+        "text",
+        type=Path,
+        nargs="+",
+        help="files of text to learn from; of .jsonl files (--task image_text), the captions",
+    )
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="the data directory")
     parser.add_argument("--vocab-size", type=int, default=32000, metavar="N", help="pieces; default 32000")
     parser.add_argument("--model-type", choices=["unigram", "bpe"], default="unigram")
@@ -76,6 +83,9 @@ def text_lines(paths: list[Path]) -> Iterator[str]:
     total = sum(path.stat().st_size for path in paths)
     with tqdm(total=total, unit="B", unit_scale=True, desc="reading", disable=None) as bar:
         for path in paths:
+            if path.suffix == ".jsonl":
+                yield from captions(path)
+                continue
             with path.open("rb") as file:
                 for number, line in enumerate(file, start=1):
                     bar.update(len(line))
@@ -88,6 +98,14 @@ def text_lines(paths: list[Path]) -> Iterator[str]:
                         ) from error
                     if words:
                         yield from (unit.decode().strip() for unit in split_line(" ".join(words).encode()))
+
+
+def captions(path: Path) -> Iterator[str]:
+    """Yields what a captions file says of its images."""
+    try:
+        yield from (pair.caption for pair in read_captions(path))
+    except DataError as error:
+        raise InputError(str(error)) from None
 
 
 if __name__ == "__main__":

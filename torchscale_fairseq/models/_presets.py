@@ -196,3 +196,15 @@ RETENTION_TRANSLATION: dict[str, Preset] = _family(
         for size, inner, heads in (("small", 432, 2), ("base", 864, 2), ("large", 1728, 4))
     },
 )
+
+IMAGE_TEXT: dict[str, Preset] = _family(
+    "beit3",
+    {"activation_fn": "gelu", "dropout": 0.0},
+    _sizes(
+        "encoder",
+        small=(4, 128, 512, 4),
+        base=(12, 768, 3072, 12),
+        large=(24, 1024, 4096, 16),
+    ),
+)
+"""Base and large have the sizes of the released models; small trains on a CPU in minutes."""

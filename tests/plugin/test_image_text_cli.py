@@ -1,0 +1,116 @@
+"""--task image_text through fairseq's commands, on images drawn here."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("fairseq")
+
+from tests.fairseq_cli import Finished, run_fairseq
+from tests.plugin.drawings import make_drawings
+from torchscale_fairseq.criterions.image_text import normalised_patches
+from torchscale_fairseq.data.captions import read_captions
+from torchscale_fairseq.data.images import load_image
+from torchscale_fairseq.data.problems import DataError
+
+IMAGES = ["--task", "image_text", "--criterion", "image_text", "--img-size", "32", "--patch-size", "8"]
+TINY = ["--encoder-layers", "1", "--encoder-embed-dim", "16", "--encoder-ffn-embed-dim", "32"]
+TINY += ["--encoder-attention-heads", "2"]
+
+
+@pytest.fixture(scope="module")
+def drawings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_drawings(tmp_path_factory.mktemp("drawings") / "data", train=24, valid=10)
+
+
+def train(data: Path, folder: Path, *flags: str, updates: int = 3, arch: str = "beit3_base") -> Finished:
+    words = [data, *IMAGES, "--arch", arch, "--batch-size", "8", "--optimizer", "adam", "--lr", "1e-3", "--cpu"]
+    words += ["--max-update", str(updates), "--num-workers", "0", "--log-format", "simple", "--log-interval", "1"]
+    return run_fairseq("train", [*words, "--save-dir", folder, "--no-epoch-checkpoints", *flags], timeout=1200)
+
+
+def test_trains_resumes_and_validates(drawings: Path, tmp_path: Path) -> None:
+    first = train(drawings, tmp_path, *TINY).check().output
+    for name in ("word_loss", "patch_loss", "match_loss", "match_accuracy"):
+        assert re.search(rf"valid on 'valid' subset .*\| {name} [\d.]+", first), name
+    assert "@ 3 updates" in train(drawings, tmp_path, *TINY, updates=6).check().output
+    words = [drawings, "--task", "image_text", "--path", tmp_path / "checkpoint_last.pt", "--valid-subset", "valid"]
+    output = run_fairseq("validate", [*words, "--batch-size", "8", "--cpu"]).check().output
+    logged, validated = (re.findall(r"match_accuracy ([\d.]+)", text) for text in (first, output))
+    assert logged and validated
+
+
+def test_target_of_patches() -> None:
+    images = torch.arange(2 * 3 * 4 * 4, dtype=torch.float32).view(2, 3, 4, 4)
+    patches = normalised_patches(images, 2)
+    assert patches.shape == (2, 4, 12)
+    first = images[0, :, :2, :2].flatten()
+    expected = (first - first.mean()) / first.std(correction=0)
+    torch.testing.assert_close(patches[0, 0], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_images_are_cropped_to_squares(drawings: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    wide = Image.new("RGB", (40, 20), (255, 255, 255))
+    wide.paste((0, 0, 0), (0, 0, 10, 20))
+    wide.paste((0, 0, 0), (30, 0, 40, 20))
+    wide.convert("L").save(tmp_path / "wide.png")
+    image = load_image(tmp_path / "wide.png", 16)
+    assert image.shape == (3, 16, 16)
+    assert image.min() > 0.9  # bicubic scaling looks a little beyond the edge
+
+
+def write(folder: Path, *lines: str) -> Path:
+    path = folder / "train.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_what_is_wrong_with_captions_is_said(tmp_path: Path) -> None:
+    (tmp_path / "1.png").touch()
+    good = json.dumps({"image": "1.png", "caption": "one"})
+    for lines, message in (
+        ([good, "{"], r"train\.jsonl, line 2 is not JSON"),
+        ([good, json.dumps({"image": "1.png"})], r"train\.jsonl, line 2 has no caption"),
+        ([good, json.dumps({"image": "2.png", "caption": "two"})], r"line 2 names .*2\.png, which does not exist"),
+        ([good, good], "all the same; matching needs at least two different ones"),
+    ):
+        with pytest.raises(DataError, match=message):
+            read_captions(write(tmp_path, *lines))
+    with pytest.raises(DataError, match=r"cannot read .*none\.jsonl"):
+        read_captions(tmp_path / "none.jsonl")
+
+
+def test_an_unreadable_image_is_named(drawings: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(drawings, tmp_path / "data")
+    (data / "images" / "train3.png").write_bytes(b"no image")
+    done = train(data, tmp_path / "run", *TINY)
+    assert done.returncode and re.search(r"train3\.png is not an image that can be read", done.output)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--img-size", "30"], r"--img-size \(30\) must be a multiple of --patch-size \(8\)"),
+        (["--image-mask-prob", "1.5"], r"--image-mask-prob \(1.5\) must lie between 0 and 1"),
+        (["--max-source-positions", "3"], r"more than --max-source-positions \(3\); raise it"),
+    ],
+)
+def test_wrong_options_are_refused(drawings: Path, tmp_path: Path, flags: list[str], message: str) -> None:
+    done = train(drawings, tmp_path, *TINY, *flags)
+    assert done.returncode and re.search(message, done.last_line)
+
+
+@pytest.mark.slow
+def test_matches_held_out_pairs(tmp_path: Path) -> None:
+    """Shapes and colours: above 95 % of unseen images get their caption and refuse another one."""
+    data = make_drawings(tmp_path / "data", train=2000, valid=200)
+    flags = ["--batch-size", "32", "--lr", "1e-3", "--lr-scheduler", "polynomial_decay", "--warmup-updates", "50"]
+    flags += ["--total-num-update", "900", "--log-interval", "100", "--clip-norm", "1.0", "--validate-interval", "1000"]
+    output = train(data, tmp_path / "run", *flags, updates=900, arch="beit3_small").check().output
+    assert float(re.findall(r"valid on 'valid' subset .*\| match_accuracy ([\d.]+)", output)[-1]) > 95

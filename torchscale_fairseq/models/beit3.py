@@ -1,0 +1,107 @@
+"""BEiT-3: ``beit3_base`` and its sizes, for the task image_text."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from fairseq.models import BaseFairseqModel, register_model
+from torch import Tensor, nn
+
+from torchscale_fairseq.core.architectures.beit3 import BEiT3
+from torchscale_fairseq.core.config import BEiT3Config
+from torchscale_fairseq.core.layers.heads import MaskedLanguageModelHead
+from torchscale_fairseq.core.layers.norm import build_norm
+
+from ._options import ModelOptions, Preset, core_config, fairseq_dataclass
+from ._presets import IMAGE_TEXT
+
+FROM_TASK = ("img_size", "patch_size", "max_source_positions")
+
+
+@dataclass
+class ImageTextOptions(ModelOptions):
+    """Options of fairseq's side alone."""
+
+
+class ImageTextModel(BaseFairseqModel):
+    """A BEiT3 with heads for what it is trained on; each preset is a subclass.
+
+    Masked words are predicted from a text alone and with its image, masked patches from an image alone and with its
+    text (BEiT-3, arXiv:2208.10442, sec. 2.2); whether a text belongs to an image from the class token.
+
+    Args:
+        config: of the core.
+        pad: index of padding in the dictionary.
+    """
+
+    preset: Preset
+
+    def __init__(self, config: BEiT3Config, pad: int):
+        super().__init__()
+        self.pad = pad
+        self.core = BEiT3(config)
+        width = config.encoder_embed_dim
+        norm = build_norm(config.norm, width, config.layernorm_eps)
+        self.word_head = MaskedLanguageModelHead(self.core.text_embed, config.activation_fn, norm)
+        self.patch_head = nn.Linear(width, config.in_chans * config.patch_size**2)
+        self.match_head = nn.Linear(width, 2)
+
+    @classmethod
+    def build_model(cls, cfg: Any, task: Any) -> "ImageTextModel":
+        """Build a model for the task's dictionary and images.
+
+        Raises:
+            ValueError: options contradict each other.
+        """
+        dictionary = task.source_dictionary
+        return cls(core_config(cfg, BEiT3Config, cls.preset, vocab_size=len(dictionary)), dictionary.pad())
+
+    def forward(
+        self,
+        images: Tensor,
+        masked_patches: Tensor,
+        captions: Tensor,
+        masked_captions: Tensor,
+        wanted: Tensor,
+        other_captions: Tensor,
+    ) -> dict[str, Any]:
+        """All that is predicted of a batch.
+
+        Args:
+            images: (batch, channels, img_size, img_size).
+            masked_patches: (batch, patches), True for patches that are hidden and predicted.
+            captions, masked_captions: (batch, words), whole and masked.
+            wanted: (batch, words), True where masked_captions' word is predicted.
+            other_captions: (batch, words), of other images.
+
+        Returns:
+            words: a list of (wanted, vocabulary), from texts alone and from pairs; patches: a list of (masked,
+            channels * patch_size ** 2), from images alone and from pairs; match: (2 batch, 2), scores of the captions
+            and of the other ones to belong to the images, the second column for yes.
+        """
+        text = self._read(masked_captions)
+        image = self._read(None, images, masked_patches)
+        first_word = 1 + masked_patches.size(1)
+        with_text = self._read(captions, images, masked_patches)
+        with_image = self._read(masked_captions, images)
+        matches = [self._read(words, images)[:, 0] for words in (captions, other_captions)]
+        return {
+            "words": [self.word_head(x[wanted]) for x in (text, with_image[:, first_word:])],
+            "patches": [self.patch_head(x[:, 1:first_word][masked_patches]) for x in (image, with_text)],
+            "match": self.match_head(torch.cat(matches)),
+        }
+
+    def _read(self, words: Tensor | None, images: Tensor | None = None, masked: Tensor | None = None) -> Tensor:
+        padding = None if words is None else words.eq(self.pad)
+        features: Tensor = self.core(words, images, padding, vision_masked_position=masked)["encoder_out"]
+        return features
+
+    def max_positions(self) -> None:
+        """The task checks lengths."""
+
+
+for _name, _preset in IMAGE_TEXT.items():
+    register_model(
+        _name,
+        dataclass=fairseq_dataclass(f"{_name}_options", BEiT3Config, _preset, ImageTextOptions, from_task=FROM_TASK),
+    )(type(_name, (ImageTextModel,), {"preset": _preset, "__doc__": ImageTextModel.__doc__}))

@@ -1,0 +1,110 @@
+"""``--task image_text``: images with captions, for BEiT-3."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fairseq.dataclass import FairseqDataclass
+from fairseq.tasks import FairseqTask, register_task
+from omegaconf import II, MISSING
+
+from torchscale_fairseq.data.captions import read_captions
+from torchscale_fairseq.data.image_text_dataset import ImageTextDataset
+from torchscale_fairseq.data.masking import Masking
+from torchscale_fairseq.data.pieces import MASK, PieceEncoder, TextEncoder, load_dictionary
+from torchscale_fairseq.data.problems import Problems
+
+
+@dataclass
+class ImageTextConfig(FairseqDataclass):
+    """Options of the task."""
+
+    data: str = field(
+        default=MISSING,
+        metadata={"help": "directory with train.jsonl, valid.jsonl, dict.txt and sentencepiece.bpe.model"},
+    )
+    img_size: int = field(default=224, metadata={"help": "images are scaled to so many pixels a side"})
+    patch_size: int = field(default=16, metadata={"help": "pixels of a patch's side"})
+    max_source_positions: int = field(default=64, metadata={"help": "longest caption in tokens"})
+    mask_prob: float = field(default=0.5, metadata={"help": "share of a caption's tokens to predict"})
+    image_mask_prob: float = field(default=0.4, metadata={"help": "share of an image's patches to predict"})
+    seed: int = II("common.seed")
+    train_subset: str = II("dataset.train_subset")
+
+
+@register_task("image_text", dataclass=ImageTextConfig)
+class ImageTextTask(FairseqTask):
+    """Reads images and captions, and makes batches for the criterion image_text.
+
+    Args:
+        cfg: the options.
+        dictionary: of the captions.
+
+    Raises:
+        ValueError: an option is out of its range.
+    """
+
+    cfg: ImageTextConfig
+
+    def __init__(self, cfg: ImageTextConfig, dictionary: Any):
+        super().__init__(cfg)
+        self.dictionary = dictionary
+        if not 0 < cfg.image_mask_prob < 1:
+            raise ValueError(f"--image-mask-prob ({cfg.image_mask_prob}) must lie between 0 and 1.")
+        if cfg.img_size < 1 or cfg.patch_size < 1 or cfg.img_size % cfg.patch_size:
+            raise ValueError(f"--img-size ({cfg.img_size}) must be a multiple of --patch-size ({cfg.patch_size}).")
+        self.masking = Masking(
+            mask_prob=cfg.mask_prob,
+            span_length=1.0,
+            leave_unmasked_prob=0.1,
+            random_token_prob=0.1,
+            mask=dictionary.index(MASK),
+            replacements=(dictionary.nspecial, len(dictionary)),
+        )
+
+    @classmethod
+    def setup_task(cls, cfg: ImageTextConfig, **_: Any) -> "ImageTextTask":
+        """Make the task with its dictionary.
+
+        Raises:
+            DataError: the dictionary is missing or broken.
+        """
+        return cls(cfg, load_dictionary(Path(cfg.data) / "dict.txt", with_mask=True))
+
+    def load_dataset(self, split: str, **_: Any) -> None:
+        """Open a split.
+
+        Args:
+            split: such as "train", for train.jsonl.
+
+        Raises:
+            DataError: something is wrong with the data.
+        """
+        cfg, data = self.cfg, Path(self.cfg.data)
+        pieces = PieceEncoder(data / "sentencepiece.bpe.model")
+        encoder = TextEncoder(pieces, self.dictionary, data / "dict.txt", Problems(skip=False))
+        self.datasets[split] = ImageTextDataset(
+            read_captions(data / f"{split}.jsonl"),
+            encoder,
+            self.dictionary,
+            max_tokens=cfg.max_source_positions,
+            img_size=cfg.img_size,
+            patches=(cfg.img_size // cfg.patch_size) ** 2,
+            masking=self.masking,
+            image_mask_prob=cfg.image_mask_prob,
+            seed=cfg.seed,
+            fixed=split != cfg.train_subset,
+        )
+
+    def max_positions(self) -> None:
+        """Lengths are checked when a split is opened."""
+
+    @property
+    def source_dictionary(self) -> Any:
+        """The dictionary of the captions."""
+        return self.dictionary
+
+    @property
+    def target_dictionary(self) -> Any:
+        """The same."""
+        return self.dictionary

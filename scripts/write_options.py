@@ -13,7 +13,7 @@ from typing import Any
 
 import torchscale_fairseq.models  # noqa: F401 - registers them
 from torchscale_fairseq.core import config
-from torchscale_fairseq.models._presets import LANGUAGE, MASKED, RETENTION, RETENTION_TRANSLATION, TRANSLATION
+from torchscale_fairseq.models import _presets
 
 TARGET = Path(__file__).parent.parent / "docs" / "options.md"
 SECTIONS = {
@@ -23,6 +23,15 @@ SECTIONS = {
     "Decoder": config.DecoderConfig,
     "Encoder-decoder": config.EncoderDecoderConfig,
     "Retention": config._RetentionSide,
+    "Images": config._ImageOptions,
+}
+PRESETS = {
+    **_presets.TRANSLATION,
+    **_presets.LANGUAGE,
+    **_presets.MASKED,
+    **_presets.RETENTION,
+    **_presets.RETENTION_TRANSLATION,
+    **_presets.IMAGE_TEXT,
 }
 HEADER = """# Options
 
@@ -46,7 +55,7 @@ def options_md() -> str:
         if config_class is config._RetentionSide:
             parts.append(_of_retnet())
     parts.append("\n## Presets\n\n| architecture | differs from the defaults by |\n|---|---|\n")
-    for name, preset in {**TRANSLATION, **LANGUAGE, **MASKED, **RETENTION, **RETENTION_TRANSLATION}.items():
+    for name, preset in PRESETS.items():
         parts.append(f"| `{name}` | {', '.join(f'`{k}={v}`' for k, v in preset.items())} |\n")
     return "".join(parts)
 

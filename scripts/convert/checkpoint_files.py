@@ -110,9 +110,17 @@ def parameter_order(model: nn.Module, parameters: Mapping[str, Tensor]) -> list[
 
 
 def core_config(model: nn.Module) -> Any:
-    """The core's config that a model of fairseq was built from."""
-    side = model.decoder if hasattr(model, "decoder") else model.encoder
-    return side.config
+    """The core's config that a model of fairseq was built from.
+
+    Raises:
+        InputError: the model is neither an encoder nor a decoder.
+    """
+    for side in ("decoder", "encoder"):
+        if hasattr(model, side):
+            return getattr(model, side).config
+    raise InputError(
+        f"models of --arch {type(model).__name__} are not made of an encoder or a decoder, and cannot be converted"
+    )
 
 
 def _task(parameters: Mapping[str, Tensor]) -> SimpleNamespace:

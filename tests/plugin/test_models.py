@@ -15,6 +15,7 @@ from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import MODEL_DATACLASS_REGISTRY, MODEL_REGISTRY, build_model
 
 from torchscale_fairseq.core.config import (
+    BEiT3Config,
     DecoderConfig,
     EncoderConfig,
     EncoderDecoderConfig,
@@ -22,6 +23,7 @@ from torchscale_fairseq.core.config import (
     RetNetEncoderDecoderConfig,
 )
 from torchscale_fairseq.models._options import core_config, flag_fields
+from torchscale_fairseq.models.beit3 import ImageTextModel
 from torchscale_fairseq.models.bert import MaskedLanguageModel
 from torchscale_fairseq.models.gpt import LanguageModel
 from torchscale_fairseq.models.retnet import RetNetLanguageModel, RetNetTranslationModel
@@ -34,9 +36,16 @@ CONFIGS = {
     TranslationModel: EncoderDecoderConfig,
     LanguageModel: DecoderConfig,
     MaskedLanguageModel: EncoderConfig,
+    ImageTextModel: BEiT3Config,
 }
 LANGUAGE_CONFIGS = (DecoderConfig, RetNetConfig)
-OF_THE_TASK = ("max_source_positions", "max_target_positions", "tokens_per_sample")
+OF_THE_TASK = {
+    "max_source_positions": 1024,
+    "max_target_positions": 1024,
+    "tokens_per_sample": 1024,
+    "img_size": 224,
+    "patch_size": 16,
+}
 WORDS = 1000
 
 
@@ -65,7 +74,7 @@ def parser_of(arch: str) -> argparse.ArgumentParser:
 
 def parse(arch: str, *flags: str) -> argparse.Namespace:
     """What fairseq's command line makes of the flags."""
-    lengths = dict.fromkeys(OF_THE_TASK, 1024)
+    lengths = OF_THE_TASK
     return argparse.Namespace(arch=arch, **{**lengths, **vars(parser_of(arch).parse_args(flags))})
 
 
@@ -94,7 +103,9 @@ def parameters(c: Any) -> int:
 
     def side(width: int, inner: int, layers: int, *, pre_norm: bool, cross: bool, mixing: int | None = None) -> int:
         layer = (
-            (attention(width, width) if mixing is None else mixing) + ffn(width, inner) + norms_of_a_layer(width, inner)
+            (attention(width, width) if mixing is None else mixing)
+            + (1 + c.multiway) * ffn(width, inner)
+            + norms_of_a_layer(width, inner)
         )
         layer += 2 * width if c.uses_subln else 0
         layer += attention(width, c.encoder_embed_dim) + norm * width if cross else 0
@@ -113,6 +124,10 @@ def parameters(c: Any) -> int:
         total += WORDS * e
         total += (1024 + 2) * e if c.encoder_learned_pos else 0
         total += 2 * e if c.layernorm_embedding else 0
+    if isinstance(c, BEiT3Config):
+        patch = 3 * c.patch_size**2
+        total += (1024 + 2) * e + (c.num_patches + 1 + 2) * e + patch * e + e + 2 * e  # positions, patches, two tokens
+        total += e * patch + patch + 2 * e + 2  # the heads of patches and of matching
     if isinstance(c, EncoderConfig):
         total += e * e + e + 2 * e + WORDS  # the head, whose vectors are the embedding's
     else:
@@ -142,6 +157,7 @@ def test_the_documented_names_are_registered() -> None:
     names |= {f"retnet_{size}" for size in ("small", "base", "medium", "xl", "3b", "7b", "13b", "65b")}
     names |= {f"longnet{size}" for size in ("", "_small", "_base", "_large")}
     names |= {f"bitnet{size}" for size in ("", "_small", "_base", "_700m", "_1_3b", "_3b")}
+    names |= {f"beit3{size}" for size in ("", "_small", "_base", "_large")}
     names |= {f"mt_retnet{size}" for size in ("", "_small", "_base", "_large")}
     assert names == set(OURS)
 
@@ -184,11 +200,11 @@ def test_hydra_and_arch_build_the_same_model(arch: str) -> None:
 
     from_hydra = OmegaConf.structured(MODEL_DATACLASS_REGISTRY[arch]())
     from_hydra._name = arch
-    root = OmegaConf.create({"task": dict.fromkeys(OF_THE_TASK, 1024), "model": from_hydra})
+    root = OmegaConf.create({"task": OF_THE_TASK, "model": from_hydra})
     with torch.device("meta"):
         model = build_model(root.model, task())
-    side = model.decoder if config_class(arch) in LANGUAGE_CONFIGS else model.encoder
-    assert side.config == config_of(arch)
+    core = next(module for module in model.modules() if hasattr(module, "config"))
+    assert core.config == config_of(arch)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from .exchange import exchange
 from .sequence import SequenceSlice
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def dilated_attention_of_slice(
     query: Tensor,
     key: Tensor,

@@ -137,6 +137,21 @@ def test_beams_and_prompts_of_different_lengths(pattern: str) -> None:
             assert_close(logits[i, -1], model(row[None])[0][0, -1], "float32", f"row {i} in step {step}")
 
 
+@every_pattern
+@torch.no_grad()
+def test_padding_among_new_tokens(pattern: str) -> None:
+    """A row may rest for some steps, before its first token too."""
+    model, text, state = decoder(**LONGNETS[pattern]), tokens(2, 16), {}
+    mask = torch.zeros(2, 16, dtype=torch.bool)
+    mask[1, :6] = mask[1, 9:12] = True
+    for n in (4, *range(5, 17)):
+        logits, _ = model(text[:, :n], mask[:, :n], incremental_state=state)
+        for row in range(2):
+            if not mask[row, n - 1]:
+                own = text[row, :n][~mask[row, :n]][None]
+                assert_close(logits[row, -1], model(own)[0][0, -1], "float32", f"row {row} of {n}")
+
+
 @torch.no_grad()
 def test_xpos_moves_its_centre_along(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(caches, "_XPOS_RECENTRE_DISTANCE", 3)

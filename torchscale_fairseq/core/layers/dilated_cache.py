@@ -45,15 +45,13 @@ class DilatedCache:
         real = key.new_ones(batch, self.length, dtype=torch.bool) if key_padding_mask is None else ~key_padding_mask
         starts, counts = real.to(torch.uint8).argmax(1)[:, None, None], real.sum(1)[:, None, None]
         self._slots = self._slots_needed()
-        indices, kept = [], []
+        indices = []
         for branch, slots, offsets in zip(self.branches, self._slots, self._offsets(key.device), strict=True):
             within = offsets[:, None] + branch.ratio * torch.arange(slots, device=key.device)
             positions = counts // branch.segment_length * branch.segment_length + within  # batch, heads, slots
-            kept.append((within < branch.segment_length) & (positions < counts))
-            indices.append((starts + positions).clamp_max(self.length - 1))
-        index, empty = torch.cat(indices, 2).unsqueeze(-1), ~torch.cat(kept, 2).unsqueeze(-1)
-        index = index.expand(-1, -1, -1, key.size(-1))
-        self._key, self._value = (x.transpose(1, 2).gather(2, index).masked_fill(empty, 0.0) for x in (key, value))
+            indices.append((starts + positions).clamp_max(self.length - 1))  # slots of later tokens hold any
+        index = torch.cat(indices, 2).unsqueeze(-1).expand(-1, -1, -1, key.size(-1))
+        self._key, self._value = (x.transpose(1, 2).gather(2, index) for x in (key, value))
 
     def append(self, key: Tensor, value: Tensor, position: Tensor, real: Tensor) -> Tensor:
         """Keep one more token of each sequence.
@@ -83,7 +81,7 @@ class DilatedCache:
         return visible
 
     def content(self) -> tuple[Tensor, Tensor]:
-        """Keys and values of all slots, (batch, slots, heads, head_dim); zero where nothing was written yet."""
+        """Keys and values of all slots, (batch, slots, heads, head_dim)."""
         assert self._key is not None and self._value is not None
         return self._key.transpose(1, 2), self._value.transpose(1, 2)
 

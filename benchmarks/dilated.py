@@ -137,7 +137,8 @@ def check(device: str, dtype: torch.dtype) -> str:
     found, expected = [], []
     for form, tensors, into in ((dilated_attention, low, found), (naive_dilated_attention, exact, expected)):
         output = form(*tensors, segments, RATIOS, causal=True)
-        into += [output, *torch.autograd.grad(output, tensors, torch.ones_like(output).cumsum(1).sin())]
+        upstream = torch.ones_like(output, dtype=torch.float64).cumsum(1).sin().to(output.dtype)
+        into += [output, *torch.autograd.grad(output, tensors, upstream)]
     errors = [((a.double() - b).norm() / b.norm()).item() for a, b in zip(found, expected, strict=True)]
     text = f"output and gradients differ from the definition by up to {max(errors):.1g}, allowed {ALLOWED[dtype]:.0e}"
     if not max(errors) <= ALLOWED[dtype]:

@@ -79,6 +79,35 @@ def test_published_reports_have_the_settings_of_their_scripts(name: str, common:
     assert [{key: run[key] for key in planned[0]} for run in report["runs"]] == planned
 
 
+def test_report_on_distance_is_of_its_script() -> None:
+    """What docs/claims says of it."""
+    report = json.loads((REPOSITORY / "docs" / "claims" / "longnet_distance.json").read_text())
+    assert report["experiment"] == "longnet_distance" and not report["small"]
+    full, near = ({row["length"]: row["accuracy"] for row in run["accuracy"]} for run in report["runs"])
+    assert full[4096] > 0.95 and near[256] > 0.95 and near[4096] < 0.25
+
+
+def test_largest_segment_alone_shows_a_planted_pair(common: ModuleType) -> None:
+    """By the definition: with it every query sees the value at once; without it not even in two steps."""
+    from torchscale_fairseq.core.ops.dilated import Branch, _shown
+
+    distance = importlib.import_module("longnet_distance")
+    planted, values = distance.plant(torch.zeros(6, 512, dtype=torch.long), torch.Generator().manual_seed(0))
+    full, near = distance.runs(True, 1)
+    heads = torch.empty(1, 512, distance.HEADS, 1)
+    sees = {}
+    for run in (full, near):
+        shown = [_shown(heads, Branch(*branch), None) for branch in zip(run.segments, run.ratios, strict=True)]
+        sees[run.model] = (sum(shown).amax(1)[0] > 0).float()
+    for tokens, asked in zip(planted, values, strict=True):
+        queries = (asked >= 0).nonzero().flatten()
+        value = (tokens == asked[queries[0]]).nonzero().item()
+        assert queries.min() - value > 200 and len(queries) == 32
+        assert (tokens[queries] == tokens[value - 1]).all(), "the key stands before its value, and again at the queries"
+        assert sees[full.model][queries, value].all()
+        assert not (sees[near.model] @ sees[near.model])[queries, value].any()
+
+
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("experiments") / "text"
@@ -133,3 +162,12 @@ def test_bitnet_stays_near_full_precision(text: Path, tmp_path: Path) -> None:
     loss = {run["weights"]: run["held_out_loss"] for run in small("bitnet_perplexity", text, tmp_path)}
     for weights in ("b1.58", "b1.58, paper", "b1"):
         assert math.exp(loss[weights] - loss["full precision"]) < 1.1
+
+
+@pytest.mark.slow
+def test_longnet_needs_its_largest_segment(text: Path, tmp_path: Path) -> None:
+    full, near = (
+        {row["length"]: row["accuracy"] for row in run["accuracy"]} for run in small("longnet_distance", text, tmp_path)
+    )
+    assert full[512] > 0.95 and near[64] > 0.95
+    assert near[512] < 0.25, "one in eight is a guess"

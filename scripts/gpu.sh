@@ -8,13 +8,15 @@ usage: scripts/gpu.sh [--wheels DIR] [--output FILE.md] [-- COMMAND...]
 
 Prints the hardware and the versions, runs the tests marked gpu, and measures training beside official
 TorchScale (benchmarks/compare.py) and a layer of retention beside official TorchScale's, flash-linear-attention's,
-where that is installed, and attention (benchmarks/retention.py). With a COMMAND, runs that instead, in the prepared environment.
+where that is installed, and attention (benchmarks/retention.py), and dilated attention beside dense
+(benchmarks/dilated.py). With a COMMAND, runs that instead, in the prepared environment.
 Without --wheels it prepares .venv by scripts/setup.sh, which needs a package index.
 
   --wheels DIR      for a machine without network: uses the torch that its python3 has, and installs the
                     rest from DIR: wheels of what requirements/fairseq.txt, requirements/dev.txt and
                     benchmarks/ name that is missing there, and the source archive of fairseq
-  --output FILE.md  also write the table of the training benchmark, and that of retention to FILE-retention.md
+  --output FILE.md  also write the table of the training benchmark, that of retention to FILE-retention.md, and that
+                    of dilated attention to FILE-dilated.md, with its numbers in FILE-dilated.json
 EOF
 }
 
@@ -69,4 +71,5 @@ PATH=$venv/bin:$PATH
 if [ $# -gt 0 ]; then exec "$@"; fi
 python -m pytest -m gpu tests/gpu
 python benchmarks/compare.py train --device cuda --compile ${output:+--output "$output"}
-exec python benchmarks/retention.py --device cuda ${output:+--output "${output%.md}-retention.md"}
+python benchmarks/retention.py --device cuda ${output:+--output "${output%.md}-retention.md"}
+exec python benchmarks/dilated.py --device cuda ${output:+--output "${output%.md}-dilated.md" --json "${output%.md}-dilated.json"}

@@ -17,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-ATTENTION, LAYER = "ours", "LongNet layer"
+ATTENTION, LAYER = "ours", "layer"
 FORWARD, BOTH = "forward", "forward and backward"
 BYTES = {"float32": 4, "bfloat16": 2}
 

@@ -35,7 +35,7 @@ SEGMENTS = tuple(2048 * ratio for ratio in RATIOS)
 HEADS, HEAD_DIM = 8, 64
 ALLOWED = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 """Largest relative error, in the root mean square, of the output and of each gradient: as in tests/gpu."""
-LAYER = "LongNet layer"
+LAYER = "layer"
 FORWARD, BOTH = "forward", "forward and backward"
 CHECKED = 1500
 """Tokens on which the definition, which needs the square of it in memory, is computed."""
@@ -112,13 +112,13 @@ def layer_step(model: LongNetDecoder, x: Tensor, upstream: Tensor) -> None:
 
 def steps(length: int, work: str, options: argparse.Namespace) -> dict[str, Callable[[], Any]]:
     """What is timed, by side."""
-    sides = [DENSE, OURS] if length <= options.dense_up_to else [OURS]
+    sides = [side for side in options.sides if side != DENSE or length <= options.dense_up_to]
     tensors = inputs(length, options.device, options.dtype)
     upstream = torch.randn_like(tensors[0])
     found: dict[str, Callable[[], Any]] = {
-        side: partial(attention_step, side, work, tensors, upstream) for side in sides
+        side: partial(attention_step, side, work, tensors, upstream) for side in sides if side != LAYER
     }
-    if work == BOTH:
+    if work == BOTH and LAYER in sides:
         model = longnet_layer(length, options.ffn_chunk_size).to(options.device, options.dtype)
         x, weights = (y.detach().flatten(2) for y in (tensors[0], upstream))
         found[LAYER] = partial(layer_step, model, x.requires_grad_(), weights)
@@ -277,6 +277,7 @@ def parse_options(words: list[str]) -> argparse.Namespace:
     add("--json", type=Path, metavar="FILE.json", help="write the numbers, for the figure and the computation")
     add("--lengths", type=positive, nargs="+", metavar="N", help="tokens; default: 8k, 32k, 64k; cuda: 16k to 1M")
     add("--dense-up-to", type=positive, metavar="N", help="tokens; default: 32k; cuda: 512k")
+    add("--sides", nargs="+", choices=[DENSE, OURS, LAYER], default=[DENSE, OURS, LAYER], help="default: all")
     add("--repeats", type=positive, default=3, help="timed repetitions, of which the median counts; default: 3")
     add("--warmups", type=int, default=1, help="repetitions before them; default: 1")
     add("--threads", type=positive, default=os.cpu_count(), help="torch's threads; default: all cores")

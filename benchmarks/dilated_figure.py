@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-LOOKS = {"dense": ("#E69F00", "s"), "ours": ("#0072B2", "o"), "LongNet layer": ("#009E73", "^")}
+LOOKS = {"dense": ("#E69F00", "s"), "ours": ("#0072B2", "o"), "layer": ("#009E73", "^")}
 """Colour and marker of each side."""
-NAMES = {"dense": "dense attention", "ours": "dilated attention", "LongNet layer": "a LongNet layer"}
+NAMES = {"dense": "dense attention", "ours": "dilated attention", "layer": "a LongNet layer"}
 BOTH = "forward and backward"
 
 

@@ -16,7 +16,7 @@ SMALL = shlex.split(
     "both --lengths 64 96 --dense-up-to 64 --memory-length 128 --ffn-chunk-size 32 --repeats 1 --threads 1"
 )
 
-ALL = ["dense", "ours", "LongNet layer"]
+ALL = ["dense", "ours", "layer"]
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +56,7 @@ def numbers() -> dict[str, object]:
     """Ten bytes and a microsecond per token of attention, 20 and 3 of a layer, on top of 1,000 bytes."""
     rows = [
         {"side": side, "length": length, "work": work, "seconds": length * per_token, "memory": 1000 + length * bytes_}
-        for side, per_token, bytes_ in (("ours", 1e-6, 10), ("LongNet layer", 3e-6, 20))
+        for side, per_token, bytes_ in (("ours", 1e-6, 10), ("layer", 3e-6, 20))
         for length in (1000, 2000)
         for work in ("forward", "forward and backward")
     ]
@@ -77,7 +77,7 @@ def test_a_billion_tokens_by_hand() -> None:
     assert task.more_work == pytest.approx(1.875 / 1.5)
     assert task.bytes_per_token("ours") == 10
     assert task.seconds_per_token("ours", "forward") == pytest.approx(1.25e-6)
-    assert task.seconds_per_token("LongNet layer", "forward and backward") == pytest.approx(3.25e-6)
+    assert task.seconds_per_token("layer", "forward and backward") == pytest.approx(3.25e-6)
     assert task.gathered(5000) == 2 * (2 * 2048 * 1024)
     attention, layers = list(billion_tokens.table(task))[2:]
     assert [cell.strip() for cell in attention.split("|")[2:7]] == ["10", "10,000", "2", "0.0 s", "0.0 s"]

@@ -85,6 +85,14 @@ def test_groups_with_batches_of_their_own(data: Path, tmp_path: Path) -> None:
     assert trained[0] == trained[1]
 
 
+@pytest.mark.slow
+def test_compiled_layers(data: Path, tmp_path: Path) -> None:
+    flags = [*CAUSAL, "--criterion", "label_smoothed_cross_entropy", "--label-smoothing", "0.1"]
+    train(1, data, tmp_path / "one", *flags).check()
+    train(2, data, tmp_path / "two", *flags, *SHARED, "--compile").check()
+    assert_same_weights(tmp_path / "one", tmp_path / "two", 1e-6)
+
+
 def test_other_numbers_of_processes_resume_and_one_evaluates(data: Path, tmp_path: Path) -> None:
     """The checkpoint is written by one group within an epoch, at its fourth batch of five."""
     train(2, data, tmp_path, *CAUSAL, *SHARED, updates=4).check()

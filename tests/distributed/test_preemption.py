@@ -62,20 +62,20 @@ def whole(request: pytest.FixtureRequest, data: Path, tmp_path_factory: pytest.T
 
 
 @pytest.mark.parametrize(
-    ("signal", "step", "code"),
-    [("SIGTERM", "train_step", 143), ("SIGUSR1", "train_step", 75), ("SIGUSR1", "valid_step", 75)],
+    ("signal", "step", "code", "after"),
+    [("SIGTERM", "train_step", 143, 5), ("SIGUSR1", "train_step", 75, 3), ("SIGUSR1", "valid_step", 75, 4)],
 )
 def test_stops_and_goes_on(
-    signal: str, step: str, code: int, whole: tuple[int, Path], data: Path, tmp_path: Path
+    signal: str, step: str, code: int, after: int, whole: tuple[int, Path], data: Path, tmp_path: Path
 ) -> None:
-    """The last process is told, and so are the workers of its data loader; it was making the fourth update, or
-    validating after it."""
+    """The last process is told, and so are the workers of its data loader; it is making the fourth update, or
+    validating after it, or the sixth, with two processes in the second epoch."""
     processes, undisturbed = whole
-    after = 3 if step == "train_step" else 4
+    made = after + (step == "train_step")
     done = train(processes, data, tmp_path, told(signal, after=after, rank=processes - 1, step=step))
     assert done.returncode == code, done.output
-    assert f"stopping, since {signal} was received (update 4)" in done.output
-    assert updates(tmp_path) == 4
+    assert f"stopping, since {signal} was received (update {made})" in done.output
+    assert updates(tmp_path) == made
     assert f"goes on from {tmp_path}/checkpoint_last.pt" in done.output
     train(processes, data, tmp_path).check()
     assert_same_weights(undisturbed, tmp_path, 0)

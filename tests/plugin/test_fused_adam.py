@@ -16,9 +16,11 @@ from fairseq.optim.adam import Adam
 
 import torchscale_fairseq.models  # noqa: F401 - registers them
 from tests.core.models import decoder, tokens
-from tests.fairseq_cli import FEW_UPDATES, Finished, run_fairseq, tiny_language_data
+from tests.distributed.test_experts import train as train_experts
+from tests.fairseq_cli import FEW_UPDATES, Finished, run_fairseq, tiny_language_data, tiny_translation_data
 from tests.helpers import assert_close
 from tests.plugin.shrunk import EXPERTS, shrunk
+from tests.plugin.test_translation_cli import assert_same_weights
 from torchscale_fairseq.hooks.checkpoints import load_checkpoint
 from torchscale_fairseq.optim import fused_adam_torch
 from torchscale_fairseq.optim.fused_adam_torch import KERNELS, FusedAdam
@@ -139,3 +141,11 @@ def test_runs_go_on_with_the_other_optimizer(flags: list[str], data: Path, tmp_p
         assert_close(found["model"][name], value, tolerance, name)
     states = found["last_optimizer_state"]["state"]
     assert all(set(state) == {"step", "exp_avg", "exp_avg_sq"} and state["step"] == 6 for state in states.values())
+
+
+def test_states_of_experts_in_two_processes_go_to_adam_in_one(tmp_path: Path) -> None:
+    data, adam = tiny_translation_data(tmp_path), ["--lr", "1e-2", "--adam-eps", "1e-3"]
+    train_experts(1, data, tmp_path / "a", "--optimizer", "adam", *adam, updates=5).check()
+    train_experts(2, data, tmp_path / "b", "--optimizer", "fused_adam_torch", *adam, updates=3).check()
+    train_experts(1, data, tmp_path / "b", "--optimizer", "adam", *adam, updates=5).check()
+    assert_same_weights(tmp_path / "a", tmp_path / "b", 1e-5)

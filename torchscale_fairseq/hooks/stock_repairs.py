@@ -397,7 +397,8 @@ def score_all_of_the_text() -> None:
 def build_our_trainer() -> None:
     """Makes fairseq-train build :class:`~torchscale_fairseq.hooks.trainer.Trainer`, which survives an fp16
     overflow on the CPU, starts an average from a checkpoint without one, finds its place in the data with another
-    number of processes, and explains a checkpoint of another architecture."""
+    number of processes, keeps its batches when it is resumed after the first epoch, and explains a checkpoint of
+    another architecture."""
     replace(fairseq.trainer, "Trainer", lambda stock: Trainer)
 
 

@@ -27,7 +27,7 @@ CRASH = "crash.pt"
 
 
 class Trainer(stock.Trainer):
-    """fairseq's Trainer, with four repairs (docs/stock_repairs.md), what experts and sequences that processes share
+    """fairseq's Trainer, with five repairs (docs/stock_repairs.md), what experts and sequences that processes share
     out need (docs/distributed.md), and what a cluster asks for: figures on speed and health, and an end in good order
     when told (docs/launching.md)."""
 
@@ -115,10 +115,15 @@ class Trainer(stock.Trainer):
         """Whether processes wait for each other within a forward pass."""
         return self._split is not None or self._sharing is not None
 
-    def get_train_iterator(self, *args: Any, **kwargs: Any) -> Any:
-        """Batches for this process, or for the group that shares their sequences."""
+    def get_train_iterator(self, epoch: int, *args: Any, **kwargs: Any) -> Any:
+        """Batches for this process, or for the group that shares their sequences. They are made in the first epoch of
+        a process, from a seed that counts epochs, and shuffled in each. A run that is resumed in a later epoch makes
+        those of epoch 1 first, which it had when it began and keeps, instead of others."""
         with self._batches_for_groups():
-            return super().get_train_iterator(*args, **kwargs)
+            if epoch > 1 and kwargs.get("load_dataset", True) and not kwargs.get("disable_iterator_cache", False):
+                super().get_train_iterator(1, *args, **kwargs)
+                kwargs["load_dataset"] = False
+            return super().get_train_iterator(epoch, *args, **kwargs)
 
     def get_valid_iterator(self, *args: Any, **kwargs: Any) -> Any:
         """The same for validation."""

@@ -68,10 +68,12 @@ def to_folder(checkpoint: Path, folder: Path) -> str:
     """Write the folder, whole or not at all; returns what there is to tell about it.
 
     Raises:
-        InputError: the checkpoint is not of one of our models, or the folder exists already.
+        InputError: the checkpoint is a folder or not of one of our models, or the new folder exists already.
     """
     if folder.exists():
         raise InputError(f"{folder} exists already; name a new folder")
+    if checkpoint.is_dir():
+        raise InputError(f"{checkpoint} is a folder; name a checkpoint, or make one of the folder with --to-fairseq")
     state = load_checkpoint(checkpoint)
     options = model_options(state, checkpoint)
     if not is_ours(options):
@@ -110,6 +112,8 @@ def to_fairseq(folder: Path, checkpoint: Path) -> str:
     Raises:
         InputError: the folder was not made of a checkpoint.
     """
+    if folder.is_file():
+        raise InputError(f"{folder} is a file; --to-fairseq takes the folder that this script makes of a checkpoint")
     description = read_description(folder / FAIRSEQ_FILE)
     tensors = {description["prefix"] + name: value for name, value in read_tensors(folder / WEIGHTS_FILE).items()}
     if (folder / HEADS_FILE).exists():

@@ -208,6 +208,14 @@ class TestErrors:
         assert done.returncode == 1
         assert done.last_line == f"to_safetensors.py: {folder} exists already; name a new folder"
 
+    def test_folder_and_checkpoint_mixed_up(self, folder: Path) -> None:
+        done = convert(folder, folder.parent / "other")
+        assert done.last_line.endswith("is a folder; name a checkpoint, or make one of the folder with --to-fairseq")
+        done = convert("--to-fairseq", folder.parent / "ours.pt", folder.parent / "back.pt")
+        assert done.last_line.endswith(
+            "is a file; --to-fairseq takes the folder that this script makes of a checkpoint"
+        )
+
     def test_official_checkpoint(self, folder: Path) -> None:
         done = convert(folder.parent / "official.pt", folder.parent / "other")
         assert done.returncode == 1

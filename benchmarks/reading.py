@@ -9,6 +9,7 @@ the same batches of the same text; that the tokens agree is checked first. Start
 
 import argparse
 import contextlib
+import gc
 import io
 import subprocess
 import sys
@@ -131,6 +132,7 @@ def unmasked(batch: dict[str, Any]) -> list[int]:
 def speed(batches: Iterator[dict[str, Any]]) -> float:
     """Tokens per second, from the first batch on."""
     next(batches)
+    gc.collect()  # the workers of the pass before
     started = time.perf_counter()
     tokens = sum(batch["ntokens"] for batch in batches)
     return tokens / (time.perf_counter() - started)

@@ -32,7 +32,7 @@ from retention_steps import ATTENTION, Case, Step, layer_step, retention_step
 from torch import Tensor
 
 BENCHMARKS: dict[str, Callable[[Case, str], Step]] = {"layer": layer_step, "retention alone": retention_step}
-SHORT = 16
+SHORT = 128
 """Tokens of the step that a process takes before its memory is looked at, so that it then holds libraries, weights and
 their gradients."""
 
@@ -74,6 +74,7 @@ def step_memory(name: str, case: Case, side: str, torchscale: Path | None) -> in
     held = BENCHMARKS[name](replace(case, length=SHORT), side)
     held()
     before = resident_bytes()
+    del held  # its weights and gradients, in whose place the next ones come
     step = BENCHMARKS[name](case, side)
     for _ in range(2):
         step()

@@ -2,8 +2,8 @@
 
 Zoology, arXiv:2312.04927. An example lists four pairs of a key and a value; then, among random tokens, each key comes
 once more, and the model is to predict the value that it had. The gaps follow a power law. Two layers of RetNet and of
-gpt (DeepNorm) read 10,000 examples of 64 tokens over and over, at two learning rates. The figure shows the share of
-values that they predict on examples they have not seen.
+gpt (DeepNorm) read 10,000 examples of 64 tokens over and over. The figure shows the share of values that they predict
+on examples they have not seen.
 
     python scripts/experiments/associative_recall.py --processes 2 --output docs/claims
 """
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MODELS = ("RetNet", "gpt")
-LOOKS = (("blue", "o"), ("orange", "s"))
-"""Colour and marker of each learning rate."""
+LOOKS = {"RetNet": ("blue", "o"), "gpt": ("orange", "s")}
+"""Colour and marker of each."""
 PAIRS = 4
 KEYS, VALUES = (2, VOCABULARY // 2), (VOCABULARY // 2, VOCABULARY)
 """First token of each kind, and the one after the last; 0 and 1 have special roles."""
@@ -59,12 +59,9 @@ class Run:
 
 
 def runs(small: bool, seed: int) -> list[Run]:
-    rates, updates = ((3e-3,), 1200) if small else ((3e-3, 1e-3), 3000)
-    return [
-        Run(model, 2, 64, 2, Training(rate, updates, updates // 20, batch=32, length=64, seed=seed))
-        for model in MODELS
-        for rate in rates
-    ]
+    updates = 1200 if small else 3000
+    training = Training(3e-3, updates, warmup=updates // 20, batch=32, length=64, seed=seed)
+    return [Run(model, layers=2, width=64, heads=2, training=training) for model in MODELS]
 
 
 def measure(run: Run, _: Text, device: str) -> Result:
@@ -137,16 +134,20 @@ def recall(model: Decoder | RetNetDecoder, tokens: Tensor, targets: Tensor, devi
 def draw(report: Result) -> "Figure":
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, len(MODELS), sharex=True, sharey=True, figsize=(10, 4.5))
-    for panel, model in zip(panels, MODELS, strict=True):
-        found = [run for run in report["runs"] if run["model"] == model]
-        for run, (colour, marker) in zip(found, LOOKS, strict=False):
-            label = f"learning rate {run['training']['learning_rate']:g}"
-            places, shares = [p["update"] for p in run["points"]], [p["recall"] for p in run["points"]]
-            panel.plot(places, shares, color=COLOURS[colour], marker=marker, label=label)
-        panel.axhline(1 / PAIRS, color="grey", linestyle=":", label="any of the listed values")
-        panel.set(title=f"{model} ({found[0]['parameters']:,} parameters)", xlabel="update", ylim=(-0.03, 1.03))
-    panels[0].set_ylabel("share of values recalled, held-out examples")
+    figure, panels = pyplot.subplots(1, 2, sharex=True, figsize=(10, 4.5))
+    for run in report["runs"]:
+        colour, marker = LOOKS[run["model"]]
+        look = {
+            "color": COLOURS[colour],
+            "marker": marker,
+            "label": f"{run['model']}, {run['parameters']:,} parameters",
+        }
+        updates = [point["update"] for point in run["points"]]
+        for panel, what in zip(panels, ("recall", "loss"), strict=True):
+            panel.plot(updates, [point[what] for point in run["points"]], **look)
+    panels[0].axhline(1 / PAIRS, color="grey", linestyle=":", label="any of the listed values")
+    panels[0].set(xlabel="update", ylabel="share of values recalled, held-out examples", ylim=(-0.03, 1.03))
+    panels[1].set(xlabel="update", ylabel="training loss (nats per value)", yscale="log")
     panels[0].legend()
     return figure
 

@@ -4,7 +4,7 @@ LongNet, arXiv:2307.02486. Somewhere in the first quarter of a text of 4,096 byt
 last 256 bytes the key comes again, and the model is to answer with the value. Two LongNets of two layers learn it from
 texts of 32 bytes first, then longer ones: one with segments of 16, 256 and 4,096 bytes, and the same without the
 largest. Of every four bytes the largest segment keeps one for each head. The pair stands where its value and the
-queries have the same remainder, so that one of the four heads sees the value from there; texts show nothing else twice.
+queries have the same remainder, so that one of the four heads sees the value from there.
 
     python scripts/experiments/longnet_distance.py --output docs/claims
 """

@@ -35,7 +35,7 @@ def data_of(language_data: Path, translation_data: Path, tmp_path_factory: pytes
     """By task."""
     shards = made_corpus(tmp_path_factory.mktemp("shards") / "data")
     data = {"translation": translation_data, "language_modeling": language_data, "masked_lm": language_data}
-    pictures = make_drawings(tmp_path_factory.mktemp("pictures") / "data", train=8, valid=4)
+    pictures = make_drawings(tmp_path_factory.mktemp("pictures") / "data", train=24, valid=4)
     return {**data, "pretraining": shards, "image_text": pictures}
 
 

@@ -5,6 +5,6 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 "$root/scripts/setup.sh"
 cd "$root"
 if [ $# -eq 0 ]; then
-  set -- -m "not slow and not gpu"
+  set -- -m "not slow and not gpu" --numprocesses 2 --dist loadfile
 fi
 exec "${VENV:-$root/.venv}/bin/python" -m pytest "$@"

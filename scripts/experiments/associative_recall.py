@@ -2,8 +2,8 @@
 
 Zoology, arXiv:2312.04927. An example lists four pairs of a key and a value; then, among random tokens, each key comes
 once more, and the model is to predict the value that it had. The gaps follow a power law. Two layers of RetNet and of
-gpt (DeepNorm) read 10,000 examples of 64 tokens over and over. The figure shows the share of values that they predict
-on examples they have not seen.
+gpt (DeepNorm) read 10,000 examples of 64 tokens over and over, at three learning rates. The figure shows the share of
+values that they predict on examples they have not seen; thick lines are the better rates.
 
     python scripts/experiments/associative_recall.py --processes 2 --output docs/claims
 """
@@ -59,9 +59,12 @@ class Run:
 
 
 def runs(small: bool, seed: int) -> list[Run]:
-    updates = 1200 if small else 3000
-    training = Training(3e-3, updates, warmup=updates // 20, batch=32, length=64, seed=seed)
-    return [Run(model, layers=2, width=64, heads=2, training=training) for model in MODELS]
+    updates, rates = (1200, (3e-3,)) if small else (2500, (1e-3, 3e-3, 1e-2))
+    return [
+        Run(model, 2, 64, 2, Training(rate, updates, warmup=updates // 20, batch=32, length=64, seed=seed))
+        for rate in rates
+        for model in MODELS
+    ]
 
 
 def measure(run: Run, _: Text, device: str) -> Result:
@@ -135,13 +138,14 @@ def draw(report: Result) -> "Figure":
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(1, 2, sharex=True, figsize=(10, 4.5))
+    best = {model: max(r["recall"] for r in report["runs"] if r["model"] == model) for model in MODELS}
     for run in report["runs"]:
         colour, marker = LOOKS[run["model"]]
-        look = {
-            "color": COLOURS[colour],
-            "marker": marker,
-            "label": f"{run['model']}, {run['parameters']:,} parameters",
-        }
+        look = {"color": COLOURS[colour], "linewidth": 0.8, "alpha": 0.5}
+        if run["recall"] == best[run["model"]]:
+            rate = run["training"]["learning_rate"]
+            label = f"{run['model']}, {run['parameters']:,} parameters, learning rate {rate:g}"
+            look = {"color": COLOURS[colour], "marker": marker, "markersize": 4, "label": label}
         updates = [point["update"] for point in run["points"]]
         for panel, what in zip(panels, ("recall", "loss"), strict=True):
             panel.plot(updates, [point[what] for point in run["points"]], **look)

@@ -87,7 +87,7 @@ def test_losses_are_those_of_adam(kernel: str) -> None:
 def test_sparse_gradients_are_refused() -> None:
     embedding = nn.Embedding(5, 3, sparse=True)
     embedding(torch.tensor([1])).sum().backward()
-    with pytest.raises(RuntimeError, match="fused_adam_torch takes no sparse gradients"):
+    with pytest.raises(RuntimeError, match="fused_adam_torch does not take sparse gradients"):
         FusedAdam(embedding.parameters()).step()
 
 

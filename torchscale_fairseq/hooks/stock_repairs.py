@@ -360,15 +360,20 @@ def say_what_is_too_long() -> None:
                 if len(ignored) == 0:
                     raise
                 raise ValueError(
-                    f"sample #{ignored[0]}, counted from 0, has {dataset.size(ignored[0])} tokens (with </s>), and "
-                    f"the model {max_positions} positions; shorten it, leave such samples out with "
-                    "--skip-invalid-size-inputs-valid-test, or train a model with more (--tokens-per-sample of "
+                    f"sample #{ignored[0]}, counted from 0, has {_numbers(dataset.size(ignored[0]))} tokens (with "
+                    f"</s>), and the model {_numbers(max_positions)} positions; shorten it, leave such samples out "
+                    "with --skip-invalid-size-inputs-valid-test, or train a model with more (--tokens-per-sample of "
                     "language models, --max-source-positions, --max-target-positions)."
                 ) from None
 
         return filter_indices_by_size
 
     replace(FairseqTask, "filter_indices_by_size", make)
+
+
+def _numbers(sizes: Any) -> str:
+    """A size, or those of source and target."""
+    return " and ".join(str(int(size)) for size in (sizes if isinstance(sizes, (tuple, list)) else (sizes,)))
 
 
 def score_all_of_the_text() -> None:

@@ -94,10 +94,16 @@ def test_published_reports_have_the_settings_of_their_scripts(name: str, common:
     assert [{key: run[key] for key in planned[0]} for run in report["runs"]] == planned
 
 
+@pytest.mark.parametrize("name", ["longnet_distance", "associative_recall"])
+def test_reports_of_a_cpu_are_of_their_scripts(name: str) -> None:
+    report = json.loads((REPOSITORY / "docs" / "claims" / f"{name}.json").read_text())
+    assert report["experiment"] == name and not report["small"]
+    assert report["command"].startswith(f"python scripts/experiments/{name}.py --processes 2")
+
+
 def test_report_on_distance_is_of_its_script() -> None:
     """What docs/claims says of it."""
     report = json.loads((REPOSITORY / "docs" / "claims" / "longnet_distance.json").read_text())
-    assert report["experiment"] == "longnet_distance" and not report["small"]
     full, near = ({row["length"]: row["accuracy"] for row in run["accuracy"]} for run in report["runs"])
     assert full[4096] > 0.95 and near[256] > 0.85 and near[4096] < 0.25
 

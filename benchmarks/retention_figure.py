@@ -14,7 +14,7 @@ def draw(rows: list[Row], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     name = rows[0].benchmark.partition(",")[0]
     rows = [row for row in rows if row.benchmark.startswith(f"{name},") and row.seconds is not None]
@@ -26,7 +26,9 @@ def draw(rows: list[Row], path: Path) -> None:
         panels[0].plot([r.items for r in of_side], [r.seconds / r.items * 1e6 for r in of_side], **look)
         panels[1].plot([r.items for r in of_side], [r.memory / 2**30 for r in of_side], **look)
     for panel, label in zip(panels, ("microseconds per token", "memory (GiB)"), strict=True):
-        panel.set(xscale="log", yscale="log", xlabel=f"length (tokens): {name}, training step", ylabel=label)
+        panel.set(xscale="log", xlabel=f"length (tokens): {name}, training step", ylabel=label)
+        panel.set_yscale("log", base=2)
+        panel.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
         panel.set_xticks(lengths, [f"{length:,}" for length in lengths])
         panel.minorticks_off()
         panel.grid(alpha=0.3)

@@ -1,7 +1,6 @@
 """Images with captions, masked for pretraining, and with a caption of another image for matching."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,7 +76,7 @@ class ImageTextDataset(FairseqDataset):
         read, wanted = self.masking(caption, rng)
         return {
             "id": index,
-            "image": self._image(self.pairs[index].image),
+            "image": load_image(self.pairs[index].image, self.img_size),
             "masked_patches": torch.from_numpy(draw_mask(rng, self.patches, self.image_mask_prob, 1.0)),
             "caption": self._framed(caption),
             "masked_caption": self._framed(read),
@@ -148,6 +147,3 @@ class ImageTextDataset(FairseqDataset):
             other = int(rng.integers(len(self)))
             if self.pairs[other].caption != self.pairs[index].caption:
                 return other
-
-    def _image(self, path: Path) -> Tensor:
-        return load_image(path, self.img_size)

@@ -1,6 +1,5 @@
 """BEiT-3: ``beit3_base`` and its sizes, for the task image_text."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,11 +15,6 @@ from ._options import ModelOptions, Preset, core_config, fairseq_dataclass
 from ._presets import IMAGE_TEXT
 
 FROM_TASK = ("img_size", "patch_size", "max_source_positions")
-
-
-@dataclass
-class ImageTextOptions(ModelOptions):
-    """Options of fairseq's side alone."""
 
 
 class ImageTextModel(BaseFairseqModel):
@@ -103,5 +97,5 @@ class ImageTextModel(BaseFairseqModel):
 for _name, _preset in IMAGE_TEXT.items():
     register_model(
         _name,
-        dataclass=fairseq_dataclass(f"{_name}_options", BEiT3Config, _preset, ImageTextOptions, from_task=FROM_TASK),
+        dataclass=fairseq_dataclass(f"{_name}_options", BEiT3Config, _preset, ModelOptions, from_task=FROM_TASK),
     )(type(_name, (ImageTextModel,), {"preset": _preset, "__doc__": ImageTextModel.__doc__}))

@@ -1,7 +1,6 @@
 """What the CPU tests prove, on a GPU and in its precisions."""
 
 import re
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -163,11 +162,9 @@ class TestCommands:
         return tiny_language_data(tmp_path_factory.mktemp("gpu-text"))
 
     def run(self, command: str, data: Path, *arguments: object) -> str:
-        from tests.fairseq_cli import USER_DIR, run_program
+        from tests.fairseq_cli import run_fairseq
 
-        program = Path(sys.executable).parent / f"fairseq-{command}"
-        words = [program, data, "--user-dir", USER_DIR, *arguments]
-        return run_program(words, environment={"CUDA_VISIBLE_DEVICES": "0"}).check().output
+        return run_fairseq(command, [data, *arguments], environment={"CUDA_VISIBLE_DEVICES": "0"}).check().output
 
     @pytest.mark.parametrize("precision", ["--fp16", "--bf16", "--memory-efficient-fp16", "--amp", "--cpu"])
     def test_trains(self, precision: str, data: Path, tmp_path: Path) -> None:
@@ -201,7 +198,7 @@ class TestCommands:
             self.run("validate", text, "--task", "masked_lm", "--path", checkpoint, "--batch-size", "8", precision)
         else:
             flags = ["--path", checkpoint, "--tokens-per-sample", "32", "--context-window", "8", precision]
-            assert "Evaluated 136 tokens" in self.run("eval-lm", text, *flags)
+            assert "Evaluated 136 tokens" in self.run("eval_lm", text, *flags)
 
     def test_linear_cross_entropy(self, text: Path, tmp_path: Path) -> None:
         """Trains in half precision to the loss of the stock criterion."""

@@ -132,34 +132,34 @@ class TestCommands:
 
     def train(self, data: Path, folder: Path, *flags: object, gpus: int = 1, before: str = "", **options: Any) -> Any:
         """Three updates of four batches each, over all GPUs; in several by torchrun over NCCL."""
-        from tests.fairseq_cli import TORCHRUN, USER_DIR, run_program
+        from tests.fairseq_cli import TORCHRUN, USER_DIR, run_fairseq, run_program
         from tests.plugin.shrunk import shrunk
         from torchscale_fairseq import models
 
         assert models  # imported, they are registered
-        words = [data, "--user-dir", USER_DIR, *shrunk("mt_xmoe_small"), "--share-all-embeddings", "--dropout", "0"]
+        words = [data, *shrunk("mt_xmoe_small"), "--share-all-embeddings", "--dropout", "0"]
         words += ["--criterion", "moe_label_smoothed_cross_entropy", "--label-smoothing", "0.1", "--batch-size", "4"]
         words += ["--moe-gate-loss-wt", "0.1", "--clip-norm", "0.5", "--update-freq", 4 // gpus, "--max-update", "3"]
         words += ["--num-workers", "0", "--log-format", "simple", "--log-interval", "1", "--save-dir", folder, *flags]
+        if gpus == 1:
+            return run_fairseq("train", words, environment={"CUDA_VISIBLE_DEVICES": "0"}, **options)
         code = f"import sys\n{before}\nfrom fairseq_cli.train import cli_main\ncli_main()"
-        program = [Path(sys.executable), "-c", code]
-        if gpus > 1:
-            program = [*TORCHRUN, "--standalone", "--nproc_per_node", gpus, "--no-python", sys.executable, "-c", code]
+        program = [*TORCHRUN, "--standalone", "--nproc_per_node", gpus, "--no-python", sys.executable, "-c", code]
         devices = ",".join(map(str, range(gpus)))
+        words += ["--user-dir", USER_DIR]
         return run_program([*program, *words], environment={"CUDA_VISIBLE_DEVICES": devices}, **options)
 
     @pytest.mark.parametrize("precision", ["--bf16", "--fp16", "--memory-efficient-fp16", "--memory-efficient-bf16"])
     def test_trains_and_generates(self, precision: str, data: Path, tmp_path: Path) -> None:
-        from tests.fairseq_cli import USER_DIR, run_program
+        from tests.fairseq_cli import run_fairseq
 
         adam = ["--optimizer", "adam", "--lr", "1e-2", precision, "--moe-gating-use-fp32"]
         self.train(data, tmp_path, *adam).check()
         resumed = self.train(data, tmp_path, *adam, "--max-update", "6").check()
         assert "@ 3 updates" in resumed.output
-        program = Path(sys.executable).parent / "fairseq-generate"
-        words = [data, "--user-dir", USER_DIR, "--path", tmp_path / "checkpoint_last.pt", "--batch-size", "8"]
+        words = [data, "--path", tmp_path / "checkpoint_last.pt", "--batch-size", "8"]
         words += [f"--{precision.split('-')[-1]}", "--required-batch-size-multiple", "1"]
-        output = run_program([program, *words], environment={"CUDA_VISIBLE_DEVICES": "0"}).check().output
+        output = run_fairseq("generate", words, environment={"CUDA_VISIBLE_DEVICES": "0"}).check().output
         assert sum(line.startswith("H-") for line in output.splitlines()) == 21
 
     @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

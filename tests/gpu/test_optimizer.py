@@ -1,7 +1,6 @@
 """--optimizer fused_adam_torch, and what a run says of itself, on a GPU."""
 
 import math
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from fairseq.optim.adam import Adam
 from torch import nn
 
 import torchscale_fairseq.models  # noqa: F401 - registers them
-from tests.fairseq_cli import FEW_UPDATES, USER_DIR, run_program, tiny_language_data
+from tests.fairseq_cli import FEW_UPDATES, run_fairseq, tiny_language_data
 from tests.helpers import assert_close
 from tests.plugin.test_monitoring import scalars, total
 from torchscale_fairseq.optim.fused_adam_torch import KERNELS, FusedAdam
@@ -54,15 +53,14 @@ def test_updates_are_those_of_adam(dtype: torch.dtype, kernel: str) -> None:
 def test_trains_and_says_how(precision: list[str], tmp_path: Path) -> None:
     """Norms per layer add up to fairseq's; utilisation is relative to the GPU's peak; adam goes on from it."""
     data = tiny_language_data(tmp_path)
-    program = Path(sys.executable).parent / "fairseq-train"
-    words = [program, data, "--user-dir", USER_DIR, "--task", "language_modeling", "--arch", "gpt_magneto_small"]
+    words = [data, "--task", "language_modeling", "--arch", "gpt_magneto_small"]
     words += [*FEW_UPDATES, *precision, "--tokens-per-sample", 32, "--save-dir", tmp_path, "--lr", "1e-3"]
     words += ["--tensorboard-logdir", tmp_path / "tensorboard", "--log-norms-interval", 4, "--peak-tflops", 100]
     cuda = {"CUDA_VISIBLE_DEVICES": "0"}
-    done = run_program([*words, "--optimizer", "fused_adam_torch"], environment=cuda).check()
+    done = run_fairseq("train", [*words, "--optimizer", "fused_adam_torch"], environment=cuda).check()
     assert "is relative to 100 TFLOP/s" in done.output
     norms, stock = scalars(tmp_path, "norms"), scalars(tmp_path, "train_inner")
     assert total(norms, "gradient", 4) == pytest.approx(stock["gnorm"][4], rel=1e-2)
     assert 0 < total(norms, "update", 4) < 1e-3 * math.sqrt(1e8)
-    resumed = run_program([*words, "--max-update", 8], environment=cuda).check()
+    resumed = run_fairseq("train", [*words, "--max-update", 8], environment=cuda).check()
     assert "@ 4 updates" in resumed.output

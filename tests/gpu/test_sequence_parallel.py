@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.fairseq_cli import TORCHRUN, USER_DIR, run_program, tiny_language_data
+from tests.fairseq_cli import TORCHRUN, USER_DIR, run_fairseq, run_program, tiny_language_data
 from tests.plugin.test_translation_cli import assert_same_weights
 
 pytestmark = [
@@ -30,12 +30,11 @@ def test_slices_equal_one_process() -> None:
 def test_training_equals_one_process(backend: str, tmp_path: Path) -> None:
     pytest.importorskip("fairseq")
     command = str(Path(sys.executable).parent / "fairseq-train")
-    arguments = [tiny_language_data(tmp_path), "--user-dir", USER_DIR, *TRAIN, "--ddp-backend", backend]
-    run_program(
-        [command, *arguments, "--save-dir", tmp_path / "one"], environment={"CUDA_VISIBLE_DEVICES": "0"}
-    ).check()
+    arguments = [tiny_language_data(tmp_path), *TRAIN, "--ddp-backend", backend]
+    one = [*arguments, "--save-dir", tmp_path / "one"]
+    run_fairseq("train", one, environment={"CUDA_VISIBLE_DEVICES": "0"}).check()
     for precision in ([], ["--bf16"]):
         folder = tmp_path / "".join(("two", *precision))
-        shared = [*arguments, "--seq-parallel", "--save-dir", folder, *precision]
+        shared = [*arguments, "--user-dir", USER_DIR, "--seq-parallel", "--save-dir", folder, *precision]
         run_program([*TWO, command, *shared], environment=GPUS).check()
     assert_same_weights(tmp_path / "one", tmp_path / "two", 1e-5)

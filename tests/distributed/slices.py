@@ -89,9 +89,11 @@ def check_low_precision() -> None:
     for dtype, bound in ((torch.float16, 5e-3), (torch.bfloat16, 2e-2)):
         for causal in (False, True):
             found, *others = attend(64, [48, 64, 256], [1, 2, 4], causal=causal, lengths=None, seed=0, dtype=dtype)
-            for x, y in zip(found, others[0] if others else (), strict=False):
+            names = ("output", "query", "key", "value") if others else ()
+            for name, x, y in zip(names, found, others[0] if others else (), strict=False):
                 assert x.dtype == dtype
-                assert ((x.double() - y).norm() / y.norm()).item() < bound, f"{dtype}, causal={causal}"
+                error = ((x.double() - y).norm() / y.norm()).item()
+                assert error < bound, f"{name}: relative RMS error {error}, {dtype}, causal={causal}"
 
 
 def check_traffic() -> None:

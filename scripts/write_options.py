@@ -32,6 +32,7 @@ PRESETS = {
     **_presets.RETENTION,
     **_presets.RETENTION_TRANSLATION,
     **_presets.IMAGE_TEXT,
+    **_presets.IMAGES,
 }
 HEADER = """# Options
 

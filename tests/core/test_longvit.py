@@ -7,6 +7,7 @@ import torch
 
 from tests.helpers import assert_close
 from torchscale_fairseq import LongNetEncoder, LongViT, LongViTClassifier, LongViTConfig
+from torchscale_fairseq.core.architectures.longvit import resized_positions
 
 SMALL: dict[str, Any] = {
     "img_size": 32,
@@ -61,7 +62,7 @@ def test_images_of_other_sizes() -> None:
     model = LongViT(LongViTConfig(**SMALL)).eval()
     assert model(images(1, 3, 64, 40)).shape == (1, 8 * 5, 16)
     torch.nn.init.constant_(model.pos_embed, 0.5)
-    assert_close(model._positions(8, 5), torch.full((1, 40, 16), 0.5), "float32")
+    assert_close(resized_positions(model.pos_embed, 8, 5), torch.full((1, 40, 16), 0.5), "float32")
 
 
 def test_gradients_reach_everything() -> None:

@@ -126,9 +126,10 @@ def check_traffic() -> None:
 
 def check_batches() -> None:
     """Three processes' slices of a batch are the batch, filled up with padding, and count its tokens once."""
-    from torchscale_fairseq.hooks.sequence import SequenceSharing
+    from torchscale_fairseq.hooks.sequence import SequenceSharing, SlicesOfTokens
 
-    sharing = SequenceSharing(3, padding=1, sentence_avg=False)
+    group = dist.group.WORLD
+    sharing = SequenceSharing(group, SlicesOfTokens(group, padding=1), sentence_avg=False)
     for rows, filled in (([[5, 6, 7, 8, 9, 10, 11], [5, 6, 1, 1, 1, 1, 1]], 9), ([[5, 6], [7, 8]], 3)):
         tokens = torch.tensor(rows)
         given = {"src_tokens": tokens, "src_lengths": tokens.ne(1).sum(1)}

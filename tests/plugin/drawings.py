@@ -1,4 +1,5 @@
-"""Images of coloured shapes, with captions and a tokenizer, for --task image_text."""
+"""Images of coloured shapes: with captions and a tokenizer for --task image_text, in a folder per colour for --task
+image_classification."""
 
 import json
 import random
@@ -47,4 +48,15 @@ def make_drawings(folder: Path, **splits: int) -> Path:
         (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
     words = ["python", REPOSITORY / "scripts/data/train_tokenizer.py", folder / "train.jsonl", "--output", folder]
     run_program([*words, "--vocab-size", "280"]).check()
+    return folder
+
+
+def make_folders(folder: Path, **splits: int) -> Path:
+    """So many images of each colour in each split."""
+    rng = random.Random(1)
+    for split, count in splits.items():
+        for colour in COLOURS:
+            (folder / split / colour).mkdir(parents=True)
+            for number in range(count):
+                draw(rng.choice(SHAPES), colour, rng).save(folder / split / colour / f"{number}.png")
     return folder

@@ -12,7 +12,7 @@ from fairseq.models import MODEL_REGISTRY
 import torchscale_fairseq.models  # noqa: F401 - registers them
 from tests.data.corpora import made_corpus
 from tests.fairseq_cli import USER_DIR, Finished, run_fairseq
-from tests.plugin.drawings import make_drawings
+from tests.plugin.drawings import make_drawings, make_folders
 from tests.plugin.shrunk import shrunk
 from torchscale_fairseq.hooks.checkpoints import load_checkpoint
 
@@ -36,7 +36,8 @@ def data_of(language_data: Path, translation_data: Path, tmp_path_factory: pytes
     shards = made_corpus(tmp_path_factory.mktemp("shards") / "data")
     data = {"translation": translation_data, "language_modeling": language_data, "masked_lm": language_data}
     pictures = make_drawings(tmp_path_factory.mktemp("pictures") / "data", train=24, valid=4)
-    return {**data, "pretraining": shards, "image_text": pictures}
+    folders = make_folders(tmp_path_factory.mktemp("folders") / "data", train=4, valid=1)
+    return {**data, "pretraining": shards, "image_text": pictures, "image_classification": folders}
 
 
 @pytest.mark.parametrize("name", FILES)

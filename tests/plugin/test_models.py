@@ -19,6 +19,7 @@ from torchscale_fairseq.core.config import (
     DecoderConfig,
     EncoderConfig,
     EncoderDecoderConfig,
+    LongViTConfig,
     RetNetConfig,
     RetNetEncoderDecoderConfig,
 )
@@ -26,6 +27,7 @@ from torchscale_fairseq.models._options import core_config, flag_fields
 from torchscale_fairseq.models.beit3 import ImageTextModel
 from torchscale_fairseq.models.bert import MaskedLanguageModel
 from torchscale_fairseq.models.gpt import LanguageModel
+from torchscale_fairseq.models.longvit import LongViTModel
 from torchscale_fairseq.models.retnet import RetNetLanguageModel, RetNetTranslationModel
 from torchscale_fairseq.models.translation import TranslationModel
 
@@ -37,6 +39,7 @@ CONFIGS = {
     LanguageModel: DecoderConfig,
     MaskedLanguageModel: EncoderConfig,
     ImageTextModel: BEiT3Config,
+    LongViTModel: LongViTConfig,
 }
 LANGUAGE_CONFIGS = (DecoderConfig, RetNetConfig)
 OF_THE_TASK = {
@@ -47,6 +50,7 @@ OF_THE_TASK = {
     "patch_size": 16,
 }
 WORDS = 1000
+CLASSES = 5
 
 
 def config_class(arch: str) -> type:
@@ -62,7 +66,7 @@ def dictionary(words: int = WORDS) -> Dictionary:
 
 def task(source: Dictionary | None = None, target: Dictionary | None = None) -> Any:
     shared = dictionary()
-    return SimpleNamespace(source_dictionary=source or shared, target_dictionary=target or shared)
+    return SimpleNamespace(source_dictionary=source or shared, target_dictionary=target or shared, num_classes=CLASSES)
 
 
 def parser_of(arch: str) -> argparse.ArgumentParser:
@@ -79,7 +83,8 @@ def parse(arch: str, *flags: str) -> argparse.Namespace:
 
 
 def config_of(arch: str, *flags: str) -> Any:
-    return core_config(parse(arch, *flags), config_class(arch), MODEL_REGISTRY[arch].preset, vocab_size=WORDS)
+    words = {} if config_class(arch) is LongViTConfig else {"vocab_size": WORDS}
+    return core_config(parse(arch, *flags), config_class(arch), MODEL_REGISTRY[arch].preset, **words)
 
 
 def parameters(c: Any) -> int:
@@ -121,14 +126,17 @@ def parameters(c: Any) -> int:
     if not isinstance(c, LANGUAGE_CONFIGS):
         e = c.encoder_embed_dim
         total += side(e, c.encoder_ffn_embed_dim, c.encoder_layers, pre_norm=c.encoder_pre_norm, cross=False)
-        total += WORDS * e
+        total += 0 if isinstance(c, LongViTConfig) else WORDS * e
         total += (1024 + 2) * e if c.encoder_learned_pos else 0
         total += 2 * e if c.layernorm_embedding else 0
     if isinstance(c, BEiT3Config):
         patch = 3 * c.patch_size**2
         total += (1024 + 2) * e + (c.num_patches + 1 + 2) * e + patch * e + e + 2 * e  # positions, patches, two tokens
         total += e * patch + patch + 2 * e + 2  # the heads of patches and of matching
-    if isinstance(c, EncoderConfig):
+    if isinstance(c, LongViTConfig):
+        total += c.num_patches * e + 3 * c.patch_size**2 * e + e  # positions and patches
+        total += 2 * e + e * CLASSES + CLASSES - 2 * e  # the head, with its norm in the place of the encoder's
+    elif isinstance(c, EncoderConfig):
         total += e * e + e + 2 * e + WORDS  # the head, whose vectors are the embedding's
     else:
         d = c.decoder_embed_dim
@@ -158,6 +166,7 @@ def test_the_documented_names_are_registered() -> None:
     names |= {f"longnet{size}" for size in ("", "_small", "_base", "_large")}
     names |= {f"bitnet{size}" for size in ("", "_small", "_base", "_700m", "_1_3b", "_3b")}
     names |= {f"beit3{size}" for size in ("", "_small", "_base", "_large")}
+    names |= {f"longvit_{size}" for size in ("tiny", "small", "base")}
     names |= {f"mt_retnet{size}" for size in ("", "_small", "_base", "_large")}
     assert names == set(OURS)
 

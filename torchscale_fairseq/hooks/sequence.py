@@ -1,9 +1,11 @@
 """--seq-parallel: neighbouring processes get the same batch, and take their own slice of its sequences."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from fairseq import utils
 from torch import Tensor, nn
@@ -40,27 +42,28 @@ def sharing_of(cfg: Any, task: Any, model: nn.Module) -> "SequenceSharing | None
     size = _processes_per_batch(cfg.model, cfg.distributed_training.distributed_world_size)
     if size == 1:
         return None
-    return SequenceSharing(size, task.source_dictionary.pad(), sentence_avg=cfg.optimization.sentence_avg)
+    try:
+        group = sequence_group(size)
+    except UnevenProcesses as error:
+        raise ValueError(str(error).replace("seq_parallel_size", "--seq-parallel-size")) from None
+    if hasattr(task, "share_sequences"):
+        task.share_sequences(dist.get_rank(group), size)
+        return SequenceSharing(group, SlicesAsRead(group, task.sequence_length), sentence_avg=True)
+    cut = SlicesOfTokens(group, task.source_dictionary.pad())
+    return SequenceSharing(group, cut, sentence_avg=cfg.optimization.sentence_avg)
 
 
 class SequenceSharing:
     """What one process does with the batches of its group.
 
     Args:
-        size: processes in a group.
-        padding: index of the padding token.
-        sentence_avg: fairseq's option.
-
-    Raises:
-        ValueError: size does not divide the number of processes.
+        group: the processes.
+        cut: makes of a batch this process's part.
+        sentence_avg: whether the sample size counts sentences, or images.
     """
 
-    def __init__(self, size: int, padding: int, *, sentence_avg: bool):
-        self.size, self._padding, self._sentence_avg = size, padding, sentence_avg
-        try:
-            self.group: ProcessGroup = sequence_group(size)
-        except UnevenProcesses as error:
-            raise ValueError(str(error).replace("seq_parallel_size", "--seq-parallel-size")) from None
+    def __init__(self, group: ProcessGroup, cut: Callable[[dict[str, Any]], dict[str, Any]], *, sentence_avg: bool):
+        self.size, self._cut, self._sentence_avg = dist.get_world_size(group), cut, sentence_avg
 
     @contextmanager
     def batches_for_groups(self, task: Any) -> Iterator[None]:
@@ -78,37 +81,13 @@ class SequenceSharing:
             del task.get_batch_iterator
 
     def slice(self, sample: dict[str, Any]) -> dict[str, Any]:
-        """This process's part of a batch: of each tensor (batch, seq) its slice, filled up at the end; ``ntokens`` of
-        that slice; and a ``SequenceSlice`` for the model. A batch that is one already stays as it is.
+        """This process's part of a batch, with a ``SequenceSlice`` for the model. A batch that is one already stays as
+        it is.
 
         Raises:
             ValueError: rows do not begin with a token, or have padding inside.
         """
-        inputs = sample["net_input"]
-        if SLICE in inputs:
-            return sample
-        tokens: Tensor = inputs["src_tokens"]
-        real = tokens.ne(self._padding)
-        lengths = real.sum(1)
-        if bool((real[:, 1:] & ~real[:, :-1]).any()):
-            raise ValueError(
-                "--seq-parallel needs padding at the end of a row, but a row of this batch has some before a token "
-                "(left_pad, say)."
-            )
-        length = -(-tokens.size(1) // self.size)
-        padded = length * self.size > tokens.size(1) or not bool(real.all())
-        mine = SequenceSlice(self.group, length, lengths if padded else None)
-
-        def own(x: Tensor) -> Tensor:
-            if x.shape != tokens.shape:
-                return x
-            fill = 0 if x.is_floating_point() else self._padding
-            return F.pad(x, (0, mine.total - x.size(1)), value=fill)[:, mine.start : mine.start + length].contiguous()
-
-        result: dict[str, Any] = utils.apply_to_sample(own, sample)
-        result["net_input"][SLICE] = mine
-        result["ntokens"] = int((lengths - mine.start).clamp(0, length).sum())
-        return result
+        return sample if SLICE in sample["net_input"] else self._cut(sample)
 
     def count_once(self, logged: list[dict[str, Any]], sums: tuple[Any, ...]) -> tuple[list[dict[str, Any]], Any]:
         """What a process adds to the sums over all, so that they count a sentence once. Tokens are counted once as
@@ -123,6 +102,69 @@ class SequenceSharing:
             counts.append("sample_size")
             sums = (sums[0] / self.size, *sums[1:])
         return [{k: v / self.size if k in counts else v for k, v in log.items()} for log in logged], sums
+
+
+class SlicesAsRead:
+    """For tasks that read this process's slices alone.
+
+    Args:
+        group: the processes.
+        length: of whole sequences.
+    """
+
+    def __init__(self, group: ProcessGroup, length: int):
+        self._group, self._length = group, length
+
+    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """The batch with its ``SequenceSlice``."""
+        size = dist.get_world_size(self._group)
+        uneven = self._length % size > 0
+        lengths = torch.full((sample["nsentences"],), self._length) if uneven else None
+        mine = SequenceSlice(self._group, -(-self._length // size), lengths)
+        return {**sample, "net_input": {**sample["net_input"], SLICE: mine}}
+
+
+class SlicesOfTokens:
+    """For tasks that read whole texts.
+
+    Args:
+        group: the processes.
+        padding: index of the padding token.
+    """
+
+    def __init__(self, group: ProcessGroup, padding: int):
+        self._group, self._padding = group, padding
+
+    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """Of each tensor (batch, seq) of a batch its slice, filled up at the end; ``ntokens`` of that slice; and a
+        ``SequenceSlice``.
+
+        Raises:
+            ValueError: rows do not begin with a token, or have padding inside.
+        """
+        tokens: Tensor = sample["net_input"]["src_tokens"]
+        real = tokens.ne(self._padding)
+        lengths = real.sum(1)
+        if bool((real[:, 1:] & ~real[:, :-1]).any()):
+            raise ValueError(
+                "--seq-parallel needs padding at the end of a row, but a row of this batch has some before a token "
+                "(left_pad, say)."
+            )
+        size = dist.get_world_size(self._group)
+        length = -(-tokens.size(1) // size)
+        padded = length * size > tokens.size(1) or not bool(real.all())
+        mine = SequenceSlice(self._group, length, lengths if padded else None)
+
+        def own(x: Tensor) -> Tensor:
+            if x.shape != tokens.shape:
+                return x
+            fill = 0 if x.is_floating_point() else self._padding
+            return F.pad(x, (0, mine.total - x.size(1)), value=fill)[:, mine.start : mine.start + length].contiguous()
+
+        result: dict[str, Any] = utils.apply_to_sample(own, sample)
+        result["net_input"][SLICE] = mine
+        result["ntokens"] = int((lengths - mine.start).clamp(0, length).sum())
+        return result
 
 
 def _check_options(cfg: Any, model: nn.Module) -> None:

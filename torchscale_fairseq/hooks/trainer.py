@@ -216,7 +216,8 @@ class Trainer(stock.Trainer):
     def _adapt(self, state: dict[str, Any]) -> None:
         """Things that stock leaves out: --store-ema on a checkpoint without an average, where it fails with
         ``KeyError: 'model'``, starts from the weights; and the place in the data, kept in batches per process
-        or group, is counted anew for another number of them. Optimizer states of experts elsewhere are left out."""
+        or group, is counted anew for another number of them. Optimizer states of experts elsewhere are left out. Tasks
+        that remember what they were trained on look, too."""
         extra, config = state["extra_state"], state["cfg"]
         if self.cfg.ema.store_ema:
             extra.setdefault("ema", state["model"])
@@ -226,6 +227,8 @@ class Trainer(stock.Trainer):
             place["iterations_in_epoch"] = place["iterations_in_epoch"] * shards // sequence.batches_at_once(self.cfg)
         if self._split is not None:
             expert_checkpoints.take_own(state, self._split, self._expert_indices())
+        if hasattr(self.task, "adapt_checkpoint"):
+            self.task.adapt_checkpoint(state, fine_tuning=bool(self.cfg.checkpoint.finetune_from_model))
 
 
 @contextmanager

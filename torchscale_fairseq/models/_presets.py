@@ -208,3 +208,14 @@ IMAGE_TEXT: dict[str, Preset] = _family(
     ),
 )
 """Base and large have the sizes of the released models; small trains on a CPU in minutes."""
+
+IMAGES: dict[str, Preset] = {
+    f"longvit_{size}": {"activation_fn": "gelu", **sizes}
+    for size, sizes in _sizes(
+        "encoder",
+        tiny=(2, 64, 256, 4),
+        small=(12, 384, 1536, 16),
+        base=(12, 768, 3072, 16),
+    ).items()
+}
+"""Small is the released model; tiny trains on a CPU in minutes."""

@@ -4,6 +4,7 @@
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 
 from ..config import LongViTConfig
 from ..layers.vision_embedding import VisionEmbedding
+from ..ops.patch_embedding import Bands, embed_patches
+from ..parallel.exchange import all_sum
+from ..parallel.sequence import SequenceSlice
 from .longnet import LongNetEncoder
 
 POSITION_STD = 0.02
@@ -50,17 +54,41 @@ class LongViT(nn.Module):
         """
         x = self.patch_embed(images)
         rows, columns = (side // self.config.patch_size for side in images.shape[-2:])
-        x = x + self._positions(rows, columns).to(x.dtype)
-        features: Tensor = self.encoder(None, token_embeddings=x)["encoder_out"]
+        return self._encode(x + resized_positions(self.pos_embed, rows, columns).to(x.dtype))
+
+    def forward_patches(self, patches: Tensor | Sequence[Bands], sequence_slice: SequenceSlice | None = None) -> Tensor:
+        """Images of img_size whose patches are read some at a time; see ``ops.patch_embedding``.
+
+        Args:
+            patches: (batch, patches, channels, patch_size, patch_size) of uint8, or parts of each image in turn.
+            sequence_slice: the patches are this process's slice of longer rows.
+
+        Returns:
+            (batch, patches, width).
+        """
+        positions: Tensor = self.pos_embed
+        if sequence_slice is not None:
+            end = sequence_slice.start + sequence_slice.length
+            missing = max(0, sequence_slice.total - positions.size(1))
+            positions = F.pad(positions, (0, 0, 0, missing))[:, sequence_slice.start : end]
+        projection = self.patch_embed.proj
+        assert projection.bias is not None
+        x = embed_patches(patches, positions.size(1), projection.weight, projection.bias)
+        return self._encode(x + positions.to(x.dtype), sequence_slice)
+
+    def _encode(self, x: Tensor, sequence_slice: SequenceSlice | None = None) -> Tensor:
+        features: Tensor = self.encoder(None, token_embeddings=x, sequence_slice=sequence_slice)["encoder_out"]
         return features
 
-    def _positions(self, rows: int, columns: int) -> Tensor:
-        side = math.isqrt(self.pos_embed.size(1))
-        if (rows, columns) == (side, side):
-            return self.pos_embed
-        grid = self.pos_embed.unflatten(1, (side, side)).permute(0, 3, 1, 2)
-        grid = F.interpolate(grid, size=(rows, columns), mode="bicubic", align_corners=False)
-        return grid.flatten(2).transpose(1, 2)
+
+def resized_positions(positions: Tensor, rows: int, columns: int) -> Tensor:
+    """Positions (1, patches, width) of a square, interpolated to (1, rows * columns, width)."""
+    side = math.isqrt(positions.size(1))
+    if (rows, columns) == (side, side):
+        return positions
+    grid = positions.unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, size=(rows, columns), mode="bicubic", align_corners=False)
+    return grid.flatten(2).transpose(1, 2)
 
 
 class LongViTClassifier(nn.Module):
@@ -81,5 +109,20 @@ class LongViTClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(batch, channels, height, width) to (batch, classes)."""
-        scores: Tensor = self.head(self.fc_norm(self.model(images).mean(1)))
+        return self._score(self.model(images).mean(1))
+
+    def forward_patches(self, patches: Tensor | Sequence[Bands], sequence_slice: SequenceSlice | None = None) -> Tensor:
+        """Arguments of ``LongViT.forward_patches`` to (batch, classes), the same in all processes that share images.
+
+        In the backward pass each of them adds its own loss: let them share it out, too.
+        """
+        x = self.model.forward_patches(patches, sequence_slice)
+        if sequence_slice is None:
+            return self._score(x.mean(1))
+        real = sequence_slice.real()
+        own = x if real is None else x.masked_fill(~real.to(x.device).unsqueeze(-1), 0.0)
+        return self._score(all_sum(own.sum(1), sequence_slice.group) / self.model.config.num_patches)
+
+    def _score(self, pooled: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.fc_norm(pooled))
         return scores

@@ -1,4 +1,4 @@
-"""All-to-all between the processes of a group."""
+"""All-to-all between the processes of a group, and sums over it."""
 
 from typing import Any
 
@@ -29,6 +29,27 @@ def exchange(rows: Tensor, sent: list[int], received: list[int], group: ProcessG
     result = rows.new_empty(sum(received), *rows.shape[1:])
     dist.all_to_all_single(result, rows.contiguous(), received, sent, group=group)
     return result
+
+
+def all_sum(x: Tensor, group: ProcessGroup) -> Tensor:
+    """The sum of all processes' tensors, of one shape. So is the gradient, of which each process has a part."""
+    result: Tensor = _AllSum.apply(x, group)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _AllSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
+        ctx.group = group
+        result = x.clone()
+        dist.all_reduce(result, group=group)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        gradient = gradient.clone()
+        dist.all_reduce(gradient, group=ctx.group)
+        return gradient, None
 
 
 class _AllToAll(torch.autograd.Function):

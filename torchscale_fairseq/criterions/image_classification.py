@@ -1,0 +1,68 @@
+"""``--criterion image_classification``: cross-entropy of classes, accuracy and AUC."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch.nn.functional as F
+from fairseq.criterions import register_criterion
+from fairseq.dataclass import FairseqDataclass
+from torch import Tensor
+
+from ._images import ImageCriterion
+
+
+@dataclass
+class ImageClassificationOptions(FairseqDataclass):
+    """Options of the loss."""
+
+    label_smoothing: float = field(default=0.0, metadata={"help": "share of the target spread over all classes"})
+
+
+@register_criterion("image_classification", dataclass=ImageClassificationOptions)
+class ImageClassificationCriterion(ImageCriterion):
+    """Cross-entropy in nats per image; accuracy in percent; and in validation the area under the ROC curve, the mean
+    over classes of each against the rest where there are more than two.
+
+    Raises:
+        ValueError: label smoothing is out of its range.
+    """
+
+    figures = ("auc",)
+
+    def __init__(self, cfg: ImageClassificationOptions, task: Any):
+        super().__init__(task)
+        if not 0 <= cfg.label_smoothing < 1:
+            raise ValueError(f"--label-smoothing ({cfg.label_smoothing}) must be at least 0 and below 1.")
+        self.label_smoothing = cfg.label_smoothing
+
+    def losses(self, scores: Tensor, targets: Tensor) -> Tensor:
+        """(images, classes) and (images,) to (images,)."""
+        return F.cross_entropy(scores, targets, label_smoothing=self.label_smoothing, reduction="none")
+
+    def counts(self, scores: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Images whose class scores highest."""
+        return {"accuracy": scores.argmax(-1).eq(targets).sum()}
+
+    @staticmethod
+    def measure(scores: Tensor, targets: Tensor) -> dict[str, float]:
+        """AUC; NaN if all images are of one class."""
+        return {"auc": area_under_curve(scores, targets)}
+
+
+def area_under_curve(scores: Tensor, targets: Tensor) -> float:
+    """Of two classes the area under the ROC curve; of more, the mean over classes of each against the rest, without
+    classes that no image is of.
+
+    Args:
+        scores: (images, classes), logits.
+        targets: (images,), indices of classes.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    present = targets.unique()
+    if len(present) < 2:
+        return float("nan")
+    likely = scores.double().log_softmax(-1)  # of two classes ranked alike
+    chosen = present[-1:] if scores.size(-1) == 2 else present
+    areas = [roc_auc_score(targets.eq(c).numpy(), likely[:, c].numpy()) for c in chosen.tolist()]
+    return float(sum(areas) / len(areas))

@@ -109,6 +109,23 @@ class TestKernels:
         expected = NAIVE.backward(found.output.double(), query.double(), key.double(), value.double(), *both, scores)
         assert_near([found.output, *shares], [exact.output, *expected], torch.float16)
 
+    @pytest.mark.parametrize("queries, keys", [(16, 32), (16, 16), (48, 48), (13, 70)])
+    @pytest.mark.parametrize("head_dim", [4, 64])
+    def test_part_of_a_larger_softmax(self, kernel: Kernel, head_dim: int, queries: int, keys: int) -> None:
+        """Gradients of the keys that a kernel saw of twice as many, by whole output and log-sum-exp; not causal."""
+        query = inputs(queries, head_dim, torch.float16)[0].transpose(1, 2)
+        key, value = (x.transpose(1, 2) for x in inputs(2 * keys, head_dim, torch.float16)[1:])
+        scores = Scores(False, None, head_dim**-0.5, 0.0)
+        upstream = torch.linspace(-3, 3, query.numel(), device="cuda").view_as(query).sin().half()
+        exact = [x.double() for x in (query, key, value)]
+        whole = NAIVE.forward(*exact, scores)
+        expected = NAIVE.backward(upstream.double(), exact[0], *(x[:, :, :keys] for x in exact[1:]), whole, scores)
+        seen = key[:, :, :keys].contiguous(), value[:, :, :keys].contiguous()
+        own = kernel.forward(query, *seen, scores)
+        part = own._replace(output=whole.output.half(), log_sum_exp=whole.log_sum_exp.float())
+        shares = kernel.backward(upstream, query, *seen, part, scores)
+        assert_near([whole.output.half(), *shares], [whole.output, *expected], torch.float16)
+
     def test_drops_the_same_weights_in_the_backward_pass(self, kernel: Kernel) -> None:
         """With values that are one-hot the output is the dropped weights, from which the gradient follows."""
         query, key, _ = (x.transpose(1, 2) for x in inputs(64, 64, torch.float16))

@@ -59,10 +59,14 @@ def area_under_curve(scores: Tensor, targets: Tensor) -> float:
     """
     from sklearn.metrics import roc_auc_score
 
-    present = targets.unique()
+    present = targets.unique().tolist()
     if len(present) < 2:
         return float("nan")
-    likely = scores.double().log_softmax(-1)  # of two classes ranked alike
-    chosen = present[-1:] if scores.size(-1) == 2 else present
-    areas = [roc_auc_score(targets.eq(c).numpy(), likely[:, c].numpy()) for c in chosen.tolist()]
+    areas = [roc_auc_score(targets.eq(c).numpy(), _log_odds(scores.double(), c).numpy()) for c in present]
     return float(sum(areas) / len(areas))
+
+
+def _log_odds(scores: Tensor, chosen: int) -> Tensor:
+    """Of a class; they rank images like its probability, whose values near 1 are too close to tell apart."""
+    others = [c for c in range(scores.size(-1)) if c != chosen]
+    return scores[:, chosen] - scores[:, others].logsumexp(-1)

@@ -123,6 +123,17 @@ class ImageTask(FairseqTask):
         """
         raise NotImplementedError
 
+    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
+        """Build a model; if it is not to get a checkpoint's weights, with those of --pretrained.
+
+        Raises:
+            FileNotFoundError, CheckpointError: of --pretrained.
+        """
+        model = super().build_model(cfg, from_checkpoint)
+        if cfg.pretrained is not None and not from_checkpoint:
+            model.load_weights(cfg.pretrained)
+        return model
+
     def load_dataset(self, split: str, **_: Any) -> None:
         """Open a split.
 

@@ -1,0 +1,222 @@
+"""Images read as patches: what comes of views, formats and files that are none, and how much memory it takes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tests.fairseq_cli import run_python
+from torchscale_fairseq.data.image_dataset import ImageDataset, drawn_evenly
+from torchscale_fairseq.data.image_folders import read_classes, read_folders
+from torchscale_fairseq.data.image_patches import ImagePatches
+from torchscale_fairseq.data.image_views import Augmentation, View
+from torchscale_fairseq.data.problems import DataError
+
+SIDE, PATCH = 48, 8
+"""Of the image that most tests read."""
+
+
+def painted(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    Image.fromarray(painted(SIDE, SIDE, 3)).save(tmp_path / "image.png")
+    return tmp_path / "image.png"
+
+
+def assembled(patches: Tensor) -> np.ndarray:
+    """(patches, 3, size, size) to (height, width, 3)."""
+    side, size = int(len(patches) ** 0.5), patches.size(-1)
+    return patches.view(side, side, 3, size, size).permute(0, 3, 1, 4, 2).reshape(side * size, side * size, 3).numpy()
+
+
+def read(path: Path, size: int = SIDE, view: View | None = None) -> np.ndarray:
+    return assembled(ImagePatches(path, size, PATCH, view or View()).read())
+
+
+def test_an_image_of_that_size_is_read_as_it_is(image: Path) -> None:
+    assert np.array_equal(read(image), painted(SIDE, SIDE, 3))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("rows", [False, True])
+@pytest.mark.parametrize("columns", [False, True])
+def test_turned_views(image: Path, transposed: bool, rows: bool, columns: bool) -> None:
+    view = View(transposed=transposed, rows_reversed=rows, columns_reversed=columns)
+    expected = painted(SIDE, SIDE, 3)
+    expected = expected.transpose(1, 0, 2) if transposed else expected
+    expected = expected[::-1] if rows else expected
+    expected = expected[:, ::-1] if columns else expected
+    assert np.array_equal(read(image, view=view), expected)
+
+
+def test_slices_of_a_view(image: Path) -> None:
+    """Three processes' patches together are the whole, though the file has their pixels in columns."""
+    view = View(transposed=True, columns_reversed=True)
+    whole = ImagePatches(image, SIDE, PATCH, view).read()
+    parts = [ImagePatches(image, SIDE, PATCH, view, start, start + 13).read() for start in (0, 13)]
+    assert torch.equal(torch.cat((*parts, ImagePatches(image, SIDE, PATCH, view, 26, 36).read())), whole)
+    assert ImagePatches(image, SIDE, PATCH, view, 36, 36).read().shape == (0, 3, PATCH, PATCH)
+
+
+def test_cropped_views(image: Path) -> None:
+    view = View(left=8 / SIDE, top=16 / SIDE, side=0.5)
+    assert np.array_equal(read(image, SIDE // 2, view), painted(SIDE, SIDE, 3)[16:40, 8:32])
+
+
+def test_coloured_views(image: Path) -> None:
+    pixels = painted(SIDE, SIDE, 3).astype(float)
+    found = read(image, view=View(brightness=1.3, contrast=0.8, saturation=0.5))
+    pixels = 1.3 * pixels
+    pixels = 0.5 * pixels + 0.5 * (pixels @ (0.2126, 0.7152, 0.0722))[..., None]
+    pixels = 0.8 * pixels + 0.2 * 127.5
+    assert np.abs(found - pixels.clip(0, 255)).max() <= 0.51
+
+
+def test_other_kinds_of_pixels(tmp_path: Path) -> None:
+    """Grey, palette, 16 bits, transparent (on white): all come as red, green and blue."""
+    grey = painted(SIDE, SIDE)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    assert np.array_equal(read(tmp_path / "grey.png"), np.stack([grey] * 3, -1))
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    assert np.array_equal(read(tmp_path / "deep.png"), np.stack([grey] * 3, -1))
+    palette = Image.fromarray(painted(SIDE, SIDE, 3)).quantize(16)
+    palette.save(tmp_path / "palette.png")
+    assert np.array_equal(read(tmp_path / "palette.png"), np.asarray(palette.convert("RGB")))
+    Image.new("RGBA", (SIDE, SIDE), (200, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert (read(tmp_path / "clear.png") == 255).all()
+
+
+@pytest.mark.parametrize("name", ["large.jpg", "large.webp", "large.tif", "pyramid.tif"])
+def test_large_files_are_scaled(name: str, tmp_path: Path) -> None:
+    """Not square, from eight times the size: near to what Pillow makes of it."""
+    import pyvips
+
+    smooth = Image.fromarray(painted(6, 9, 3)).resize((SIDE * 8, SIDE * 6), Image.Resampling.BICUBIC)
+    options = {"pyramid": True, "tile": True, "tile_width": 64, "tile_height": 64} if "pyramid" in name else {}
+    pyvips.Image.new_from_array(np.asarray(smooth)).write_to_file(str(tmp_path / name), **options)
+    expected = np.asarray(smooth.resize((SIDE, SIDE), Image.Resampling.BOX))
+    assert np.abs(read(tmp_path / name).astype(int) - expected).mean() < 3
+
+
+def test_what_is_no_image_is_named(image: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "half.png").write_bytes(image.read_bytes()[:3000])
+    for name in ("text", "half"):
+        with pytest.raises(DataError, match=rf"{name}\.png is not an image that can be read: \S") as caught:
+            read(tmp_path / f"{name}.png")
+        assert "\n" not in str(caught.value)
+    with pytest.raises(DataError, match=r"none\.png does not exist"):
+        read(tmp_path / "none.png")
+
+
+def test_draws() -> None:
+    """Without options nothing changes; with them, all eight sides and the whole range of crops and colours come up."""
+    rng = np.random.default_rng(0)
+    assert all(Augmentation().draw(rng) == View() for _ in range(20))
+    views = [Augmentation(flip=True, rotate=True, min_crop=0.25, color_jitter=0.2).draw(rng) for _ in range(500)]
+    assert len({(v.transposed, v.rows_reversed, v.columns_reversed) for v in views}) == 8
+    sides = [view.side for view in views]
+    assert 0.5 <= min(sides) < 0.52 and 0.98 < max(sides) <= 1
+    assert all(0 <= v.left <= 1 - v.side and 0 <= v.top <= 1 - v.side for v in views)
+    for name in ("brightness", "contrast", "saturation"):
+        factors = [getattr(view, name) for view in views]
+        assert 0.8 <= min(factors) < 0.82 and 1.18 < max(factors) <= 1.2
+    turned = {
+        (v.transposed, v.rows_reversed, v.columns_reversed)
+        for v in (Augmentation(rotate=True).draw(rng) for _ in range(99))
+    }
+    assert turned == {(False, False, False), (True, False, True), (False, True, True), (True, True, False)}
+
+
+def dataset(images: list[Path], **options: object) -> ImageDataset:
+    given = {"img_size": SIDE, "patch_size": PATCH, "groups": None, "stream": False, "seed": 3, **options}
+    return ImageDataset(images, torch.arange(len(images)), **given)
+
+
+def test_an_epoch_is_drawn_from_its_number(image: Path) -> None:
+    """So a run that is resumed sees what it would have seen."""
+    everything = Augmentation(flip=True, rotate=True, min_crop=0.5, color_jitter=0.1)
+    first, other = (dataset([image] * 6, augmentation=everything) for _ in range(2))
+    other.set_epoch(2)
+    other[0]
+    assert not all(torch.equal(first[i]["patches"], other[i]["patches"]) for i in range(6))
+    assert first._order.tolist() != other._order.tolist()
+    first.set_epoch(2)
+    for i in (4, 1, 5):
+        assert torch.equal(first[i]["patches"], other[i]["patches"]) and first[i]["id"] == other[i]["id"]
+    fixed = dataset([image] * 6, augmentation=None)
+    fixed.set_epoch(2)
+    assert [fixed[i]["id"] for i in range(6)] == list(range(6))
+
+
+def test_streamed_batches_hold_no_pixels(image: Path) -> None:
+    decoded, streamed = (dataset([image] * 2, augmentation=None, stream=stream) for stream in (False, True))
+    batch = streamed.collater([streamed[0], streamed[1]])
+    found = torch.stack([patches.read() for patches in batch["net_input"]["patches"]])
+    assert torch.equal(found, decoded.collater([decoded[0], decoded[1]])["net_input"]["patches"])
+
+
+def test_classes_come_up_equally_often() -> None:
+    groups = np.array([0] * 20 + [1] * 3 + [2] * 2)
+    drawn = drawn_evenly(groups, np.random.default_rng(0))
+    assert len(drawn) == 25
+    assert sorted(np.bincount(groups[drawn]).tolist()) == [8, 8, 9]
+    assert len(set(drawn[groups[drawn] == 0])) in (8, 9)  # none twice
+    assert np.bincount(drawn, minlength=25)[20:].min() >= 2
+
+
+def test_folders(tmp_path: Path) -> None:
+    for name in ("train/b", "train/a", "train/.hidden", "valid/b"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("train/a/2.png", "train/a/1.png", "train/a/.DS_Store", "train/b/3.png", "valid/b/4.png"):
+        (tmp_path / name).touch()
+    classes = read_classes(tmp_path / "train")
+    assert classes == ["a", "b"]
+    images, labels = read_folders(tmp_path / "train", classes)
+    assert [path.name for path in images] == ["1.png", "2.png", "3.png"] and labels == [0, 0, 1]
+    assert read_folders(tmp_path / "valid", classes)[1] == [1]
+    (tmp_path / "valid" / "c").mkdir()
+    with pytest.raises(DataError, match=r"valid has the class c, which the training lacks; its classes are a, b"):
+        read_folders(tmp_path / "valid", classes)
+    (tmp_path / "train" / "c").mkdir()
+    with pytest.raises(DataError, match=r"train/c has no image; put some there, or remove the folder"):
+        read_folders(tmp_path / "train", read_classes(tmp_path / "train"))
+    with pytest.raises(DataError, match=r"test does not exist; it should have a folder of images for each class"):
+        read_classes(tmp_path / "test")
+    with pytest.raises(DataError, match=r"valid/b has 0 folder\(s\); it should have one for each of two or more"):
+        read_classes(tmp_path / "valid" / "b")
+
+
+MEMORY = """
+    import resource, sys
+    from pathlib import Path
+    import pyvips, torch
+    from torchscale_fairseq.core.ops.patch_embedding import embed_patches
+    from torchscale_fairseq.data.image_patches import ImagePatches
+
+    path, size, patch = Path({path!r}), 16384, 32
+    rows = pyvips.Image.xyz(size, size)[1] // 64
+    (rows * 3).bandjoin([rows * 5, rows * 7]).cast("uchar", shift=True).copy(interpretation="srgb").write_to_file(
+        str(path), compression=1)
+    weight = torch.randn(4, 3, patch, patch, requires_grad=True)
+    bias = torch.zeros(4, requires_grad=True)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    embedded = embed_patches([ImagePatches(path, size, patch)], (size // patch) ** 2, weight, bias)
+    embedded.square().mean().backward()
+    assert weight.grad.any()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_image(tmp_path: Path) -> None:
+    """16,384 pixels a side, 805 MB decoded and 3.2 GB in float32, embedded forwards and backwards."""
+    done = run_python(MEMORY.format(path=str(tmp_path / "large.png"))).check()
+    before, after = map(int, done.stdout.split())
+    assert after - before < 300, f"from {before} to {after} MiB"

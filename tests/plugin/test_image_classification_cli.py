@@ -1,0 +1,190 @@
+"""--task image_classification through fairseq's commands, on images drawn here."""
+
+import math
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("fairseq")
+
+from tests.fairseq_cli import Finished, run_fairseq, run_processes
+from tests.plugin.drawings import make_folders
+from tests.plugin.test_translation_cli import assert_same_weights, weights
+from torchscale_fairseq.criterions.image_classification import area_under_curve
+
+IMAGES = ["--task", "image_classification", "--criterion", "image_classification", "--arch", "longvit_tiny"]
+IMAGES += ["--img-size", "32", "--patch-size", "8", "--encoder-layers", "1", "--encoder-embed-dim", "16"]
+IMAGES += ["--encoder-ffn-embed-dim", "32", "--encoder-attention-heads", "2", "--segment-length", "[4,16]"]
+IMAGES += ["--dilated-ratio", "[1,2]"]
+COMMON = ["--batch-size", "4", "--optimizer", "sgd", "--lr", "0.1", "--cpu", "--num-workers", "0", "--log-format"]
+COMMON += ["simple", "--log-interval", "1", "--no-epoch-checkpoints", "--required-batch-size-multiple", "1"]
+AUGMENTED = ["--flip", "--rotate", "--min-crop", "0.5", "--color-jitter", "0.1", "--class-balanced"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folders(tmp_path_factory.mktemp("folders") / "data", train=3, valid=2)
+
+
+def train(data: Path, folder: Path, *flags: str, updates: int = 3, processes: int = 1) -> Finished:
+    words = [data, *IMAGES, *COMMON, "--max-update", str(updates), "--save-dir", folder, *flags]
+    return run_fairseq("train", words) if processes == 1 else run_processes(processes, "train", words)
+
+
+def validated(output: str) -> list[str]:
+    """Loss, accuracy and AUC of the last validation."""
+    last = [line for line in output.splitlines() if "valid on 'valid' subset" in line][-1]
+    return [re.search(rf"\| {name} ([\d.]+)", last)[1] for name in ("loss", "accuracy", "auc")]
+
+
+@pytest.fixture(scope="module")
+def straight(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Finished]:
+    """Five updates, in which a second epoch begins."""
+    folder = tmp_path_factory.mktemp("straight")
+    logged = ["--best-checkpoint-metric", "auc", "--maximize-best-checkpoint-metric"]
+    logged += ["--tensorboard-logdir", str(folder / "tensorboard")]
+    return folder, train(folders, folder, *AUGMENTED, *logged, updates=5).check()
+
+
+def test_figures_are_logged(straight: tuple[Path, Finished]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder, done = straight
+    assert "4 classes: blue, green, red, yellow" in done.output
+    assert re.search(r"train_inner .*loss=[\d.]+, accuracy=\d", done.output)
+    events = EventAccumulator(str(folder / "tensorboard" / "valid"))
+    events.Reload()
+    assert {"loss", "accuracy", "auc"} <= set(events.Tags()["scalars"])
+    assert f"{events.Scalars('auc')[-1].value:.4f}" == f"{float(validated(done.output)[-1]):.4f}"
+    assert re.search(r"best_auc [\d.]+", done.output) and (folder / "checkpoint_best.pt").exists()
+
+
+def test_resumes_with_the_images_it_would_have_seen(
+    folders: Path, straight: tuple[Path, Finished], tmp_path: Path
+) -> None:
+    """Interrupted within the second epoch, and with images that are read in the forward pass."""
+    train(folders, tmp_path, *AUGMENTED, "--stream-above", "16", updates=4).check()
+    done = train(folders, tmp_path, *AUGMENTED, "--stream-above", "16", updates=5).check()
+    assert "@ 4 updates" in done.output
+    assert_same_weights(straight[0], tmp_path, 1e-6)
+
+
+def test_the_checkpoint_knows_its_classes(folders: Path, straight: tuple[Path, Finished], tmp_path: Path) -> None:
+    """Validation on data without training split, and without some of the classes."""
+    words = ["--task", "image_classification", "--path", straight[0] / "checkpoint_last.pt", "--cpu"]
+    words += ["--batch-size", "3", "--valid-subset", "valid"]
+    shutil.copytree(folders / "valid", tmp_path / "valid")
+    output = run_fairseq("validate", [tmp_path, *words]).check().output
+    assert validated(output) == validated(straight[1].output)
+    shutil.rmtree(tmp_path / "valid" / "blue")
+    fewer = run_fairseq("validate", [tmp_path, *words]).check().output
+    assert validated(fewer) != validated(output)
+    (tmp_path / "valid" / "purple").mkdir()
+    refused = run_fairseq("validate", [tmp_path, *words])
+    assert re.search(
+        "valid has the class purple, which the training lacks; its classes are blue, green", refused.output
+    )
+
+
+def test_figures_of_two_processes_are_those_of_one(folders: Path, tmp_path: Path) -> None:
+    """Eight images in batches of three: one process has a batch more than the other, and one that is not full."""
+    flags = ["--batch-size", "3"]
+    done = train(folders, tmp_path, *flags, processes=2).check()
+    words = [folders, "--task", "image_classification", "--path", tmp_path / "checkpoint_last.pt", "--cpu"]
+    alone = run_fairseq("validate", [*words, "--batch-size", "8", "--valid-subset", "valid"]).check()
+    assert validated(done.output) == validated(alone.output)
+
+
+@pytest.mark.parametrize("size", ["32", "40"])
+def test_processes_that_share_images_train_what_one_does(size: str, folders: Path, tmp_path: Path) -> None:
+    """16 patches are shared out evenly, 25 are not; in the second case they are read in the forward pass."""
+    flags = [*AUGMENTED, "--img-size", size, "--stream-above", "32", "--clip-norm", "0.5"]
+    alone = train(folders, tmp_path / "one", *flags).check()
+    shared = train(folders, tmp_path / "two", *flags, "--seq-parallel", processes=2).check()
+    assert_same_weights(tmp_path / "one", tmp_path / "two", 1e-6)
+    assert validated(alone.output) == validated(shared.output)
+    for name in ("loss", "accuracy", "gnorm", "bsz", "wpb"):
+        found = [re.findall(rf"train_inner .*\b{name}=([\d.]+)", run.output) for run in (alone, shared)]
+        assert found[0] == found[1] and len(found[0]) == 3, name
+
+
+def test_fine_tunes_for_other_classes_and_sizes(folders: Path, straight: tuple[Path, Finished], tmp_path: Path) -> None:
+    before = straight[0] / "checkpoint_last.pt"
+    data = shutil.copytree(folders, tmp_path / "data")
+    for split in ("train", "valid"):
+        (data / split / "blue").rename(data / split / "azure")
+    refused = train(data, tmp_path / "same", "--restore-file", str(before))
+    assert re.search(r"the checkpoint's classes are blue, .*, and those of .*train azure, .*--finetune", refused.output)
+    tuned = ["--finetune-from-model", str(before), "--img-size", "48", "--lr", "1e-9"]
+    done = train(data, tmp_path / "tuned", *tuned, updates=1).check()
+    assert done.output.count("left as initialised, since the checkpoint is for other classes: head.") == 2
+    old, new = weights(straight[0]), weights(tmp_path / "tuned")
+    assert new["model.pos_embed"].shape == (1, 36, 16)
+    torch.testing.assert_close(new["model.patch_embed.proj.weight"], old["model.patch_embed.proj.weight"])
+    assert not torch.allclose(new["head.weight"], old["head.weight"])
+
+
+def test_begins_from_released_weights(folders: Path, straight: tuple[Path, Finished], tmp_path: Path) -> None:
+    """Saved bare, as by its authors, with a head for other classes; needed no more when the run is done."""
+    old = weights(straight[0])
+    torch.save({"model": {**old, "head.weight": torch.zeros(2, 16), "head.bias": torch.zeros(2)}}, tmp_path / "w.pth")
+    flags = ["--pretrained", str(tmp_path / "w.pth"), "--lr", "1e-9"]
+    output = train(folders, tmp_path / "run", *flags, updates=1).check().output
+    assert f"began from {tmp_path / 'w.pth'}" in output
+    torch.testing.assert_close(weights(tmp_path / "run")["model.pos_embed"], old["model.pos_embed"])
+    (tmp_path / "w.pth").unlink()
+    words = [folders, "--task", "image_classification", "--path", tmp_path / "run" / "checkpoint_last.pt", "--cpu"]
+    run_fairseq("validate", [*words, "--batch-size", "8", "--valid-subset", "valid"]).check()
+    torch.save({name: value for name, value in old.items() if "pos_embed" not in name}, tmp_path / "w.pth")
+    refused = train(folders, tmp_path / "other", *flags)
+    assert "has no model.pos_embed; it is not a LongViT of this architecture" in refused.last_line
+
+
+def test_an_unreadable_image_is_named(folders: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(folders, tmp_path / "data")
+    (data / "train" / "red" / "1.png").write_bytes(b"no image")
+    done = train(data, tmp_path / "run")
+    assert done.returncode and re.search(r"red/1\.png is not an image that can be read", done.last_line)
+
+
+def test_a_class_without_image_is_named(folders: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(folders, tmp_path / "data")
+    (data / "train" / "purple").mkdir()
+    done = train(data, tmp_path / "run")
+    assert done.returncode and re.search(r"train/purple has no image", done.last_line)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--img-size", "30"], r"--img-size \(30\) must be a multiple of --patch-size \(8\); use 24"),
+        (["--min-crop", "1.5"], r"--min-crop \(1\.5\) must be above 0 and at most 1"),
+        (["--color-jitter", "1"], r"--color-jitter \(1\.0\) must be at least 0, which changes nothing, and below 1"),
+        (["--label-smoothing", "1"], r"--label-smoothing \(1\.0\) must be at least 0 and below 1"),
+    ],
+)
+def test_wrong_options_are_refused(folders: Path, tmp_path: Path, flags: list[str], message: str) -> None:
+    done = train(folders, tmp_path, *flags)
+    assert done.returncode and re.search(message, done.last_line)
+
+
+def test_area_under_curve() -> None:
+    """By hand: of 2 x 2 pairs three are in order. Scores that are far apart are no ties."""
+
+    targets = torch.tensor([0, 0, 1, 1])
+    scores = torch.tensor([[0.0, 1.0], [0.0, 3.0], [0.0, 2.0], [0.0, 4.0]])
+    assert area_under_curve(scores, targets) == 0.75
+    assert area_under_curve(100 * scores + 1000, targets) == 0.75
+    assert math.isnan(area_under_curve(scores, torch.ones(4, dtype=torch.long)))
+
+
+def test_area_under_curve_of_three_classes() -> None:
+    from sklearn.metrics import roc_auc_score
+
+    scores = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+    targets = torch.randint(0, 3, (50,), generator=torch.Generator().manual_seed(1))
+    expected = roc_auc_score(targets, scores.double().softmax(-1), multi_class="ovr", average="macro")
+    assert area_under_curve(scores, targets) == pytest.approx(expected, abs=1e-12)

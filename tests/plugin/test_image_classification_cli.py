@@ -117,7 +117,9 @@ def test_fine_tunes_for_other_classes_and_sizes(folders: Path, straight: tuple[P
     for split in ("train", "valid"):
         (data / split / "blue").rename(data / split / "azure")
     refused = train(data, tmp_path / "same", "--restore-file", str(before))
-    assert re.search(r"the checkpoint's classes are blue, .*, and those of .*train azure, .*--finetune", refused.output)
+    assert re.search(
+        r"the checkpoint's classes are blue, .*, and the classes of .*train azure, .*--finetune", refused.output
+    )
     tuned = ["--finetune-from-model", str(before), "--img-size", "48", "--lr", "1e-9"]
     done = train(data, tmp_path / "tuned", *tuned, updates=1).check()
     assert done.output.count("left as initialised, since the checkpoint is for other classes: head.") == 2

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -46,7 +47,11 @@ def compare_on_gpu(case: Case, sides: list[str], repeats: int) -> list[Row]:
         repeats: timed steps per side.
     """
     title = f"retention layer, training step, 1 x {case.length:,}"
-    memory = {side: if_it_fits(step_memory, case, side) for side in sides}
+    memory = {}
+    for side in sides:  # the first step of each makes and tunes its kernels
+        print(f"retention.py: {case.length} tokens, {side} ...", file=sys.stderr)
+        memory[side] = if_it_fits(step_memory, case, side)
+    print(f"retention.py: {case.length} tokens, all in turns ...", file=sys.stderr)
     steps = {side: layer_step(case, side) for side in sides if memory[side] is not None}
     seconds = time_in_turns(steps, warmups=2, repeats=repeats)
     return [
@@ -76,6 +81,7 @@ def check_agreement(case: Case, sides: list[str]) -> list[str]:
     exact = layer_step(case, PLAIN, dtype=torch.float32)()
     for side in sides:
         if side in (OURS, PLAIN, FLA):
+            print(f"retention.py: comparing {side} ...", file=sys.stderr)
             found = layer_step(case, side)()
             error = max(_mean_error(found[name], exact[name]) for name in ("output", "input"))
             pairs[side] = "bfloat16, in the mean", error, ALLOWED_BFLOAT16

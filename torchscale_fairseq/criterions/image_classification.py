@@ -24,13 +24,15 @@ class ImageClassificationCriterion(ImageCriterion):
     over classes of each against the rest where there are more than two.
 
     Raises:
-        ValueError: label smoothing is out of its range.
+        ValueError: label smoothing is out of its range, or the task has times instead of classes.
     """
 
     figures = ("auc",)
 
     def __init__(self, cfg: ImageClassificationOptions, task: Any):
         super().__init__(task)
+        if getattr(task.cfg, "labels", ""):
+            raise ValueError(f"--labels ({task.cfg.labels}) is for --criterion survival; give that, or no labels.")
         if not 0 <= cfg.label_smoothing < 1:
             raise ValueError(f"--label-smoothing ({cfg.label_smoothing}) must be at least 0 and below 1.")
         self.label_smoothing = cfg.label_smoothing

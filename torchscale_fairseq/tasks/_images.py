@@ -21,7 +21,20 @@ HEAD = "head."
 class ImageConfig(FairseqDataclass):
     """Options of tasks that read images of any size."""
 
-    data: str = field(default=MISSING, metadata={"help": "directory with train/CLASS/IMAGE and valid/CLASS/IMAGE"})
+    data: str = field(
+        default=MISSING,
+        metadata={"help": "directory with train/CLASS/IMAGE and valid/CLASS/IMAGE; or with train/LABELS, valid/LABELS"},
+    )
+    labels: str = field(
+        default="",
+        metadata={
+            "help": "for --criterion survival: the name of a CSV file in each split's folder with the columns image, "
+            "time and event, which is 1 if it was seen at that time, and 0 if not by then (censored)"
+        },
+    )
+    time_bins: int = field(
+        default=4, metadata={"help": "with --labels: bins of time, at quantiles of the times of the training's events"}
+    )
     img_size: int = field(default=1024, metadata={"help": "images are scaled to squares of so many pixels a side"})
     patch_size: int = field(default=32, metadata={"help": "pixels of a patch's side"})
     stream_above: int = field(
@@ -47,7 +60,10 @@ class ImageConfig(FairseqDataclass):
     )
     class_balanced: bool = field(
         default=False,
-        metadata={"help": "draw training images so that all classes come up equally often; an epoch stays as long"},
+        metadata={
+            "help": "draw training images so that all classes come up equally often (with --labels: all bins of time, "
+            "seen and censored apart); an epoch stays as long"
+        },
     )
     seed: int = II("common.seed")
     train_subset: str = II("dataset.train_subset")
@@ -83,7 +99,7 @@ class ImageTask(FairseqTask):
         return task
 
     def learned(self) -> dict[str, list[Any]]:
-        """What the scores of a model mean, by a name in the plural; a checkpoint remembers it.
+        """What the scores of a model mean, under a name in the plural; a checkpoint remembers it.
 
         Raises:
             DataError: something is wrong with the training split.
@@ -102,10 +118,11 @@ class ImageTask(FairseqTask):
             return
         if not fine_tuning:
             (old, olds), (new, news) = next(iter(before.items())), next(iter(now.items()))
+            kind = "" if old == new else f"{new} "
             raise DataError(
-                f"the checkpoint's {old} are {', '.join(map(str, olds))}, and the {new} of "
-                f"{Path(self.cfg.data) / self.cfg.train_subset} {', '.join(map(str, news))}; give another --save-dir, "
-                "and the checkpoint as --finetune-from-model."
+                f"the checkpoint's {old} are {', '.join(map(str, olds))}, and those of "
+                f"{Path(self.cfg.data) / self.cfg.train_subset} {kind}{', '.join(map(str, news))}; give another "
+                "--save-dir, and the checkpoint as --finetune-from-model."
             )
         for name in [name for name in state["model"] if name.startswith(HEAD)]:
             del state["model"][name]
@@ -190,6 +207,8 @@ def _check(cfg: ImageConfig) -> None:
         raise ValueError(
             f"--img-size ({cfg.img_size}) must be a multiple of --patch-size ({cfg.patch_size}); use {nearest}."
         )
+    if cfg.time_bins < 2:
+        raise ValueError(f"--time-bins ({cfg.time_bins}) must be at least 2.")
     if not 0 < cfg.min_crop <= 1:
         raise ValueError(f"--min-crop ({cfg.min_crop}) must be above 0 and at most 1, which is the whole image.")
     if not 0 <= cfg.color_jitter < 1:

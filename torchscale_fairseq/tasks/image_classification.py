@@ -12,6 +12,7 @@ from torch import Tensor
 from torchscale_fairseq.data.image_folders import read_classes, read_folders
 
 from ._images import ImageConfig, ImageTask
+from ._survival import SurvivalTask
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +20,13 @@ logger = logging.getLogger(__name__)
 @register_task("image_classification", dataclass=ImageConfig)
 class ImageClassificationTask(ImageTask):
     """Classes are the folders of the training split. A checkpoint remembers them."""
+
+    @classmethod
+    def setup_task(cls, cfg: ImageConfig, from_checkpoint: bool = False, **_: Any) -> ImageTask:
+        """Make the task; with --labels the one that reads them instead."""
+        if cfg.labels:
+            return SurvivalTask.setup_task(cfg, from_checkpoint)
+        return super().setup_task(cfg, from_checkpoint)
 
     def learned(self) -> dict[str, list[Any]]:
         """The classes, in the order of the model's scores."""

@@ -1,7 +1,7 @@
 """Survival in discrete time: loss, risk, and how well risks are ordered.
 
-Time is cut into bins, and a model scores the hazard of each: h(b) = sigmoid(score of b) is the probability that the event
-comes in bin b if it has not come before, and S(b) = (1 - h(0)) ... (1 - h(b)) that it comes after bin b.
+Time is cut into bins, and a model scores the hazard of each: h(b) = sigmoid(score of b) is the probability that the
+event comes in bin b if it has not come before, and S(b) = (1 - h(0)) ... (1 - h(b)) that it comes after bin b.
 """
 
 import torch

@@ -1,0 +1,53 @@
+"""``--criterion survival``: the likelihood of survival in discrete time, and the concordance index."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from fairseq.criterions import register_criterion
+from fairseq.dataclass import FairseqDataclass
+from torch import Tensor
+
+from torchscale_fairseq.core.ops.survival import concordance_index, risk, survival_loss
+
+from ._images import ImageCriterion
+
+
+@dataclass
+class SurvivalOptions(FairseqDataclass):
+    """Options of the loss."""
+
+    alpha_surv: float = field(
+        default=0.0, metadata={"help": "share by which the loss of censored images counts less; 0: the likelihood"}
+    )
+
+
+@register_criterion("survival", dataclass=SurvivalOptions)
+class SurvivalCriterion(ImageCriterion):
+    """Negative log-likelihood in nats per image; and in validation Harrell's concordance index of risks, each of which
+    is minus the sum of a survival curve (as in MCAT, ICCV 2021, whose alpha --alpha-surv is).
+
+    Raises:
+        ValueError: the task has no times, or an option is out of its range.
+    """
+
+    figures = ("c_index",)
+
+    def __init__(self, cfg: SurvivalOptions, task: Any):
+        super().__init__(task)
+        if not getattr(task.cfg, "labels", ""):
+            raise ValueError("--criterion survival needs --task image_classification with --labels, a table of times.")
+        if not 0 <= cfg.alpha_surv < 1:
+            raise ValueError(f"--alpha-surv ({cfg.alpha_surv}) must be at least 0 and below 1.")
+        self.censored_wt = 1 - cfg.alpha_surv
+
+    def losses(self, scores: Tensor, targets: Tensor) -> Tensor:
+        """(images, bins) and (images, 3), which are time, event and bin, to (images,)."""
+        _, events, bins = targets.unbind(-1)
+        losses = survival_loss(scores, bins.long(), events.bool())
+        return losses.where(events.bool(), self.censored_wt * losses)
+
+    @staticmethod
+    def measure(scores: Tensor, targets: Tensor) -> dict[str, float]:
+        """c_index; NaN if of no two images it is known which had the event first."""
+        times, events, _ = targets.unbind(-1)
+        return {"c_index": concordance_index(risk(scores.double()), times, events.bool())}

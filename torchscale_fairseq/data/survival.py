@@ -1,0 +1,132 @@
+"""Tables of survival: for each image, when an event was seen, or until when none was."""
+
+import csv
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from torchscale_fairseq.data.problems import DataError
+
+COLUMNS = ("image", "time", "event")
+NEEDED = "the columns image, time and event are needed"
+
+
+@dataclass(frozen=True)
+class Survival:
+    """A table, row by row."""
+
+    path: Path
+    images: list[Path]
+    times: Tensor
+    """(images,), float64, in any unit."""
+    events: Tensor
+    """(images,), True where the event was seen at that time, False where it had not come by then (censored)."""
+
+
+def read_survival(path: Path) -> Survival:
+    """A CSV file whose first line names its columns, of which others are left aside. Images are named relative to it.
+
+    Raises:
+        DataError: the file, a column or an image is missing, or a row makes no sense.
+    """
+    images: dict[Path, int] = {}
+    times, events = [], []
+    for number, row in _rows(path):
+        where = f"{path}, line {number}"
+        image = path.parent / row["image"]
+        if image in images:
+            raise DataError(f"{where} names {image} again, which line {images[image]} does; leave one of them.")
+        if not image.is_file():
+            raise DataError(f"{where} names {image}, which does not exist.")
+        images[image] = number
+        times.append(_time(row["time"], where))
+        events.append(_event(row["event"], where))
+    if not images:
+        raise DataError(f"{path} has no row; it should have one for each image.")
+    return Survival(path, list(images), torch.tensor(times, dtype=torch.float64), torch.tensor(events))
+
+
+def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """With the line that each ends in."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, skipinitialspace=True)
+            names = [name.strip() for name in reader.fieldnames or ()]
+            missing = [name for name in COLUMNS if name not in names]
+            if missing:
+                raise DataError(
+                    f"{path} has no column {missing[0]}, but {', '.join(names) or 'none at all'}; {NEEDED}."
+                )
+            reader.fieldnames = names
+            rows = [(reader.line_num, row) for row in reader]
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}; {NEEDED}.") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is not a CSV file in UTF-8 ({error}); convert it.") from None
+    for number, row in rows:
+        if any(row[name] is None or not row[name].strip() for name in COLUMNS):
+            raise DataError(f"{path}, line {number} is not complete; {NEEDED}.")
+    return [(number, {name: row[name].strip() for name in COLUMNS}) for number, row in rows]
+
+
+def _time(text: str, where: str) -> float:
+    time = _number(text)
+    if not 0 <= time < math.inf:
+        raise DataError(f"{where} has the time {text}; it should be a number that is at least 0.")
+    return time
+
+
+def _event(text: str, where: str) -> bool:
+    event = _number(text)
+    if event not in (0, 1):
+        raise DataError(f"{where} has the event {text}; it should be 1 where it was seen, and 0 where it was not.")
+    return event == 1
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def time_edges(table: Survival, bins: int) -> list[float]:
+    """Where all bins of time but the first begin: at quantiles of the times of events, so that each bin has about
+    equally many events. The last bin has no end.
+
+    Args:
+        table: of the training.
+        bins: at least 2, ``--time-bins``.
+
+    Raises:
+        DataError: bins would be without event.
+    """
+    times = table.times[table.events]
+    if not len(times):
+        raise DataError(f"{table.path} has no event: all its {len(table.images)} rows are censored (event 0).")
+    if not _all_have_events(times, bins):
+        most = max((fewer for fewer in range(2, bins) if _all_have_events(times, fewer)), default=None)
+        advice = f"use {most}" if most else "fewer do not help"
+        raise DataError(
+            f"--time-bins ({bins}) would leave a bin without event, as the events of {table.path} are at "
+            f"{len(times.unique())} different times; {advice}."
+        )
+    return _quantiles(times, bins)
+
+
+def _all_have_events(times: Tensor, bins: int) -> bool:
+    return bool(torch.bincount(bins_of(times, _quantiles(times, bins)), minlength=bins).all())
+
+
+def _quantiles(times: Tensor, bins: int) -> list[float]:
+    shares = torch.arange(1, bins, dtype=torch.float64) / bins
+    edges: list[float] = times.quantile(shares).tolist()
+    return edges
+
+
+def bins_of(times: Tensor, edges: list[float]) -> Tensor:
+    """(times,), which bin each is in, counted from 0; a bin holds the time at which it begins."""
+    return torch.bucketize(times, torch.tensor(edges, dtype=torch.float64), right=True)

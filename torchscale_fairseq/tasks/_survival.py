@@ -1,0 +1,46 @@
+"""``--task image_classification --labels FILE``: the classes of images are bins of time."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchscale_fairseq.data.survival import Survival, bins_of, read_survival, time_edges
+
+from ._images import ImageTask
+
+logger = logging.getLogger(__name__)
+
+
+class SurvivalTask(ImageTask):
+    """Time is cut into bins after the training's events. A checkpoint remembers where."""
+
+    def learned(self) -> dict[str, list[Any]]:
+        """Where all bins but the first begin, in the table's unit of time."""
+        table = self._table(self.cfg.train_subset)
+        edges = time_edges(table, self.cfg.time_bins)
+        logger.info(
+            "%s images, %s events; bins of time begin at 0, %s",
+            len(table.images),
+            int(table.events.sum()),
+            ", ".join(f"{edge:g}" for edge in edges),
+        )
+        return {"time edges": edges}
+
+    @property
+    def num_classes(self) -> int:
+        """Bins, whose hazards a model scores."""
+        return self.cfg.time_bins
+
+    def labelled(self, split: str) -> tuple[Sequence[Path], Tensor, Sequence[int]]:
+        """Images; time, event (1 or 0) and bin of each as targets, in float64; bins, seen and censored, as groups."""
+        table = self._table(split)
+        bins = bins_of(table.times, self.state.state_dict["time edges"])
+        targets = torch.stack([table.times, table.events.double(), bins.double()], 1)
+        return table.images, targets, (2 * bins + table.events).tolist()
+
+    def _table(self, split: str) -> Survival:
+        return read_survival(Path(self.cfg.data) / split / self.cfg.labels)

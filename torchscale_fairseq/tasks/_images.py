@@ -118,11 +118,10 @@ class ImageTask(FairseqTask):
             return
         if not fine_tuning:
             (old, olds), (new, news) = next(iter(before.items())), next(iter(now.items()))
-            kind = "" if old == new else f"{new} "
             raise DataError(
-                f"the checkpoint's {old} are {', '.join(map(str, olds))}, and those of "
-                f"{Path(self.cfg.data) / self.cfg.train_subset} {kind}{', '.join(map(str, news))}; give another "
-                "--save-dir, and the checkpoint as --finetune-from-model."
+                f"the checkpoint's {old} are {', '.join(map(str, olds))}, and the {new} of "
+                f"{Path(self.cfg.data) / self.cfg.train_subset} {', '.join(map(str, news))}; give another --save-dir, "
+                "and the checkpoint as --finetune-from-model."
             )
         for name in [name for name in state["model"] if name.startswith(HEAD)]:
             del state["model"][name]

@@ -83,6 +83,21 @@ def test_recurrent_form_is_the_sum() -> None:
     assert_close(recurrent_retention(*tensors, log_decay)[0], written_out(*tensors, log_decay), "float64")
 
 
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_state_is_overwritten_only_where_allowed(overwrite: bool, gradients: bool) -> None:
+    (q, k, v), log_decay = inputs(2, 3, 3), log_decays(3, "powers")
+    given = torch.randn(2, 3, KEY_DIM, VALUE_DIM, dtype=torch.float64)
+    expected = recurrent_retention(q, k, v, log_decay, state=given.clone())
+    before = given.clone()
+    with torch.set_grad_enabled(gradients):
+        output, state = recurrent_retention(q, k, v, log_decay, state=given, overwrite_state=overwrite)
+    for found, wanted in zip((output, state), expected, strict=True):
+        assert_close(found, wanted, "float64")
+    assert torch.equal(given, before) != (overwrite and not gradients)
+    assert (state.data_ptr() == given.data_ptr()) == (overwrite and not gradients)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     length=st.integers(1, 50),

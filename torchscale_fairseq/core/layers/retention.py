@@ -110,6 +110,7 @@ class MultiScaleRetention(nn.Module):
             chunkwise=self.chunkwise,
             chunk_size=self.chunk_size,
             backend=self.backend,
+            overwrite_state=True,
         )
         if state is not None:
             state.content = content

@@ -54,8 +54,15 @@ def recurrent_retention(
     padding_mask: Tensor | None = None,
     document_starts: Tensor | None = None,
     state: Tensor | None = None,
+    overwrite_state: bool = False,
 ) -> RetentionResult:
-    """Retention token by token (sec. 2.1, eq. 6): the definition, and the way to decode."""
+    """Retention token by token (sec. 2.1, eq. 6): the definition, and the way to decode.
+
+    Args:
+        overwrite_state: the given state may become the returned one, where no gradient is computed; decoding, which
+            mostly moves states through memory, is faster for it.
+    """
+    in_place = overwrite_state and not torch.is_grad_enabled()
     if state is None:
         state = query.new_zeros(query.size(0), query.size(2), query.size(3), value.size(3))
     key = _without_padding(key, padding_mask)
@@ -66,7 +73,8 @@ def recurrent_retention(
             decay = torch.where(padding_mask[:, t].view(-1, 1, 1, 1), 1.0, decay)
         if document_starts is not None:
             decay = decay * ~document_starts[:, t].view(-1, 1, 1, 1)
-        state = torch.addcmul(state * decay, key[:, t].unsqueeze(-1), value[:, t].unsqueeze(-2))
+        state = state.mul_(decay) if in_place else state * decay
+        state = state.addcmul_(key[:, t].unsqueeze(-1), value[:, t].unsqueeze(-2))
         outputs.append((query[:, t].unsqueeze(-2) @ state).squeeze(-2))
     return torch.stack(outputs, 1), state
 

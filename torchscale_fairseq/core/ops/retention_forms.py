@@ -29,6 +29,7 @@ def retention(
     chunkwise: bool = False,
     chunk_size: int = 128,
     backend: str = "auto",
+    overwrite_state: bool = False,
     **options: Any,
 ) -> RetentionResult:
     """Retention in the form that suits the length; all forms compute the same.
@@ -39,6 +40,7 @@ def retention(
         chunk_size: tokens per chunk of that form.
         backend: of more than single tokens: torch; fla (the chunkwise kernel of flash-linear-attention); or auto,
             which is fla where that is installed and serves the request, and torch otherwise.
+        overwrite_state: of single tokens, as for ``recurrent_retention``.
 
     Returns:
         Output and state, as every form.
@@ -47,7 +49,7 @@ def retention(
         ValueError: the backend cannot serve the request.
     """
     if query.size(1) == 1:
-        return recurrent_retention(query, key, value, log_decay, **options)
+        return recurrent_retention(query, key, value, log_decay, overwrite_state=overwrite_state, **options)
     refusal = None
     if backend != "torch":
         refusal = _fla_refusal(value, **options)

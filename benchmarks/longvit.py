@@ -89,7 +89,8 @@ def per_patch(rows: list[Row]) -> list[str]:
     for work in (INFERENCE, TRAINING):
         own = {row.items: row for row in rows if row.benchmark.startswith(work) and row.side == OURS and row.seconds}
         listed = [f"{1e6 * row.seconds / items:.3g} at {items:,}" for items, row in own.items() if row.seconds]
-        notes.append(f"{work}, microseconds per patch: {', '.join(listed)}.")
+        if listed:
+            notes.append(f"{work}, microseconds per patch: {', '.join(listed)}.")
         for row in rows:
             beside = own.get(row.items)
             if row.benchmark.startswith(work) and row.side == DENSE and row.seconds and beside and beside.seconds:

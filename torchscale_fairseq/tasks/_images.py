@@ -10,6 +10,7 @@ from fairseq.tasks import FairseqTask
 from omegaconf import II, MISSING
 from torch import Tensor
 
+from torchscale_fairseq.criterions._images import ImageCriterion
 from torchscale_fairseq.data.image_dataset import ImageDataset
 from torchscale_fairseq.data.image_views import Augmentation
 from torchscale_fairseq.data.problems import DataError
@@ -149,6 +150,20 @@ class ImageTask(FairseqTask):
         if cfg.pretrained is not None and not from_checkpoint:
             model.load_weights(cfg.pretrained)
         return model
+
+    def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:
+        """Build a criterion.
+
+        Raises:
+            ValueError: it is one for words, as is fairseq's default, which would take each patch for one.
+        """
+        criterion = super().build_criterion(cfg, from_checkpoint)
+        if not isinstance(criterion, ImageCriterion):
+            raise ValueError(
+                f"--criterion {cfg._name} is not for images; --task image_classification needs --criterion "
+                "image_classification or, with --labels, survival."
+            )
+        return criterion
 
     def load_dataset(self, split: str, **_: Any) -> None:
         """Open a split.

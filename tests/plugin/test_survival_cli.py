@@ -16,6 +16,7 @@ from tests.plugin.drawings import make_survival
 from torchscale_fairseq.core.ops.survival import survival_loss
 from torchscale_fairseq.criterions.image_classification import ImageClassificationCriterion, ImageClassificationOptions
 from torchscale_fairseq.criterions.survival import SurvivalCriterion, SurvivalOptions
+from torchscale_fairseq.data.survival import bins_of, read_survival, time_edges
 from torchscale_fairseq.hooks.checkpoints import load_checkpoint
 from torchscale_fairseq.tasks.image_classification import ImageClassificationTask, ImageConfig
 
@@ -107,6 +108,36 @@ def test_options_that_do_not_go_together() -> None:
         SurvivalCriterion(SurvivalOptions(alpha_surv=1.5), with_times)
     with pytest.raises(ValueError, match=r"--time-bins \(1\) must be at least 2"):
         ImageClassificationTask.setup_task(ImageConfig(labels="survival.csv", time_bins=1))
+
+
+def test_validation_has_the_trainings_bins(discs: Path) -> None:
+    """Which a checkpoint tells, or the training's table; with groups that are bins, seen and censored apart."""
+    cfg = ImageConfig(
+        data=str(discs), labels="survival.csv", img_size=32, patch_size=8, time_bins=3, class_balanced=True
+    )
+    cfg.train_subset, cfg.seed = "train", 1
+    learns, told = (ImageClassificationTask.setup_task(cfg, from_checkpoint=told) for told in (False, True))
+    told.load_state_dict(learns.state_dict())
+    edges = time_edges(read_survival(discs / "train" / "survival.csv"), 3)
+    table = read_survival(discs / "valid" / "survival.csv")
+    bins = bins_of(table.times, edges)
+    for task in (learns, told):
+        task.load_dataset("valid")
+        assert task.num_classes == 3 and task.datasets["valid"].groups is None
+        assert_close(
+            task.datasets["valid"].targets, torch.stack([table.times, table.events, bins], 1).double(), "float64"
+        )
+    learns.load_dataset("train")
+    trained = read_survival(discs / "train" / "survival.csv")
+    assert learns.datasets["train"].groups == (2 * bins_of(trained.times, edges) + trained.events).tolist()
+
+
+def test_concordance_of_scores() -> None:
+    """The higher the hazards, the sooner the event."""
+    targets = torch.tensor([[1.0, 1, 0], [2.0, 1, 1], [3.0, 0, 1]])
+    scores = torch.tensor([[2.0, 2.0], [0.0, 1.0], [0.0, -1.0]])
+    assert SurvivalCriterion.measure(scores, targets) == {"c_index": 1.0}
+    assert SurvivalCriterion.measure(-scores, targets) == {"c_index": 0.0}
 
 
 def test_censored_images_count_less_by_alpha() -> None:

@@ -31,7 +31,7 @@ def pixels(*shape: int) -> Tensor:
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_equals_the_definition(streamed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patch_embedding, "PATCHES_AT_ONCE", 4)
+    monkeypatch.setitem(patch_embedding.VALUES_AT_ONCE, "cpu", 4 * 3 * SIZE**2)
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(WIDTH, 3, SIZE, SIZE, dtype=torch.float64, generator=generator, requires_grad=True)
     bias = torch.randn(WIDTH, dtype=torch.float64, generator=generator, requires_grad=True)

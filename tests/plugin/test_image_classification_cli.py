@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip("fairseq")
 
-from tests.fairseq_cli import Finished, run_fairseq, run_processes
+from tests.fairseq_cli import REPOSITORY, Finished, run_beside_fairseq, run_fairseq, run_processes, run_program
 from tests.plugin.drawings import make_folders
 from tests.plugin.test_translation_cli import assert_same_weights, weights
 from torchscale_fairseq.criterions.image_classification import area_under_curve
@@ -87,6 +87,36 @@ def test_the_checkpoint_knows_its_classes(folders: Path, straight: tuple[Path, F
     assert re.search(
         "valid has the class purple, which the training lacks; its classes are blue, green", refused.output
     )
+
+
+def classify(checkpoint: Path, *images: Path) -> Finished:
+    words = [REPOSITORY / "scripts/classify_images.py", "--checkpoint", checkpoint, "--device", "cpu", *images]
+    return run_beside_fairseq(
+        f"""
+        import runpy, sys
+        sys.argv = {[str(word) for word in words]}
+        runpy.run_path(sys.argv[0], run_name="__main__")
+        """,
+        plugin=False,
+    )
+
+
+def test_probabilities_of_files(folders: Path, straight: tuple[Path, Finished], tmp_path: Path) -> None:
+    """They agree with what the validation measured."""
+    checkpoint = straight[0] / "checkpoint_last.pt"
+    header, *lines = classify(checkpoint, folders / "valid").check().stdout.splitlines()
+    assert header.split("\t") == ["file", "class", "blue", "green", "red", "yellow"]
+    assert len(lines) == 8
+    right = 0
+    for line in lines:
+        file, found, *probabilities = line.split("\t")
+        values = [float(p) for p in probabilities]
+        assert sum(values) == pytest.approx(1, abs=3e-4)
+        assert header.split("\t")[2 + values.index(max(values))] == found
+        right += Path(file).parent.name == found
+    assert 100 * right / 8 == float(validated(straight[1].output)[1])
+    (tmp_path / "text.png").write_text("no image")
+    assert "classify_images.py: " in classify(checkpoint, tmp_path / "text.png").last_line
 
 
 def test_figures_of_two_processes_are_those_of_one(folders: Path, tmp_path: Path) -> None:
@@ -191,3 +221,15 @@ def test_area_under_curve_of_three_classes() -> None:
     targets = torch.randint(0, 3, (50,), generator=torch.Generator().manual_seed(1))
     expected = roc_auc_score(targets, scores.double().softmax(-1), multi_class="ovr", average="macro")
     assert area_under_curve(scores, targets) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.slow
+def test_a_detail_decides(tmp_path: Path) -> None:
+    """A square of 8 pixels, whose colour decides the class of an image of 2,048 pixels: README's commands come to more
+    than 95 % of held-out images."""
+    run_program(["python", REPOSITORY / "scripts/data/draw_details.py", tmp_path / "data"]).check()
+    words = [tmp_path / "data", *IMAGES[:6], "--img-size", "2048", "--patch-size", "64", "--flip", "--rotate"]
+    words += ["--batch-size", "8", "--optimizer", "adam", "--lr", "3e-4", "--clip-norm", "1.0", "--max-update", "400"]
+    words += ["--cpu", "--log-format", "simple", "--validate-interval", "8", "--no-save"]
+    output = run_fairseq("train", words, timeout=3600).check().output
+    assert float(validated(output)[1]) > 95

@@ -112,6 +112,7 @@ class ImagePatches:
 
 def _vips() -> Any:
     """The library, without its cache of results, which would keep files half read, and its reports on each image."""
+    logging.getLogger("pyvips").setLevel(logging.WARNING)
     try:
         import pyvips
     except (ImportError, OSError):
@@ -120,5 +121,4 @@ def _vips() -> Any:
             name="pyvips",
         ) from None
     pyvips.cache_set_max(0)
-    logging.getLogger("pyvips").setLevel(logging.WARNING)
     return pyvips

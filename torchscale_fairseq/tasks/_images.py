@@ -147,7 +147,7 @@ class ImageTask(FairseqTask):
             FileNotFoundError, CheckpointError: of --pretrained.
         """
         model = super().build_model(cfg, from_checkpoint)
-        if cfg.pretrained is not None and not from_checkpoint:
+        if not from_checkpoint and cfg.pretrained is not None:
             model.load_weights(cfg.pretrained)
         return model
 

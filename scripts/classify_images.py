@@ -1,0 +1,101 @@
+"""Prints the classes' probabilities for image files, by a model that was trained with --task image_classification.
+
+The first line names the columns; each other line is a file, its likeliest class and a probability for each class,
+separated by tabs.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from fairseq import checkpoint_utils
+
+from torchscale_fairseq import plugin
+from torchscale_fairseq.data.image_patches import ImagePatches
+from torchscale_fairseq.data.problems import DataError
+from torchscale_fairseq.hooks.checkpoints import CheckpointError
+
+
+class InputError(Exception):
+    """What is wrong with the user's input, and a way out, in one line."""
+
+
+class Classifier:
+    """A model, and what it needs to read images.
+
+    Args:
+        checkpoint: of --task image_classification.
+        device: where it computes.
+
+    Raises:
+        InputError: the checkpoint is another task's.
+        OSError, CheckpointError: it cannot be read.
+    """
+
+    def __init__(self, checkpoint: Path, device: str):
+        models, config, task = checkpoint_utils.load_model_ensemble_and_task([str(checkpoint)])
+        if config.task._name != "image_classification":
+            raise InputError(
+                f"{checkpoint} was trained with --task {config.task._name}; a model of --task image_classification "
+                "classifies images"
+            )
+        self.model: Any = models[0].eval().to(device)
+        self.classes: list[str] = task.state.classes
+        self.sizes = (task.cfg.img_size, task.cfg.patch_size)
+
+    @torch.no_grad()
+    def __call__(self, image: Path) -> list[float]:
+        """The classes' probabilities.
+
+        Raises:
+            DataError: the file is no image.
+        """
+        scores = self.model([ImagePatches(image, *self.sizes)])
+        probabilities: list[float] = scores[0].double().softmax(-1).tolist()
+        return probabilities
+
+
+def main() -> int:
+    options = parse_options()
+    plugin.register()
+    try:
+        classifier = Classifier(options.checkpoint, options.device)
+        print("file", "class", *classifier.classes, sep="\t")
+        for image in files(options.images):
+            probabilities = classifier(image)
+            best = classifier.classes[max(range(len(probabilities)), key=probabilities.__getitem__)]
+            print(image, best, *(f"{p:.4f}" for p in probabilities), sep="\t", flush=True)
+    except (InputError, DataError, CheckpointError, OSError) as error:
+        print(f"classify_images.py: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def files(paths: list[Path]) -> Iterator[Path]:
+    """The paths, and what is in folders among them, folders below included."""
+    for path in paths:
+        if path.is_dir():
+            yield from sorted(p for p in path.rglob("*") if p.is_file() and p.name[0] != ".")
+        else:
+            yield path
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="classify_images.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="of --task image_classification")
+    parser.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="where to compute; default: cuda if there is one, otherwise cpu",
+    )
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="files, or folders of them")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

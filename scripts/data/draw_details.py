@@ -1,0 +1,72 @@
+"""Draws images in which a small square decides the class, in a folder per class as --task image_classification reads.
+
+Each image is a ground of greyish rectangles with one square, red or blue, somewhere. The ground is tinted so that the
+mean colour of an image tells nothing.
+"""
+
+import argparse
+import random
+import sys
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+CLASSES = {"blue": (0, 0, 255), "red": (255, 0, 0)}
+GREY, SPREAD, TINT = 128, 12, 2
+RECTANGLES = 40
+
+
+def main() -> int:
+    options = parse_options()
+    rng = random.Random(options.seed)
+    try:
+        for split, count in (("train", options.train), ("valid", options.valid)):
+            for name in CLASSES:
+                (options.output / split / name).mkdir(parents=True)
+            for number in range(count):
+                name = sorted(CLASSES)[number % len(CLASSES)]
+                image = draw(CLASSES[name], rng, options.img_size, options.detail)
+                image.save(options.output / split / name / f"{number}.png", compress_level=1)
+    except OSError as error:
+        print(f"draw_details.py: {error}", file=sys.stderr)
+        return 1
+    print(f"wrote {options.train} and {options.valid} images to {options.output}")
+    return 0
+
+
+def draw(colour: tuple[int, int, int], rng: random.Random, size: int, detail: int) -> Image.Image:
+    """An image with a square of the colour."""
+
+    def tone() -> tuple[int, ...]:
+        grey = rng.randint(GREY - SPREAD, GREY + SPREAD)
+        return tuple(grey + rng.randint(-TINT, TINT) for _ in range(3))
+
+    image = Image.new("RGB", (size, size), tone())
+    pen = ImageDraw.Draw(image)
+    for _ in range(RECTANGLES):
+        left, top = rng.randrange(size), rng.randrange(size)
+        width, height = (rng.randint(size // 40, size // 3) for _ in range(2))
+        pen.rectangle((left, top, left + width, top + height), tone())
+    left, top = rng.randrange(size - detail + 1), rng.randrange(size - detail + 1)
+    pen.rectangle((left, top, left + detail - 1, top + detail - 1), colour)
+    return image
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="draw_details.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("output", type=Path, metavar="DIR", help="a directory that does not exist yet")
+    parser.add_argument("--train", type=int, default=400, metavar="N", help="training images; default 400")
+    parser.add_argument("--valid", type=int, default=100, metavar="N", help="validation images; default 100")
+    parser.add_argument("--img-size", type=int, default=2048, metavar="N", help="pixels of a side; default 2048")
+    parser.add_argument("--detail", type=int, default=8, metavar="N", help="pixels of the square's side; default 8")
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help="of the drawings; default 1")
+    options = parser.parse_args()
+    if not 0 < options.detail <= options.img_size:
+        parser.error(f"--detail ({options.detail}) must lie between 1 and --img-size ({options.img_size})")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,8 +1,7 @@
 """Images of coloured shapes: with captions and a tokenizer for --task image_text, in a folder per colour for --task
-image_classification, with a table of times for --criterion survival."""
+image_classification."""
 
 import json
-import math
 import random
 from pathlib import Path
 
@@ -60,23 +59,4 @@ def make_folders(folder: Path, **splits: int) -> Path:
             (folder / split / colour).mkdir(parents=True)
             for number in range(count):
                 draw(rng.choice(SHAPES), colour, rng).save(folder / split / colour / f"{number}.png")
-    return folder
-
-
-def make_survival(folder: Path, **splits: int) -> Path:
-    """So many discs in each split, and survival.csv: the larger the disc, the sooner the event. A third is
-    censored. By the hazards themselves, the concordance index is 0.9."""
-    rng = random.Random(1)
-    for split, count in splits.items():
-        (folder / split).mkdir(parents=True)
-        lines = ["image,time,event"]
-        for number in range(count):
-            width = rng.randint(4, 28)
-            image = Image.new("RGB", (32, 32), (rng.randint(90, 150),) * 3)
-            x, y = rng.randint(0, 31 - width), rng.randint(0, 31 - width)
-            ImageDraw.Draw(image).ellipse((x, y, x + width, y + width), COLOURS["blue"])
-            image.save(folder / split / f"{number}.png")
-            event, lost = (rng.expovariate(math.exp(0.4 * size)) ** 0.25 for size in (width, 12))
-            lines.append(f"{number}.png,{100 * min(event, lost):.3f},{int(event <= lost)}")
-        (folder / split / "survival.csv").write_text("\n".join(lines) + "\n")
     return folder

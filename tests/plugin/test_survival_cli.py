@@ -10,9 +10,8 @@ import torch
 
 pytest.importorskip("fairseq")
 
-from tests.fairseq_cli import Finished, run_fairseq, run_processes
+from tests.fairseq_cli import REPOSITORY, Finished, run_fairseq, run_processes, run_program
 from tests.helpers import assert_close
-from tests.plugin.drawings import make_survival
 from torchscale_fairseq.core.ops.survival import survival_loss
 from torchscale_fairseq.criterions.image_classification import ImageClassificationCriterion, ImageClassificationOptions
 from torchscale_fairseq.criterions.survival import SurvivalCriterion, SurvivalOptions
@@ -31,7 +30,13 @@ BEST = ["--best-checkpoint-metric", "c_index", "--maximize-best-checkpoint-metri
 
 @pytest.fixture(scope="module")
 def discs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_survival(tmp_path_factory.mktemp("discs") / "data", train=24, valid=11)
+    return draw(tmp_path_factory.mktemp("discs") / "data", train=24, valid=11)
+
+
+def draw(folder: Path, train: int, valid: int) -> Path:
+    words = ["python", REPOSITORY / "scripts/data/draw_survival.py", folder, "--train", train, "--valid", valid]
+    run_program(words).check()
+    return folder
 
 
 def train(data: Path, folder: Path, *flags: str, updates: int = 3, processes: int = 1) -> Finished:
@@ -151,7 +156,7 @@ def test_censored_images_count_less_by_alpha() -> None:
 @pytest.mark.slow
 def test_orders_held_out_images(tmp_path: Path) -> None:
     """Discs whose size sets the hazard: 0.9 would be perfect."""
-    data = make_survival(tmp_path / "data", train=800, valid=200)
+    data = draw(tmp_path / "data", train=800, valid=200)
     flags = ["--batch-size", "32", "--lr", "1e-3", "--validate-interval", "100", "--log-interval", "50"]
     output = train(data, tmp_path / "run", *flags, updates=200).check().output
     assert float(validated(output)[1]) > 0.8

@@ -159,7 +159,7 @@ def told(
 def test_local_run_goes_on_after_a_signal(number: signal.Signals, tmp_path: Path) -> None:
     run, path = tmp_path / "run", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {"VENV": str(tmp_path / "none"), "PATH": path}
-    arguments = [*words(tiny_language_data(tmp_path), run), "--max-update", 100000, "--user-dir", USER_DIR]
+    arguments = [*words(tiny_language_data(tmp_path), run), "--max-update", 20000, "--user-dir", USER_DIR]
     line = [LAUNCH / "local.sh", "--processes", 2, "fairseq-train", *arguments]
     assert told(line, environment, tmp_path / "log", number)
     text = (tmp_path / "log").read_text()

@@ -236,7 +236,7 @@ def streamed(data: Path, megabytes: int) -> tuple[int, int, int]:
 
 @pytest.mark.parametrize("megabytes", [20, pytest.param(400, marks=pytest.mark.slow)])
 def test_memory_is_bounded_by_the_read_ahead(megabytes: int, tmp_path: Path) -> None:
-    """Of one shard; memory of the mapped index, a tenth of the text, counts too until the kernel wants it back."""
+    """Of one shard."""
     size, tokens, grown = streamed(made_corpus(tmp_path / "data"), megabytes)
     assert size > 0.95 * megabytes * 1e6 and tokens > size / 10
     assert grown < 96e6, f"{grown:,} bytes for a corpus of {size:,}"

@@ -134,8 +134,7 @@ class Corpus:
 
     def _cut(self, index: ShardIndex, number: int) -> NDArray[Any]:
         part = index.parts[number]
-        units = np.array(index.units[part.first_unit : part.first_unit + part.units])
-        found = blocks.cut(units, self.capacity, self.break_mode)
+        found = blocks.cut(index.units(part.first_unit, part.units), self.capacity, self.break_mode)
         found["first"] += part.first_unit
         found["byte"] += part.first_byte
         return found

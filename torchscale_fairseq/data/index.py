@@ -15,6 +15,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, compress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -52,11 +53,16 @@ class Part:
 class ShardIndex:
     """The index of one shard, whose units stay on disk."""
 
-    units: NDArray[Any]
+    path: Path
     parts: tuple[Part, ...]
     invalid: tuple[tuple[int, str], ...]
     """Line and reason, of the first invalid lines."""
     invalid_count: int
+
+    def units(self, first: int = 0, count: int = -1) -> NDArray[Any]:
+        """So many units from the first on, as :data:`UNIT`; read rather than mapped, lest a process holds in the end
+        the whole index."""
+        return np.fromfile(self.path, UNIT, count, offset=first * UNIT.itemsize)
 
 
 def unit_text(unit: bytes) -> bytes:
@@ -105,10 +111,8 @@ class IndexPath:
         """Open it."""
         header = json.loads(self.header.read_text())
         parts = tuple(Part(**part) for part in header["parts"])
-        count = sum(part.units for part in parts)
-        units = np.memmap(self.units, UNIT, "r", shape=(count,)).view(np.ndarray) if count else np.zeros(0, UNIT)
         invalid = tuple((line, reason) for line, reason in header["invalid"])
-        return ShardIndex(units, parts, invalid, header["invalid_count"])
+        return ShardIndex(self.units, parts, invalid, header["invalid_count"])
 
     def build(self, encode: Encode, progress: Callable[[int], object] = lambda _: None) -> None:
         """Make it.
@@ -187,23 +191,31 @@ class _Builder:
             self.invalid_count += 1
             if len(self.invalid) < KEPT_MESSAGES:
                 self.invalid.append((first_line + number, reason))
-        split = [split_line(line) for line in lines]
-        texts = [unit_text(unit) for n, line in enumerate(split) if n not in reasons for unit in line]
-        counts = iter([len(pieces) for pieces in self.encode(texts)])
-        rows: list[tuple[int, int, bool]] = []
-        for number, line in enumerate(split):
-            tokens = [0] * len(line) if number in reasons else [next(counts) for _ in line]
-            tokens[-1] += any(tokens)  # </s>
-            for unit, count in zip(line, tokens, strict=True):
-                rows.append((len(unit), count, False))
-            rows[-1] = (*rows[-1][:2], True)
-            size = sum(map(len, line))
-            self.part["bytes"] += size
-            self.part["units"] += len(line)
-            self.part["tokens"] += sum(tokens)
-            if self.part["bytes"] >= (PART_BYTES if not any(tokens) else 2 * PART_BYTES):
-                self._close_part()
-        self.output.write(np.array(rows, UNIT).tobytes())
+        split = [split_line(line) if len(line) > LONGEST_UNIT else [line] for line in lines]
+        units = list(chain.from_iterable(split))
+        counts = np.array([len(line) for line in split])
+        starts = np.cumsum(counts) - counts
+        stops = starts + counts
+        rows = np.zeros(len(units), UNIT)
+        rows["bytes"] = [len(unit) for unit in units]
+        rows["ends"][stops - 1] = True
+        valid = np.repeat([number not in reasons for number in range(len(lines))], counts)
+        texts = [unit_text(unit) for unit in compress(units, valid)]
+        rows["tokens"][valid] = [len(pieces) for pieces in self.encode(texts)]
+        has_text = np.add.reduceat(rows["tokens"], starts) > 0
+        rows["tokens"][stops[has_text] - 1] += 1  # </s>
+        self.output.write(rows.tobytes())
+        sizes, tokens = (np.add.reduceat(rows[name], starts).tolist() for name in ("bytes", "tokens"))
+        for size, count, pieces in zip(sizes, counts.tolist(), tokens, strict=True):
+            self._add_to_part(size, count, pieces)
+
+    def _add_to_part(self, size: int, units: int, tokens: int) -> None:
+        """A line; an empty one ends a part that is large enough, any line one of twice that."""
+        self.part["bytes"] += size
+        self.part["units"] += units
+        self.part["tokens"] += tokens
+        if self.part["bytes"] >= (2 * PART_BYTES if tokens else PART_BYTES):
+            self._close_part()
 
     def _close_part(self) -> None:
         part = self.part

@@ -87,7 +87,7 @@ class PretrainingDataset(FairseqDataset):
         units: list[NDArray[Any]] = []
         for row in rows:
             index = self.corpus.index(int(row["shard"]))
-            chosen = index.units[row["first"] : row["first"] + row["units"]]
+            chosen = index.units(int(row["first"]), int(row["units"]))
             content = _read_bytes(str(self.corpus.shards[row["shard"]]), int(row["byte"]), int(row["bytes"]))
             stops = np.cumsum(chosen["bytes"]).tolist()
             texts += [

@@ -18,7 +18,7 @@ def draw(shape: str, colour: str, rng: random.Random, size: int = 32) -> Image.I
     ground = rng.randint(90, 150)
     image = Image.new("RGB", (size, size), (ground, ground, ground))
     pen, fill = ImageDraw.Draw(image), COLOURS[colour]
-    width = rng.randint(12, 20)
+    width = rng.randint(18, 26)
     x, y = rng.randint(1, size - width - 1), rng.randint(1, size - width - 1)
     box = (x, y, x + width, y + width)
     if shape == "circle":
@@ -35,7 +35,7 @@ def draw(shape: str, colour: str, rng: random.Random, size: int = 32) -> Image.I
 
 
 def make_drawings(folder: Path, **splits: int) -> Path:
-    """So many pairs in each split, and dict.txt and sentencepiece.bpe.model beside them."""
+    """So many pairs in each split, and dict.txt and sentencepiece.bpe.model beside them, in which a word is a piece."""
     rng = random.Random(1)
     (folder / "images").mkdir(parents=True)
     for split, count in splits.items():
@@ -47,7 +47,7 @@ def make_drawings(folder: Path, **splits: int) -> Path:
             lines.append(json.dumps({"image": name, "caption": f"a {colour} {shape}"}))
         (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
     words = ["python", REPOSITORY / "scripts/data/train_tokenizer.py", folder / "train.jsonl", "--output", folder]
-    run_program([*words, "--vocab-size", "280"]).check()
+    run_program([*words, "--model-type", "bpe", "--vocab-size", "320"]).check()
     return folder
 
 

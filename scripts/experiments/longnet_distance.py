@@ -54,7 +54,7 @@ def runs(small: bool, seed: int) -> list[Run]:
     # Length, batch, updates.
     plan = [(32, 64, 250), (128, 32, 100), (512, 8, 150)] + ([] if small else [(4096, 4, 100)])
     phases = tuple(Training(3e-3, updates, 20, batch, length, seed) for length, batch, updates in plan)
-    segments, ratios = ((16, 64, 512) if small else (16, 256, 4096)), (1, 2, 4)
+    segments, ratios = ((16, 128, 512) if small else (16, 256, 4096)), (1, 2, 4)
     full, near = list(LOOKS)
     return [Run(full, segments, ratios, phases), Run(near, segments[:-1], ratios[:-1], phases)]
 

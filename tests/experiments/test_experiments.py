@@ -181,17 +181,16 @@ def test_xpos_reads_longer_texts(text: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_bitnet_stays_near_full_precision(text: Path, tmp_path: Path) -> None:
-    loss = {run["weights"]: run["held_out_loss"] for run in small("bitnet_perplexity", text, tmp_path)}
+    loss = {run["weights"]: run["held_out_loss"] for run in small("bitnet_perplexity", text, tmp_path)["runs"]}
     for weights in ("b1.58", "b1.58, paper", "b1"):
         assert math.exp(loss[weights] - loss["full precision"]) < 1.1
 
 
 @pytest.mark.slow
 def test_longnet_needs_its_largest_segment(text: Path, tmp_path: Path) -> None:
-    full, near = (
-        {row["length"]: row["accuracy"] for row in run["accuracy"]} for run in small("longnet_distance", text, tmp_path)
-    )
-    assert full[512] > 0.9 and near[64] > 0.7
+    report = small("longnet_distance", text, tmp_path)
+    full, near = ({row["length"]: row["accuracy"] for row in run["accuracy"]} for run in report["runs"])
+    assert full[512] > 0.9 and near[128] > 0.7
     assert near[512] < 0.25, "one in eight is a guess"
 
 

@@ -5,9 +5,12 @@ BERT (arXiv:1810.04805, sec. 3.1).
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from torchscale_fairseq.data.pieces import MASK
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,15 @@ class Masking:
                 f"--leave-unmasked-prob ({kept}) and --random-token-prob ({random}) must not be negative, and sum up "
                 "to at most 1."
             )
+
+    @classmethod
+    def over(cls, dictionary: Any, **shares: float) -> "Masking":
+        """Of tokens of a fairseq dictionary, which become its <mask> or any that is no control symbol.
+
+        Raises:
+            ValueError: as above.
+        """
+        return cls(mask=dictionary.index(MASK), replacements=(dictionary.nspecial, len(dictionary)), **shares)
 
     def __call__(
         self, tokens: NDArray[np.int64], rng: np.random.Generator

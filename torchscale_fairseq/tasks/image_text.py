@@ -11,7 +11,7 @@ from omegaconf import II, MISSING
 from torchscale_fairseq.data.captions import read_captions
 from torchscale_fairseq.data.image_text_dataset import ImageTextDataset
 from torchscale_fairseq.data.masking import Masking
-from torchscale_fairseq.data.pieces import MASK, PieceEncoder, TextEncoder, load_dictionary
+from torchscale_fairseq.data.pieces import PieceEncoder, TextEncoder, load_dictionary
 from torchscale_fairseq.data.problems import Problems
 
 
@@ -53,13 +53,8 @@ class ImageTextTask(FairseqTask):
             raise ValueError(f"--image-mask-prob ({cfg.image_mask_prob}) must lie between 0 and 1.")
         if cfg.img_size < 1 or cfg.patch_size < 1 or cfg.img_size % cfg.patch_size:
             raise ValueError(f"--img-size ({cfg.img_size}) must be a multiple of --patch-size ({cfg.patch_size}).")
-        self.masking = Masking(
-            mask_prob=cfg.mask_prob,
-            span_length=1.0,
-            leave_unmasked_prob=0.1,
-            random_token_prob=0.1,
-            mask=dictionary.index(MASK),
-            replacements=(dictionary.nspecial, len(dictionary)),
+        self.masking = Masking.over(
+            dictionary, mask_prob=cfg.mask_prob, span_length=1.0, leave_unmasked_prob=0.1, random_token_prob=0.1
         )
 
     @classmethod

@@ -21,7 +21,7 @@ from torchscale_fairseq.data.blocks import BREAK_MODES
 from torchscale_fairseq.data.corpus import Corpus
 from torchscale_fairseq.data.masking import Masking
 from torchscale_fairseq.data.order import SampleOrder
-from torchscale_fairseq.data.pieces import MASK, PieceEncoder, TextEncoder, load_dictionary
+from torchscale_fairseq.data.pieces import PieceEncoder, TextEncoder, load_dictionary
 from torchscale_fairseq.data.pretraining_dataset import PretrainingDataset
 from torchscale_fairseq.data.problems import Problems
 
@@ -128,14 +128,13 @@ class PretrainingTask(FairseqTask):
         return cls(cfg, dictionary)
 
     def _masking(self) -> Masking:
-        cfg, dictionary = self.cfg, self.dictionary
-        return Masking(
+        cfg = self.cfg
+        return Masking.over(
+            self.dictionary,
             mask_prob=cfg.mask_prob,
             span_length=cfg.span_length,
             leave_unmasked_prob=cfg.leave_unmasked_prob,
             random_token_prob=cfg.random_token_prob,
-            mask=dictionary.index(MASK),
-            replacements=(dictionary.nspecial, len(dictionary)),
         )
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:

@@ -1,7 +1,8 @@
-"""Prints the classes' probabilities for image files, by a model that was trained with --task image_classification.
+"""Prints what a model that was trained with --task image_classification says of image files.
 
 The first line names the columns; each other line is a file, its likeliest class and a probability for each class,
-separated by tabs.
+separated by tabs. Of a model that was trained with --labels, it is a file, its risk (the higher, the sooner the event)
+and the probabilities S(t) that the event has not come before time t, where bins of time meet.
 """
 
 import argparse
@@ -43,19 +44,18 @@ class Classifier:
                 "classifies images"
             )
         self.model: Any = models[0].eval().to(device)
-        self.classes: list[str] = task.state.classes
+        self.task = task
         self.sizes = (task.cfg.img_size, task.cfg.patch_size)
 
     @torch.no_grad()
-    def __call__(self, image: Path) -> list[float]:
-        """The classes' probabilities.
+    def __call__(self, image: Path) -> list[tuple[str, str]]:
+        """Columns of the table, and their cells.
 
         Raises:
             DataError: the file is no image.
         """
-        scores = self.model([ImagePatches(image, *self.sizes)])
-        probabilities: list[float] = scores[0].double().softmax(-1).tolist()
-        return probabilities
+        found: list[tuple[str, str]] = self.task.reading(self.model([ImagePatches(image, *self.sizes)])[0])
+        return found
 
 
 def main() -> int:
@@ -63,11 +63,11 @@ def main() -> int:
     plugin.register()
     try:
         classifier = Classifier(options.checkpoint, options.device)
-        print("file", "class", *classifier.classes, sep="\t")
-        for image in files(options.images):
-            probabilities = classifier(image)
-            best = classifier.classes[max(range(len(probabilities)), key=probabilities.__getitem__)]
-            print(image, best, *(f"{p:.4f}" for p in probabilities), sep="\t", flush=True)
+        for number, image in enumerate(files(options.images)):
+            names, cells = zip(*classifier(image), strict=True)
+            if not number:
+                print("file", *names, sep="\t")
+            print(image, *cells, sep="\t", flush=True)
     except (InputError, DataError, CheckpointError, OSError) as error:
         print(f"classify_images.py: {error}", file=sys.stderr)
         return 1

@@ -12,7 +12,8 @@ pytest.importorskip("fairseq")
 
 from tests.fairseq_cli import REPOSITORY, Finished, run_fairseq, run_processes, run_program
 from tests.helpers import assert_close
-from torchscale_fairseq.core.ops.survival import survival_loss
+from tests.plugin.test_image_classification_cli import classify
+from torchscale_fairseq.core.ops.survival import concordance_index, survival_loss
 from torchscale_fairseq.criterions.image_classification import ImageClassificationCriterion, ImageClassificationOptions
 from torchscale_fairseq.criterions.survival import SurvivalCriterion, SurvivalOptions
 from torchscale_fairseq.data.survival import bins_of, read_survival, time_edges
@@ -80,6 +81,21 @@ def test_one_process_measures_what_two_did(discs: Path, trained: tuple[Path, Fin
     folder, done = trained
     shutil.copytree(discs / "valid", tmp_path / "valid")
     assert validated(validate(tmp_path, folder / "checkpoint_last.pt").check().output) == validated(done.output)
+
+
+def test_risks_of_files(discs: Path, trained: tuple[Path, Finished]) -> None:
+    """They rank images as validation found; the risk is minus the sum of the curve, whose last value is not shown."""
+    checkpoint = trained[0] / "checkpoint_last.pt"
+    table = read_survival(discs / "valid" / "survival.csv")
+    header, *lines = classify(checkpoint, *table.images).check().stdout.splitlines()
+    edges = load_checkpoint(checkpoint)["task_state"]["time edges"]
+    assert header.split("\t") == ["file", "risk", *(f"S({edge:g})" for edge in edges)]
+    assert [Path(line.split("\t")[0]) for line in lines] == table.images
+    found = torch.tensor([[float(cell) for cell in line.split("\t")[1:]] for line in lines], dtype=torch.float64)
+    last = -found.sum(1)
+    assert ((last > 0) & (last < found[:, -1])).all()
+    c_index = concordance_index(found[:, 0], table.times, table.events)
+    assert c_index == pytest.approx(float(validated(trained[1].output)[1]), abs=1e-4)
 
 
 def test_a_run_goes_on_with_its_bins_of_time(discs: Path, trained: tuple[Path, Finished], tmp_path: Path) -> None:

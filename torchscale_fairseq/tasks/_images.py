@@ -132,6 +132,10 @@ class ImageTask(FairseqTask):
         """Scores that a model gives an image."""
         raise NotImplementedError
 
+    def reading(self, scores: Tensor) -> list[tuple[str, str]]:
+        """What a model's scores of an image, (scores,), say: columns of a table, and their cells."""
+        raise NotImplementedError
+
     def labelled(self, split: str) -> tuple[Sequence[Path], Tensor, Sequence[int]]:
         """The images of a split, their targets (images, ...), and which group each belongs to for --class-balanced.
 

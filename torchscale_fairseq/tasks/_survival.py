@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchscale_fairseq.core.ops.survival import risk, survival_curve
 from torchscale_fairseq.data.survival import Survival, bins_of, read_survival, time_edges
 
 from ._images import ImageTask
@@ -35,12 +36,23 @@ class SurvivalTask(ImageTask):
         """Bins, whose hazards a model scores."""
         return self.cfg.time_bins
 
+    def reading(self, scores: Tensor) -> list[tuple[str, str]]:
+        """The risk, and the probabilities S(t) that the event has not come before time t."""
+        curve = survival_curve(scores.double()).tolist()[:-1]
+        survived = [(f"S({edge:g})", f"{p:.4f}") for edge, p in zip(self._edges, curve, strict=True)]
+        return [("risk", f"{risk(scores.double()):.4f}"), *survived]
+
     def labelled(self, split: str) -> tuple[Sequence[Path], Tensor, Sequence[int]]:
         """Images; time, event (1 or 0) and bin of each as targets, in float64; bins, seen and censored, as groups."""
         table = self._table(split)
-        bins = bins_of(table.times, self.state.state_dict["time edges"])
+        bins = bins_of(table.times, self._edges)
         targets = torch.stack([table.times, table.events.double(), bins.double()], 1)
         return table.images, targets, (2 * bins + table.events).tolist()
+
+    @property
+    def _edges(self) -> list[float]:
+        edges: list[float] = self.state.state_dict["time edges"]
+        return edges
 
     def _table(self, split: str) -> Survival:
         return read_survival(Path(self.cfg.data) / split / self.cfg.labels)

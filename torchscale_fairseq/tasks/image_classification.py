@@ -39,6 +39,11 @@ class ImageClassificationTask(ImageTask):
         """Scores that a model gives an image."""
         return len(self.state.classes)
 
+    def reading(self, scores: Tensor) -> list[tuple[str, str]]:
+        """The likeliest class, and the probability of each."""
+        shown = [f"{p:.4f}" for p in scores.double().softmax(-1).tolist()]
+        return [("class", self.state.classes[int(scores.argmax())]), *zip(self.state.classes, shown, strict=True)]
+
     def labelled(self, split: str) -> tuple[Sequence[Path], Tensor, Sequence[int]]:
         """Images, and their classes as targets and groups."""
         images, labels = read_folders(Path(self.cfg.data) / split, self.state.classes)

@@ -28,6 +28,18 @@ def survival_loss(scores: Tensor, bins: Tensor, events: Tensor) -> Tensor:
     return -(F.logsigmoid(-scores) * survived).sum(-1) - F.logsigmoid(hazard) * events
 
 
+def survival_curve(scores: Tensor) -> Tensor:
+    """The probability that the event comes after each bin.
+
+    Args:
+        scores: (..., bins), logits of hazards.
+
+    Returns:
+        (..., bins).
+    """
+    return F.logsigmoid(-scores).cumsum(-1).exp()
+
+
 def risk(scores: Tensor) -> Tensor:
     """Minus the sum of the survival curve, which is minus the expected number of bins survived.
 
@@ -37,7 +49,7 @@ def risk(scores: Tensor) -> Tensor:
     Returns:
         (...), from minus the number of bins to 0; the higher, the sooner the event.
     """
-    return -F.logsigmoid(-scores).cumsum(-1).exp().sum(-1)
+    return -survival_curve(scores).sum(-1)
 
 
 def concordance_index(risks: Tensor, times: Tensor, events: Tensor) -> float:

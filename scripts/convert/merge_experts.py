@@ -5,21 +5,21 @@ of processes resumes and every command of fairseq reads by itself."""
 import argparse
 import os
 import sys
-from pathlib import Path
 
 import torch
+from command_line import converter_parser
 
 from torchscale_fairseq.hooks.checkpoints import CheckpointError, load_checkpoint, read_mapped
 from torchscale_fairseq.hooks.expert_shards import ENTRY
 
 
 def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("input", type=Path, help="the checkpoint, beside its folder experts/")
-    parser.add_argument("output", type=Path, help="the file to write")
-    return parser.parse_args()
+    return converter_parser(
+        "merge_experts.py",
+        __doc__,
+        input_help="the checkpoint, beside its folder experts/",
+        output_help="the file to write",
+    ).parse_args()
 
 
 def main() -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint_files import InputError, build, model_options, save
+from command_line import converter_parser
 from torch import Tensor
 
 from torchscale_fairseq.core.layers.bit_linear import PackedWeight
@@ -30,17 +31,12 @@ def main() -> int:
 
 
 def parse_options() -> argparse.Namespace:
-    summary, _, details = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="pack_bitnet.py",
-        description=summary,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("input", type=Path, metavar="IN", help="a checkpoint trained with --bitnet")
-    parser.add_argument("output", type=Path, metavar="OUT", help="the checkpoint to write")
-    return parser.parse_args()
+    return converter_parser(
+        "pack_bitnet.py",
+        __doc__,
+        input_help="a checkpoint trained with --bitnet",
+        output_help="the checkpoint to write",
+    ).parse_args()
 
 
 def pack_checkpoint(path: Path, output: Path) -> str:

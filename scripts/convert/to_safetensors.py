@@ -20,6 +20,7 @@ from typing import Any
 
 import official_format as official
 from checkpoint_files import InputError, build, core_config, is_ours, model_options, save
+from command_line import converter_parser
 from torch import Tensor
 
 from torchscale_fairseq.core.config import EncoderDecoderConfig
@@ -50,16 +51,12 @@ def main() -> int:
 
 
 def parse_options() -> argparse.Namespace:
-    summary, _, details = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="to_safetensors.py",
-        description=summary,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = converter_parser(
+        "to_safetensors.py",
+        __doc__,
+        input_help="the checkpoint; with --to-fairseq, the folder",
+        output_help="a new folder; with --to-fairseq, the checkpoint",
     )
-    parser.add_argument("input", type=Path, metavar="IN", help="the checkpoint; with --to-fairseq, the folder")
-    parser.add_argument("output", type=Path, metavar="OUT", help="a new folder; with --to-fairseq, the checkpoint")
     parser.add_argument("--to-fairseq", action="store_true", help="from a folder to a checkpoint")
     return parser.parse_args()
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import official_format as official
 from checkpoint_files import Conversion, InputError, save
+from command_line import converter_parser
 from official_to_ours import to_ours
 from optimizer_order import UnknownLayout, reordered
 from ours_to_official import to_official
@@ -53,16 +54,7 @@ def main() -> int:
 
 
 def parse_options() -> argparse.Namespace:
-    summary, _, details = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="torchscale_checkpoint.py",
-        description=summary,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("input", type=Path, metavar="IN", help="the checkpoint")
-    parser.add_argument("output", type=Path, metavar="OUT", help="the converted checkpoint")
+    parser = converter_parser("torchscale_checkpoint.py", __doc__, output_help="the converted checkpoint")
     parser.add_argument("--to-official", action="store_true", help="from ours to TorchScale's")
     parser.add_argument(
         "--torchscale-version",

@@ -13,7 +13,10 @@ def read_classes(folder: Path) -> list[str]:
     """
     classes = _subfolders(folder)
     if len(classes) < 2:
-        raise DataError(f"{folder} has {len(classes)} folder(s); it should have one for each of two or more classes.")
+        raise DataError(
+            f"{folder} has {len(classes)} folder(s); it should have one for each of two or more classes, or, for "
+            "--criterion survival, a table that --labels names."
+        )
     return classes
 
 

@@ -30,7 +30,7 @@ def read_survival(path: Path) -> Survival:
     """A CSV file whose first line names its columns, of which others are left aside. Images are named relative to it.
 
     Raises:
-        DataError: the file, a column or an image is missing, or a row makes no sense.
+        DataError: the file, a column or an image is missing, a row makes no sense, or all images are censored.
     """
     images: dict[Path, int] = {}
     times, events = [], []
@@ -46,6 +46,8 @@ def read_survival(path: Path) -> Survival:
         events.append(_event(row["event"], where))
     if not images:
         raise DataError(f"{path} has no row; it should have one for each image.")
+    if not any(events):
+        raise DataError(f"{path} has no event: all its {len(events)} rows are censored (event 0).")
     return Survival(path, list(images), torch.tensor(times, dtype=torch.float64), torch.tensor(events))
 
 
@@ -105,8 +107,6 @@ def time_edges(table: Survival, bins: int) -> list[float]:
         DataError: bins would be without event.
     """
     times = table.times[table.events]
-    if not len(times):
-        raise DataError(f"{table.path} has no event: all its {len(table.images)} rows are censored (event 0).")
     if not _all_have_events(times, bins):
         most = max((fewer for fewer in range(2, bins) if _all_have_events(times, fewer)), default=None)
         advice = f"use {most}" if most else "fewer do not help"

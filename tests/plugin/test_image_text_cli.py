@@ -110,9 +110,9 @@ def test_wrong_options_are_refused(drawings: Path, tmp_path: Path, flags: list[s
 def test_matches_held_out_pairs(tmp_path: Path) -> None:
     """Shapes and colours: above 95 % of unseen images get their caption and refuse another one. Colours are learned
     within 200 updates (90 %), shapes in the 1,000 that follow."""
-    data = make_drawings(tmp_path / "data", train=2000, valid=200)
+    data = make_drawings(tmp_path / "data", train=4000, valid=400)
     flags = ["--encoder-layers", "2", "--encoder-embed-dim", "64", "--encoder-ffn-embed-dim", "256"]
     flags += ["--batch-size", "32", "--lr", "1e-3", "--lr-scheduler", "polynomial_decay", "--warmup-updates", "50"]
-    flags += ["--total-num-update", "1500", "--clip-norm", "1.0", "--log-interval", "100", "--validate-interval", "50"]
-    output = train(data, tmp_path / "run", *flags, updates=1500, arch="beit3_small").check().output
+    flags += ["--total-num-update", "1800", "--clip-norm", "1.0", "--log-interval", "100", "--validate-interval", "50"]
+    output = train(data, tmp_path / "run", *flags, updates=1800, arch="beit3_small").check().output
     assert float(re.findall(r"valid on 'valid' subset .*\| match_accuracy ([\d.]+)", output)[-1]) > 95

@@ -67,8 +67,8 @@ def quickstart(*options: object) -> Finished:
 def test_trains_a_model_that_continues_text(tmp_path: Path) -> None:
     first = quickstart("--work-dir", tmp_path).check().stdout
     figures = {row[1]: [float(word.replace(",", "")) for word in row[2:]] for row in rows_of_table(first)}
-    assert figures["token"][1] <= 90
-    assert figures["byte"][2] <= 1.8
+    assert figures["token"][1] <= 160
+    assert figures["byte"][2] <= 2.0
     continued = re.findall(r"^prompt     (.+)\ncontinued  (.+)$", first, flags=re.MULTILINE)
     assert len(continued) == 3
     for prompt, text in continued:

@@ -38,12 +38,13 @@ def register() -> None:
         )
     _registered = True  # first, since the packages imported below call this function
     try:
-        from torchscale_fairseq.hooks import experts, preemption, sharding, stock_repairs, unknown_options
+        from torchscale_fairseq.hooks import experts, preemption, sharding, stock_repairs, unknown_options, whole_help
 
         stock_repairs.apply()
         experts.apply()
         preemption.apply()
         unknown_options.apply()
+        whole_help.apply()
         sharding.apply()
         for name in _REGISTERING:
             _import_modules(f"{__package__}.{name}")

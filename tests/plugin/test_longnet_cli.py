@@ -67,6 +67,16 @@ def test_architectures_without_segments_say_who_has_them(arch: str, language_dat
     assert "no such option" in lines[-1] and "dropuot" not in lines[-1]
 
 
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_lists_what_is_chosen(flag: str) -> None:
+    """Options of the architecture, of the task and of the optimizer; stock lists none of them."""
+    chosen = ["--arch", "longnet", "--task", "language_modeling", "--optimizer", "adam", flag]
+    done = run_fairseq("train", chosen).check()
+    for option in ("--dilated-ratio", "--moe-freq", "--tokens-per-sample", "--adam-betas", "--max-update"):
+        assert option in done.stdout
+    assert done.stdout.startswith("usage: fairseq-train")
+
+
 def test_wrong_segments_are_spelt_as_flags(language_data: Path, tmp_path: Path) -> None:
     done = train(language_data, tmp_path, "longnet", "--segment-length", "[4,8]", "--dilated-ratio", "[1]")
     assert done.returncode == 1

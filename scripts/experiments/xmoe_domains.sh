@@ -49,7 +49,7 @@ for side in encoder decoder; do
   narrow+=("--$side-embed-dim" 96 "--$side-ffn-embed-dim" 96)
 done
 dense=(--arch mt_deepnorm_small --criterion label_smoothed_cross_entropy "${narrow[@]}")
-xmoe=(--arch mt_xmoe_small --criterion moe_label_smoothed_cross_entropy "${narrow[@]}" --moe-freq 1 --moe-routing-dim 4)
+xmoe=(--arch mt_xmoe_small --criterion moe_label_smoothed_cross_entropy "${narrow[@]}" --moe-freq 1)
 
 set_up 1/3
 

@@ -136,7 +136,7 @@ class _ExpertOptions(_Config):
     moe_gating_use_fp32: bool = option(False, "route in float32 under a lower precision")
     use_xmoe: bool = option(False, "X-MoE's router: cosine similarity in a low dimension")
     moe_routing_dim: int | None = option(
-        None, "dimension of X-MoE's router; unset: half the experts, at least 16 (16 with torchscale_compatible)"
+        None, "dimension of X-MoE's router; unset: half the experts, at least 4 (16 with torchscale_compatible)"
     )
     moe_expert_dropout: float | None = option(
         None, "dropout after the activation in experts; unset: activation_dropout"

@@ -35,8 +35,6 @@ from ..parallel.groups import split_experts
 
 Config = EncoderConfig | DecoderConfig | EncoderDecoderConfig
 Side = Literal["encoder", "decoder"]
-SMALLEST_ROUTING_DIM = 16
-"""X-MoE's for its 32 experts. Half of eight experts, four, tells tokens apart less well (docs/performance.md)."""
 
 
 class ExpertKind(NamedTuple):
@@ -204,7 +202,7 @@ class SideOptions:
             return LinearRouter(self.width, experts)
         if config.torchscale_compatible:
             return TorchScaleCosineRouter(self.width, experts)
-        return CosineRouter(self.width, experts, config.moe_routing_dim or max(experts // 2, SMALLEST_ROUTING_DIM))
+        return CosineRouter(self.width, experts, config.moe_routing_dim or max(experts // 2, 4))
 
     def _routing_options(self) -> RoutingOptions:
         config, official = self.config, self.config.torchscale_compatible

@@ -128,7 +128,7 @@ def test_figures_of_two_processes_are_those_of_one(folders: Path, tmp_path: Path
     assert validated(done.output) == validated(alone.output)
 
 
-@pytest.mark.parametrize("size", ["32", "40"])
+@pytest.mark.parametrize("size", [pytest.param("32", marks=pytest.mark.slow), "40"])
 def test_processes_that_share_images_train_what_one_does(size: str, folders: Path, tmp_path: Path) -> None:
     """16 patches are shared out evenly, 25 are not; in the second case they are read in the forward pass."""
     flags = [*AUGMENTED, "--img-size", size, "--stream-above", "32", "--clip-norm", "0.5"]

@@ -42,6 +42,6 @@ while read -r size train valid batch rate updates; do
 done <<'EOF'
 256  4000 200 16 3e-4 1500
 512  4000 200 16 2e-4 400
-1024 1000 100 8  2e-4 150
-2048 500  100 8  2e-4 200
+1024 1000 100 8  5e-5 150
+2048 500  100 8  5e-5 150
 EOF

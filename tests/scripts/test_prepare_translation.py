@@ -202,13 +202,23 @@ def test_failure_of_fairseq_preprocess_leaves_nothing(text: Path, tmp_path: Path
     assert not any(output.parent.iterdir())
 
 
+def heed_ctrl_c() -> None:
+    """Background jobs of a shell, such as a test run may be, ignore it, and so do the processes that they start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.mark.parametrize("request_to_stop", [signal.SIGTERM, signal.SIGINT], ids=str)
 def test_being_stopped_leaves_nothing(request_to_stop: signal.Signals, text: Path, tmp_path: Path) -> None:
     sign = tmp_path / "preprocessing"
     path = stand_in_for_fairseq(tmp_path, f"open({str(sign)!r}, 'w'); import time; time.sleep(60)")
     output = tmp_path / "out" / "data"
     words = [sys.executable, SCRIPT, *LANGUAGES, *split_options(text), "--output", output, *PIECES]
-    process = subprocess.Popen(list(map(str, words)), env={"PYTHONPATH": path}, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        list(map(str, words)),
+        env={"PYTHONPATH": path},
+        stderr=subprocess.DEVNULL,
+        preexec_fn=heed_ctrl_c,
+    )
     deadline = time.monotonic() + 30
     while not sign.exists() and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -40,8 +40,8 @@ while read -r size train valid batch rate updates; do
     grep -E ' (train|valid) \| '
   before=(--finetune-from-model "$run/checkpoint_last.pt")
 done <<'EOF'
-256  4000 200 16 3e-4 1500
+256  12000 200 16 3e-4 3000
 512  4000 200 16 2e-4 400
-1024 1000 100 8  5e-5 150
-2048 500  100 8  5e-5 150
+1024 6000 200 16 5e-5 375
+2048 500  100 8  3e-5 62
 EOF

@@ -3,7 +3,7 @@
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,13 +22,6 @@ TINY = shlex.split("--layers 2 --width 16 --heads 2 --ffn-width 32 --vocab-size 
 TRAIN = ["train", *TINY, *shlex.split("--lengths 12 --tokens-per-step 24")]
 GENERATE = ["generate", *TINY, *shlex.split("--sentences 2 --source-length 6 --target-length 5 --beam 3")]
 SMALL = Size(layers=2, width=4, heads=2, ffn_width=8, vocab_size=10, tokens_per_step=6)
-
-
-@pytest.fixture(autouse=True)
-def same_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -1,22 +1,13 @@
 """benchmarks/longvit.py on images of a few patches, with a layer of the model."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import longvit
 import pytest
-import torch
 
 from torchscale_fairseq import LongViTClassifier, LongViTConfig
 
 SMALL = ["--sizes", "64", "128", "--dense-up-to", "64", "--repeats", "1", "--threads", "1"]
-
-
-@pytest.fixture(autouse=True)
-def same_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

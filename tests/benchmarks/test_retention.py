@@ -3,7 +3,6 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Iterator
 from functools import partial
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -25,13 +24,6 @@ from torchscale_fairseq.core.ops.retention_tables import log_decays
 
 TINY = shlex.split("--width 128 --value-width 24 --heads 2 --repeats 1 --threads 1 --lengths 12")
 DECODE = shlex.split("decode --layers 1 --sentences 2 --prompts 5 9 --new-tokens 32")
-
-
-@pytest.fixture(autouse=True)
-def same_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

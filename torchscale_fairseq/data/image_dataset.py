@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from fairseq.data import FairseqDataset
 from torch import Tensor
 
+from torchscale_fairseq.data.drawn_images import DrawnImages
 from torchscale_fairseq.data.image_patches import ImagePatches
 from torchscale_fairseq.data.image_views import Augmentation, View
 
 Example = dict[str, Any]
 
 
-class ImageDataset(FairseqDataset):
+class ImageDataset(DrawnImages):
     """Images and targets. An index is a place in the order of an epoch, in which images are shuffled or drawn.
 
     Args:
@@ -92,16 +92,6 @@ class ImageDataset(FairseqDataset):
             "net_input": {"patches": patches if self.stream else torch.stack(patches)},
             "target": torch.stack([example["target"] for example in examples]),
         }
-
-    @property
-    def supports_fetch_outside_dataloader(self) -> bool:
-        """Images are read by the data loader's workers."""
-        return False
-
-    @property
-    def can_reuse_epoch_itr_across_epochs(self) -> bool:
-        """Batches of indices stay; what is drawn for them follows set_epoch."""
-        return True
 
     def __len__(self) -> int:
         return len(self.images)

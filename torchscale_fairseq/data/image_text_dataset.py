@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from fairseq.data import FairseqDataset, data_utils
+from fairseq.data import data_utils
 from torch import Tensor
 
 from torchscale_fairseq.data.captions import Captioned
+from torchscale_fairseq.data.drawn_images import DrawnImages
 from torchscale_fairseq.data.images import load_image
 from torchscale_fairseq.data.masking import Masking, draw_mask
 from torchscale_fairseq.data.pieces import TextEncoder
@@ -17,7 +18,7 @@ from torchscale_fairseq.data.problems import DataError
 Example = dict[str, Any]
 
 
-class ImageTextDataset(FairseqDataset):
+class ImageTextDataset(DrawnImages):
     """Pairs of an image and its caption.
 
     Args:
@@ -110,16 +111,6 @@ class ImageTextDataset(FairseqDataset):
     def set_epoch(self, epoch: int) -> None:
         """Draw other masks and wrong captions."""
         self.epoch = epoch
-
-    @property
-    def supports_fetch_outside_dataloader(self) -> bool:
-        """Images are read by the data loader's workers."""
-        return False
-
-    @property
-    def can_reuse_epoch_itr_across_epochs(self) -> bool:
-        """Batches stay; what is drawn follows set_epoch."""
-        return True
 
     def __len__(self) -> int:
         return len(self.pairs)

@@ -11,10 +11,12 @@ from tests.fairseq_cli import Finished
 
 
 def run_script(path: Path, *words: object) -> Finished:
+    """As ``python path words``: the script's folder is searched for modules first."""
     stdout, stderr = io.StringIO(), io.StringIO()
     code = 0
     with (
         mock.patch.object(sys, "argv", [str(path), *map(str, words)]),
+        mock.patch.object(sys, "path", [str(path.parent), *sys.path]),
         contextlib.redirect_stdout(stdout),
         contextlib.redirect_stderr(stderr),
     ):

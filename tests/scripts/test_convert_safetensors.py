@@ -29,12 +29,6 @@ from fairseq.checkpoint_utils import load_model_ensemble_and_task
 SCRIPT = REPOSITORY / "scripts/convert/to_safetensors.py"
 
 
-@pytest.fixture(autouse=True)
-def beside_script(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What Python does for a program: its folder is searched for modules."""
-    monkeypatch.syspath_prepend(SCRIPT.parent)
-
-
 def convert(*words: object) -> Finished:
     return run_script(SCRIPT, *words)
 

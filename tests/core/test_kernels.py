@@ -1,12 +1,15 @@
 """Attention kernels, each against autograd through the definition."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.helpers import assert_close
 from torchscale_fairseq.core.ops.attention import naive_attention
-from torchscale_fairseq.core.ops.kernels import NAIVE, FlashOnCPU, Kernel, Partial, Scores, choose_kernel
+from torchscale_fairseq.core.ops.kernels import NAIVE, Efficient, FlashOnCPU, Kernel, Partial, Scores, choose_kernel
 
 KERNELS = {"naive": NAIVE, "flash_on_cpu": FlashOnCPU()}
 
@@ -68,6 +71,34 @@ def test_parts_of_a_softmax_give_its_gradient(kernel: Kernel) -> None:
     assert not found[0][:, :, 1].any()
     for x, y in zip(found[1:], expected[1:], strict=True):
         assert_close(x, y, "float64")
+
+
+class Calls(TorchDispatchMode):
+    """What one operator is called with."""
+
+    def __init__(self, operator: Any):
+        super().__init__()
+        self._operator, self.arguments = operator, []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is self._operator:
+            self.arguments.append(args)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("head_dim", [4, 64])
+def test_the_memory_efficient_kernel_gets_heads_beside_each_other(head_dim: int) -> None:
+    """In half precision it steps from token to token by all heads, and does not look at the output's strides."""
+    tensors = [torch.empty(2, 3, 16, head_dim, dtype=torch.float16, device="meta") for _ in range(5)]
+    gradient, query, key, value, output = tensors
+    scores = Scores(False, None, 0.3, 0.0)
+    random = [torch.empty((), dtype=torch.int64, device="meta") for _ in range(2)]
+    whole = Partial(output, torch.empty(2, 3, 16, device="meta"), random)
+    with Calls(torch.ops.aten._scaled_dot_product_efficient_attention_backward.default) as calls:
+        Efficient().backward(gradient, query, key, value, whole, scores)
+    given = calls.arguments[0][5]
+    channels = given.size(3)
+    assert given.stride() == (16 * 3 * channels, channels, 3 * channels, 1)
 
 
 def test_choice() -> None:

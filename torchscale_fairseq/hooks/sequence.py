@@ -1,6 +1,5 @@
 """--seq-parallel: neighbouring processes get the same batch, and take their own slice of its sequences."""
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -15,8 +14,6 @@ from torch.distributed import ProcessGroup
 from torchscale_fairseq.core.layers.dilated_attention import DilatedAttention
 from torchscale_fairseq.core.layers.experts import Experts
 from torchscale_fairseq.core.parallel.sequence import SequenceSlice, UnevenProcesses, sequence_group
-
-logger = logging.getLogger(__name__)
 
 SLICE = "sequence_slice"
 """The argument by which a model learns what it is given."""
@@ -45,12 +42,6 @@ def sharing_of(cfg: Any, task: Any, model: nn.Module) -> "SequenceSharing | None
     size = _processes_per_batch(cfg.model, cfg.distributed_training.distributed_world_size)
     if size == 1:
         return None
-    common = cfg.common
-    if not common.cpu and torch.cuda.is_available() and (common.fp16 or common.bf16 or common.amp):
-        logger.warning(
-            "--seq-parallel has not been proven in half precision on GPUs: a test of it failed (docs/distributed.md); "
-            "before a long run compare some updates with float32 or one process"
-        )
     try:
         group = sequence_group(size)
     except UnevenProcesses as error:

@@ -253,7 +253,7 @@ class Efficient(Kernel):
         *parts, _ = torch.ops.aten._scaled_dot_product_efficient_attention_backward.default(
             *map(_in_eights, (gradient, query, key, value)),
             self._mask(query, key, scores),
-            _in_eights(whole.output),
+            _token_by_token(_in_eights(whole.output)),
             # Rows of the log-sum-exp are as long as the kernel made them: multiples of its blocks of 32 queries.
             F.pad(whole.log_sum_exp, (0, -query.size(2) % 32), value=float("inf")).contiguous(),
             *whole.random,
@@ -325,6 +325,12 @@ def _in_eights(x: Tensor) -> Tensor:
     """With channels of zeros, up to a multiple of eight, which the kernels for CUDA ask for."""
     missing = -x.size(-1) % 8
     return F.pad(x, (0, missing)) if missing else x
+
+
+def _token_by_token(x: Tensor) -> Tensor:
+    """With all heads of a token beside each other. The memory-efficient kernel reads the output so, whatever its
+    strides, as it writes it itself."""
+    return x.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def _without_filling(parts: Any, query: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -34,14 +34,14 @@ while read -r size train valid batch rate updates; do
   step "images of $size pixels"
   [ -d "$data" ] || python scripts/data/draw_details.py "$data" --img-size "$size" --train "$train" --valid "$valid"
   fairseq-train "$data" --user-dir torchscale_fairseq --task image_classification \
-    --criterion image_classification --arch longvit_tiny --img-size "$size" --patch-size 64 --flip --rotate \
+    --criterion image_classification --arch longvit_tiny --img-size "$size" --patch-size 32 --flip --rotate \
     --batch-size "$batch" --optimizer adam --lr "$rate" --clip-norm 1.0 --max-update "$updates" --cpu \
     --log-format simple --log-interval 50 --no-epoch-checkpoints --save-dir "$run" "${before[@]}" |
     grep -E ' (train|valid) \| '
   before=(--finetune-from-model "$run/checkpoint_last.pt")
 done <<'EOF'
-256  12000 200 16 3e-4 3000
-512  4000 200 16 2e-4 400
-1024 6000 200 16 5e-5 375
-2048 500  100 8  3e-5 62
+256  12000 200 16 3e-4 750
+512  2000 200 16 2e-4 125
+1024 2000 200 8 1e-4 250
+2048 400 100 8 5e-5 50
 EOF

@@ -11,7 +11,7 @@ from fairseq.models import MODEL_REGISTRY
 
 import torchscale_fairseq.models  # noqa: F401 - registers them
 from tests.data.corpora import made_corpus
-from tests.fairseq_cli import USER_DIR, Finished, run_fairseq
+from tests.fairseq_cli import REPOSITORY, USER_DIR, Finished, run_fairseq, run_program
 from tests.plugin.drawings import make_drawings, make_folders
 from tests.plugin.shrunk import shrunk
 from torchscale_fairseq.hooks.checkpoints import load_checkpoint
@@ -48,6 +48,15 @@ def test_file_trains(name: str, data_of: dict[str, Path], tmp_path: Path) -> Non
     checkpoint = load_checkpoint(tmp_path / "checkpoints" / "checkpoint_last.pt")
     assert checkpoint["cfg"]["model"]["_name"] == ARCH.search(FILES[name])[1]
     assert any((tmp_path / "tensorboard" / "norms").iterdir())
+
+
+def test_survival_by_the_overrides_that_the_file_names(tmp_path: Path) -> None:
+    words = ["python", REPOSITORY / "scripts/data/draw_survival.py", tmp_path / "discs", "--train", "8", "--valid", "4"]
+    run_program(words).check()
+    overrides = re.search(r"^#   (\+task.labels=.*)$", FILES["longvit_small"], re.MULTILINE)[1].split()
+    done = train("longvit_small", tmp_path / "discs", tmp_path, *overrides).check()
+    assert re.search(r"valid on 'valid' subset .*\bc_index ", done.output)
+    assert load_checkpoint(tmp_path / "checkpoints" / "checkpoint_best.pt")["cfg"]["criterion"]["_name"] == "survival"
 
 
 def test_every_small_architecture_has_a_file() -> None:

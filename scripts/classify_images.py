@@ -63,7 +63,7 @@ def main() -> int:
     plugin.register()
     try:
         classifier = Classifier(options.checkpoint, options.device)
-        for number, image in enumerate(files(options.images)):
+        for number, image in enumerate(files(options.images, classifier.task.cfg.labels)):
             names, cells = zip(*classifier(image), strict=True)
             if not number:
                 print("file", *names, sep="\t")
@@ -74,11 +74,11 @@ def main() -> int:
     return 0
 
 
-def files(paths: list[Path]) -> Iterator[Path]:
-    """The paths, and what is in folders among them, folders below included."""
+def files(paths: list[Path], labels: str) -> Iterator[Path]:
+    """The paths, and what is in folders among them, folders below included, but no table of --labels."""
     for path in paths:
         if path.is_dir():
-            yield from sorted(p for p in path.rglob("*") if p.is_file() and p.name[0] != ".")
+            yield from sorted(p for p in path.rglob("*") if p.is_file() and p.name[0] != "." and p.name != labels)
         else:
             yield path
 

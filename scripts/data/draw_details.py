@@ -9,6 +9,7 @@ import random
 import sys
 from pathlib import Path
 
+from drawings import drawing_parser, write_splits
 from PIL import Image, ImageDraw
 
 CLASSES = {"blue": (0, 0, 255), "red": (255, 0, 0)}
@@ -19,19 +20,16 @@ RECTANGLES = 40
 def main() -> int:
     options = parse_options()
     rng = random.Random(options.seed)
-    try:
-        for split, count in (("train", options.train), ("valid", options.valid)):
-            for name in CLASSES:
-                (options.output / split / name).mkdir(parents=True)
-            for number in range(count):
-                name = sorted(CLASSES)[number % len(CLASSES)]
-                image = draw(CLASSES[name], rng, options.img_size, options.detail)
-                image.save(options.output / split / name / f"{number}.png", compress_level=1)
-    except OSError as error:
-        print(f"draw_details.py: {error}", file=sys.stderr)
-        return 1
-    print(f"wrote {options.train} and {options.valid} images to {options.output}")
-    return 0
+
+    def write(folder: Path, count: int) -> None:
+        for name in CLASSES:
+            (folder / name).mkdir()
+        for number in range(count):
+            name = sorted(CLASSES)[number % len(CLASSES)]
+            image = draw(CLASSES[name], rng, options.img_size, options.detail)
+            image.save(folder / name / f"{number}.png", compress_level=1)
+
+    return write_splits("draw_details.py", options, write)
 
 
 def draw(colour: tuple[int, int, int], rng: random.Random, size: int, detail: int) -> Image.Image:
@@ -53,15 +51,8 @@ def draw(colour: tuple[int, int, int], rng: random.Random, size: int, detail: in
 
 
 def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="draw_details.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("output", type=Path, metavar="DIR", help="a directory that does not exist yet")
-    parser.add_argument("--train", type=int, default=400, metavar="N", help="training images; default 400")
-    parser.add_argument("--valid", type=int, default=100, metavar="N", help="validation images; default 100")
-    parser.add_argument("--img-size", type=int, default=2048, metavar="N", help="pixels of a side; default 2048")
+    parser = drawing_parser("draw_details.py", __doc__, train=400, valid=100, img_size=2048)
     parser.add_argument("--detail", type=int, default=8, metavar="N", help="pixels of the square's side; default 8")
-    parser.add_argument("--seed", type=int, default=1, metavar="N", help="of the drawings; default 1")
     options = parser.parse_args()
     if not 0 < options.detail <= options.img_size:
         parser.error(f"--detail ({options.detail}) must lie between 1 and --img-size ({options.img_size})")

@@ -4,13 +4,13 @@ The larger the disc, the sooner the event, whose hazard grows with the exponenti
 the events is censored. Whoever knows the widths reaches a concordance index of 0.9.
 """
 
-import argparse
 import csv
 import math
 import random
 import sys
 from pathlib import Path
 
+from drawings import drawing_parser, write_splits
 from PIL import Image, ImageDraw
 
 COLOUR = (50, 80, 220)
@@ -23,29 +23,20 @@ CENSORED_BEFORE = 3 / 8
 
 
 def main() -> int:
-    options = parse_options()
+    options = drawing_parser("draw_survival.py", __doc__, train=800, valid=200, img_size=32).parse_args()
     rng = random.Random(options.seed)
-    try:
-        for split, count in (("train", options.train), ("valid", options.valid)):
-            (options.output / split).mkdir(parents=True)
-            write(options.output / split, count, rng, options.img_size)
-    except OSError as error:
-        print(f"draw_survival.py: {error}", file=sys.stderr)
-        return 1
-    print(f"wrote {options.train} and {options.valid} images to {options.output}")
-    return 0
 
+    def write(folder: Path, count: int) -> None:
+        with (folder / "survival.csv").open("w", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(["image", "time", "event"])
+            for number in range(count):
+                width = rng.uniform(SMALLEST, LARGEST)
+                draw(width, rng, options.img_size).save(folder / f"{number}.png", compress_level=1)
+                event, end = (waiting_time(share, rng) for share in (width, CENSORED_BEFORE))
+                table.writerow([f"{number}.png", f"{min(event, end):.3f}", int(event <= end)])
 
-def write(folder: Path, count: int, rng: random.Random, size: int) -> None:
-    """Images, and the table beside them."""
-    with (folder / "survival.csv").open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["image", "time", "event"])
-        for number in range(count):
-            width = rng.uniform(SMALLEST, LARGEST)
-            draw(width, rng, size).save(folder / f"{number}.png", compress_level=1)
-            event, end = (waiting_time(share, rng) for share in (width, CENSORED_BEFORE))
-            table.writerow([f"{number}.png", f"{min(event, end):.3f}", int(event <= end)])
+    return write_splits("draw_survival.py", options, write)
 
 
 def draw(width: float, rng: random.Random, size: int) -> Image.Image:
@@ -60,18 +51,6 @@ def draw(width: float, rng: random.Random, size: int) -> Image.Image:
 def waiting_time(width: float, rng: random.Random) -> float:
     """Weibull's, of shape 4: of one order of magnitude."""
     return 100 * float(rng.expovariate(math.exp(SLOPE * width)) ** 0.25)
-
-
-def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="draw_survival.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("output", type=Path, metavar="DIR", help="a directory that does not exist yet")
-    parser.add_argument("--train", type=int, default=800, metavar="N", help="training images; default 800")
-    parser.add_argument("--valid", type=int, default=200, metavar="N", help="validation images; default 200")
-    parser.add_argument("--img-size", type=int, default=32, metavar="N", help="pixels of a side; default 32")
-    parser.add_argument("--seed", type=int, default=1, metavar="N", help="of the drawings; default 1")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

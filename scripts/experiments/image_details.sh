@@ -41,7 +41,7 @@ while read -r size train valid batch rate updates; do
   before=(--finetune-from-model "$run/checkpoint_last.pt")
 done <<'EOF'
 256  12000 200 16 3e-4 750
-512  2000 200 16 2e-4 125
-1024 2000 200 8 1e-4 250
-2048 400 100 8 5e-5 50
+512  2000  200 16 2e-4 125
+1024 2000  200 8  1e-4 250
+2048 400   100 8  5e-5 50
 EOF

@@ -87,16 +87,17 @@ def test_risks_of_files(discs: Path, trained: tuple[Path, Finished]) -> None:
     """They rank images as validation found; the risk is minus the sum of the curve, whose last value is not shown."""
     checkpoint = trained[0] / "checkpoint_last.pt"
     table = read_survival(discs / "valid" / "survival.csv")
-    header, *lines = classify(checkpoint, discs / "valid").check().stdout.splitlines()
+    header, *lines = classify(checkpoint, *table.images).check().stdout.splitlines()
     edges = load_checkpoint(checkpoint)["task_state"]["time edges"]
     assert header.split("\t") == ["file", "risk", *(f"S({edge:g})" for edge in edges)]
-    cells = {Path(file): [float(cell) for cell in rest] for file, *rest in (line.split("\t") for line in lines)}
-    assert cells.keys() == {*table.images}
-    found = torch.tensor([cells[image] for image in table.images], dtype=torch.float64)
+    assert [Path(line.split("\t")[0]) for line in lines] == table.images
+    found = torch.tensor([[float(cell) for cell in line.split("\t")[1:]] for line in lines], dtype=torch.float64)
     last = -found.sum(1)
     assert ((last > 0) & (last < found[:, -1])).all()
     c_index = concordance_index(found[:, 0], table.times, table.events)
     assert c_index == pytest.approx(float(validated(trained[1].output)[1]), abs=1e-4)
+    of_folder = classify(checkpoint, discs / "valid").check().stdout.splitlines()
+    assert of_folder == [header, *(line for _, line in sorted(zip(table.images, lines, strict=True)))]
 
 
 def test_a_run_goes_on_with_its_bins_of_time(discs: Path, trained: tuple[Path, Finished], tmp_path: Path) -> None:

@@ -95,13 +95,12 @@ def main(words: list[str] | None = None) -> int:
         for found_rows, found_notes in results(options):
             rows += found_rows
             notes += found_notes
+            if options.output:  # now, so that a run that is cut off leaves what it measured
+                options.output.write_text(document(rows, notes, words, options.device, script="retention.py"))
     except DisagreementError as error:
         print(f"retention.py: {error}", file=sys.stderr)
         status = 1
-    text = document(rows, notes, words, options.device, script="retention.py")
-    print(text, end="")
-    if options.output:
-        options.output.write_text(text)
+    print(document(rows, notes, words, options.device, script="retention.py"), end="")
     if options.figure and rows:
         draw(rows, options.figure)
     return status

@@ -32,5 +32,5 @@ def draw(rows: list[Row], path: Path) -> None:
         panel.set_xticks(lengths, [f"{length:,}" for length in lengths])
         panel.minorticks_off()
         panel.grid(alpha=0.3)
-    panels[0].legend()
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(COLOURS))
     figure.savefig(path, dpi=150)

@@ -30,13 +30,14 @@ data=${work}data/cldr.en-de.bin
 run=${work}runs/$arch
 
 case "$arch" in
-  *moe*) criterion=moe_label_smoothed_cross_entropy ;;
-  *) criterion=label_smoothed_cross_entropy ;;
+  # The mean over layers, the default, would leave each the less balance the more layers have experts.
+  *moe*) criterion=(moe_label_smoothed_cross_entropy --moe-gate-loss-combine-method sum --moe-gate-loss-wt 0.05) ;;
+  *) criterion=(label_smoothed_cross_entropy) ;;
 esac
 
 # The one place for what training is done with; the architecture's own options are its preset's.
 training=(
-  --criterion "$criterion" --label-smoothing 0.1
+  --criterion "${criterion[@]}" --label-smoothing 0.1
   --optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 1.0
   --lr-scheduler polynomial_decay --lr 1e-3 --warmup-updates 200 --total-num-update "$max_update"
   --max-tokens 700 --max-update "$max_update" --seed 1

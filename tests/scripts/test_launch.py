@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -109,7 +110,12 @@ def test_array_shares_checkpoints_out_and_skips_what_is_done(tmp_path: Path) -> 
     names = [tmp_path / f"checkpoint{n}.pt" for n in range(4)]
     for path in names[:2]:
         path.write_text("x")
+    slow_tee = tmp_path / "bin" / "tee"  # writes after the command that it listens to has ended
+    slow_tee.parent.mkdir()
+    slow_tee.write_text(f'#!/bin/sh\nsleep 0.2\nexec {shutil.which("tee")} "$@"\n')
+    slow_tee.chmod(0o755)
     array = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_MIN": "3", "SLURM_ARRAY_TASK_COUNT": "2"}
+    array["PATH"] = f"{slow_tee.parent}:{os.environ['PATH']}"
     line = [
         "bash",
         LAUNCH / "slurm_array_eval.sbatch",

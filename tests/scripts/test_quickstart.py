@@ -1,6 +1,7 @@
 """scripts/quickstart.sh and scripts/setup.sh: their options, and (slow) the whole of what they do."""
 
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -39,6 +40,45 @@ def test_help_of_quickstart_names_every_option() -> None:
 )
 def test_quickstart_refuses(options: str, message: str) -> None:
     refuses(f"quickstart.sh: {message}; see --help", QUICKSTART, *options.split(), code=2)
+
+
+@pytest.fixture
+def failing_training(tmp_path: Path) -> Path:
+    """The script in a project that is set up and has its data, where every training ends with status 3."""
+    (tmp_path / "scripts").mkdir()
+    for script in (QUICKSTART, QUICKSTART.parent / "lib.sh"):
+        shutil.copy(script, tmp_path / "scripts")
+    for program, status in {"scripts/setup.sh": 0, ".venv/bin/fairseq-train": 3}.items():
+        path = tmp_path / program
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/sh\nexit {status}\n")
+        path.chmod(0o755)
+    for directory in ("data/cldr.en-de", "data/cldr.en-de.bin"):
+        (tmp_path / directory).mkdir(parents=True)
+    return tmp_path / "scripts/quickstart.sh"
+
+
+DENSE = "--criterion label_smoothed_cross_entropy --label-smoothing 0.1"
+MIXED = "--criterion moe_label_smoothed_cross_entropy --moe-gate-loss-combine-method sum --moe-gate-loss-wt 0.05"
+
+
+@pytest.mark.parametrize(
+    ("arch", "criterion", "rate"),
+    [
+        ("mt_deepnorm_small", DENSE, "1e-3"),
+        ("mt_deepnorm", DENSE, "5e-4"),
+        ("mt_magneto_large", DENSE, "2.5e-4"),
+        ("mt_xmoe_small", MIXED, "1e-3"),
+        ("mt_xmoe", MIXED, "5e-4"),
+    ],
+)
+def test_quickstart_trains_by_width_and_experts(failing_training: Path, arch: str, criterion: str, rate: str) -> None:
+    done = run_program([failing_training, "--arch", arch])
+    assert done.returncode == 3
+    command = " ".join(done.stdout.partition("\nfairseq-train ")[2].replace("\\\n", " ").split())
+    assert f" --arch {arch} {criterion} " in command
+    assert f" --lr {rate} " in command
+    assert "5/6" not in done.stdout
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Attention: the definition against hand-made cases, backends against the definition."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers import assert_close
-from torchscale_fairseq.core.ops.backends import attention
+from torchscale_fairseq.core.ops import backends
+from torchscale_fairseq.core.ops.backends import CUDNN_FROM, attention
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> torch.Tensor:
@@ -130,3 +132,30 @@ def test_backends_refuse_what_they_cannot_serve() -> None:
         attention(x, x, x, backend="flash_attn")
     with pytest.raises(ValueError, match=r"attention_backend \('cudnn'\) must be one of sdpa, naive, flash_attn"):
         attention(x, x, x, backend="cudnn")
+
+
+class OnGpu:
+    """What the choice of kernels asks of a key on a GPU."""
+
+    is_cuda = True
+
+    def __init__(self, length: int):
+        self.length = length
+
+    def size(self, axis: int) -> int:
+        return self.length
+
+
+@pytest.mark.parametrize(("length", "chosen_from"), [(CUDNN_FROM - 1, False), (CUDNN_FROM, True)])
+def test_cudnn_serves_long_keys_alone(length: int, chosen_from: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failing kernel leaves torch's setting as it was."""
+
+    def failing(*_: Any, **__: Any) -> None:
+        assert torch.backends.cuda.cudnn_sdp_enabled() is chosen_from
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", failing)
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        backends._by_torch(None, OnGpu(length), None)  # type: ignore[arg-type]
+    assert torch.backends.cuda.cudnn_sdp_enabled() is before

@@ -11,7 +11,7 @@ import torch
 from tests.core.models import LONGNETS, VARIANTS, decoder, encoder_decoder, tokens
 from tests.helpers import RELATIVE_ERROR_OF_KERNELS, assert_close
 from torchscale_fairseq import RetNetConfig, RetNetDecoder
-from torchscale_fairseq.core.ops.backends import attention
+from torchscale_fairseq.core.ops.backends import CUDNN_FROM, attention
 from torchscale_fairseq.core.ops.retention import chunkwise_retention, parallel_retention
 from torchscale_fairseq.core.ops.retention_forms import _log_choice, fla_retention
 from torchscale_fairseq.core.ops.retention_tables import log_decays
@@ -33,21 +33,24 @@ def full_precision_matmul() -> None:
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_sdpa_matches_naive(dtype: torch.dtype, causal: bool, biased: bool, padding: str) -> None:
+@pytest.mark.parametrize("length", [37, CUDNN_FROM])
+def test_sdpa_matches_naive(length: int, dtype: torch.dtype, causal: bool, biased: bool, padding: str) -> None:
     """Values and gradients against float64, rows that see nothing included."""
     generator = torch.Generator("cuda").manual_seed(0)
 
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator, device="cuda")
 
-    exact = [random(3, 37, 4, 64).to(dtype).double().requires_grad_() for _ in range(3)]
+    exact = [random(3, length, 4, 64).to(dtype).double().requires_grad_() for _ in range(3)]
     low = [x.detach().to(dtype).requires_grad_() for x in exact]
-    bias = random(1, 4, 37, 37).to(dtype) if biased else None
-    index, lengths = torch.arange(37, device="cuda"), torch.tensor([37, 11, 20], device="cuda")[:, None]
-    mask = {"none": None, "left": index < 37 - lengths, "right": index >= lengths}.get(padding, index < 37 - lengths)
+    bias = random(1, 4, length, length).to(dtype) if biased else None
+    index = torch.arange(length, device="cuda")
+    lengths = torch.tensor([length, length // 3, length // 2], device="cuda")[:, None]
+    left = index < length - lengths
+    mask = {"none": None, "left": left, "right": index >= lengths}.get(padding, left)
     if padding == "everything":
         mask[1] = True
-    upstream = random(3, 37, 4, 64)
+    upstream = random(3, length, 4, 64)
     results = []
     for inputs, backend in ((exact, "naive"), (low, "sdpa")):
         output, _ = attention(*inputs, causal=causal, key_padding_mask=mask, bias=bias, backend=backend)

@@ -5,6 +5,7 @@ import importlib.util
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,10 @@ from torch import Tensor
 from .attention import naive_attention, visible_keys
 
 logger = logging.getLogger(__name__)
+
+CUDNN_FROM = 2048
+"""Least number of keys for which torch may choose cuDNN's attention. It plans for each new shape, which takes
+milliseconds, more than attention to fewer keys does; and batches of sentences seldom have a shape twice."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +123,7 @@ def _sdpa(request: _Request) -> tuple[Tensor, Tensor | None]:
         return _sdpa_of_blocks(request), None
     query, key, value = (x.transpose(1, 2) for x in (request.query, request.key, request.value))
     if plain and request.causal and not request.block and query.size(2) == key.size(2):
-        output = F.scaled_dot_product_attention(
-            query, key, value, dropout_p=request.dropout, scale=request.scale, is_causal=True
-        )
+        output = _by_torch(query, key, value, dropout_p=request.dropout, scale=request.scale, is_causal=True)
         return output.transpose(1, 2), None
 
     visible = request.visible()
@@ -132,12 +135,22 @@ def _sdpa(request: _Request) -> tuple[Tensor, Tensor | None]:
     mask = visible if request.bias is None else request.bias.to(query.dtype)
     if request.bias is not None and visible is not None:
         mask = mask.masked_fill(~visible, float("-inf"))  # type: ignore[union-attr]
-    output = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, dropout_p=request.dropout, scale=request.scale
-    )
+    output = _by_torch(query, key, value, attn_mask=mask, dropout_p=request.dropout, scale=request.scale)
     if blind is not None:
         output = output.masked_fill(blind, 0.0)
     return output.transpose(1, 2), None
+
+
+def _by_torch(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+    """``F.scaled_dot_product_attention``, without cuDNN's kernels where they do not pay."""
+    any_kernel = torch.compiler.is_compiling() or not key.is_cuda or key.size(2) >= CUDNN_FROM
+    if any_kernel or not torch.backends.cuda.cudnn_sdp_enabled():
+        return F.scaled_dot_product_attention(query, key, value, **options)
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        return F.scaled_dot_product_attention(query, key, value, **options)
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(True)
 
 
 def _sdpa_of_blocks(request: _Request) -> Tensor:

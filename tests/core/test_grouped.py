@@ -9,8 +9,10 @@ from tests.helpers import assert_close
 from torchscale_fairseq.core.ops import grouped_products
 from torchscale_fairseq.core.ops.grouped import _GroupedAffine, _GroupedLinear, grouped_linear, grouped_norm
 from torchscale_fairseq.core.ops.grouped_products import BATCHED, KERNEL, LOOP, Products, products_for
+from torchscale_fairseq.core.ops.segments import Segments
 
 SIZES = (3, 0, 5, 1)
+SEGMENTS = Segments(torch.tensor(SIZES))
 FORMS = {"loop": LOOP, "batched": BATCHED, "kernel": KERNEL}
 
 
@@ -41,7 +43,7 @@ def test_products_equal_torch(form: str, bias: bool) -> None:
         pytest.skip("this torch has no grouped product")
     leaves = inputs(torch.float32 if form == "kernel" else torch.float64, bias=bias)
     expected = with_gradients(by_torch(*leaves, SIZES), leaves)  # type: ignore[arg-type]
-    found = with_gradients(_GroupedLinear.apply(*leaves, SIZES, FORMS[form]), leaves)
+    found = with_gradients(_GroupedLinear.apply(*leaves, SEGMENTS, FORMS[form]), leaves)
     for actual, wanted in zip(found, expected, strict=True):
         assert_close(actual, wanted, "float32" if form == "kernel" else "float64")
     assert found[2][1].eq(0).all(), "a group without rows has no gradient"
@@ -57,9 +59,9 @@ def test_norm_equals_torch(kind: str) -> None:
     normed = F.rms_norm(x, (8,), None, 1e-5) if bias is None else F.layer_norm(x, (8,), eps=1e-5)
     rows = torch.tensor([0, 0, 0, 2, 2, 2, 2, 2, 3])
     expected = with_gradients(normed * weight[rows] + (0 if bias is None else bias[rows]), [x, weight, bias])
-    on_cpu = with_gradients(grouped_norm(x, weight, bias, SIZES, eps=1e-5), [x, weight, bias])
+    on_cpu = with_gradients(grouped_norm(x, weight, bias, SEGMENTS, eps=1e-5), [x, weight, bias])
     normed = F.rms_norm(x, (8,), None, 1e-5) if bias is None else F.layer_norm(x, (8,), eps=1e-5)
-    on_gpu = with_gradients(_GroupedAffine.apply(normed, weight, bias, SIZES), [x, weight, bias])
+    on_gpu = with_gradients(_GroupedAffine.apply(normed, weight, bias, SEGMENTS), [x, weight, bias])
     for found in (on_cpu, on_gpu):
         for actual, wanted in zip(found, expected, strict=True):
             assert_close(actual, wanted, "float64")
@@ -68,7 +70,7 @@ def test_norm_equals_torch(kind: str) -> None:
 def test_autocast_reaches_the_groups() -> None:
     x, weight = torch.randn(4, 8), torch.randn(2, 8, 8, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
-        output = grouped_linear(x, weight, None, [3, 1])
+        output = grouped_linear(x, weight, None, Segments(torch.tensor([3, 1])))
     output.sum().backward()
     assert output.dtype == torch.bfloat16 and weight.grad.dtype == torch.float32
 
@@ -110,10 +112,11 @@ def test_choice_on_a_gpu(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(grouped_products, "_grouped_mm", lambda *_: None)
     rows = OnGpu(sum(sizes), dtype)
-    assert products_for(rows, torch.empty(len(sizes), 32, width), sizes) is chosen  # type: ignore[arg-type]
+    segments = Segments(torch.tensor(sizes))
+    assert products_for(rows, torch.empty(len(sizes), 32, width), segments) is chosen  # type: ignore[arg-type]
 
 
 def test_cpus_multiply_in_a_loop() -> None:
     x, weight, _ = inputs(torch.float32, bias=False)
     assert x is not None and weight is not None
-    assert products_for(x, weight, SIZES) is LOOP
+    assert products_for(x, weight, SEGMENTS) is LOOP

@@ -25,7 +25,8 @@ from torchscale_fairseq.core.layers.moe import MixtureOfExperts, RoutingOptions
 from torchscale_fairseq.core.layers.norm import build_norm
 from torchscale_fairseq.core.layers.router import CosineRouter, LinearRouter
 from torchscale_fairseq.core.ops.routing import balance_loss, capacity_of, route, statistics, z_loss
-from torchscale_fairseq.core.ops.sparse_clip import clip_, sparse_norm, sum_of_squares
+from torchscale_fairseq.core.ops.segments import Segments
+from torchscale_fairseq.core.ops.sparse_clip import sparse_norm, sum_of_squares
 from torchscale_fairseq.core.parallel.groups import ExpertSplit, split_experts
 
 EXPERTS = {"moe_freq": 2, "moe_expert_count": 4}
@@ -279,15 +280,15 @@ def test_cosine_router_by_hand() -> None:
     assert all(value.equal(before[name]) for name, value in router.state_dict().items())
 
 
-def test_sparse_clip() -> None:
+def test_sparse_norm() -> None:
     dense, experts = [torch.full((3,), 2.0)], [torch.full((2, 2), 3.0), torch.full((1,), 1.0)]
     device = torch.device("cpu")
     norm = sparse_norm(sum_of_squares(dense, device), sum_of_squares(experts, device), weight=1 / 4)
     assert math.isclose(norm.item(), math.sqrt(12 + 37 / 4), rel_tol=1e-6)
-    clip_([*dense, *experts], norm, 1.0)
-    assert torch.allclose(dense[0], torch.full((3,), 2.0 / norm.item()))
-    assert torch.allclose(experts[0], torch.full((2, 2), 3.0 / norm.item()))
     assert sum_of_squares([], device) == 0
+    assert sum_of_squares([torch.full((4,), 300.0, dtype=torch.float16)], device) == 4 * 300**2, "beyond float16"
+    wide = [torch.full((1,), 3.0, dtype=torch.float64), torch.full((1,), 1e-6, dtype=torch.float32)]
+    assert sum_of_squares(wide, device).dtype == torch.float64
 
 
 @pytest.mark.parametrize("variant", [{}, {"use_xmoe": True}, {"moe_top1_expert": True}, {"moe_top_k": 3}], ids=str)
@@ -393,7 +394,9 @@ def observed(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[Any
     with monkeypatch.context() as patch:
         patch.setattr(blocks, "split_experts", lambda count: ExpertSplit(count, size=2))
         shared = next(layer.moe_layer for layer in encoder(**given).layers if layer.moe_layer is not None).experts
-    shared(torch.ones(shared.split.local, 24), [1] * shared.split.local).sum().backward()
+    shared(
+        torch.ones(shared.split.local, 24), Segments(torch.ones(shared.split.local, dtype=torch.long))
+    ).sum().backward()
     return [*seen, shared.fc2.bias.grad.tolist()]
 
 

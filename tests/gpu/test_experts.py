@@ -12,6 +12,7 @@ from tests.core.models import encoder_decoder, tokens
 from tests.core.test_moe import EXPERTS, mixture
 from torchscale_fairseq.core.ops.grouped import _GroupedLinear, grouped_linear, grouped_norm
 from torchscale_fairseq.core.ops.grouped_products import BATCHED, KERNEL, LOOP, products_for
+from torchscale_fairseq.core.ops.segments import Segments
 
 pytestmark = [
     pytest.mark.gpu,
@@ -21,6 +22,10 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 BOUNDS = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 """Relative RMS error against float64 on the CPU."""
 SIZES = (40, 0, 77, 11)
+
+
+def segments_on(device: torch.device) -> Segments:
+    return Segments(torch.tensor(SIZES, device=device))
 
 
 @pytest.fixture(autouse=True)
@@ -55,12 +60,13 @@ def test_grouped_products(dtype: torch.dtype) -> None:
     """Every form, values and gradients, with a group without rows; memory is not clean beforehand."""
     inputs = leaves(dtype)
     reference = exact(inputs)
-    expected = with_gradients(grouped_linear(*reference, SIZES), reference)
-    forms = {"chosen": products_for(inputs[0], inputs[1], SIZES), "batched": BATCHED, "loop": LOOP}
+    expected = with_gradients(grouped_linear(*reference, segments_on(reference[0].device)), reference)
+    segments = segments_on(inputs[0].device)
+    forms = {"chosen": products_for(inputs[0], inputs[1], segments), "batched": BATCHED, "loop": LOOP}
     for name, form in forms.items():
         dirty = [torch.full((4, 128, 64), float("nan"), device="cuda", dtype=dtype) for _ in range(4)]
         del dirty
-        found = with_gradients(_GroupedLinear.apply(*inputs, SIZES, form), inputs)
+        found = with_gradients(_GroupedLinear.apply(*inputs, segments, form), inputs)
         assert_near(found, expected, BOUNDS[dtype])
         assert found[2][1].eq(0).all() and found[3][1].eq(0).all(), name
 
@@ -68,10 +74,10 @@ def test_grouped_products(dtype: torch.dtype) -> None:
 def test_the_grouped_kernel_is_used_where_it_exists() -> None:
     inputs = leaves(torch.bfloat16)
     has_kernel = torch.cuda.get_device_capability() >= (9, 0) and hasattr(torch.nn.functional, "grouped_mm")
-    assert products_for(inputs[0], inputs[1], SIZES) is (KERNEL if has_kernel else BATCHED)
+    assert products_for(inputs[0], inputs[1], segments_on(inputs[0].device)) is (KERNEL if has_kernel else BATCHED)
     if has_kernel:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-            with_gradients(grouped_linear(*inputs, SIZES), inputs)
+            with_gradients(grouped_linear(*inputs, segments_on(inputs[0].device)), inputs)
         assert sum(event.count for event in profile.key_averages() if event.key.endswith("_grouped_mm")) >= 3
 
 
@@ -84,7 +90,8 @@ def test_grouped_norm(dtype: torch.dtype, kind: str) -> None:
     reference = exact(inputs)
 
     def norm(tensors: list[Tensor]) -> Tensor:
-        return grouped_norm(*tensors[:2], tensors[2] if len(tensors) > 2 else None, SIZES, eps=1e-5)
+        x, weight, *bias = tensors
+        return grouped_norm(x, weight, bias[0] if bias else None, segments_on(x.device), eps=1e-5)
 
     assert_near(with_gradients(norm(inputs), inputs), with_gradients(norm(reference), reference), BOUNDS[dtype])
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_
 
 from torchscale_fairseq.core.layers.experts import Experts
-from torchscale_fairseq.core.ops.sparse_clip import clip_, sparse_norm, sum_of_squares
+from torchscale_fairseq.core.ops.sparse_clip import sparse_norm, sum_of_squares
 from torchscale_fairseq.core.parallel.groups import ExpertSplit, replica_group
 
 
@@ -48,7 +49,7 @@ def clip_with_experts(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:
         of_experts = over_processes(sum_of_squares(sparse, device), experts.split)
         norm = sparse_norm(sum_of_squares(dense, device), of_experts, weight=experts.norm_weight)
         if max_norm > 0:
-            clip_([*dense, *sparse], norm, max_norm)
+            clip_grads_with_norm_(params, max_norm, norm)
         return norm.float()
 
     return clip_grad_norm_

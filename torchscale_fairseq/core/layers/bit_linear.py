@@ -4,7 +4,6 @@ BitNet, arXiv:2310.11453, sec. 2.1 and "The Era of 1-bit LLMs", arXiv:2402.17764
 own and has no bias.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +20,7 @@ from ..ops.quantization import (
     straight_through,
     unpack,
 )
+from ..ops.segments import Segments
 from ..parallel.groups import ExpertSplit
 from .grouped import GroupedLinear, GroupedNorm
 from .norm import build_norm
@@ -104,10 +104,10 @@ class BitGroupedLinear(GroupedLinear):
         self.kind, self.activated = kind, activated
         self.norm = GroupedNorm(split, kind.norm, in_features, kind.eps)
 
-    def forward(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
-        """(rows, in) to (rows, out); sizes: rows of each local expert."""
-        x = self.kind.eight_bits(self.norm(x, sizes), activated=self.activated, training=self.training)
-        return grouped_linear(x, self.kind.few_values(self.weight), None, sizes)
+    def forward(self, x: Tensor, segments: Segments) -> Tensor:
+        """(rows, in) to (rows, out), whose segments are those of the local experts."""
+        x = self.kind.eight_bits(self.norm(x, segments), activated=self.activated, training=self.training)
+        return grouped_linear(x, self.kind.few_values(self.weight), None, segments)
 
 
 class PackedWeight(nn.Module):
@@ -170,8 +170,8 @@ class PackedBitGroupedLinear(nn.Module):
         self.weight = PackedWeight(split.local, out_features, in_features, scheme=kind.scheme)
         self.norm = GroupedNorm(split, kind.norm, in_features, kind.eps)
 
-    def forward(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
-        """(rows, in) to (rows, out); sizes: rows of each local expert."""
+    def forward(self, x: Tensor, segments: Segments) -> Tensor:
+        """(rows, in) to (rows, out), whose segments are those of the local experts."""
         weight = self.weight(x.dtype)
-        x = self.kind.eight_bits(self.norm(x, sizes), activated=self.activated, training=False)
-        return grouped_linear(x, weight, None, sizes)
+        x = self.kind.eight_bits(self.norm(x, segments), activated=self.activated, training=False)
+        return grouped_linear(x, weight, None, segments)

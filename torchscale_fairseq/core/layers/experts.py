@@ -6,13 +6,14 @@ processes' experts; loading takes this process's own out of a state dict with al
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..ops.gating import gate
+from ..ops.segments import Segments
 from ..parallel.groups import ExpertSplit
 from .feed_forward import ACTIVATIONS
 from .grouped import GroupedLinear, GroupedNorm
@@ -70,17 +71,17 @@ class Experts(nn.Module):
         self.register_state_dict_post_hook(_to_names_of_experts)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_from_names_of_experts)  # type: ignore[no-untyped-call]
 
-    def forward(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
-        """(rows, embed_dim), sorted by expert, to the same; sizes: rows of each local expert."""
-        hidden = self.fc1(x, sizes)
+    def forward(self, x: Tensor, segments: Segments) -> Tensor:
+        """(rows, embed_dim), whose segments are those of the local experts, to the same."""
+        hidden = self.fc1(x, segments)
         if self.gate is None:
             hidden = self.activation(hidden)
         else:
-            hidden = gate(self.activation, hidden, self.gate(x, sizes))
+            hidden = gate(self.activation, hidden, self.gate(x, segments))
         hidden = self.dropout(hidden)
         if self.ffn_layernorm is not None:
-            hidden = self.ffn_layernorm(hidden, sizes)
-        return self.fc2(hidden, sizes)
+            hidden = self.ffn_layernorm(hidden, segments)
+        return self.fc2(hidden, segments)
 
 
 def _to_names_of_experts(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:

@@ -1,12 +1,13 @@
 """Layers with parameters of their own for each expert, in front of which stands an axis of experts."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from ..ops.grouped import grouped_linear, grouped_norm
+from ..ops.segments import Segments
 from ..parallel.groups import ExpertSplit
 
 
@@ -37,9 +38,9 @@ class GroupedLinear(nn.Module):
                 torch.manual_seed(seed + self.split.first + index)
                 yield weight, None if self.bias is None else self.bias.data[index]
 
-    def forward(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
-        """(rows, in) to (rows, out); sizes: rows of each local expert."""
-        return grouped_linear(x, self.weight, self.bias, sizes)
+    def forward(self, x: Tensor, segments: Segments) -> Tensor:
+        """(rows, in) to (rows, out), whose segments are those of the local experts."""
+        return grouped_linear(x, self.weight, self.bias, segments)
 
 
 class GroupedNorm(nn.Module):
@@ -51,6 +52,6 @@ class GroupedNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(split.local, width))
         self.bias = None if kind == "rmsnorm" else nn.Parameter(torch.zeros(split.local, width))
 
-    def forward(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
-        """(rows, width) to the same; sizes: rows of each local expert."""
-        return grouped_norm(x, self.weight, self.bias, sizes, eps=self.eps)
+    def forward(self, x: Tensor, segments: Segments) -> Tensor:
+        """(rows, width) to the same, whose segments are those of the local experts."""
+        return grouped_norm(x, self.weight, self.bias, segments, eps=self.eps)

@@ -94,7 +94,7 @@ class MixtureOfExperts(nn.Module):
     def _mix(self, tokens: Tensor, padding: Tensor | None) -> tuple[Tensor, RoutingReport]:
         routing, report = self._route(tokens, padding)
         dispatched = self.dispatcher.dispatch(tokens[routing.token], routing.load)
-        outputs = self.dispatcher.collect(self.experts(dispatched.rows, dispatched.sizes), dispatched)
+        outputs = self.dispatcher.collect(self.experts(dispatched.rows, dispatched.segments), dispatched)
         weighted = outputs * routing.weight.to(outputs.dtype).unsqueeze(1)
         return torch.zeros_like(tokens, dtype=outputs.dtype).index_add(0, routing.token, weighted), report
 

@@ -1,9 +1,5 @@
-"""Operations on rows that belong to groups (experts), each with weights of its own.
+"""Operations on rows that belong to groups (experts), each with weights of its own."""
 
-Rows of a group are neighbours, groups follow each other; ``sizes`` gives the rows of each.
-"""
-
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,17 +7,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .grouped_products import Products, of_rows, products_for, sums_by_product
+from .grouped_products import Products, products_for, sums_by_product
+from .segments import Segments
 
 
-def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None, sizes: Sequence[int]) -> Tensor:
+def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None, segments: Segments) -> Tensor:
     """``F.linear`` with a weight per group.
 
     Args:
         x: (rows, in).
         weight: (groups, out, in).
         bias: (groups, out).
-        sizes: rows of each group.
+        segments: whose rows they are.
 
     Returns:
         (rows, out).
@@ -30,23 +27,23 @@ def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None, sizes: Sequen
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     result: Tensor = _GroupedLinear.apply(  # type: ignore[no-untyped-call]
-        x.contiguous(), weight, bias, tuple(sizes), products_for(x, weight, sizes)
+        x.contiguous(), weight, bias, segments, products_for(x, weight, segments)
     )
     return result
 
 
-def grouped_norm(x: Tensor, weight: Tensor, bias: Tensor | None, sizes: Sequence[int], *, eps: float) -> Tensor:
+def grouped_norm(x: Tensor, weight: Tensor, bias: Tensor | None, segments: Segments, *, eps: float) -> Tensor:
     """LayerNorm, or without bias RMSNorm, of (rows, width) with weight and bias (groups, width)."""
     shape = weight.shape[1:]
     if x.is_cuda:  # few kernels in place of several per group
         normed = F.rms_norm(x, shape, None, eps) if bias is None else F.layer_norm(x, shape, eps=eps)
-        result: Tensor = _GroupedAffine.apply(normed, weight, bias, tuple(sizes))  # type: ignore[no-untyped-call]
+        result: Tensor = _GroupedAffine.apply(normed, weight, bias, segments)  # type: ignore[no-untyped-call]
         return result
-    biases = [None] * len(sizes) if bias is None else bias.unbind(0)
+    biases = [None] * len(segments.sizes) if bias is None else bias.unbind(0)
     return torch.cat(
         [
             F.rms_norm(rows, shape, w, eps) if b is None else F.layer_norm(rows, shape, w, b, eps)
-            for rows, w, b in zip(x.split(list(sizes)), weight.unbind(0), biases, strict=True)
+            for rows, w, b in zip(segments.split(x), weight.unbind(0), biases, strict=True)
         ]
     )
 
@@ -57,20 +54,20 @@ class _GroupedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, sizes: tuple[int, ...], products: Products
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, segments: Segments, products: Products
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.sizes, ctx.products, ctx.has_bias = sizes, products, bias is not None
-        return products.rows(x, weight.transpose(1, 2), bias, sizes)
+        ctx.segments, ctx.products, ctx.has_bias = segments, products, bias is not None
+        return products.rows(x, weight.transpose(1, 2), bias, segments)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         x, weight = ctx.saved_tensors
-        sizes, products, gradient = ctx.sizes, ctx.products, gradient.contiguous()
-        to_x = products.rows(gradient, weight, None, sizes) if ctx.needs_input_grad[0] else None
-        to_weight = products.outer(gradient, x, sizes) if ctx.needs_input_grad[1] else None
-        to_bias = products.sums(gradient, sizes) if ctx.has_bias and ctx.needs_input_grad[2] else None
+        segments, products, gradient = ctx.segments, ctx.products, gradient.contiguous()
+        to_x = products.rows(gradient, weight, None, segments) if ctx.needs_input_grad[0] else None
+        to_weight = products.outer(gradient, x, segments) if ctx.needs_input_grad[1] else None
+        to_bias = products.sums(gradient, segments) if ctx.has_bias and ctx.needs_input_grad[2] else None
         return to_x, to_weight, to_bias, None, None
 
 
@@ -78,16 +75,16 @@ class _GroupedAffine(torch.autograd.Function):
     """Rows times the weight of their group, plus its bias."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, sizes: tuple[int, ...]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, segments: Segments) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.sizes, ctx.has_bias = sizes, bias is not None
-        scaled = x * of_rows(weight, sizes)
-        return scaled if bias is None else scaled + of_rows(bias, sizes)
+        ctx.segments, ctx.has_bias = segments, bias is not None
+        scaled = x * segments.spread(weight)
+        return scaled if bias is None else scaled + segments.spread(bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
         x, weight = ctx.saved_tensors
-        to_weight = sums_by_product(gradient * x, ctx.sizes).to(weight.dtype)
-        to_bias = sums_by_product(gradient, ctx.sizes).to(weight.dtype) if ctx.has_bias else None
-        return gradient * of_rows(weight, ctx.sizes), to_weight, to_bias, None
+        to_weight = sums_by_product(gradient * x, ctx.segments).to(weight.dtype)
+        to_bias = sums_by_product(gradient, ctx.segments).to(weight.dtype) if ctx.has_bias else None
+        return gradient * ctx.segments.spread(weight), to_weight, to_bias, None

@@ -22,16 +22,9 @@ def sparse_norm(dense: Tensor, experts: Tensor, *, weight: float) -> Tensor:
 
 def sum_of_squares(gradients: Iterable[Tensor], device: torch.device) -> Tensor:
     """Over all entries, in float32 or, for float64 gradients, float64."""
-    squares = [torch.linalg.vector_norm(g, dtype=_wide(g.dtype)).square() for g in gradients]
-    return torch.stack([s.to(device) for s in squares]).sum() if squares else torch.zeros((), device=device)
-
-
-def clip_(gradients: Iterable[Tensor], norm: Tensor, max_norm: float) -> None:
-    """Scale gradients in place by min(1, max_norm / norm)."""
-    coefficient = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-    for gradient in gradients:
-        gradient.mul_(coefficient.to(gradient.device, gradient.dtype))
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
+    gradients = list(gradients)
+    if not gradients:
+        return torch.zeros((), device=device)
+    dtype = torch.float64 if any(g.dtype == torch.float64 for g in gradients) else torch.float32
+    norms = torch._foreach_norm(gradients, 2, dtype=dtype)
+    return torch.stack([norm.to(device) for norm in norms]).square().sum()

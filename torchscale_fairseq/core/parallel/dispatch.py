@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..ops.segments import Segments
 from .exchange import all_to_all
 from .groups import ExpertSplit, exchange_group
 
@@ -19,9 +20,9 @@ class Dispatched:
     """Rows at their experts."""
 
     rows: Tensor
-    """(rows here, width), sorted by local expert."""
-    sizes: list[int]
-    """Rows of each local expert."""
+    """(rows here, width)."""
+    segments: Segments
+    """Those of the local experts."""
     order: Tensor | None = None
     """(rows here,), where each row stood when it arrived."""
     sent: list[int] | None = None
@@ -35,7 +36,7 @@ class LocalDispatcher:
 
     def dispatch(self, rows: Tensor, load: Tensor) -> Dispatched:
         """Rows (rows, width) of which load (experts,) says how many each expert gets."""
-        return Dispatched(rows, load.tolist())
+        return Dispatched(rows, Segments(load))
 
     def collect(self, outputs: Tensor, dispatched: Dispatched) -> Tensor:
         """The experts' outputs, in the order of the rows that were dispatched."""
@@ -59,7 +60,7 @@ class AllToAllDispatcher:
         rows = all_to_all(rows, sent, received, group)
         expert = torch.arange(split.local, device=rows.device).repeat(split.size).repeat_interleave(arriving)
         order = expert.argsort(stable=True)
-        return Dispatched(rows[order], by_process.sum(0).tolist(), order, sent, received)
+        return Dispatched(rows[order], Segments(by_process.sum(0)), order, sent, received)
 
     def collect(self, outputs: Tensor, dispatched: Dispatched) -> Tensor:
         """As for ``LocalDispatcher``."""

@@ -6,6 +6,7 @@ and the probabilities S(t) that the event has not come before time t, where bins
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,6 +61,7 @@ class Classifier:
 
 def main() -> int:
     options = parse_options()
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end quietly when head has seen enough
     plugin.register()
     try:
         classifier = Classifier(options.checkpoint, options.device)

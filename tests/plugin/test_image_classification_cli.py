@@ -3,6 +3,8 @@
 import math
 import re
 import shutil
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -115,6 +117,9 @@ def test_probabilities_of_files(folders: Path, straight: tuple[Path, Finished], 
         assert header.split("\t")[2 + values.index(max(values))] == found
         right += Path(file).parent.name == found
     assert 100 * right / 8 == float(validated(straight[1].output)[1])
+    script = [sys.executable, REPOSITORY / "scripts/classify_images.py", "--checkpoint", checkpoint, folders / "valid"]
+    nobody_reads = run_program(["bash", "-c", 'set -o pipefail; "$@" | :', "bash", *script])
+    assert nobody_reads.returncode == 128 + signal.SIGPIPE and "classify_images.py: " not in nobody_reads.stderr
     (tmp_path / "text.png").write_text("no image")
     assert "classify_images.py: " in classify(checkpoint, tmp_path / "text.png").last_line
 

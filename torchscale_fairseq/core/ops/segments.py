@@ -56,5 +56,6 @@ class Segments:
 
     def filled(self, x: Tensor) -> Tensor:
         """(rows, a) to (groups, rows of the largest, a), with zeros behind each group's rows."""
-        shape = len(self.sizes), max(self.sizes), x.size(1)
-        return x.new_zeros(shape[0] * shape[1], shape[2]).index_copy(0, self.places, x).view(shape)
+        filled = x.new_zeros(len(self.sizes), max(self.sizes), x.size(1))
+        filled.flatten(0, 1).index_copy_(0, self.places, x)
+        return filled

@@ -3,6 +3,7 @@
 import argparse
 import shlex
 import sys
+from collections.abc import Iterator
 from functools import partial
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -45,6 +46,18 @@ def test_training_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert [row[1] for row in rows(printed)[2:]] == ["official", "ours", "attention", "official", "ours"]
     assert printed.startswith("`python benchmarks/retention.py train")
     assert printed.count("output and gradients differ by up to") == 2
+
+
+def test_a_run_that_is_cut_off_leaves_what_it_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def results(options: argparse.Namespace) -> Iterator[tuple[list[Row], list[str]]]:
+        yield [Row("layer, training step", "ours", 0.5, 1000, 8, "tokens")], ["a note"]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(retention, "results", results)
+    with pytest.raises(KeyboardInterrupt):
+        retention.main(["train", *TINY, "--output", str(tmp_path / "table.md")])
+    written = (tmp_path / "table.md").read_text()
+    assert [row[1] for row in rows(written)[2:]] == ["ours"] and "a note" in written
 
 
 def test_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,6 +57,7 @@ def test_figures_are_logged(straight: tuple[Path, Finished]) -> None:
     folder, done = straight
     assert "4 classes: blue, green, red, yellow" in done.output
     assert re.search(r"train_inner .*loss=[\d.]+, accuracy=\d", done.output)
+    assert "tps_device" not in done.output, "images have no tokens"
     events = EventAccumulator(str(folder / "tensorboard" / "valid"))
     events.Reload()
     assert {"loss", "accuracy", "auc"} <= set(events.Tags()["scalars"])

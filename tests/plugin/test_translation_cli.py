@@ -20,7 +20,9 @@ TRANSLATION = sorted(
     for name, cls in MODEL_REGISTRY.items()
     if issubclass(cls, torchscale_fairseq.models.translation.TranslationModel)
     and cls.__module__.startswith("torchscale_fairseq")
+    and name.rpartition("_")[0] not in MODEL_REGISTRY
 )
+"""One of each family; other sizes differ in what ``shrunk`` sets."""
 ARCH = "mt_deepnorm_small"
 COMMON = ["--task", "translation", "--cpu", "--share-all-embeddings", *FEW_UPDATES]
 WIDER = ["--encoder-embed-dim", "32", "--decoder-embed-dim", "32"]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 pytest.importorskip("fairseq")
 
@@ -15,9 +16,12 @@ from fairseq.logging import metrics
 from tests.fairseq_cli import FEW_UPDATES, Finished, run_fairseq, tiny_language_data
 from tests.plugin.shrunk import EXPERTS, shrunk
 from torchscale_fairseq.core.layers.moe import RoutingReport
+from torchscale_fairseq.core.parallel.groups import ExpertSplit
 from torchscale_fairseq.criterions import _mixture
 from torchscale_fairseq.criterions._mixture import LOGGED, MixtureCriterion, MixtureOptions
+from torchscale_fairseq.hooks import gradient_clipping
 from torchscale_fairseq.hooks.checkpoints import load_checkpoint
+from torchscale_fairseq.hooks.gradient_clipping import ExpertGradients, clip_with_experts
 
 LANGUAGE = ["--task", "language_modeling", "--tokens-per-sample", "16", "--criterion", "moe_cross_entropy"]
 MASKED = ["--task", "masked_lm", "--tokens-per-sample", "16", "--criterion", "masked_lm_moe_cross_entropy"]
@@ -119,6 +123,22 @@ def test_plain_clip_counts_each_expert_like_the_rest(data: Path, tmp_path: Path)
         done = train(data, tmp_path / clip, *LANGUAGE, *EXPERTS, "--moe-clip", clip, "--clip-norm", "1").check()
         norms[clip] = float(done.output.split("gnorm=")[1].split(",")[0])
     assert norms["plain"] > norms["sparse"] * 1.05
+
+
+@pytest.mark.parametrize("max_norm", [1.0, 100.0, 0.0])
+def test_all_gradients_are_clipped_by_one_coefficient(max_norm: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the norm in which the experts count a quarter; zero is no limit."""
+    monkeypatch.setattr(gradient_clipping, "_current", ExpertGradients(ExpertSplit(4), norm_weight=1 / 4))
+    dense, expert, idle = (nn.Parameter(torch.zeros(shape)) for shape in ((3,), (4, 2), (5,)))
+    expert.expert = True
+    gradients = [torch.full((3,), 2.0), torch.full((4, 2), 3.0)]
+    dense.grad, expert.grad = (gradient.clone() for gradient in gradients)
+    norm = clip_with_experts(None)(iter([dense, expert, idle]), max_norm)  # type: ignore[arg-type]
+    assert norm.item() == pytest.approx(math.sqrt(3 * 2**2 + 8 * 3**2 / 4))
+    factor = 1 / norm.item() if max_norm == 1 else 1
+    for parameter, gradient in zip((dense, expert), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient * factor)
+    assert idle.grad is None
 
 
 def test_fine_tunes_with_frozen_routing(data: Path, tmp_path: Path) -> None:

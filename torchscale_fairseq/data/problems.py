@@ -3,10 +3,12 @@
 import logging
 from collections import Counter
 
+from torchscale_fairseq.core.errors import InputError
+
 logger = logging.getLogger(__name__)
 
 
-class DataError(ValueError):
+class DataError(InputError):
     """Data cannot be used; the message names the file, the line where there is one, and a way out."""
 
 

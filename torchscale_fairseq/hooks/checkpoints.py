@@ -12,6 +12,7 @@ import numpy
 import numpy.dtypes
 import torch
 
+from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.hooks import expert_shards
 
 __all__ = ["CheckpointError", "allow_stock_types", "describe_mismatch", "explain", "load_checkpoint"]
@@ -20,7 +21,7 @@ UNREADABLE = (EOFError, OSError, RuntimeError, pickle.UnpicklingError)
 """What ``torch.load`` raises for a file that is no checkpoint, only part of one, or cannot be opened."""
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(InputError):
     """A checkpoint cannot be used; the message names the file and the reason."""
 
 

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
+from ..errors import InputError
 
-class UnevenExperts(ValueError):
+
+class UnevenExperts(InputError):
     """So many experts cannot be shared out evenly."""
 
 

@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from ..errors import InputError
 from ..ops.positions import FIRST_POSITION, PADDING_POSITION
 
 
@@ -66,7 +67,7 @@ class SequenceSlice:
         return rows if real is None else rows.where(real, PADDING_POSITION)
 
 
-class UnevenProcesses(ValueError):
+class UnevenProcesses(InputError):
     """Processes cannot be shared out over sequences evenly."""
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.data.corpora import made_corpus, opened, write_dictionary, write_json
+from tests.small_disk import fill, small_disk
 from torchscale_fairseq.data import index as index_module
 from torchscale_fairseq.data.index import LONGEST_UNIT, IndexPath, split_line, unit_text
 from torchscale_fairseq.data.pieces import load_dictionary
@@ -84,6 +85,20 @@ def test_a_read_only_directory_needs_an_index_dir(data: Path, tmp_path: Path) ->
         opened(data)
     dataset = opened(data, index_dir=tmp_path / "elsewhere")
     assert len(dataset) and list((tmp_path / "elsewhere").rglob("a.txt.units"))
+
+
+def test_a_full_disk_leaves_no_half_index(tmp_path: Path) -> None:
+    with small_disk(tmp_path, "1m") as disk:
+        filler = fill(disk, 1 << 16)
+        shard = tmp_path / "a.txt"
+        shard.write_bytes(b"ab\n" * (1 << 14))
+        place = IndexPath(disk, shard)
+        with pytest.raises(DataError, match=r"No space left on device .*; make room .* --index-dir names another"):
+            place.build(lambda texts: [list(text) for text in texts])
+        assert list(disk.iterdir()) == [filler] and not place.is_current()
+        filler.unlink()
+        place.build(lambda texts: [list(text) for text in texts])
+        assert place.is_current()
 
 
 def broken_line(data: Path, line: bytes) -> None:

@@ -9,11 +9,8 @@ space. A *part* is a run of some 32 MiB of lines; no sample reaches from one par
 bounded by the part, however large the shard is.
 """
 
-import contextlib
 import json
-import os
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain, compress
 from pathlib import Path
@@ -22,6 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from torchscale_fairseq.core.files import WriteError, write_atomically
 from torchscale_fairseq.data.problems import DataError
 
 UNIT = np.dtype([("bytes", "<u4"), ("tokens", "<u4"), ("ends", "?")])
@@ -127,31 +125,19 @@ class IndexPath:
         """
         try:
             self.header.parent.mkdir(parents=True, exist_ok=True)
-            with _whole_file(self.units) as units, self.shard.open("rb") as text:
+            with (
+                write_atomically(self.units, several_writers=True) as scratch,
+                scratch.open("wb") as units,
+                self.shard.open("rb") as text,
+            ):
                 header = _Builder(encode, units).run(text, progress)
-        except PermissionError as error:
-            if error.filename == str(self.shard):
+            with write_atomically(self.header, several_writers=True) as scratch:
+                scratch.write_text(json.dumps(header))
+        except (WriteError, OSError) as error:
+            if isinstance(error, OSError) and error.filename == str(self.shard):
                 raise
-            raise DataError(
-                f"the index of {self.shard} cannot be written: {error.filename}: {error.strerror}; name another place "
-                "for it with --index-dir."
-            ) from error
-        with _whole_file(self.header) as file:
-            file.write(json.dumps(header).encode())
-
-
-@contextlib.contextmanager
-def _whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes its name when it is complete."""
-    descriptor, scratch = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-        os.chmod(scratch, 0o644)
-        os.replace(scratch, path)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
+            reason = f"{error.filename} cannot be made: {error.strerror}." if isinstance(error, OSError) else error
+            raise DataError(f"{reason} --index-dir names another place for the index of {self.shard}.") from error
 
 
 class _Builder:

@@ -23,6 +23,7 @@ TOLERANCES = {
     "float16": Tolerance(5e-3, 5e-3, "11 bits of mantissa, a few roundings"),
     "bfloat16": Tolerance(3e-2, 3e-2, "8 bits of mantissa, a few roundings"),
     "optimizer": Tolerance(1e-12, 1e-12, "one update in float64: a dozen roundings of 1e-16 of numbers near 1"),
+    "printed": Tolerance(2e-3, 1e-5, "figures that fairseq rounds to three decimals: two roundings of 5e-4, and slack"),
     "parity": Tolerance(5e-5, 1e-5, "stated with the golden vectors; their float32 noise is up to 5e-6"),
     "parity_logits": Tolerance(1e-4, 1e-5, "the same for vectors with tied embeddings, whose logits reach 19"),
     "parity_retention": Tolerance(1e-4, 1e-5, "stated with the vectors: official forms differ by 6e-5 from each other"),

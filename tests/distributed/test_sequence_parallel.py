@@ -1,6 +1,5 @@
 """--seq-parallel: several gloo processes that share sequences train what one process trains."""
 
-import re
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ pytest.importorskip("fairseq")
 
 from tests.fairseq_cli import Finished, run_fairseq, run_gloo, run_processes, tiny_language_data
 from tests.plugin.test_translation_cli import assert_same_weights
+from tests.printed import assert_logged_alike
 from torchscale_fairseq import DecoderConfig, LongNetDecoder
 from torchscale_fairseq.hooks.sequence import _check_options
 
@@ -19,6 +19,7 @@ SIZES = ["layers", "2", "embed-dim", "16", "ffn-embed-dim", "32", "attention-hea
 COMMON = ["--dropout", "0", "--optimizer", "sgd", "--lr", "0.1", "--clip-norm", "0.5", "--num-workers", "0"]
 COMMON += ["--log-format", "simple", "--log-interval", "1", "--required-batch-size-multiple", "1"]
 COMMON += ["--batch-size", "4", "--tokens-per-sample", "30"]
+FIGURES = ["loss", "wpb", "bsz", "gnorm"]
 SHARED = ["--seq-parallel"]
 SMALLEST = {f"decoder_{name}": 2 for name in ("layers", "embed_dim", "ffn_embed_dim", "attention_heads")}
 
@@ -45,18 +46,6 @@ def train(processes: int, data: Path, folder: Path, *flags: object, updates: int
     return run_processes(processes, "train", arguments)
 
 
-def figures(output: str) -> list[tuple[str, ...]]:
-    """Of each update and validation: loss, tokens and sentences of the batch, norm of gradients."""
-    found = [
-        tuple(re.findall(rf"\b(?:valid_)?{name}[= ]([\d.]+)", line)[-1:][0] for name in ("loss", "wpb", "bsz"))
-        + tuple(re.findall(r"gnorm=([\d.]+)", line))
-        for line in output.splitlines()
-        if "wpb" in line
-    ]
-    assert len(found) >= 4
-    return found
-
-
 @pytest.fixture(scope="module", params=MODELS)
 def alone(request: pytest.FixtureRequest, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """Three updates in one process, for which --seq-parallel means nothing."""
@@ -71,7 +60,7 @@ def test_equals_one_process(processes: int, backend: str, data: Path, alone: tup
     kind, folder = alone
     done = train(processes, data, tmp_path, *MODELS[kind], *SHARED, "--ddp-backend", backend).check()
     assert_same_weights(folder, tmp_path, 1e-6)
-    assert figures(done.output) == figures((folder / "output.txt").read_text())
+    assert_logged_alike(done.output, (folder / "output.txt").read_text(), FIGURES)
 
 
 def test_groups_with_batches_of_their_own(data: Path, tmp_path: Path) -> None:
@@ -81,8 +70,7 @@ def test_groups_with_batches_of_their_own(data: Path, tmp_path: Path) -> None:
     alone = train(1, data, tmp_path / "one", *flags, "--update-freq", "2").check()
     done = train(4, data, tmp_path / "four", *flags, *SHARED, "--seq-parallel-size", "2").check()
     assert_same_weights(tmp_path / "one", tmp_path / "four", 1e-6)
-    trained = [[line for line in figures(run.output) if len(line) == 4] for run in (alone, done)]
-    assert trained[0] == trained[1]
+    assert_logged_alike(done.output, alone.output, FIGURES, "| train")
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ pytest.importorskip("fairseq")
 from tests.fairseq_cli import REPOSITORY, Finished, run_beside_fairseq, run_fairseq, run_processes, run_program
 from tests.plugin.drawings import make_folders
 from tests.plugin.test_translation_cli import assert_same_weights, weights
+from tests.printed import assert_logged_alike, assert_printed_alike, printed, validated
 from torchscale_fairseq.criterions.image_classification import area_under_curve
 
 IMAGES = ["--task", "image_classification", "--criterion", "image_classification", "--arch", "longvit_tiny"]
@@ -23,6 +24,7 @@ IMAGES += ["--encoder-ffn-embed-dim", "32", "--encoder-attention-heads", "2", "-
 IMAGES += ["--dilated-ratio", "[1,2]"]
 COMMON = ["--batch-size", "4", "--optimizer", "sgd", "--lr", "0.1", "--cpu", "--num-workers", "0", "--log-format"]
 COMMON += ["simple", "--log-interval", "1", "--no-epoch-checkpoints", "--required-batch-size-multiple", "1"]
+FIGURES = ("loss", "accuracy", "auc")
 AUGMENTED = ["--flip", "--rotate", "--min-crop", "0.5", "--color-jitter", "0.1", "--class-balanced"]
 
 
@@ -34,12 +36,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(data: Path, folder: Path, *flags: str, updates: int = 3, processes: int = 1) -> Finished:
     words = [data, *IMAGES, *COMMON, "--max-update", str(updates), "--save-dir", folder, *flags]
     return run_fairseq("train", words) if processes == 1 else run_processes(processes, "train", words)
-
-
-def validated(output: str) -> list[str]:
-    """Loss, accuracy and AUC of the last validation."""
-    last = [line for line in output.splitlines() if "valid on 'valid' subset" in line][-1]
-    return [re.search(rf"\| {name} ([\d.]+)", last)[1] for name in ("loss", "accuracy", "auc")]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +57,7 @@ def test_figures_are_logged(straight: tuple[Path, Finished]) -> None:
     events = EventAccumulator(str(folder / "tensorboard" / "valid"))
     events.Reload()
     assert {"loss", "accuracy", "auc"} <= set(events.Tags()["scalars"])
-    assert f"{events.Scalars('auc')[-1].value:.4f}" == f"{float(validated(done.output)[-1]):.4f}"
+    assert_printed_alike([events.Scalars("auc")[-1].value], validated(done.output, "auc"))
     assert re.search(r"best_auc [\d.]+", done.output) and (folder / "checkpoint_best.pt").exists()
 
 
@@ -81,10 +77,10 @@ def test_the_checkpoint_knows_its_classes(folders: Path, straight: tuple[Path, F
     words += ["--batch-size", "3", "--valid-subset", "valid"]
     shutil.copytree(folders / "valid", tmp_path / "valid")
     output = run_fairseq("validate", [tmp_path, *words]).check().output
-    assert validated(output) == validated(straight[1].output)
+    assert_printed_alike(validated(output, *FIGURES), validated(straight[1].output, *FIGURES))
     shutil.rmtree(tmp_path / "valid" / "blue")
     fewer = run_fairseq("validate", [tmp_path, *words]).check().output
-    assert validated(fewer) != validated(output)
+    assert printed(fewer, "bsz") == [6] and printed(output, "bsz") == [8]
     (tmp_path / "valid" / "purple").mkdir()
     refused = run_fairseq("validate", [tmp_path, *words])
     assert re.search(
@@ -117,7 +113,7 @@ def test_probabilities_of_files(folders: Path, straight: tuple[Path, Finished], 
         assert sum(values) == pytest.approx(1, abs=3e-4)
         assert header.split("\t")[2 + values.index(max(values))] == found
         right += Path(file).parent.name == found
-    assert 100 * right / 8 == float(validated(straight[1].output)[1])
+    assert_printed_alike([100 * right / 8], validated(straight[1].output, "accuracy"))
     script = [sys.executable, REPOSITORY / "scripts/classify_images.py", "--checkpoint", checkpoint, folders / "valid"]
     nobody_reads = run_program(["bash", "-c", 'set -o pipefail; "$@" | :', "bash", *script])
     assert nobody_reads.returncode == 128 + signal.SIGPIPE and "classify_images.py: " not in nobody_reads.stderr
@@ -131,7 +127,7 @@ def test_figures_of_two_processes_are_those_of_one(folders: Path, tmp_path: Path
     done = train(folders, tmp_path, *flags, processes=2).check()
     words = [folders, "--task", "image_classification", "--path", tmp_path / "checkpoint_last.pt", "--cpu"]
     alone = run_fairseq("validate", [*words, "--batch-size", "8", "--valid-subset", "valid"]).check()
-    assert validated(done.output) == validated(alone.output)
+    assert_printed_alike(validated(done.output, *FIGURES), validated(alone.output, *FIGURES))
 
 
 @pytest.mark.parametrize("size", [pytest.param("32", marks=pytest.mark.slow), "40"])
@@ -141,10 +137,9 @@ def test_processes_that_share_images_train_what_one_does(size: str, folders: Pat
     alone = train(folders, tmp_path / "one", *flags).check()
     shared = train(folders, tmp_path / "two", *flags, "--seq-parallel", processes=2).check()
     assert_same_weights(tmp_path / "one", tmp_path / "two", 1e-6)
-    assert validated(alone.output) == validated(shared.output)
-    for name in ("loss", "accuracy", "gnorm", "bsz", "wpb"):
-        found = [re.findall(rf"train_inner .*\b{name}=([\d.]+)", run.output) for run in (alone, shared)]
-        assert found[0] == found[1] and len(found[0]) == 3, name
+    assert_printed_alike(validated(shared.output, *FIGURES), validated(alone.output, *FIGURES))
+    assert len(printed(alone.output, "loss", "train_inner")) == 3
+    assert_logged_alike(shared.output, alone.output, ["loss", "accuracy", "gnorm", "bsz", "wpb"], "train_inner")
 
 
 def test_fine_tunes_for_other_classes_and_sizes(folders: Path, straight: tuple[Path, Finished], tmp_path: Path) -> None:
@@ -234,4 +229,4 @@ def test_a_detail_decides(tmp_path: Path) -> None:
     """A square of 8 pixels, whose colour decides the class of an image of 2,048 pixels, in more than 95 % of held-out
     images. The mean colour of an image, which the ground decides, does not tell."""
     words = [REPOSITORY / "scripts/experiments/image_details.sh", "--work-dir", tmp_path]
-    assert float(validated(run_program(words, timeout=3600).check().output)[1]) > 95
+    assert validated(run_program(words, timeout=3600).check().output, "accuracy")[0] > 95

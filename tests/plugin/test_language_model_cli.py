@@ -18,6 +18,7 @@ import torchscale_fairseq.models
 from tests.fairseq_cli import FEW_UPDATES, Finished, run_fairseq
 from tests.plugin.shrunk import shrunk
 from tests.plugin.test_translation_cli import assert_same_weights, column
+from tests.printed import assert_printed_alike, validated
 from torchscale_fairseq.hooks.checkpoints import load_checkpoint
 
 CAUSAL = ("gpt_deepnorm", "gpt_magneto", "gpt_xpos", "longnet", "lm_base")
@@ -280,13 +281,12 @@ def test_sentence_prediction(masked_run: Path, classified: Path, tmp_path: Path)
     start = ["--restore-file", masked_run, "--reset-optimizer", "--reset-dataloader", "--reset-meters"]
     result = finetune(classified, tmp_path, *start, "--max-update", "200").check()
     assert "left as initialised: classification_heads.sentence_classification_head" in result.output
-    first = float(re.findall(r"\| valid \| .*?accuracy ([\d.]+)", result.output)[-1])
-    assert first > 90
+    learned = validated(result.output, "accuracy")
+    assert learned[0] > 90
     head = {k: v for k, v in load_checkpoint(tmp_path / "checkpoint_last.pt")["model"].items() if "heads" in k}
     assert len(head) == 4
     words = [classified, "--path", tmp_path / "checkpoint_last.pt", "--cpu", "--batch-size", "8"]
-    validated = run_fairseq("validate", words).check().output
-    assert float(re.search(r"\| valid \| .*?accuracy ([\d.]+)", validated)[1]) == pytest.approx(first)
+    assert_printed_alike(validated(run_fairseq("validate", words).check().output, "accuracy"), learned)
 
 
 def test_another_heads_classes_start_afresh(masked_run: Path, classified: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ pytest.importorskip("fairseq")
 from tests.fairseq_cli import REPOSITORY, Finished, run_fairseq, run_processes, run_program
 from tests.helpers import assert_close
 from tests.plugin.test_image_classification_cli import classify
+from tests.printed import assert_printed_alike, validated
 from torchscale_fairseq.core.ops.survival import concordance_index, survival_loss
 from torchscale_fairseq.criterions.image_classification import ImageClassificationCriterion, ImageClassificationOptions
 from torchscale_fairseq.criterions.survival import SurvivalCriterion, SurvivalOptions
@@ -50,12 +51,6 @@ def validate(data: Path, checkpoint: Path) -> Finished:
     return run_fairseq("validate", [data, *words, "--cpu"])
 
 
-def validated(output: str) -> list[str]:
-    """Loss and concordance index of the last validation."""
-    last = [line for line in output.splitlines() if "valid on 'valid' subset" in line][-1]
-    return [re.search(rf"\| {name} ([\d.]+)", last)[1] for name in ("loss", "c_index")]
-
-
 @pytest.fixture(scope="module")
 def trained(discs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Finished]:
     """By two processes, of which one validates a batch more than the other, and one that is not full."""
@@ -71,16 +66,16 @@ def test_figures_are_logged(trained: tuple[Path, Finished]) -> None:
     assert re.search(r"24 images, \d+ events; bins of time begin at 0, [\d.]+, [\d.]+, [\d.]+", done.output)
     events = EventAccumulator(str(folder / "tensorboard" / "valid"))
     events.Reload()
-    assert f"{events.Scalars('c_index')[-1].value:.4f}" == f"{float(validated(done.output)[1]):.4f}"
     best = load_checkpoint(folder / "checkpoint_best.pt")["extra_state"]["best"]
-    assert f"{best:.4f}" == f"{float(validated(done.output)[1]):.4f}"
+    assert_printed_alike([events.Scalars("c_index")[-1].value, best], 2 * validated(done.output, "c_index"))
 
 
 def test_one_process_measures_what_two_did(discs: Path, trained: tuple[Path, Finished], tmp_path: Path) -> None:
     """And knows the bins of time without the training's table."""
     folder, done = trained
     shutil.copytree(discs / "valid", tmp_path / "valid")
-    assert validated(validate(tmp_path, folder / "checkpoint_last.pt").check().output) == validated(done.output)
+    alone = validate(tmp_path, folder / "checkpoint_last.pt").check()
+    assert_printed_alike(validated(alone.output, "loss", "c_index"), validated(done.output, "loss", "c_index"))
 
 
 def test_risks_of_files(discs: Path, trained: tuple[Path, Finished]) -> None:
@@ -95,9 +90,13 @@ def test_risks_of_files(discs: Path, trained: tuple[Path, Finished]) -> None:
     last = -found.sum(1)
     assert ((last > 0) & (last < found[:, -1])).all()
     c_index = concordance_index(found[:, 0], table.times, table.events)
-    assert c_index == pytest.approx(float(validated(trained[1].output)[1]), abs=1e-4)
-    of_folder = classify(checkpoint, discs / "valid").check().stdout.splitlines()
-    assert of_folder == [header, *(line for _, line in sorted(zip(table.images, lines, strict=True)))]
+    assert_printed_alike([c_index], validated(trained[1].output, "c_index"))
+    first, *of_folder = classify(checkpoint, discs / "valid").check().stdout.splitlines()
+    assert first == header
+    for line, expected in zip(of_folder, sorted(lines), strict=True):
+        (file, *figures), (name, *others) = line.split("\t"), expected.split("\t")
+        assert file == name
+        assert_printed_alike([float(x) for x in figures], [float(x) for x in others], file)
 
 
 def test_a_run_goes_on_with_its_bins_of_time(discs: Path, trained: tuple[Path, Finished], tmp_path: Path) -> None:
@@ -177,4 +176,4 @@ def test_orders_held_out_images(tmp_path: Path) -> None:
     data = draw(tmp_path / "data", train=800, valid=200)
     flags = ["--batch-size", "32", "--lr", "1e-3", "--validate-interval", "100", "--log-interval", "50"]
     output = train(data, tmp_path / "run", *flags, updates=200).check().output
-    assert float(validated(output)[1]) > 0.8
+    assert validated(output, "c_index")[0] > 0.8

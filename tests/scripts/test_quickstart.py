@@ -135,7 +135,6 @@ def test_quickstart_trains_a_model_that_translates(tmp_path: Path) -> None:
     assert len(scores) == 7
     assert scores["all"] >= 85
     assert first.count("\nreference  ") == 5
-    assert float(re.findall(r"done training in ([\d.]+) seconds", first)[0]) <= 360
     second = quickstart("--work-dir", tmp_path).check().stdout
     assert "has finished this training" in second
     assert second.splitlines()[-20:] == first.splitlines()[-20:]

@@ -74,7 +74,6 @@ def test_trains_a_model_that_continues_text(tmp_path: Path) -> None:
     for prompt, text in continued:
         assert text.startswith(prompt)
     assert any(len(text) > len(prompt) + 20 for prompt, text in continued)
-    assert float(re.findall(r"done training in ([\d.]+) seconds", first)[0]) <= 420
     second = quickstart("--work-dir", tmp_path).check().stdout
     assert "has finished this training" in second
     assert rows_of_table(second) == rows_of_table(first)

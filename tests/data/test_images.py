@@ -78,20 +78,6 @@ def test_coloured_views(image: Path) -> None:
     assert np.abs(found - pixels.clip(0, 255)).max() <= 0.51
 
 
-def test_other_kinds_of_pixels(tmp_path: Path) -> None:
-    """Grey, palette, 16 bits, transparent (on white): all come as red, green and blue."""
-    grey = painted(SIDE, SIDE)
-    Image.fromarray(grey).save(tmp_path / "grey.png")
-    assert np.array_equal(read(tmp_path / "grey.png"), np.stack([grey] * 3, -1))
-    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
-    assert np.array_equal(read(tmp_path / "deep.png"), np.stack([grey] * 3, -1))
-    palette = Image.fromarray(painted(SIDE, SIDE, 3)).quantize(16)
-    palette.save(tmp_path / "palette.png")
-    assert np.array_equal(read(tmp_path / "palette.png"), np.asarray(palette.convert("RGB")))
-    Image.new("RGBA", (SIDE, SIDE), (200, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert (read(tmp_path / "clear.png") == 255).all()
-
-
 @pytest.mark.parametrize("name", ["large.jpg", "large.webp", "large.tif", "pyramid.tif"])
 def test_large_files_are_scaled(name: str, tmp_path: Path) -> None:
     """Not square, from eight times the size: near to what Pillow makes of it."""

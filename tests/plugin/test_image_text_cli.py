@@ -14,7 +14,6 @@ from tests.fairseq_cli import Finished, run_fairseq
 from tests.plugin.drawings import make_drawings
 from torchscale_fairseq.criterions.image_text import normalised_patches
 from torchscale_fairseq.data.captions import read_captions
-from torchscale_fairseq.data.images import load_image
 from torchscale_fairseq.data.problems import DataError
 
 IMAGES = ["--task", "image_text", "--criterion", "image_text", "--img-size", "32", "--patch-size", "8"]
@@ -51,18 +50,6 @@ def test_target_of_patches() -> None:
     first = images[0, :, :2, :2].flatten()
     expected = (first - first.mean()) / first.std(correction=0)
     torch.testing.assert_close(patches[0, 0], expected, atol=1e-5, rtol=1e-5)
-
-
-def test_images_are_cropped_to_squares(drawings: Path, tmp_path: Path) -> None:
-    from PIL import Image
-
-    wide = Image.new("RGB", (40, 20), (255, 255, 255))
-    wide.paste((0, 0, 0), (0, 0, 10, 20))
-    wide.paste((0, 0, 0), (30, 0, 40, 20))
-    wide.convert("L").save(tmp_path / "wide.png")
-    image = load_image(tmp_path / "wide.png", 16)
-    assert image.shape == (3, 16, 16)
-    assert image.min() > 0.9  # bicubic scaling looks a little beyond the edge
 
 
 def write(folder: Path, *lines: str) -> Path:

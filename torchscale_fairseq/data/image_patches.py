@@ -1,6 +1,5 @@
 """Images of any size as patches, read from their files a row of patches at a time."""
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +10,7 @@ import torch
 from torch import Tensor
 
 from torchscale_fairseq.data.image_views import View
-from torchscale_fairseq.data.problems import DataError
-
-WHITE = 255
+from torchscale_fairseq.data.images import errors_named, load_vips, open_image
 
 
 @dataclass(frozen=True)
@@ -21,7 +18,7 @@ class ImagePatches:
     """The patches of an image, which is scaled to a square, or some of them. Each iteration reads the file anew, from
     top to bottom; neither the file's image nor the scaled one is ever whole in memory.
 
-    libvips decodes at reduced scale where the format allows it: JPEG, WebP, pyramids in TIFF.
+    ``open_image`` says how files of all kinds are read.
 
     Args:
         path: of the file.
@@ -46,7 +43,6 @@ class ImagePatches:
             DataError: the file is missing or is not an image that can be read.
             ModuleNotFoundError: pyvips is not installed.
         """
-        vips = _vips()
         positions = self._positions()
         wanted = (positions >= self.start) & (positions < self._stop)
         columns = np.flatnonzero(wanted.any(0))
@@ -54,19 +50,14 @@ class ImagePatches:
             return
         first, size = int(columns[0]), self.patch_size
         width = int(columns[-1]) + 1 - first
-        try:
-            region = vips.Region.new(self._open(vips))
+        with errors_named(self.path):
+            region = load_vips().Region.new(self._open())
             for row in np.flatnonzero(wanted.any(1)):
                 pixels = region.fetch(first * size, int(row) * size, width * size, size)
                 patches = torch.from_numpy(np.frombuffer(pixels, np.uint8).reshape(size, width, size, 3))
                 chosen = torch.from_numpy(wanted[row, first : first + width])
                 places = torch.from_numpy(positions[row, first : first + width])[chosen] - self.start
                 yield places, self._turned(patches.permute(1, 3, 0, 2)[chosen])
-        except vips.Error as error:
-            if not self.path.exists():
-                raise DataError(f"{self.path} does not exist.") from None
-            reason = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
-            raise DataError(f"{self.path} is not an image that can be read: {reason}.") from None
 
     def read(self) -> Tensor:
         """All at once, (patches, 3, patch_size, patch_size) of uint8, in order. Errors are those of iterating."""
@@ -95,30 +86,13 @@ class ImagePatches:
         reversed_axes = [2] * self.view.rows_reversed + [3] * self.view.columns_reversed
         return patches.flip(reversed_axes)
 
-    def _open(self, vips: Any) -> Any:
+    def _open(self) -> Any:
         """The view before it is turned, as a pipeline that has computed nothing yet."""
         whole = max(self.img_size, round(self.img_size / self.view.side))
-        image = vips.Image.thumbnail(str(self.path), whole, height=whole, size="force", fail_on="error")
-        if image.hasalpha():
-            image = image.flatten(background=WHITE)
-        image = image.colourspace("srgb")
+        image = open_image(self.path, whole)
         left, top = (min(round(share * whole), whole - self.img_size) for share in (self.view.left, self.view.top))
         image = image.crop(left, top, self.img_size, self.img_size)
         if self.view.has_other_colours:
             matrix, offset = self.view.colours()
-            image = (image.recomb(matrix) + offset).rint()
-        return image.cast("uchar")
-
-
-def _vips() -> Any:
-    """The library, without its cache of results, which would keep files half read, and its reports on each image."""
-    logging.getLogger("pyvips").setLevel(logging.WARNING)
-    try:
-        import pyvips
-    except (ImportError, OSError):
-        raise ModuleNotFoundError(
-            "large images need pyvips with libvips; install them with pip install torchscale-fairseq[vision].",
-            name="pyvips",
-        ) from None
-    pyvips.cache_set_max(0)
-    return pyvips
+            image = (image.recomb(matrix) + offset).rint().cast("uchar")
+        return image

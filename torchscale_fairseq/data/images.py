@@ -1,6 +1,14 @@
-"""Image files to tensors."""
+"""The one reader of image files, of whatever kind: red, green and blue of 8 bits, as people see the image.
 
+libvips reads most formats; Pillow reads the others, such as BMP, which then are whole in memory.
+"""
+
+import contextlib
+import io
+import logging
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,34 +16,114 @@ from torch import Tensor
 
 from torchscale_fairseq.data.problems import DataError
 
+WHITE = 255
+DEPTHS = ("uchar", "ushort")
+"""libvips's names of 8 and 16 bits, for which it is known how bright the largest number is."""
+OTHER_DEPTH = "whose largest value is not known; convert it to 8 or 16 bits"
+NO_LOADER = "not a known file format"
+PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
+
 
 def load_image(path: Path, size: int) -> Tensor:
-    """An image's largest square around its centre, scaled.
+    """An image, scaled to a square.
 
     Args:
-        path: any format that Pillow reads.
+        path: of the file.
         size: pixels of a side.
 
     Returns:
         (3, size, size), float32 in [-1, 1].
 
     Raises:
-        DataError: the file is missing or is not an image.
-        ModuleNotFoundError: pillow is not installed.
+        DataError: the file is missing or is not an image that can be read.
+        ModuleNotFoundError: pyvips is not installed.
     """
+    with errors_named(path):
+        pixels = np.frombuffer(open_image(path, size).write_to_memory(), np.uint8).reshape(size, size, 3)
+    return torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1) / 127.5 - 1.0
+
+
+def open_image(path: Path, size: int) -> Any:
+    """An image, scaled to a square of ``size`` pixels a side, as a pipeline of libvips that has computed nothing yet.
+
+    An animation's first picture is taken, the camera's orientation (EXIF) applied, and transparency put on white.
+    Colours are converted to sRGB. JPEG, WebP and pyramids in TIFF are decoded at reduced scale.
+
+    Raises:
+        pyvips.Error: the file is missing or is not an image that can be read; see ``errors_named``.
+        DataError: the range of its brightness is not known.
+    """
+    vips = load_vips()
+    options = {"height": size, "size": "force", "fail_on": "error"}
     try:
-        from PIL import Image, ImageOps
-    except ModuleNotFoundError:
+        image = vips.Image.thumbnail(str(path), size, **options)
+        _check_depth(vips.Image.new_from_file(str(path)), path)
+    except vips.Error as error:
+        if NO_LOADER not in str(error):
+            raise
+        image = vips.Image.thumbnail_buffer(_as_png(path), size, **options)
+    if image.hasalpha():
+        image = image.flatten(background=WHITE)
+    return image.colourspace("srgb").cast("uchar")
+
+
+@contextlib.contextmanager
+def errors_named(path: Path) -> Iterator[None]:
+    """Turn errors of libvips into a DataError that names the file."""
+    vips = load_vips()
+    try:
+        yield
+    except vips.Error as error:
+        if not path.exists():
+            raise DataError(f"{path} does not exist.") from None
+        reason = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+        raise _unreadable(path, reason) from None
+
+
+def load_vips() -> Any:
+    """libvips, without its cache of results, which would keep files half read, and its reports on each image.
+
+    Raises:
+        ModuleNotFoundError: pyvips is not installed.
+    """
+    logging.getLogger("pyvips").setLevel(logging.WARNING)
+    try:
+        import pyvips
+    except (ImportError, OSError):
         raise ModuleNotFoundError(
-            "images need Pillow; install it with pip install torchscale-fairseq[vision].", name="PIL"
+            "images need pyvips with libvips; install them with pip install torchscale-fairseq[vision].",
+            name="pyvips",
         ) from None
+    pyvips.cache_set_max(0)
+    return pyvips
+
+
+def _check_depth(image: Any, path: Path) -> None:
+    if image.format not in DEPTHS and image.interpretation in ("b-w", "multiband", "srgb"):
+        raise _unreadable(path, f"its pixels are numbers of the type {image.format}, {OTHER_DEPTH}")
+
+
+def _as_png(path: Path) -> bytes:
+    """An image of a format that Pillow alone reads."""
+    try:
+        from PIL import Image, ImageOps, UnidentifiedImageError
+    except ModuleNotFoundError:
+        raise _unreadable(path, "libvips does not know its format, and Pillow is not installed") from None
+    content = io.BytesIO()
     try:
         with Image.open(path) as image:
-            image.draft("RGB", (size, size))  # lets JPEGs be decoded at a fraction of their size
-            square = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist.") from None
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} is not an image that can be read: {error}.") from None
-    pixels = torch.from_numpy(np.asarray(square, dtype=np.float32))
-    return pixels.permute(2, 0, 1) / 127.5 - 1.0
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode not in PNG_MODES:
+                if upright.mode[0] in "IF":
+                    raise _unreadable(path, f"its pixels are of Pillow's mode {upright.mode}, {OTHER_DEPTH}")
+                upright = upright.convert("RGB")
+            upright.save(content, "png", compress_level=0)
+    except UnidentifiedImageError:
+        raise _unreadable(path, "its format is not known") from None
+    except (OSError, Image.DecompressionBombError) as error:
+        raise _unreadable(path, str(error)) from None
+    return content.getvalue()
+
+
+def _unreadable(path: Path, reason: str) -> DataError:
+    return DataError(f"{path} is not an image that can be read: {reason}.")

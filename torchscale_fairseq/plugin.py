@@ -38,11 +38,20 @@ def register() -> None:
         )
     _registered = True  # first, since the packages imported below call this function
     try:
-        from torchscale_fairseq.hooks import experts, preemption, sharding, stock_repairs, unknown_options, whole_help
+        from torchscale_fairseq.hooks import (
+            experts,
+            finished,
+            preemption,
+            sharding,
+            stock_repairs,
+            unknown_options,
+            whole_help,
+        )
 
         stock_repairs.apply()
         experts.apply()
         preemption.apply()
+        finished.apply()
         unknown_options.apply()
         whole_help.apply()
         sharding.apply()

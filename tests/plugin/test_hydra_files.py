@@ -50,6 +50,14 @@ def test_file_trains(name: str, data_of: dict[str, Path], tmp_path: Path) -> Non
     assert any((tmp_path / "tensorboard" / "norms").iterdir())
 
 
+def test_finished_run_is_left_alone(data_of: dict[str, Path], tmp_path: Path) -> None:
+    train("gpt_deepnorm_small", data_of["language_modeling"], tmp_path).check()
+    checkpoint = tmp_path / "checkpoints" / "checkpoint_last.pt"
+    before = checkpoint.read_bytes()
+    again = train("gpt_deepnorm_small", data_of["language_modeling"], tmp_path).check()
+    assert "nothing to train: --max-update (2) is reached" in again.output and checkpoint.read_bytes() == before
+
+
 def test_survival_by_the_overrides_that_the_file_names(tmp_path: Path) -> None:
     words = ["python", REPOSITORY / "scripts/data/draw_survival.py", tmp_path / "discs", "--train", "8", "--valid", "4"]
     run_program(words).check()

@@ -86,9 +86,10 @@ def test_rates_are_of_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     config = DecoderConfig(**sizes, decoder_attention_heads=2)
     tokens = torch.full((4, 16), 5)
     sample: dict[str, Any] = {"net_input": {"src_tokens": tokens}, "target": tokens, "ntokens": 64}
+    meter = SpeedMeter(config, peak=1e6)
     with metrics.aggregate(new_root=True) as logged:
         for now[0] in (0.0, 4.0):
-            SpeedMeter(config, peak=1e6).log([sample], shared_by=2)
+            meter.log(*meter.measure([sample], shared_by=2))
         found = logged.get_smoothed_values()
     assert found["tps_device"] == 64 / 2 / 4
     flops = training_flops(config, decoder=Load((16,) * 4), predictions=64) / 2 / 4

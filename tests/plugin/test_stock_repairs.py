@@ -52,6 +52,10 @@ def resumed(mended: Finished, folder: Path) -> None:
     assert "num_updates: 6 >= max_update: 6" in mended.output
 
 
+def slowness_was_said(mended: Finished, folder: Path) -> None:
+    assert "--fp16 trains several times slower on a CPU than float32" in mended.output
+
+
 def nothing_more(mended: Finished, folder: Path) -> None:
     """The command's success is all."""
 
@@ -76,7 +80,7 @@ CASES = [
         [*TRAIN, *shlex.split("--restore-file {checkpoint} --max-update 6")],
         resumed,
     ),
-    Case("fp16", "CUDA|NVIDIA", "train", [*TRAIN, "--fp16"]),
+    Case("fp16", "CUDA|NVIDIA", "train", [*TRAIN, "--fp16"], slowness_was_said),
     Case(
         "fp16-overflow",
         "CUDA|NVIDIA",

@@ -28,3 +28,13 @@ def replace(owner: ModuleType | type, name: str, make: Callable[[Any], Any]) -> 
         belongs = getattr(holder, "__name__", "").split(".")[0] in {"fairseq", "fairseq_cli", "__main__"}
         if belongs and vars(holder).get(name) is stock:
             setattr(holder, name, repaired)
+
+
+def running(command: str) -> ModuleType | None:
+    """The module of a fairseq command, such as ``"train"``, if this process runs it, as a console script or by
+    ``python -m``."""
+    name = f"fairseq_cli.{command}"
+    main = sys.modules.get("__main__")
+    if main is not None and getattr(getattr(main, "__spec__", None), "name", None) == name:
+        return main
+    return sys.modules.get(name)

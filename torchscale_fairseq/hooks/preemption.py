@@ -22,7 +22,7 @@ from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
 from torch.multiprocessing.spawn import ProcessExitedException
 
-from torchscale_fairseq.hooks.patching import replace
+from torchscale_fairseq.hooks.patching import replace, running
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class StopRequested(Exception):
 
 def apply() -> None:
     """Let fairseq-train look, after each update, whether it is to stop. Idempotent."""
-    train = sys.modules.get("fairseq_cli.train")
+    train = running("train")
     if train is not None and asked():
         replace(train, "validate_and_save", save_when_told)
 

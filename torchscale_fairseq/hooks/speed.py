@@ -32,20 +32,21 @@ vendor's data sheets."""
 
 
 class SpeedMeter:
-    """Logs, beside fairseq's own figures, ``tps_device`` (tokens per second), ``tflops`` (model TFLOP/s, see
-    ``core/flops.py``) and ``mfu`` (their share of the peak rate), all of this process's device.
+    """Logs, next to fairseq's own figures, ``tps_device`` (tokens per second), ``tflops`` (model TFLOP/s, see
+    ``core/flops.py``) and ``mfu`` (their share of the peak rate), each averaged over the devices of a run.
 
     Args:
         config: the core's, of the model.
-        peak: FLOP/s; None if it is not known, and there is no ``mfu``.
+        peak: FLOP/s of a device; None if it is not known, and there is no ``mfu``.
     """
 
     def __init__(self, config: Any, peak: float | None):
         self.config = config
         self.peak = peak
+        self._reads_text = False
 
-    def log(self, samples: Iterable[dict[str, Any] | None], *, shared_by: int = 1) -> None:
-        """Count an update on these batches, if they are text.
+    def measure(self, samples: Iterable[dict[str, Any] | None], *, shared_by: int = 1) -> list[float]:
+        """Tokens and model FLOPs of an update on these batches; zeros if they are not text.
 
         Args:
             samples: the batches.
@@ -53,9 +54,21 @@ class SpeedMeter:
         """
         given = [sample for sample in samples if sample]
         if not all("ntokens" in sample and "src_tokens" in sample["net_input"] for sample in given):
+            return [0.0, 0.0]
+        self._reads_text |= bool(given)
+        tokens = sum(float(sample["ntokens"]) for sample in given)
+        return [tokens / shared_by, sum(self.flops(sample) for sample in given) / shared_by]
+
+    def log(self, tokens: float | Tensor, flops: float | Tensor) -> None:
+        """Log an update of a device, if the model reads text.
+
+        Args:
+            tokens: number of tokens read; here and below a tensor where the device need not be waited for.
+            flops: model FLOPs computed.
+        """
+        if not self._reads_text:
             return
-        metrics.log_speed("tps_device", sum(float(s["ntokens"]) for s in given) / shared_by, priority=191, round=1)
-        flops = sum(self.flops(sample) for sample in given) / shared_by
+        metrics.log_speed("tps_device", tokens, priority=191, round=1)
         metrics.log_speed("tflops", flops / 1e12, priority=192, round=3)
         if self.peak is not None:
             metrics.log_speed("mfu", flops / self.peak, priority=193, round=3)

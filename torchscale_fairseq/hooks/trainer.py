@@ -12,13 +12,23 @@ from typing import Any
 import torch
 from fairseq import checkpoint_utils
 from fairseq import trainer as stock
+from fairseq.logging import metrics
 
 from torchscale_fairseq.core.layers.experts import Experts
-from torchscale_fairseq.hooks import expert_checkpoints, expert_shards, gradient_clipping, preemption, sequence
+from torchscale_fairseq.hooks import (
+    expert_checkpoints,
+    expert_shards,
+    finished,
+    gradient_clipping,
+    preemption,
+    save_dir,
+    sequence,
+)
 from torchscale_fairseq.hooks.checkpoints import CheckpointError, describe_mismatch, read_mapped
 from torchscale_fairseq.hooks.expert_options import prepare_options
 from torchscale_fairseq.hooks.expert_shards import write_shard
 from torchscale_fairseq.hooks.layer_norms import LayerNorms
+from torchscale_fairseq.hooks.precision import warn_of_training_on_cpu
 from torchscale_fairseq.hooks.speed import speed_meter
 
 logger = logging.getLogger(__name__)
@@ -45,6 +55,11 @@ class Trainer(stock.Trainer):
         self._sharing = sequence.sharing_of(cfg, task, model)
         """How sequences are shared out, if they are."""
         super().__init__(cfg, task, model, criterion, quantizer)
+        self._claim_save_dir()
+        self.finished = False
+        """Whether the run had reached its end when it was resumed; see ``finished.py``."""
+        if not self.cuda and self.is_data_parallel_master:
+            warn_of_training_on_cpu(cfg.common)
         if has_experts and not hasattr(criterion, "mixture") and self.is_data_parallel_master:
             logger.warning(
                 "--criterion %s leaves out the experts' balance loss (--moe-gate-loss-wt); moe_cross_entropy, "
@@ -53,10 +68,18 @@ class Trainer(stock.Trainer):
             )
         half = cfg.common.fp16 or cfg.common.bf16 or cfg.common.amp
         self._speed = speed_meter(self._model, self.device, getattr(cfg.model, "peak_tflops", None), half=half)
+        self._work: list[Any] = []
+        """Tokens and FLOPs of the update being made, until they are logged."""
         self._norms = self._layer_norms(getattr(cfg.model, "log_norms_interval", 0))
         self._stop: signal.Signals | None = None
         if preemption.asked():
             preemption.listen()
+
+    def _claim_save_dir(self) -> None:
+        options = self.cfg.checkpoint
+        save_dir.check_restore_file(options, self.checkpoint_suffix)
+        if self.should_save_checkpoint_on_current_rank and not options.no_save:
+            self._lock = save_dir.claim(Path(options.save_dir), self.checkpoint_suffix)
 
     def _layer_norms(self, interval: int) -> LayerNorms | None:
         if interval < 0:
@@ -72,10 +95,13 @@ class Trainer(stock.Trainer):
         """Skips an update whose gradients overflow in fp16 on the CPU as well, where stock goes on to create a
         CUDA tensor. Where processes exchange more than gradients, one that runs out of memory does not try to go on
         without the others."""
+        if self._speed is not None:
+            self._work = self._speed.measure(samples, shared_by=1 if self._sharing is None else self._sharing.size)
         with ExitStack() if self.cuda else _cuda_is_identity():
             output = super().train_step(samples, raise_oom or self._in_step)
         if output is not None and self._speed is not None:
-            self._speed.log(samples, shared_by=1 if self._sharing is None else self._sharing.size)
+            self._speed.log(*self._work)
+        self._work = []
         if output is not None and self._norms is not None:
             self._norms.after_update(self.optimizer, self.get_num_updates())
         return output
@@ -93,16 +119,17 @@ class Trainer(stock.Trainer):
         return output
 
     def _aggregate_logging_outputs(self, logging_outputs: Any, *more: Any, ignore: bool = False) -> Any:
-        """Stock's; beside the statistics, processes exchange which signals they have received. A sentence that several
-        processes share counts once."""
+        """Stock's, which also exchanges how much each process computes and which signals it has received. A sentence
+        that several processes share counts once."""
         if self._sharing is not None:
             logging_outputs, more = self._sharing.count_once(logging_outputs, more)
-        if not preemption.asked():
-            return super()._aggregate_logging_outputs(logging_outputs, *more, ignore=ignore)
-        told = preemption.counts()
-        outputs, sums = super()._aggregate_logging_outputs(logging_outputs, *more, *told, ignore=ignore)
-        self._stop = preemption.agreed(sums[len(more) :])
-        return outputs, sums[: len(more)]
+        told = preemption.counts() if preemption.asked() else []
+        outputs, sums = super()._aggregate_logging_outputs(logging_outputs, *more, *self._work, *told, ignore=ignore)
+        first, last = len(more), len(more) + len(self._work)
+        self._work = [total / self.data_parallel_world_size for total in sums[first:last]]
+        if told:
+            self._stop = preemption.agreed(sums[last:])
+        return outputs, sums[:first]
 
     def stop_if_told(self) -> None:
         """Raise StopRequested if the processes have agreed to, or the only one was told to."""
@@ -148,6 +175,8 @@ class Trainer(stock.Trainer):
         """What one process would write, in the first process; with --moe-checkpoint-format sharded, without the
         experts, which each process writes itself."""
         state: dict[str, Any] = super().state_dict()
+        if self.cfg.checkpoint.patience > 0:
+            state["extra_state"][finished.EARLY_STOP] = finished.early_stop_counts()
         if self._split is None:
             return state
         self._states_taken += 1
@@ -198,11 +227,36 @@ class Trainer(stock.Trainer):
     def _expert_indices(self) -> list[int]:
         return expert_checkpoints.expert_indices(chain(self._model.parameters(), self._criterion.parameters()))
 
-    def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> Any:
-        """Adapts the checkpoint to this run, and says which architectures meet where it does not fit the model."""
+    def load_checkpoint(
+        self,
+        filename: str,
+        reset_optimizer: bool = False,
+        reset_lr_scheduler: bool = False,
+        optimizer_overrides: Any = None,
+        reset_meters: bool = False,
+    ) -> Any:
+        """Adapts the checkpoint to this run, and says which architectures meet where it does not fit the model. Stock
+        loses the start of ``wall`` and, for ``--patience``, the validations without improvement; and it counts the
+        hours of a pretrained model as those of its fine-tuning."""
+        wall = metrics.get_meter("default", "wall")
+        resets = (reset_optimizer, reset_lr_scheduler, optimizer_overrides, reset_meters)
+        extra_state = self._load_or_explain(filename, *resets)
+        metrics.get_meter("default", "wall").start_time = wall.start_time
+        if reset_meters:
+            self._previous_training_time = 0
+        elif extra_state is not None:
+            finished.restore_early_stop(extra_state)
+        return extra_state
+
+    @property
+    def hours_before(self) -> float:
+        """Hours of training before this start, as in the checkpoint and so alike in all processes."""
+        return float(self._previous_training_time) / 3600
+
+    def _load_or_explain(self, filename: str, *resets: Any) -> Any:
         try:
             with _adapting_checkpoints(self._adapt), expert_shards.reading_only(self._own_experts):
-                return super().load_checkpoint(filename, *args, **kwargs)
+                return super().load_checkpoint(filename, *resets)
         except CheckpointError:
             raise
         except Exception as error:

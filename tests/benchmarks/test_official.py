@@ -25,7 +25,7 @@ def assert_same_logits(theirs: nn.Module, ours: nn.Module) -> None:
     randomize(theirs).eval()
     ours.load_state_dict(theirs.state_dict())
     with torch.no_grad():
-        assert_close(ours.eval()(tokens(2, 9))[0], theirs(tokens(2, 9))[0], "parity_logits")
+        assert_close(ours.eval()(tokens(2, 9))[0], theirs(tokens(2, 9))[0], "parity")
 
 
 @pytest.mark.parametrize(

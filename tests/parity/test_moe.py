@@ -1,6 +1,7 @@
 """Mixture of experts equals the official one under ``torchscale_compatible``."""
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -8,10 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 
-from tests.helpers import assert_close, assert_gradient_close
-from tests.parity.test_architectures import build, ids
-from tests.parity.test_retnet import build as build_retnet
-from tests.parity.vectors import Case, cases
+from tests.helpers import assert_close
+from tests.parity.models import incremental_logits, loaded
+from tests.parity.vectors import (
+    Case,
+    cases,
+    check_gradients,
+    check_loss_and_gradients,
+    compare,
+    gradients_by_name,
+    ids,
+    loss_of,
+)
 from torchscale_fairseq.core.layers.experts import Experts
 from torchscale_fairseq.core.layers.moe import MixtureOfExperts, RoutingOptions
 from torchscale_fairseq.core.layers.router import LinearRouter, TorchScaleCosineRouter
@@ -26,11 +35,11 @@ DECODERS = cases("dec_*moe*")
 RETNETS = cases("ret_moe")
 
 
-def options(top_k: int, **given: Any) -> RoutingOptions:
-    """The official defaults, changed by what a case was made with."""
+def routing_options(gate: str, given: dict[str, Any]) -> RoutingOptions:
+    """The defaults of the official gate's constructor, changed by the arguments it was given."""
     return RoutingOptions(
-        top_k=top_k,
-        capacity_factor=1.0,
+        top_k=1 if gate == "Top1Gate" else 2,
+        capacity_factor=given.get("capacity_factor", 1.0),
         eval_capacity_token_fraction=given.get("moe_eval_capacity_token_fraction", 0.25),
         policy=given.get("second_expert_policy", "sampling"),
         normalize_before_dropping=given.get("normalize_gate_prob_before_dropping", False),
@@ -38,6 +47,18 @@ def options(top_k: int, **given: Any) -> RoutingOptions:
         use_fp32=given.get("use_fp32", False),
         torchscale_compatible=True,
     )
+
+
+def gate_arguments(config: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that official layers give to their gates, from the attributes of their config."""
+    names = ("second_expert_policy", "normalize_gate_prob_before_dropping")
+    given = {name: config[f"moe_{name}"] for name in names}
+    given["moe_eval_capacity_token_fraction"] = config["moe_eval_capacity_token_fraction"]
+    return {**given, "use_fp32": config["moe_gating_use_fp32"], "use_xmoe": config["use_xmoe"]}
+
+
+def build_router(width: int, experts: int, *, xmoe: bool) -> nn.Module:
+    return (TorchScaleCosineRouter if xmoe else LinearRouter)(width, experts)
 
 
 def dense(routing: Routing, capacity: int) -> Tensor:
@@ -83,8 +104,8 @@ def test_gate(case: Case, mode: str) -> None:
     build = case.meta["build"]
     width, experts = build["args"]
     kwargs = build["kwargs"]
-    chosen = options(1 if build["cls"] == "Top1Gate" else 2, **kwargs)
-    router = (TorchScaleCosineRouter if kwargs.get("use_xmoe") else LinearRouter)(width, experts)
+    chosen = routing_options(build["cls"], kwargs)
+    router = build_router(width, experts, xmoe=kwargs.get("use_xmoe", False))
     router.load_state_dict(case.group("param/"))
     padding = next((case[name] for name in ("in/mask", "in/input_mask") if case.get(name) is not None), None)
     x = case["in/x"].clone().requires_grad_()
@@ -136,124 +157,104 @@ class drawing:
         self.patch.undo()
 
 
-@pytest.mark.parametrize("case", LAYERS, ids=ids(LAYERS))
-def test_layer(case: Case) -> None:
-    kwargs, build = case.meta["config_kwargs"], case.meta["build"]
-    xmoe = kwargs.get("use_xmoe", False)
+def build_layer(case: Case) -> MixtureOfExperts:
+    """The case's layer, as initialised."""
+    config, build = case.meta["config"], case.meta["build"]
+    normed = any("ffn_layernorm" in name for name in case.tensors)
     experts = Experts(
-        ExpertSplit(kwargs["moe_expert_count"]),
+        ExpertSplit(config["moe_expert_count"]),
         build["embed_dim"],
         build["ffn_dim"],
         gated=False,
-        activation_fn="gelu",
+        activation_fn=config["activation_fn"],
         dropout=0.0,
-        norm="layernorm",
-        eps=1e-5,
+        norm="layernorm" if normed else None,
+        eps=config["layernorm_eps"],
     )
-    router = (TorchScaleCosineRouter if xmoe else LinearRouter)(build["embed_dim"], kwargs["moe_expert_count"])
-    chosen = options(
-        1 if kwargs.get("moe_top1_expert") else 2,
-        second_expert_policy="random" if xmoe else kwargs["moe_second_expert_policy"],
-        normalize_gate_prob_before_dropping=xmoe,
-    )
-    layer = MixtureOfExperts(router, experts, chosen)
+    router = build_router(build["embed_dim"], config["moe_expert_count"], xmoe=config["use_xmoe"])
+    return MixtureOfExperts(router, experts, routing_options(build["gate"], gate_arguments(config)))
+
+
+@pytest.mark.parametrize("case", LAYERS, ids=ids(LAYERS))
+def test_layer(case: Case) -> None:
+    layer = build_layer(case)
     layer.load_state_dict(case.group("param/"))
     x = case["in/x"].clone().requires_grad_()
     with drawing(case.get("in/uniform0"), None):
         y, report = layer.eval()(x, case.get("in/input_padding_mask"))
-    assert torch.allclose(y, case["out/y"], atol=2e-5)
-    assert_close(report.balance_loss.reshape(1), case["out/l_aux"], "parity_exact", "l_aux")
+    compare(case, {"y": y})
     entropy = report.statistics["entropy"].reshape(1)
-    assert_close(entropy, case["out/metadata.entropy_gating"], "parity_exact", "entropy")
-    loss = (y - case["in/loss_target"]).square()[case["in/loss_keep"]].mean() + 0.1 * report.balance_loss
-    assert math.isclose(loss.item(), case["out/loss"].item(), rel_tol=1e-5)
+    compare(case, {"l_aux": report.balance_loss.reshape(1), "metadata.entropy_gating": entropy}, "parity_exact")
+    loss = loss_of(case, y, report.balance_loss)
+    assert_close(loss.detach().reshape(1), case["out/loss"], "parity", "loss")
     loss.backward()
-    check_gradients(case, layer, {"x": x.grad})
-
-
-def gradients_by_name(model: nn.Module) -> dict[str, Tensor]:
-    """Gradients under the names of the state dict, those of experts apart."""
-    found = {}
-    for name, parameter in model.named_parameters():
-        if parameter.grad is None:
-            continue
-        before, experts, rest = name.rpartition("experts.")
-        if experts:
-            found |= {f"{before}experts.{index}.{rest}": g for index, g in enumerate(parameter.grad)}
-        else:
-            found[name] = parameter.grad
-    return found
-
-
-def check_gradients(case: Case, model: nn.Module, more: dict[str, Tensor | None]) -> None:
-    found = {**gradients_by_name(model), **more}
-    expected = case.group("grad/")
-    assert expected
-    for name, gradient in expected.items():
-        actual = found[name]
-        assert actual is not None
-        assert_gradient_close(actual, gradient, name)
-    for name, norm in case.meta["extra"].get("grad_norms", {}).items():
-        if name in found and norm is not None:
-            assert math.isclose(found[name].norm().item(), norm, rel_tol=1e-3, abs_tol=1e-6), name  # type: ignore[union-attr]
+    assert x.grad is not None
+    check_gradients(case, {**gradients_by_name(layer), "x": x.grad})
 
 
 def check_model(case: Case, model: nn.Module, output: Tensor, l_aux: list[Tensor | None]) -> None:
     auxiliary = torch.stack([loss for loss in l_aux if loss is not None]).sum()
-    assert_close(auxiliary.reshape(1), case["out/l_aux"].sum().reshape(1), "parity_exact", "l_aux")
-    keep, target = case["in/loss_keep"], case["in/loss_target"]
-    loss = (output - target)[keep].square().mean() + 0.1 * auxiliary
-    torch.testing.assert_close(loss, case["out/loss"].squeeze(), atol=1e-5, rtol=1e-5)
-    loss.backward()
-    check_gradients(case, model, {})
+    assert_close(auxiliary.detach(), case["out/l_aux"].sum(), "parity_exact", "l_aux")
+    check_loss_and_gradients(case, model, output, auxiliary)
 
 
 @pytest.mark.parametrize("case", ENCODERS, ids=ids(ENCODERS))
 def test_encoder(case: Case) -> None:
-    model = build(case)
+    model = loaded(case)
     with drawing(case.get("in/uniform0"), None):
-        result = model(case["in/src_tokens"], case["in/encoder_padding_mask"])
-    keep = case["in/loss_keep"]
-    assert_close(result["encoder_out"][keep], case["out/encoder_out"][keep], "parity", "encoder_out")
+        result = model(case["in/src_tokens"], case.get("in/encoder_padding_mask"))
+    compare(case, {"encoder_out": result["encoder_out"]}, keep=case["in/loss_keep"])
     check_model(case, model, result["encoder_out"], result["l_aux"])
 
 
 @pytest.mark.parametrize("case", [*DECODERS, *RETNETS], ids=ids([*DECODERS, *RETNETS]))
 def test_decoder(case: Case) -> None:
-    model = build_retnet(case) if case in RETNETS else build(case)
-    tokens = case["in/prev_output_tokens"]
+    model, tokens = loaded(case), case["in/prev_output_tokens"]
+    tolerance = "parity_retention" if case in RETNETS else "parity"
     logits, extra = model(tokens)
-    assert_close(logits, case["out/logits"], "parity", "logits")
+    compare(case, {"logits": logits}, tolerance)
     check_model(case, model, logits, extra["l_aux"])
-    state: dict[Any, Any] = {}
-    with torch.no_grad():
-        steps = [model(tokens[:, : t + 1], incremental_state=state)[0] for t in range(tokens.size(1))]
-    assert_close(torch.cat(steps, 1), case["out/incremental_logits"], "parity", "incremental_logits")
+    compare(case, {"incremental_logits": incremental_logits(model, tokens)}, tolerance)
 
 
-CLIPS = cases("sparse_clip")
-OF_EXPERTS, DENSE = ("e0", "e1"), ("n0", "n1", "s0")
-"""Left out is b0, of fairseq's BASE layers, which count in no norm."""
-MAX_NORM = 0.7
+CLIPS = [(case, name) for case in cases("sparse_clip") for name in case.group("out/") if name.endswith(".total_norm")]
+COUNTED = {"expert": "experts", "normal": "dense", "_is_sharded": "dense"}
+"""By the mark on a parameter; those of fairseq's BASE layers count in no norm."""
 
 
-@pytest.mark.parametrize("experts", [2, 8, 64])
-@pytest.mark.parametrize("case", CLIPS, ids=ids(CLIPS))
-def test_sparse_norm(case: Case, experts: int) -> None:
+def max_norm_of(case: Case, run: str, name: str) -> float:
+    """The limit that the stored gradients of a run were clipped to: the recorded one whose factor they show."""
+    gradient, clipped = case[f"in/grad.{name}"], case[f"out/{run}.clipped.{name}"]
+    shown = (clipped.norm() / gradient.norm()).item()
+    recorded = {
+        float(match[1]): result["factor"][name]
+        for key, result in case.meta["extra"]["results"].items()
+        if (match := re.fullmatch(rf"world1\.{run}\.max([\d.]+)\.all", key))
+    }
+    return min(recorded, key=lambda limit: abs(recorded[limit] - shown))
+
+
+@pytest.mark.parametrize(("case", "norm_name"), CLIPS, ids=[f"{c.name}-{n.split('.')[0]}" for c, n in CLIPS])
+def test_sparse_norm(case: Case, norm_name: str) -> None:
     """The official sum of squares; the clipped gradients are not compared, since it clips copies of the experts'."""
-    gradients = case.group("in/grad.")
-    squares = {name: sum_of_squares([g], torch.device("cpu")) for name, g in gradients.items()}
-    dense = torch.stack([squares[name] for name in DENSE]).sum()
-    of_experts = torch.stack([squares[name] for name in OF_EXPERTS]).sum()
-    norm = sparse_norm(dense, of_experts, weight=1 / experts)
-    torch.testing.assert_close(norm.reshape(1), case[f"out/experts{experts}.total_norm"], rtol=1e-6, atol=0)
+    run = norm_name.removesuffix(".total_norm")
+    gradients, flags = case.group("in/grad."), case.meta["extra"]["flags"]
+    kinds: dict[str, list[str]] = {"dense": [], "experts": []}
+    for name in gradients:
+        kinds.get(COUNTED.get(flags[name], ""), []).append(name)
+    squares = {
+        kind: torch.stack([sum_of_squares([gradients[name]], torch.device("cpu")) for name in names]).sum()
+        for kind, names in kinds.items()
+    }
+    experts = int(run.removeprefix("experts"))
+    norm = sparse_norm(squares["dense"], squares["experts"], weight=1 / experts)
+    torch.testing.assert_close(norm.reshape(1), case[f"out/{norm_name}"], rtol=1e-6, atol=0)
+    max_norm = max_norm_of(case, run, kinds["dense"][0])
     parameters = {name: nn.Parameter(torch.empty_like(g)) for name, g in gradients.items()}
     for name, parameter in parameters.items():
         parameter.grad = gradients[name].clone()
-    clip_grads_with_norm_(parameters.values(), MAX_NORM, norm)
-    clipped = {name: parameter.grad for name, parameter in parameters.items()}
-    for name in DENSE:
-        expected = case[f"out/experts{experts}.clipped.{name}"]
-        torch.testing.assert_close(clipped[name], expected, rtol=1e-5, atol=1e-7, msg=name)
-    for name in OF_EXPERTS:
-        torch.testing.assert_close(clipped[name], gradients[name] * (MAX_NORM / norm), rtol=1e-5, atol=1e-7, msg=name)
+    clip_grads_with_norm_(parameters.values(), max_norm, norm)
+    expected = {name: case[f"out/{run}.clipped.{name}"] for name in kinds["dense"]}
+    expected |= {name: gradients[name] * min(1.0, max_norm / norm) for name in kinds["experts"]}
+    for name, clipped in expected.items():
+        torch.testing.assert_close(parameters[name].grad, clipped, rtol=1e-5, atol=1e-7, msg=name)

@@ -1,99 +1,70 @@
 """RetNet equals the official one under ``torchscale_compatible``, in all forms."""
 
-import dataclasses
-import json
-
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from tests.helpers import TOLERANCES, assert_close, assert_gradient_close, parity_dir
-from tests.parity.vectors import Case, cases, check_loss_and_gradients
-from torchscale_fairseq import RetNetConfig, RetNetDecoder
-from torchscale_fairseq.core.layers.embedding import TextEmbedding
+from tests.helpers import PARITY_GRADIENT, TOLERANCES, assert_close, assert_gradient_close
+from tests.parity.initial_values import check_rows, depths_of, groups, sides, sizes_of
+from tests.parity.models import decoder_outputs, incremental_logits, loaded
+from tests.parity.vectors import Case, cases, check_loss_and_gradients, compare, ids, loss_of
 from torchscale_fairseq.core.ops.retention import parallel_retention
 from torchscale_fairseq.core.ops.retention_tables import log_decays, retention_tables, token_counts
 
 CASES = cases("ret_*", without=("moe", "limits"))
 
 
-def build(case: Case, **options: object) -> RetNetDecoder:
-    """The case's model with its parameters and, loaded strictly, the constants that official checkpoints hold."""
-    known = {f.name for f in dataclasses.fields(RetNetConfig)}
-    kwargs = {k: v for k, v in case.meta["config_kwargs"].items() if k in known}
-    config = RetNetConfig(torchscale_compatible=True, **{**kwargs, **options})
-    model = RetNetDecoder(config, TextEmbedding(*case.meta["build"]["embed_tokens"]))
-    tied = case.meta["extra"].get("tied", {})
-    state = {**case.group("param/"), **case.group("buffer/")}
-    model.load_state_dict({**state, **{name: state[owner] for name, owner in tied.items()}}, strict=True)
-    return model.eval()
+def forms(case: Case) -> dict[str, nn.Module]:
+    return {"parallel": loaded(case), "chunkwise": loaded(case, chunkwise_recurrent=True)}
 
 
-def tolerance(case: Case, official_form: str) -> str:
-    if case.name in ("ret_small", "ret_official_init"):
-        return "parity_retention_small"
-    return "parity" if official_form == "parallel" else "parity_retention"
-
-
-def forms(case: Case) -> dict[str, RetNetDecoder]:
-    return {"parallel": build(case), "chunkwise": build(case, chunkwise_recurrent=True)}
-
-
-def steps(model: RetNetDecoder, tokens: Tensor) -> Tensor:
-    state: dict = {}
-    with torch.no_grad():
-        return torch.cat([model(tokens[:, : n + 1], incremental_state=state)[0] for n in range(tokens.size(1))], 1)
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+@pytest.mark.parametrize("case", CASES, ids=ids(CASES))
 def test_retnet(case: Case) -> None:
     tokens = case["in/prev_output_tokens"]
     for name, model in forms(case).items():
-        logits, extra = model(tokens)
-        allowed = tolerance(case, "parallel")
-        assert_close(logits, case["out/logits_parallel"], allowed, name)
-        assert_close(extra["inner_states"][1], case["out/inner_states.1"], allowed, f"{name}, first layer")
+        found = decoder_outputs(case, model)
+        logits = found.pop("logits")
+        compare(case, {"logits_parallel": logits, **found}, "parity_retention")
         check_loss_and_gradients(case, model, logits)
-        assert_close(steps(model, tokens), case["out/logits_parallel"], allowed, f"steps of {name}")
-        assert_close(steps(model, tokens), case["out/logits_recurrent"], tolerance(case, "recurrent"), "steps")
+        steps = incremental_logits(model, tokens)
+        compare(case, {"logits_parallel": steps, "logits_recurrent": steps}, "parity_retention")
+        assert_close(steps, logits.detach(), "float32", f"steps of {name}")
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+@pytest.mark.parametrize("case", CASES, ids=ids(CASES))
+@torch.no_grad()
 def test_default_normalisation_is_the_official_recurrent_forms(case: Case) -> None:
     """Closer than to the parallel form, whose clamp at 1 shows through the norm's epsilon."""
-    model = build(case)
+    model = loaded(case)
     for layer in model.layers:
         assert layer.retention.clamp_scores
         layer.retention.clamp_scores = False
-    logits, _ = model(case["in/prev_output_tokens"])
-    assert_close(logits, case["out/logits_recurrent"], "parity_retention_small", "logits")
+    compare(case, {"logits_recurrent": model(case["in/prev_output_tokens"])[0]})
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+@pytest.mark.parametrize("case", CASES, ids=ids(CASES))
 def test_official_chunkwise_form(case: Case) -> None:
-    """It agrees where its normaliser is harmless; at small weights it departs from the other official forms, a
-    defect that is not reproduced."""
+    """Ours is as near to it as the official parallel form is, and gradients agree where the official forms do: its
+    normaliser departs from that of the others at small weights, a defect that is not reproduced
+    (``test_departures.py``)."""
     model = forms(case)["chunkwise"]
     logits, _ = model(case["in/prev_output_tokens"])
-    if tolerance(case, "chunkwise") == "parity_retention_small":
-        defect = (case["out/logits_chunkwise"] - case["out/logits_parallel"]).abs().max()
-        ours = (logits - case["out/logits_parallel"]).abs().max()
-        assert defect > 10 * TOLERANCES["parity_retention_small"].atol > 10 * ours
-        return
-    assert_close(logits, case["out/logits_chunkwise"], "parity_retention", "chunkwise")
-    keep, target = case["in/loss_keep"], case["in/loss_target"]
+    chunkwise, parallel = case["out/logits_chunkwise"], case["out/logits_parallel"]
+    allowed = TOLERANCES["parity_retention"].atol * chunkwise.abs().max() + (chunkwise - parallel).abs().max()
+    assert (logits - chunkwise).abs().max() <= allowed
     model.zero_grad()
-    (logits - target)[keep].square().mean().backward()
-    for name, expected in case.group("grad_chunkwise/").items():
-        assert_gradient_close(model.get_parameter(name).grad, expected, name)
+    loss_of(case, logits).backward()
+    if case.meta["extra"]["forms"]["grad_chunkwise_vs_parallel_worst_rel"] < PARITY_GRADIENT:
+        for name, expected in case.group("grad_chunkwise/").items():
+            assert_gradient_close(model.get_parameter(name).grad, expected, name)
 
 
 @pytest.mark.parametrize("case", cases("ret_limits"), ids=lambda c: c.name)
 def test_what_the_official_retnet_cannot_do(case: Case) -> None:
     """A prompt in one pass, and beams; its state, without the root of the decays that the official one divides by."""
-    model, tokens = build(case), case["in/prev_output_tokens"]
+    model, tokens = loaded(case), case["in/prev_output_tokens"]
     logits, _ = model(tokens)
-    assert_close(logits, case["out/logits_parallel"], "parity", "logits")
+    compare(case, {"logits_parallel": logits}, "parity_retention")
     scale = case["out/state_scale"].double()  # the sum of the decays of as many tokens as the state has seen
     log_decay = log_decays(scale.numel(), "powers")
     seen = int((torch.log1p(-scale * (1 - log_decay.exp())) / log_decay).mean().round())
@@ -102,11 +73,11 @@ def test_what_the_official_retnet_cannot_do(case: Case) -> None:
         model(tokens[:, :seen], incremental_state=state)
         content = state["decoding_state"].layers[0].self_attn.content[..., :-1]  # the last channel sums scores
         ours = content.transpose(-1, -2) / scale.float().sqrt().view(1, -1, 1, 1)
-        assert_close(ours, case["out/state_prev_key_value"], "parity", "state")
-        rows = torch.tensor([1, 1, 0, 1, 0])
+        assert_close(ours, case["out/state_prev_key_value"], "parity_retention", "state")
+        rows = torch.arange(2 * len(tokens)).flip(0) % len(tokens)
         model.reorder_incremental_state(state, rows)
         beams, _ = model(tokens[rows], incremental_state=state)
-    assert_close(beams, logits[rows, seen:], "parity", "beams")
+    assert_close(beams, logits[rows, seen:], "parity_retention", "beams")
 
 
 @pytest.mark.parametrize("case", cases("pos_retnet"), ids=lambda c: c.name)
@@ -143,29 +114,8 @@ def mask(log_decay: Tensor, length: int) -> Tensor:
     return output[0].transpose(0, 1)
 
 
-INIT = [row for row in json.loads((parity_dir() / "init_stats.json").read_text())["rows"] if row["arch"] == "retnet"]
-
-
-@pytest.mark.parametrize("mode", sorted({(row["mode"], row["layers"]) for row in INIT}))
-def test_initial_values(mode: tuple[str, int]) -> None:
-    """Spread of the initial weights: std to 3 %, bounds to 1 %."""
-    name, layers = mode
-    config = RetNetConfig(
-        decoder_embed_dim=256,
-        decoder_value_embed_dim=512,
-        decoder_ffn_embed_dim=512,
-        decoder_retention_heads=4,
-        decoder_layers=layers,
-        deepnorm="deepnorm" in name,
-        torchscale_compatible=True,
-    )
-    torch.manual_seed(1)
-    parameters = dict(RetNetDecoder(config).layers.named_parameters())
-    for row in (row for row in INIT if (row["mode"], row["layers"]) == mode):
-        block = {"self": "retention", "ffn": "ffn"}[row["block"]]
-        found = [p.detach().flatten() for n, p in parameters.items() if f"{block}.{row['param']}.{row['tensor']}" in n]
-        values = torch.cat(found)
-        what = f"{block}.{row['param']}.{row['tensor']}"
-        assert values.numel() == row["elements"], what
-        assert values.std().item() == pytest.approx(row["std"], rel=0.03), what
-        assert values.abs().max().item() == pytest.approx(row["abs_max"], rel=0.01), what
+@pytest.mark.parametrize("group", groups("retnet"))
+def test_initial_values(group: str) -> None:
+    rows = groups("retnet")[group]
+    options = {"deepnorm": "deepnorm" in rows[0]["mode"]}
+    check_rows(rows, sides("retnet", depths_of(rows[0]["layers"]), sizes_of(rows), **options))

@@ -63,7 +63,7 @@ def test_core_gives_golden_logits(name: str, tmp_path: Path) -> None:
     case, keep = case_of(name), case_of(name)["in/loss_keep"]
     model = load_pretrained(tmp_path / "folder")
     assert not model.training
-    assert_close(logits(name, model)[keep], case["out/logits"][keep], "parity_logits", "logits")
+    assert_close(logits(name, model)[keep], case["out/logits"][keep], "parity", "logits")
 
 
 @pytest.mark.parametrize(("name", "layout"), [*((name, "cfg") for name in KINDS), ("fs_mt", "args")])

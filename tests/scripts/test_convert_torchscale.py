@@ -69,7 +69,7 @@ def test_converted_checkpoint_gives_golden_logits(name: str, layout: str, folder
     tokens, keep = case["in/src_tokens"], case["in/loss_keep"]
     with torch.no_grad():
         logits, _ = model(tokens, None, case["in/prev_output_tokens"]) if KINDS[name] == "mt" else model(tokens)
-    assert_close(logits[keep], case["out/logits"][keep], "parity_logits", "logits")
+    assert_close(logits[keep], case["out/logits"][keep], "parity", "logits")
 
 
 @pytest.mark.parametrize("layout", ["cfg", "args"])

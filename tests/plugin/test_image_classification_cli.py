@@ -181,6 +181,12 @@ def test_an_unreadable_image_is_named(folders: Path, tmp_path: Path) -> None:
     (data / "train" / "red" / "1.png").write_bytes(b"no image")
     done = train(data, tmp_path / "run")
     assert done.returncode and re.search(r"red/1\.png is not an image that can be read", done.last_line)
+    assert "train_inner" not in done.output
+    (data / "valid" / "blue" / "notes.txt").write_text("no image")
+    done = train(data, tmp_path / "run", *AUGMENTED, "--skip-invalid").check()
+    for split, name in (("train", "red/1.png"), ("valid", "blue/notes.txt")):
+        assert re.search(rf"{split}: left out: .*{name} is not an image", done.output)
+        assert f"{split}: skipped 1 unreadable images, the first: " in done.output
 
 
 def test_a_class_without_image_is_named(folders: Path, tmp_path: Path) -> None:

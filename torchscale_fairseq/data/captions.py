@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from torchscale_fairseq.data.problems import DataError
+from torchscale_fairseq.data.problems import DataError, Problems
 
 EXAMPLE = '{"image": "images/1.png", "caption": "a red circle"}'
 
@@ -17,21 +17,28 @@ class Captioned:
     caption: str
 
 
-def read_captions(path: Path) -> list[Captioned]:
+def read_captions(path: Path, problems: Problems | None = None) -> list[Captioned]:
     """The lines of a captions file; images are named relative to it.
+
+    Args:
+        path: of the file.
+        problems: takes invalid lines; None raises at the first.
 
     Raises:
         DataError: the file or an image of it is missing, or a line is not such an object.
     """
+    problems = problems or Problems(skip=False)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}; its lines are such as {EXAMPLE}.") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 at byte {error.start}; convert it.") from None
-    pairs = [_read(line, f"{path}, line {number}", path.parent) for number, line in enumerate(lines, 1) if line.strip()]
-    if len({pair.caption for pair in pairs}) < 2:
-        raise DataError(f"{path} has {len(pairs)} captions, all the same; matching needs at least two different ones.")
+    pairs = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            with problems.kind("invalid lines"):
+                pairs.append(_read(line, f"{path}, line {number}", path.parent))
     return pairs
 
 

@@ -13,7 +13,7 @@ from torchscale_fairseq.data.drawn_images import DrawnImages
 from torchscale_fairseq.data.images import load_image
 from torchscale_fairseq.data.masking import Masking, draw_mask
 from torchscale_fairseq.data.pieces import TextEncoder
-from torchscale_fairseq.data.problems import DataError
+from torchscale_fairseq.data.problems import Problems
 
 Example = dict[str, Any]
 
@@ -32,6 +32,7 @@ class ImageTextDataset(DrawnImages):
         image_mask_prob: share of patches that are hidden.
         seed: of masks and wrong captions.
         fixed: draw the same every epoch, as for validation.
+        problems: takes captions that are too long.
 
     Raises:
         DataError: a caption is too long.
@@ -50,8 +51,8 @@ class ImageTextDataset(DrawnImages):
         image_mask_prob: float,
         seed: int,
         fixed: bool,
+        problems: Problems,
     ):
-        self.pairs = pairs
         self.dictionary = dictionary
         self.img_size = img_size
         self.patches = patches
@@ -61,14 +62,21 @@ class ImageTextDataset(DrawnImages):
         self.fixed = fixed
         self.epoch = 1
         tokens, counts = encoder([pair.caption.encode() for pair in pairs])
-        self._captions = np.split(tokens, np.cumsum(counts)[:-1])
-        self._sizes = counts + 2
-        longest = int(self._sizes.argmax())
-        if self._sizes[longest] > max_tokens:
-            raise DataError(
-                f"the caption of {pairs[longest].image} has {self._sizes[longest]} tokens, more than "
-                f"--max-source-positions ({max_tokens}); raise it, or shorten the caption."
+        captions = np.split(tokens, np.cumsum(counts)[:-1])
+        sizes = counts + 2
+        long = np.flatnonzero(sizes > max_tokens)
+        if len(long):
+            longest = int(sizes.argmax())
+            problems.found(
+                "captions that are too long",
+                f"the caption of {pairs[longest].image} has {sizes[longest]} tokens, more than --max-source-positions "
+                f"({max_tokens}); raise it, or shorten the caption",
+                len(long),
             )
+        kept = np.flatnonzero(sizes <= max_tokens)
+        self.pairs = [pairs[place] for place in kept]
+        self._captions = [captions[place] for place in kept]
+        self._sizes = sizes[kept]
 
     def __getitem__(self, index: int) -> Example:
         epoch = 0 if self.fixed else self.epoch

@@ -1,7 +1,9 @@
 """What is wrong with data on disk: an error, or counted and reported."""
 
+import contextlib
 import logging
 from collections import Counter
+from collections.abc import Iterator
 
 from torchscale_fairseq.core.errors import InputError
 
@@ -35,10 +37,22 @@ class Problems:
             DataError: unless problems are skipped.
         """
         if not self.skip:
-            more = f" ({count:,} {kind} in this file)" if count > 1 else ""
+            more = f" ({count:,} {kind} in all)" if count > 1 else ""
             raise DataError(f"{message}{more}; mend it, or leave such things out with --skip-invalid.")
         self.counts[kind] += count
         self.first.setdefault(kind, message)
+
+    @contextlib.contextmanager
+    def kind(self, kind: str) -> Iterator[None]:
+        """Take a DataError of the block as one problem of a kind.
+
+        Raises:
+            DataError: unless problems are skipped.
+        """
+        try:
+            yield
+        except DataError as error:
+            self.found(kind, str(error).removesuffix("."))
 
     def report(self, what: str) -> None:
         """Log a line for each kind of problem that was skipped."""

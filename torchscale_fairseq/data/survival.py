@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from torchscale_fairseq.data.problems import DataError
+from torchscale_fairseq.data.problems import DataError, Problems
 
 COLUMNS = ("image", "time", "event")
 NEEDED = "the columns image, time and event are needed"
@@ -26,24 +26,27 @@ class Survival:
     """(images,), True where the event was seen at that time, False where it had not come by then (censored)."""
 
 
-def read_survival(path: Path) -> Survival:
+def read_survival(path: Path, problems: Problems | None = None) -> Survival:
     """A CSV file whose first line names its columns, of which others are left aside. Images are named relative to it.
+
+    Args:
+        path: of the file.
+        problems: takes invalid rows; None raises at the first.
 
     Raises:
         DataError: the file, a column or an image is missing, a row makes no sense, or all images are censored.
     """
+    problems = problems or Problems(skip=False)
     images: dict[Path, int] = {}
     times, events = [], []
     for number, row in _rows(path):
-        where = f"{path}, line {number}"
-        image = path.parent / row["image"]
-        if image in images:
-            raise DataError(f"{where} names {image} again, which line {images[image]} does; leave one of them.")
-        if not image.is_file():
-            raise DataError(f"{where} names {image}, which does not exist.")
-        images[image] = number
-        times.append(_time(row["time"], where))
-        events.append(_event(row["event"], where))
+        with problems.kind("invalid rows"):
+            image, time, event = _read(row, path, number)
+            if image in images:
+                raise DataError(f"{path}, line {number} names {image} again, which line {images[image]} does.")
+            images[image] = number
+            times.append(time)
+            events.append(event)
     if not images:
         raise DataError(f"{path} has no row; it should have one for each image.")
     if not any(events):
@@ -68,10 +71,17 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
         raise DataError(f"cannot read {path}: {error.strerror}; {NEEDED}.") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} is not a CSV file in UTF-8 ({error}); convert it.") from None
-    for number, row in rows:
-        if any(row[name] is None or not row[name].strip() for name in COLUMNS):
-            raise DataError(f"{path}, line {number} is not complete; {NEEDED}.")
-    return [(number, {name: row[name].strip() for name in COLUMNS}) for number, row in rows]
+    return rows
+
+
+def _read(row: dict[str, str], path: Path, number: int) -> tuple[Path, float, bool]:
+    where = f"{path}, line {number}"
+    if any(row[name] is None or not row[name].strip() for name in COLUMNS):
+        raise DataError(f"{where} is not complete; {NEEDED}.")
+    image = path.parent / row["image"].strip()
+    if not image.is_file():
+        raise DataError(f"{where} names {image}, which does not exist.")
+    return image, _time(row["time"].strip(), where), _event(row["event"].strip(), where)
 
 
 def _time(text: str, where: str) -> float:

@@ -11,11 +11,15 @@ from omegaconf import II, MISSING
 from torch import Tensor
 
 from torchscale_fairseq.criterions._images import ImageCriterion
+from torchscale_fairseq.data.image_check import readable_images
 from torchscale_fairseq.data.image_dataset import ImageDataset
 from torchscale_fairseq.data.image_views import Augmentation
-from torchscale_fairseq.data.problems import DataError
+from torchscale_fairseq.data.problems import DataError, Problems
 
 HEAD = "head."
+SKIP_INVALID = (
+    "name, count and leave out images that cannot be read, and invalid lines of tables, instead of ending with an error"
+)
 
 
 @dataclass
@@ -66,6 +70,7 @@ class ImageConfig(FairseqDataclass):
             "seen and censored apart); an epoch stays as long"
         },
     )
+    skip_invalid: bool = field(default=False, metadata={"help": SKIP_INVALID})
     seed: int = II("common.seed")
     train_subset: str = II("dataset.train_subset")
 
@@ -136,8 +141,12 @@ class ImageTask(FairseqTask):
         """What a model's scores of an image, (scores,), say: columns of a table, and their cells."""
         raise NotImplementedError
 
-    def labelled(self, split: str) -> tuple[Sequence[Path], Tensor, Sequence[int]]:
+    def labelled(self, split: str, problems: Problems) -> tuple[Sequence[Path], Tensor, Sequence[int]]:
         """The images of a split, their targets (images, ...), and which group each belongs to for --class-balanced.
+
+        Args:
+            split: such as "train".
+            problems: takes what is wrong with single images.
 
         Raises:
             DataError: something is wrong with the data.
@@ -176,15 +185,18 @@ class ImageTask(FairseqTask):
             DataError: something is wrong with the data.
         """
         cfg = self.cfg
-        images, targets, groups = self.labelled(split)
+        problems = Problems(skip=cfg.skip_invalid)
+        images, targets, groups = self.labelled(split, problems)
+        kept = readable_images(images, cfg.img_size, Path(cfg.data), split, problems)
+        problems.report(split)
         training = split == cfg.train_subset
         self.datasets[split] = ImageDataset(
-            images,
-            targets,
+            [images[place] for place in kept],
+            targets[kept],
             img_size=cfg.img_size,
             patch_size=cfg.patch_size,
             augmentation=Augmentation(cfg.flip, cfg.rotate, cfg.min_crop, cfg.color_jitter) if training else None,
-            groups=groups if training and cfg.class_balanced else None,
+            groups=[groups[place] for place in kept] if training and cfg.class_balanced else None,
             stream=cfg.img_size > cfg.stream_above,
             seed=cfg.seed,
         )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torchscale_fairseq.core.ops.survival import risk, survival_curve
+from torchscale_fairseq.data.problems import Problems
 from torchscale_fairseq.data.survival import Survival, bins_of, read_survival, time_edges
 
 from ._images import ImageTask
@@ -21,7 +22,7 @@ class SurvivalTask(ImageTask):
 
     def learned(self) -> dict[str, list[Any]]:
         """Where all bins but the first begin, in the table's unit of time."""
-        table = self._table(self.cfg.train_subset)
+        table = self._table(self.cfg.train_subset, Problems(skip=self.cfg.skip_invalid))
         edges = time_edges(table, self.cfg.time_bins)
         logger.info(
             "%s images, %s events; bins of time begin at 0, %s",
@@ -42,9 +43,9 @@ class SurvivalTask(ImageTask):
         survived = [(f"S({edge:g})", f"{p:.4f}") for edge, p in zip(self._edges, curve, strict=True)]
         return [("risk", f"{risk(scores.double()):.4f}"), *survived]
 
-    def labelled(self, split: str) -> tuple[Sequence[Path], Tensor, Sequence[int]]:
+    def labelled(self, split: str, problems: Problems) -> tuple[Sequence[Path], Tensor, Sequence[int]]:
         """Images; time, event (1 or 0) and bin of each as targets, in float64; bins, seen and censored, as groups."""
-        table = self._table(split)
+        table = self._table(split, problems)
         bins = bins_of(table.times, self._edges)
         targets = torch.stack([table.times, table.events.double(), bins.double()], 1)
         return table.images, targets, (2 * bins + table.events).tolist()
@@ -54,5 +55,5 @@ class SurvivalTask(ImageTask):
         edges: list[float] = self.state.state_dict["time edges"]
         return edges
 
-    def _table(self, split: str) -> Survival:
-        return read_survival(Path(self.cfg.data) / split / self.cfg.labels)
+    def _table(self, split: str, problems: Problems) -> Survival:
+        return read_survival(Path(self.cfg.data) / split / self.cfg.labels, problems)

@@ -10,6 +10,7 @@ from fairseq.tasks import register_task
 from torch import Tensor
 
 from torchscale_fairseq.data.image_folders import read_classes, read_folders
+from torchscale_fairseq.data.problems import Problems
 
 from ._images import ImageConfig, ImageTask
 from ._survival import SurvivalTask
@@ -44,7 +45,7 @@ class ImageClassificationTask(ImageTask):
         shown = [f"{p:.4f}" for p in scores.double().softmax(-1).tolist()]
         return [("class", self.state.classes[int(scores.argmax())]), *zip(self.state.classes, shown, strict=True)]
 
-    def labelled(self, split: str) -> tuple[Sequence[Path], Tensor, Sequence[int]]:
+    def labelled(self, split: str, problems: Problems) -> tuple[Sequence[Path], Tensor, Sequence[int]]:
         """Images, and their classes as targets and groups."""
         images, labels = read_folders(Path(self.cfg.data) / split, self.state.classes)
         return images, torch.tensor(labels), labels

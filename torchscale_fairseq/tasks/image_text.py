@@ -9,10 +9,13 @@ from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II, MISSING
 
 from torchscale_fairseq.data.captions import read_captions
+from torchscale_fairseq.data.image_check import readable_images
 from torchscale_fairseq.data.image_text_dataset import ImageTextDataset
 from torchscale_fairseq.data.masking import Masking
 from torchscale_fairseq.data.pieces import PieceEncoder, TextEncoder, load_dictionary
-from torchscale_fairseq.data.problems import Problems
+from torchscale_fairseq.data.problems import DataError, Problems
+
+from ._images import SKIP_INVALID
 
 
 @dataclass
@@ -28,6 +31,7 @@ class ImageTextConfig(FairseqDataclass):
     max_source_positions: int = field(default=64, metadata={"help": "longest caption in tokens"})
     mask_prob: float = field(default=0.5, metadata={"help": "share of a caption's tokens to predict"})
     image_mask_prob: float = field(default=0.4, metadata={"help": "share of an image's patches to predict"})
+    skip_invalid: bool = field(default=False, metadata={"help": SKIP_INVALID})
     seed: int = II("common.seed")
     train_subset: str = II("dataset.train_subset")
 
@@ -77,9 +81,13 @@ class ImageTextTask(FairseqTask):
         """
         cfg, data = self.cfg, Path(self.cfg.data)
         pieces = PieceEncoder(data / "sentencepiece.bpe.model")
-        encoder = TextEncoder(pieces, self.dictionary, data / "dict.txt", Problems(skip=False))
-        self.datasets[split] = ImageTextDataset(
-            read_captions(data / f"{split}.jsonl"),
+        problems = Problems(skip=cfg.skip_invalid)
+        encoder = TextEncoder(pieces, self.dictionary, data / "dict.txt", problems)
+        captions = data / f"{split}.jsonl"
+        pairs = read_captions(captions, problems)
+        kept = readable_images([pair.image for pair in pairs], cfg.img_size, data, split, problems)
+        dataset = ImageTextDataset(
+            [pairs[place] for place in kept],
             encoder,
             self.dictionary,
             max_tokens=cfg.max_source_positions,
@@ -89,7 +97,14 @@ class ImageTextTask(FairseqTask):
             image_mask_prob=cfg.image_mask_prob,
             seed=cfg.seed,
             fixed=split != cfg.train_subset,
+            problems=problems,
         )
+        problems.report(split)
+        if len({pair.caption for pair in dataset.pairs}) < 2:
+            raise DataError(
+                f"{captions} has {len(dataset)} captions, all the same; matching needs at least two different ones."
+            )
+        self.datasets[split] = dataset
 
     def max_positions(self) -> None:
         """Lengths are checked when a split is opened."""

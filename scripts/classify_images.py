@@ -3,6 +3,8 @@
 The first line names the columns; each other line is a file, its likeliest class and a probability for each class,
 separated by tabs. Of a model that was trained with --labels, it is a file, its risk (the higher, the sooner the event)
 and the probabilities S(t) that the event has not come before time t, where bins of time meet.
+
+A file that is no image is named on stderr, and the next ones are classified; the exit code then is 1.
 """
 
 import argparse
@@ -16,13 +18,10 @@ import torch
 from fairseq import checkpoint_utils
 
 from torchscale_fairseq import plugin
+from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.data.image_patches import ImagePatches
 from torchscale_fairseq.data.problems import DataError
 from torchscale_fairseq.hooks.checkpoints import CheckpointError
-
-
-class InputError(Exception):
-    """What is wrong with the user's input, and a way out, in one line."""
 
 
 class Classifier:
@@ -65,15 +64,31 @@ def main() -> int:
     plugin.register()
     try:
         classifier = Classifier(options.checkpoint, options.device)
-        for number, image in enumerate(files(options.images, classifier.task.cfg.labels)):
-            names, cells = zip(*classifier(image), strict=True)
-            if not number:
-                print("file", *names, sep="\t")
-            print(image, *cells, sep="\t", flush=True)
-    except (InputError, DataError, CheckpointError, OSError) as error:
+        images = list(files(options.images, classifier.task.cfg.labels))
+        failed = print_table(classifier, images)
+        if failed:
+            raise InputError(f"{failed} of {len(images)} files could not be read; the others stand in the table")
+    except (InputError, CheckpointError, OSError) as error:
         print(f"classify_images.py: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def print_table(classifier: Classifier, images: list[Path]) -> int:
+    """Prints a line for each image, and returns how many files could not be read."""
+    headed, failed = False, 0
+    for image in images:
+        try:
+            names, cells = zip(*classifier(image), strict=True)
+        except DataError as error:
+            print(f"classify_images.py: {error}", file=sys.stderr)
+            failed += 1
+            continue
+        if not headed:
+            print("file", *names, sep="\t")
+            headed = True
+        print(image, *cells, sep="\t", flush=True)
+    return failed
 
 
 def files(paths: list[Path], labels: str) -> Iterator[Path]:

@@ -1,7 +1,7 @@
 """Fills the masked words of texts, one per line, with a masked language model: the likeliest pieces for each <mask>.
 
 A <mask> stands for one piece of the vocabulary, mostly a word. A piece that continues the word before it is printed
-with three dots in front.
+with three dots in front. Empty lines stay empty; a line that cannot be filled is named, and the next ones are filled.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from fairseq import checkpoint_utils, utils
 from torch import Tensor
 
 from torchscale_fairseq import plugin
+from torchscale_fairseq.core.errors import InputError
 
 MASK = "<mask>"
 WORD_START = "\u2581"
@@ -23,10 +24,6 @@ WORD_START = "\u2581"
 
 Candidate = tuple[str, float]
 """A piece and its probability."""
-
-
-class InputError(Exception):
-    """What is wrong with the user's input, and a way out, in one line."""
 
 
 class MaskFiller:
@@ -93,12 +90,13 @@ def main() -> int:
     try:
         filler = MaskFiller(options.checkpoint, options.data)
         with fileinput.input([options.input], encoding="utf-8") as lines:
-            for line in lines:
-                answer(filler, line.strip(), options.top_k)
+            failed = [
+                number for number, line in enumerate(lines, 1) if not answer(filler, line.strip(), number, options)
+            ]
     except (InputError, OSError) as error:
         print(f"fill_masks.py: {error}", file=sys.stderr)
         return 1
-    return 0
+    return 1 if failed else 0
 
 
 def parse_options() -> argparse.Namespace:
@@ -119,11 +117,17 @@ def parse_options() -> argparse.Namespace:
     return options
 
 
-def answer(filler: MaskFiller, text: str, count: int) -> None:
-    rows = filler.fill(text, count)
+def answer(filler: MaskFiller, text: str, number: int, options: argparse.Namespace) -> bool:
+    """Prints a line and the candidates for its masks, or says why there are none; returns whether it could."""
+    try:
+        rows = filler.fill(text, options.top_k) if text else []
+    except InputError as error:
+        print(f"fill_masks.py: line {number}: {error}", file=sys.stderr)
+        return False
     print(text)
     for row in rows:
         print("   ", "  ".join(f"{spelled(piece)} {probability:.1%}" for piece, probability in row))
+    return True
 
 
 def spelled(piece: str) -> str:

@@ -118,7 +118,10 @@ def test_probabilities_of_files(folders: Path, straight: tuple[Path, Finished], 
     nobody_reads = run_program(["bash", "-c", 'set -o pipefail; "$@" | :', "bash", *script])
     assert nobody_reads.returncode == 128 + signal.SIGPIPE and "classify_images.py: " not in nobody_reads.stderr
     (tmp_path / "text.png").write_text("no image")
-    assert "classify_images.py: " in classify(checkpoint, tmp_path / "text.png").last_line
+    done = classify(checkpoint, tmp_path / "text.png", folders / "valid" / "blue")
+    assert done.returncode == 1 and done.stdout.splitlines() == [header, *lines[:2]]
+    assert "classify_images.py: 1 of 3 files could not be read; the others stand in the table" in done.last_line
+    assert re.search(r"classify_images\.py: .*text\.png is not an image that can be read", done.stderr)
 
 
 def test_figures_of_two_processes_are_those_of_one(folders: Path, tmp_path: Path) -> None:

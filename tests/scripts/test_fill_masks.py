@@ -114,13 +114,26 @@ def test_pieces_are_spelled_for_people(folder: Path) -> None:
 
 
 def test_refuses_a_text_without_mask(folder: Path) -> None:
-    refuses("'alpha beta' has no <mask>, or the SentencePiece model does not know it", folder, "alpha beta")
+    """The lines around it are filled, and an empty one stays empty."""
+    done = fill_masks(folder, "alpha <mask>.", "", "alpha beta", "beta <mask>.")
+    assert done.returncode == 1
+    message = "line 3: 'alpha beta' has no <mask>, or the SentencePiece model does not know it"
+    assert done.last_line == f"fill_masks.py: {message}"
+    lines = [line for line in done.stdout.splitlines() if " | INFO | " not in line]
+    assert [line for line in lines if not line.startswith(" ")] == ["alpha <mask>.", "", "beta <mask>."]
+    assert sum(line.startswith(" ") for line in lines) == 2
+
+
+def test_empty_lines_are_no_failure(folder: Path) -> None:
+    fill_masks(folder, "", "alpha <mask>").check()
 
 
 def test_refuses_a_text_beyond_the_model(folder: Path) -> None:
     text = "<mask>" + " alpha" * 14
     fill_masks(folder, text.removesuffix(" alpha")).check()
-    refuses(f"'{text[:40]}...' is 17 tokens with <s> and </s>, but the model reads 16; shorten it", folder, text)
+    refuses(
+        f"line 1: '{text[:40]}...' is 17 tokens with <s> and </s>, but the model reads 16; shorten it", folder, text
+    )
 
 
 def test_refuses_a_causal_model(folder: Path) -> None:

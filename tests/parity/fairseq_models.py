@@ -1,7 +1,7 @@
 """The fairseq models as a case of the official wrappers describes them."""
 
-import argparse
 import dataclasses
+from argparse import Namespace
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,8 +22,8 @@ ARCHITECTURES: dict[str, tuple[str, type, dict[str, Any]]] = {
 ALSO_READ = {"tokens_per_sample", "pooler_activation_fn", "pooler_dropout"}
 
 
-def build(meta: dict[str, Any]) -> tuple[nn.Module, argparse.Namespace]:
-    """The model through fairseq's registry, as initialised, and its options."""
+def build(meta: dict[str, Any]) -> nn.Module:
+    """The model through fairseq's registry, as initialised."""
     facts = meta["build"]
     dictionary = Dictionary()
     for i in range(facts["embed_tokens"][0] - len(dictionary)):
@@ -31,15 +31,15 @@ def build(meta: dict[str, Any]) -> tuple[nn.Module, argparse.Namespace]:
     arch, config_class, more = ARCHITECTURES[facts["cls"]]
     read = {f.name for f in dataclasses.fields(config_class)} | ALSO_READ
     given = {k: v for k, v in meta["config_kwargs"].items() if k in read}
-    args = argparse.Namespace(arch=arch, **{**given, **more})
+    args = Namespace(arch=arch, **{**given, **more})
     model = build_model(args, SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary))
     if "classification_head" in facts:
         model.register_classification_head(*facts["classification_head"])
-    return model, args
+    return model
 
 
 def loaded(case: Case) -> nn.Module:
     """The case's model with its parameters, as a checkpoint of the official code would bring them."""
-    model, args = build(case.meta)
-    model.load_state_dict(case.state(), strict=True, model_cfg=args)
+    model = build(case.meta)
+    model.load_state_dict(case.state(), strict=True)
     return model.eval()

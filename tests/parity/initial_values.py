@@ -25,8 +25,9 @@ from torchscale_fairseq import (
 
 @cache
 def initial_values() -> dict[str, Any]:
-    """The file."""
-    return json.loads((parity_dir() / "init_stats.json").read_text())
+    """The file, or an empty one where a set of vectors has none."""
+    path = parity_dir() / "init_stats.json"
+    return json.loads(path.read_text()) if path.exists() else {"rows": [], "alpha": {}, "init_multiplier_exact": {}}
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 
 from tests.helpers import assert_close
+from tests.parity.experts import build_layer, build_router, routing_options
 from tests.parity.models import incremental_logits, loaded
 from tests.parity.vectors import (
     Case,
@@ -21,44 +22,14 @@ from tests.parity.vectors import (
     ids,
     loss_of,
 )
-from torchscale_fairseq.core.layers.experts import Experts
-from torchscale_fairseq.core.layers.moe import MixtureOfExperts, RoutingOptions
-from torchscale_fairseq.core.layers.router import LinearRouter, TorchScaleCosineRouter
 from torchscale_fairseq.core.ops.routing import Routing, balance_loss, route, statistics
 from torchscale_fairseq.core.ops.sparse_clip import sparse_norm, sum_of_squares
-from torchscale_fairseq.core.parallel.groups import ExpertSplit
 
 GATES = cases("moe_top*")
 LAYERS = cases("moe_layer_*")
 ENCODERS = cases("enc_*moe*")
 DECODERS = cases("dec_*moe*")
 RETNETS = cases("ret_moe")
-
-
-def routing_options(gate: str, given: dict[str, Any]) -> RoutingOptions:
-    """The defaults of the official gate's constructor, changed by the arguments it was given."""
-    return RoutingOptions(
-        top_k=1 if gate == "Top1Gate" else 2,
-        capacity_factor=given.get("capacity_factor", 1.0),
-        eval_capacity_token_fraction=given.get("moe_eval_capacity_token_fraction", 0.25),
-        policy=given.get("second_expert_policy", "sampling"),
-        normalize_before_dropping=given.get("normalize_gate_prob_before_dropping", False),
-        prioritized=given.get("batch_prioritized_routing", False),
-        use_fp32=given.get("use_fp32", False),
-        torchscale_compatible=True,
-    )
-
-
-def gate_arguments(config: dict[str, Any]) -> dict[str, Any]:
-    """The arguments that official layers give to their gates, from the attributes of their config."""
-    names = ("second_expert_policy", "normalize_gate_prob_before_dropping")
-    given = {name: config[f"moe_{name}"] for name in names}
-    given["moe_eval_capacity_token_fraction"] = config["moe_eval_capacity_token_fraction"]
-    return {**given, "use_fp32": config["moe_gating_use_fp32"], "use_xmoe": config["use_xmoe"]}
-
-
-def build_router(width: int, experts: int, *, xmoe: bool) -> nn.Module:
-    return (TorchScaleCosineRouter if xmoe else LinearRouter)(width, experts)
 
 
 def dense(routing: Routing, capacity: int) -> Tensor:
@@ -157,27 +128,9 @@ class drawing:
         self.patch.undo()
 
 
-def build_layer(case: Case) -> MixtureOfExperts:
-    """The case's layer, as initialised."""
-    config, build = case.meta["config"], case.meta["build"]
-    normed = any("ffn_layernorm" in name for name in case.tensors)
-    experts = Experts(
-        ExpertSplit(config["moe_expert_count"]),
-        build["embed_dim"],
-        build["ffn_dim"],
-        gated=False,
-        activation_fn=config["activation_fn"],
-        dropout=0.0,
-        norm="layernorm" if normed else None,
-        eps=config["layernorm_eps"],
-    )
-    router = build_router(build["embed_dim"], config["moe_expert_count"], xmoe=config["use_xmoe"])
-    return MixtureOfExperts(router, experts, routing_options(build["gate"], gate_arguments(config)))
-
-
 @pytest.mark.parametrize("case", LAYERS, ids=ids(LAYERS))
 def test_layer(case: Case) -> None:
-    layer = build_layer(case)
+    layer = build_layer(case.meta, normed=any("ffn_layernorm" in name for name in case.tensors))
     layer.load_state_dict(case.group("param/"))
     x = case["in/x"].clone().requires_grad_()
     with drawing(case.get("in/uniform0"), None):

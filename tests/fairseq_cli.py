@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -288,11 +287,19 @@ def _become(
     except SystemExit as request:
         code = request.code if isinstance(request.code, int) else 1
     except BaseException:
-        traceback.print_exc()
-        code = 1
+        code = _show_error()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _show_error() -> int:
+    """As Python does with an error that nobody catches; gives the exit code."""
+    try:
+        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+    except SystemExit as request:
+        return request.code if isinstance(request.code, int) else 1
+    return 1
 
 
 if __name__ == "__main__":

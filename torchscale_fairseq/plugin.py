@@ -42,6 +42,7 @@ def register() -> None:
             experts,
             finished,
             preemption,
+            reporting,
             sharding,
             stock_repairs,
             unknown_options,
@@ -49,6 +50,7 @@ def register() -> None:
         )
 
         stock_repairs.apply()
+        reporting.apply()
         experts.apply()
         preemption.apply()
         finished.apply()

@@ -5,12 +5,13 @@ fields give the decision, so that ``dataclasses.replace`` can change any field l
 """
 
 import ast
-import difflib
 import types
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
+
+from .errors import did_you_mean
 
 ACTIVATIONS = ("gelu", "relu", "swish")
 ATTENTION_BACKENDS = ("sdpa", "naive", "flash_attn")
@@ -75,9 +76,8 @@ def _refuse_unknown_keywords(owner: str, known: list[str], args: Sequence[Any], 
         raise TypeError(f"{owner} takes keyword arguments only, such as vocab_size=64000.")
     for name in kwargs:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"its options are {', '.join(known)}."
-            raise TypeError(f"{owner} has no option {name}; {hint}")
+            hint = did_you_mean(name, known) or f"; its options are {', '.join(known)}."
+            raise TypeError(f"{owner} has no option {name}{hint}")
 
 
 def _check_value(owner: str, name: str, value: Any, hint: Any, choices: Sequence[str] | None) -> None:

@@ -1,29 +1,51 @@
-"""Says which architectures have an option that the chosen one lacks."""
+"""Errors of fairseq's command line in one sentence, with the architectures that know an unknown option."""
 
 import argparse
 import dataclasses
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from fairseq import options
 from fairseq.models import MODEL_DATACLASS_REGISTRY, MODEL_REGISTRY
 
+from torchscale_fairseq.core.errors import did_you_mean
+
 from .patching import replace
+
+MOST_CHOICES = 20
+"""More are not listed in an error."""
 
 
 def apply() -> None:
-    """Let the error of fairseq's command line about an unknown option end with the architectures that know it."""
+    """Let errors on the command line name the nearest choice, or the architectures that have an option, without the
+    usage of all options."""
     replace(options, "parse_args_and_arch", _with_hint)
 
 
 def _with_hint(stock: Callable[..., Any]) -> Callable[..., Any]:
     def parse_args_and_arch(parser: argparse.ArgumentParser, *arguments: Any, **more: Any) -> Any:
-        error = parser.error
-        parser.error = lambda message: error(message + hint(message))  # type: ignore[method-assign]
+        def error(message: str) -> NoReturn:
+            parser.exit(2, f"{parser.prog}: error: {message}{hint(message)}\n")
+
+        parser.error = error  # type: ignore[method-assign]
+        parser._check_value = check_value  # type: ignore[method-assign]
         return stock(parser, *arguments, **more)
 
     return parse_args_and_arch
+
+
+def check_value(action: argparse.Action, value: Any) -> None:
+    """Refuse a value that is not among an option's choices, as argparse does, without listing many of them.
+
+    Raises:
+        ArgumentError: it is not.
+    """
+    if action.choices is None or value in action.choices:
+        return
+    names = sorted(map(str, action.choices))
+    listed = f"; choose from {', '.join(names)}" if len(names) <= MOST_CHOICES else "; --help lists all"
+    raise argparse.ArgumentError(action, f"there is no {value!r}{did_you_mean(str(value), names) or listed}")
 
 
 def hint(message: str) -> str:

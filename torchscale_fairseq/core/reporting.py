@@ -1,0 +1,65 @@
+"""Commands end with one sentence on stderr where the user can mend the cause, and with a traceback where not."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from .errors import InputError
+from .files import NO_ROOM
+
+TRACEBACK = "TORCHSCALE_TRACEBACK"
+"""Environment variable; with the value 1 every error comes with its traceback."""
+FAILED, INTERRUPTED = 1, 130
+"""Exit codes: an error that the user can mend; Ctrl-C (128 + SIGINT)."""
+
+
+def sentence_of(error: BaseException) -> str | None:
+    """The sentence to show for an error, or None for one that only a traceback explains."""
+    if isinstance(error, InputError):
+        return str(error)
+    if not isinstance(error, OSError) or error.errno is None:
+        return None
+    if error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return f"{error.strerror}; make room and run this again" if error.errno in NO_ROOM else None
+
+
+def wants_traceback() -> bool:
+    """Whether the environment requests tracebacks."""
+    return os.environ.get(TRACEBACK) == "1"
+
+
+def print_error(sentence: str) -> None:
+    """Print ``program: error: sentence`` to stderr, as argparse does."""
+    print_line(f"error: {sentence}")
+
+
+def print_line(sentence: str) -> None:
+    """Print ``program: sentence`` to stderr, after what is still to be written to stdout."""
+    sys.stdout.flush()
+    print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr, flush=True)
+
+
+def run_command(main: Callable[[], int | None]) -> NoReturn:
+    """Run a command and end the process with its exit code.
+
+    Args:
+        main: the command; returns its exit code, or None for 0.
+
+    Raises:
+        SystemExit: always, except where only a traceback explains the error.
+    """
+    try:
+        code = main() or 0
+    except KeyboardInterrupt:
+        print_line("interrupted by Ctrl-C")
+        code = INTERRUPTED
+    except Exception as error:
+        sentence = sentence_of(error)
+        if sentence is None or wants_traceback():
+            raise
+        print_error(sentence)
+        code = FAILED
+    sys.exit(code)

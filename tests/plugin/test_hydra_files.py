@@ -26,7 +26,7 @@ def train(name: str, data: Path, folder: Path, *overrides: str) -> Finished:
     flags = [word.removeprefix("--").replace("-", "_") for word in shrunk(ARCH.search(FILES[name])[1])[2:]]
     arguments = ["--config-dir", USER_DIR / "config", "--config-name", name, f"task.data={data}", "common.cpu=true"]
     arguments += [f"+model.{key}={value}" for key, value in zip(flags[::2], flags[1::2], strict=True)]
-    arguments += ["optimization.max_update=2", "lr_scheduler.warmup_updates=1", f"hydra.run.dir={folder}", *overrides]
+    arguments += ["optimization.max_update=2", f"hydra.run.dir={folder}", *overrides]
     return run_fairseq("hydra_train", arguments, cwd=folder)
 
 

@@ -30,7 +30,7 @@ def words_of(data: Path, save_dir: Path, arch: str, *flags: object) -> list[obje
     masked = arch.startswith(("bert", "mlm"))
     words = [data, "--task", "pretraining", *shrunk(arch), *FEW_UPDATES, "--cpu", "--save-dir", save_dir]
     words += ["--tokens-per-sample", LENGTH, "--batch-size", "8", "--batch-read-ahead", "50"]
-    words += ["--criterion", "masked_lm", "--max-source-positions", LENGTH] if masked else ["--objective", "causal"]
+    words += ["--criterion", "masked_lm", "--max-source-positions", LENGTH] if masked else []
     return [*words, "--no-epoch-checkpoints", *flags]
 
 
@@ -100,7 +100,7 @@ def test_eval_lm(causal_run: Path, shards: Path, tmp_path: Path) -> None:
     run_fairseq("preprocess", ["--only-source", *prefixes], plugin=False).check()
     same = ["--path", causal_run, "--cpu", "--tokens-per-sample", LENGTH, "--sample-break-mode"]
     stock = run_fairseq("eval_lm", [tmp_path / "bin", *same, "eos"]).check().output
-    ours = [shards, "--task", "pretraining", "--objective", "causal", "--gen-subset", "valid", *same, "eos"]
+    ours = [shards, "--task", "pretraining", "--gen-subset", "valid", *same, "eos"]
     assert loss_of(run_fairseq("eval_lm", ours).check().output) == pytest.approx(loss_of(stock), abs=2e-3)
     refused = run_fairseq("eval_lm", [*ours, "--context-window", "8"])
     assert "--context-window (8) is not there for --task pretraining" in refused.last_line

@@ -12,7 +12,12 @@ from omegaconf import II
 class TwoPhaseOptions(FairseqDataclass):
     """Options of ``--lr-scheduler two_phase``."""
 
-    warmup_updates: int = field(default=375, metadata={"help": "updates over which the learning rate rises to --lr"})
+    warmup_updates: Optional[int] = field(  # noqa: UP045
+        default=None,
+        metadata={
+            "help": "updates over which the learning rate rises to --lr; unset: 375, or a tenth of all if that is less"
+        },
+    )
     second_phase_lr: Optional[float] = field(  # noqa: UP045
         default=None,
         metadata={"help": "learning rate from which the second phase falls, as if from the start; unset: 2/3 of --lr"},
@@ -42,9 +47,11 @@ class TwoPhaseSchedule(FairseqLRScheduler):
         if len(cfg.lr) != 1:
             raise ValueError(f"--lr ({cfg.lr}) must be one value for --lr-scheduler two_phase.")
         self.total = cfg.max_update if cfg.total_num_update is None else cfg.total_num_update
-        if self.total <= cfg.warmup_updates:
+        warmup = min(375, int(self.total) // 10) if cfg.warmup_updates is None else cfg.warmup_updates
+        self.warmup = max(warmup, 1)
+        if self.total <= warmup:
             raise ValueError(
-                f"--warmup-updates ({cfg.warmup_updates}) must be below --total-num-update ({self.total:g}), "
+                f"--warmup-updates ({warmup}) must be below --total-num-update ({self.total:g}), "
                 "which is --max-update unless given."
             )
         if not 0 <= cfg.second_phase_start <= 1:
@@ -58,7 +65,7 @@ class TwoPhaseSchedule(FairseqLRScheduler):
         second = num_updates >= self.cfg.second_phase_start * self.total
         for group, weight_decay in zip(self.optimizer.param_groups, self.weight_decays, strict=True):
             group["weight_decay"] = self.cfg.second_phase_weight_decay if second else weight_decay
-        rise = (num_updates + 1) / max(self.cfg.warmup_updates, 1)
+        rise = (num_updates + 1) / self.warmup
         fall = max(1 - num_updates / self.total, 0.0)
         self.optimizer.set_lr(self.peaks[second] * min(rise, fall))
         rate: float = self.optimizer.get_lr()

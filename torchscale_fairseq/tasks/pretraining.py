@@ -12,16 +12,17 @@ from typing import Any, Optional
 from fairseq import utils
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.distributed import utils as distributed_utils
-from fairseq.models import FairseqEncoderModel, FairseqLanguageModel
+from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY, FairseqEncoderModel, FairseqLanguageModel
 from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II, MISSING
 
+from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.data.batch_iterator import PretrainingIterator
 from torchscale_fairseq.data.blocks import BREAK_MODES
 from torchscale_fairseq.data.corpus import Corpus
 from torchscale_fairseq.data.masking import Masking
 from torchscale_fairseq.data.order import SampleOrder
-from torchscale_fairseq.data.pieces import PieceEncoder, TextEncoder, load_dictionary
+from torchscale_fairseq.data.pieces import MASK, PieceEncoder, TextEncoder, load_dictionary
 from torchscale_fairseq.data.pretraining_dataset import PretrainingDataset
 from torchscale_fairseq.data.problems import Problems
 
@@ -42,10 +43,11 @@ class PretrainingConfig(FairseqDataclass):
         default=MISSING,
         metadata=_help("directory with json/, the shards and dict.txt; several, apart by colons, take turns by epoch"),
     )
-    objective: ChoiceEnum(["masked", "causal"]) = field(  # type: ignore[valid-type]
-        default="masked",
+    objective: Optional[ChoiceEnum(["masked", "causal"])] = field(  # type: ignore[valid-type]  # noqa: UP045
+        default=None,
         metadata=_help(
-            "masked: predict masked tokens (bert_...); causal: predict the next token (gpt_..., retnet_...)"
+            "masked: predict masked tokens (bert_...); causal: predict the next token (gpt_..., retnet_...); default: "
+            "that of the architecture"
         ),
     )
     sample_break_mode: ChoiceEnum(list(BREAK_MODES)) = field(  # type: ignore[valid-type]
@@ -108,12 +110,14 @@ class PretrainingTask(FairseqTask):
     def __init__(self, cfg: PretrainingConfig, dictionary: Any):
         super().__init__(cfg)
         self.dictionary = dictionary
-        self.objective = str(cfg.objective)
+        self.masking: Masking | None = None
         if cfg.tokens_per_sample < FEWEST_TOKENS:
             raise ValueError(f"--tokens-per-sample ({cfg.tokens_per_sample}) must be at least {FEWEST_TOKENS}.")
         if cfg.batch_read_ahead < 0:
             raise ValueError(f"--batch-read-ahead ({cfg.batch_read_ahead}) must not be negative; 0 does not shuffle.")
-        self.masking = None if cfg.objective == "causal" else self._masking()
+        self.objective: str | None = None
+        if cfg.objective is not None:
+            self._set_objective(str(cfg.objective))
 
     @classmethod
     def setup_task(cls, cfg: PretrainingConfig, **_: Any) -> "PretrainingTask":
@@ -123,9 +127,15 @@ class PretrainingTask(FairseqTask):
             DataError: the dictionary is missing or broken.
         """
         path = Path(cfg.dict_file or Path(utils.split_paths(cfg.data)[0]) / "dict.txt")
-        dictionary = load_dictionary(path, with_mask=cfg.objective == "masked")
-        logger.info("dictionary: %s types", f"{len(dictionary):,}")
-        return cls(cfg, dictionary)
+        return cls(cfg, load_dictionary(path, with_mask=False))
+
+    def _set_objective(self, objective: str) -> None:
+        """Decide between masked and causal, before which the dictionary has no <mask>."""
+        self.objective = objective
+        if objective == "masked":
+            self.dictionary.add_symbol(MASK)
+            self.masking = self._masking()
+        logger.info("dictionary: %s types; objective: %s", f"{len(self.dictionary):,}", objective)
 
     def _masking(self) -> Masking:
         cfg = self.cfg
@@ -138,20 +148,20 @@ class PretrainingTask(FairseqTask):
         )
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
-        """Build the model, which must fit the objective.
+        """Build the model, which decides the objective unless --objective is given.
 
         Raises:
-            ValueError: a causal model with the masked objective, or the other way round.
+            InputError: a causal model with the masked objective, or the other way round.
         """
-        model = super().build_model(cfg, from_checkpoint)
-        fits = FairseqLanguageModel if self.masking is None else FairseqEncoderModel
-        if isinstance(model, (FairseqLanguageModel, FairseqEncoderModel)) and not isinstance(model, fits):
-            given, other = ("causal", "masked") if self.masking is None else ("masked", "causal")
-            raise ValueError(
-                f"--objective {given} does not fit --arch {cfg._name}, a {other} language model; give --objective "
-                f"{other}, or another architecture."
+        implied = _objective_of(cfg._name)
+        if self.objective is None:
+            self._set_objective(implied or "masked")
+        if implied not in (None, self.objective):
+            raise InputError(
+                f"--objective {self.objective} does not fit --arch {cfg._name}, a {implied} language model; leave it "
+                "out, or give another architecture."
             )
-        return model
+        return super().build_model(cfg, from_checkpoint)
 
     def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **_: Any) -> None:
         """Open a split, making the indices of shards that have none.
@@ -164,6 +174,8 @@ class PretrainingTask(FairseqTask):
         Raises:
             DataError: something is wrong with the data.
         """
+        if self.objective is None:
+            self._set_objective("masked")
         cfg = self.cfg
         directories = utils.split_paths(cfg.data)
         data = Path(directories[(epoch - 1) % len(directories)])
@@ -272,6 +284,13 @@ class PretrainingTask(FairseqTask):
     def target_dictionary(self) -> Any:
         """The same."""
         return self.dictionary
+
+
+def _objective_of(arch: str) -> str | None:
+    """The objective that an architecture of fairseq's registry can be trained with; None if its class tells none."""
+    model = ARCH_MODEL_REGISTRY.get(arch) or MODEL_REGISTRY.get(arch) or object
+    kinds = (("causal", FairseqLanguageModel), ("masked", FairseqEncoderModel))
+    return next((objective for objective, kind in kinds if issubclass(model, kind)), None)
 
 
 def samples_per_batch(max_tokens: int | None, max_sentences: int | None, length: int, multiple: int) -> int:

@@ -41,22 +41,26 @@ def register() -> None:
         from torchscale_fairseq.hooks import (
             experts,
             finished,
+            fitting,
             preemption,
             reporting,
             sharding,
             stock_repairs,
+            task_repairs,
             unknown_options,
             whole_help,
         )
 
         stock_repairs.apply()
         reporting.apply()
+        task_repairs.apply()
         experts.apply()
         preemption.apply()
         finished.apply()
         unknown_options.apply()
         whole_help.apply()
         sharding.apply()
+        fitting.apply()
         for name in _REGISTERING:
             _import_modules(f"{__package__}.{name}")
     except BaseException:

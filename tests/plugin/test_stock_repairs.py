@@ -272,10 +272,11 @@ def test_applying_twice_changes_nothing() -> None:
 
 
 def test_documentation_lists_every_repair() -> None:
-    from torchscale_fairseq.hooks.stock_repairs import REPAIRS
+    from torchscale_fairseq.hooks import stock_repairs, task_repairs
 
     page = (REPOSITORY / "docs/stock_repairs.md").read_text()
-    assert [repair.__name__ for repair in REPAIRS if f"`{repair.__name__}`" not in page] == []
+    repairs = (*stock_repairs.REPAIRS, *task_repairs.REPAIRS)
+    assert [repair.__name__ for repair in repairs if f"`{repair.__name__}`" not in page] == []
 
 
 def test_eval_lm_leaves_no_text_out(language_data: Path, language_checkpoint: Path) -> None:

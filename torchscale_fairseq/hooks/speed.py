@@ -53,7 +53,7 @@ class SpeedMeter:
             shared_by: processes that compute an equal part of each.
         """
         given = [sample for sample in samples if sample]
-        if not all("ntokens" in sample and "src_tokens" in sample["net_input"] for sample in given):
+        if not all("ntokens" in sample and "src_tokens" in sample.get("net_input", ()) for sample in given):
             return [0.0, 0.0]
         self._reads_text |= bool(given)
         tokens = sum(float(sample["ntokens"]) for sample in given)

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Optional, TypeVar
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
-from omegaconf import II
 
 Preset = Mapping[str, Any]
 
@@ -54,6 +53,11 @@ class ModelOptions(FairseqDataclass):
 ConfigT = TypeVar("ConfigT")
 
 
+def of_task(name: str) -> Any:
+    """The default of an option that the task decides: its option of this name, or None if it has none."""
+    return f"${{oc.select:task.{name},null}}"
+
+
 def flag_fields(config_class: type) -> list[dataclasses.Field[Any]]:
     """The fields of a config class that have a flag."""
     return [f for f in dataclasses.fields(config_class) if not f.metadata["core_only"]]
@@ -79,7 +83,7 @@ def fairseq_dataclass(
     assert not unknown, f"{name} presets {unknown}, which {config_class.__name__} lacks"
     hints = typing.get_type_hints(config_class)
     derived = [
-        (f.name, Optional[int], dataclasses.field(default=II(f"task.{f.name}")))  # noqa: UP045 - see below
+        (f.name, Optional[int], dataclasses.field(default=of_task(f.name)))  # noqa: UP045 - see below
         if f.name in from_task
         else _derived_field(f, hints[f.name], preset.get(f.name, f.default))
         for f in flag_fields(config_class)

@@ -11,6 +11,7 @@ from torchscale_fairseq.core.config import BEiT3Config
 from torchscale_fairseq.core.layers.heads import MaskedLanguageModelHead
 from torchscale_fairseq.core.layers.norm import build_norm
 
+from ._fits import IMAGE_TEXT as FITTING_TASKS
 from ._options import ModelOptions, Preset, core_config, fairseq_dataclass
 from ._presets import IMAGE_TEXT
 
@@ -29,6 +30,7 @@ class ImageTextModel(BaseFairseqModel):
     """
 
     preset: Preset
+    fits = FITTING_TASKS
 
     def __init__(self, config: BEiT3Config, pad: int):
         super().__init__()

@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from torchscale_fairseq.core.architectures.blocks import SideOptions
 from torchscale_fairseq.core.config import EncoderConfig
+from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.layers.heads import POOLER_ACTIVATIONS, ClassificationHead, MaskedLanguageModelHead
 from torchscale_fairseq.core.parallel.sequence import SequenceSlice
 
 from ._dictionary import token_embedding
 from ._encoder import TextEncoder
+from ._fits import MASKED as FITTING_TASKS
 from ._options import ModelOptions, Preset, core_config, fairseq_dataclass
 from ._presets import MASKED
 
@@ -43,6 +45,12 @@ class MaskedLanguageModel(FairseqEncoderModel):
     """
 
     preset: Preset
+    fits = FITTING_TASKS
+    instead = (
+        "A masked language model reads a whole sequence at once and does not predict the next token: "
+        "scripts/fill_masks.py fills masked words, and fairseq-validate measures it."
+    )
+    """What to add where it is refused."""
     config_class = EncoderConfig
 
     def __init__(self, encoder: TextEncoder, options: MaskedLanguageModelOptions):
@@ -57,7 +65,7 @@ class MaskedLanguageModel(FairseqEncoderModel):
         Raises:
             ValueError: options contradict each other.
         """
-        dictionary = task.source_dictionary
+        dictionary = task.source_dictionary or task.target_dictionary  # cross_lingual_lm has the second alone
         config = core_config(cfg, cls.config_class, cls.preset, vocab_size=len(dictionary))
         options = MaskedLanguageModelOptions(
             pooler_activation_fn=cfg.pooler_activation_fn, pooler_dropout=cfg.pooler_dropout
@@ -138,18 +146,16 @@ class MaskedLanguageModel(FairseqEncoderModel):
             dropout=self.options.pooler_dropout,
         )
 
-    @property
-    def supported_targets(self) -> set[str]:
-        """What the language_modeling task asks for, and a masked model cannot give."""
-        raise ValueError(_one_direction("--task language_modeling"))
-
     def prepare_for_inference_(self, cfg: Any) -> None:
         """Called by fairseq before it generates.
 
         Raises:
-            ValueError: always.
+            InputError: always.
         """
-        raise ValueError(_one_direction("fairseq-generate, fairseq-interactive and fairseq-eval-lm"))
+        raise InputError(
+            "fairseq-generate, fairseq-interactive and fairseq-eval-lm need a causal architecture, such as "
+            f"gpt_deepnorm. {self.instead}"
+        )
 
     def max_positions(self) -> int:
         """Longest sequence in tokens."""
@@ -174,14 +180,6 @@ class MaskedLanguageModel(FairseqEncoderModel):
 
 def _head(key: str) -> str:
     return key.removeprefix(HEADS).split(".")[0]
-
-
-def _one_direction(command: str) -> str:
-    return (
-        f"{command} cannot use a masked language model: it reads a whole sequence at once and does not predict the "
-        "next token. Use a causal architecture (gpt_deepnorm, gpt_magneto); to fill masked words, "
-        "scripts/fill_masks.py; to measure it, fairseq-validate --task masked_lm."
-    )
 
 
 for _name, _preset in MASKED.items():

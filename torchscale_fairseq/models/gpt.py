@@ -1,16 +1,16 @@
 """Language models: ``gpt_deepnorm``, ``gpt_magneto``, ``gpt_xpos`` and their sizes, and TorchScale's ``lm_base``."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from fairseq.models import FairseqLanguageModel, register_model
-from omegaconf import II
 
 from torchscale_fairseq.core.config import DecoderConfig
 
 from ._decoder import TextDecoder
 from ._dictionary import token_embedding
-from ._options import ModelOptions, Preset, core_config, fairseq_dataclass
+from ._fits import LANGUAGE as FITTING_TASKS
+from ._options import ModelOptions, Preset, core_config, fairseq_dataclass, of_task
 from ._presets import LANGUAGE
 from ._pretrained import Pretrained
 
@@ -21,13 +21,14 @@ FROM_TASK = ("max_target_positions",)
 class LanguageModelOptions(ModelOptions):
     """Options of fairseq's side alone."""
 
-    tokens_per_sample: Optional[int] = II("task.tokens_per_sample")  # noqa: UP045
+    tokens_per_sample: Optional[int] = field(default=of_task("tokens_per_sample"))  # noqa: UP045
 
 
 class LanguageModel(Pretrained, FairseqLanguageModel):
     """A causal decoder for fairseq's language_modeling task; each preset is a subclass."""
 
     preset: Preset
+    fits = FITTING_TASKS
     config_class: Any = DecoderConfig
     decoder_class: Any = TextDecoder
 

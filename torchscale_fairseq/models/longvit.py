@@ -15,6 +15,7 @@ from torchscale_fairseq.core.ops.patch_embedding import Bands
 from torchscale_fairseq.core.parallel.sequence import SequenceSlice
 from torchscale_fairseq.hooks.checkpoints import CheckpointError, read_file
 
+from ._fits import IMAGES as FITTING_TASKS
 from ._options import ModelOptions, Preset, core_config, fairseq_dataclass
 from ._presets import IMAGES
 
@@ -47,6 +48,7 @@ class LongViTModel(BaseFairseqModel, LongViTClassifier):
     """
 
     preset: Preset
+    fits = FITTING_TASKS
 
     def __init__(self, config: LongViTConfig, num_classes: int):
         LongViTClassifier.__init__(self, config, num_classes)

@@ -13,6 +13,7 @@ from torchscale_fairseq.core.layers.cache import rows_of_groups
 from ._decoder import TextDecoder
 from ._dictionary import token_embedding
 from ._encoder import TextEncoder
+from ._fits import TRANSLATION as FITTING_TASKS
 from ._options import ModelOptions, Preset, core_config, fairseq_dataclass
 from ._presets import TRANSLATION
 from ._pretrained import Pretrained
@@ -65,6 +66,7 @@ class TranslationModel(Pretrained, FairseqEncoderDecoderModel):
     """An encoder-decoder for fairseq's translation tasks; each preset is a subclass."""
 
     preset: Preset
+    fits = FITTING_TASKS
     config_class: Any = EncoderDecoderConfig
     decoder_class: Any = TextDecoder
 

@@ -1,0 +1,104 @@
+"""What stock fairseq's own tasks and criterions get wrong for every model, each mended by one function.
+
+Like ``stock_repairs.py``, and listed with it in ``docs/stock_repairs.md``.
+"""
+
+import argparse
+import contextlib
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+from fairseq.criterions import label_smoothed_cross_entropy_with_rdrop
+from fairseq.data import resampling_dataset
+from fairseq.data.legacy.masked_lm_dictionary import MaskedLMDictionary
+from fairseq.tasks.sentence_ranking import SentenceRankingTask
+from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretrainedBARTTask
+
+from torchscale_fairseq.hooks.patching import replace
+
+
+def apply() -> None:
+    """Mend all that is listed in :data:`REPAIRS`. Idempotent."""
+    for repair in REPAIRS:
+        repair()
+
+
+def load_masked_dictionaries() -> None:
+    """``--task cross_lingual_lm``, ``legacy_masked_lm`` and ``translation_from_pretrained_xlm`` cannot load a
+    dictionary: the loader passes an argument that their class of dictionary does not take."""
+    if "add_special_symbols" in inspect.signature(MaskedLMDictionary.__init__).parameters:
+        return
+
+    def load(cls: type, f: Any, add_special_symbols: bool = True) -> Any:
+        dictionary = cls()
+        dictionary.add_from_file(f)
+        return dictionary
+
+    MaskedLMDictionary.load = classmethod(load)
+
+
+def give_bart_translation_its_options() -> None:
+    """``--task translation_from_pretrained_bart`` reads its options from ``args``, which a translation task has not
+    had since its options became a dataclass."""
+    if not hasattr(TranslationFromPretrainedBARTTask, "args"):
+        TranslationFromPretrainedBARTTask.args = property(lambda self: self.cfg)
+
+
+def let_sentence_ranking_have_a_length() -> None:
+    """``--task sentence_ranking`` reads ``--max-positions``, which only some architectures declare. The task now
+    declares it for the others, with the default of ``sentence_prediction``."""
+
+    def make(stock: Callable[..., Any]) -> Callable[..., Any]:
+        def add_args(parser: argparse.ArgumentParser) -> None:
+            stock(parser)
+            with contextlib.suppress(argparse.ArgumentError):
+                parser.add_argument("--max-positions", type=int, default=512, help="max tokens per example")
+
+        return staticmethod(add_args)
+
+    if "--max-positions" not in SentenceRankingTask.add_args.__code__.co_consts:
+        SentenceRankingTask.add_args = make(SentenceRankingTask.add_args)
+
+
+def sample_languages_in_proportion() -> None:
+    """``--task multilingual_language_modeling`` with its default ``--multilang-sampling-alpha 1`` ends with an
+    ``AssertionError``: a share of exactly 1 counts as too large to draw without replacement."""
+
+    def make(stock: type) -> type:
+        class ResamplingDataset(stock):
+            def __init__(
+                self, dataset: Any, weights: Any = None, replace: bool = True, size_ratio: float = 1.0, **more: Any
+            ):
+                if not replace and size_ratio == 1:
+                    size_ratio = math.nextafter(1, 0)  # rounds up to all of the samples
+                super().__init__(dataset, weights, replace, size_ratio, **more)
+
+        return ResamplingDataset
+
+    replace(resampling_dataset, "ResamplingDataset", make)
+
+
+def leave_batches_as_they_are() -> None:
+    """``--criterion label_smoothed_cross_entropy_with_rdrop`` doubles a batch in place, so that ``--eval-bleu``, which
+    translates the batch afterwards, ends with an ``IndexError``."""
+
+    def make(stock: Callable[..., Any]) -> Callable[..., Any]:
+        def duplicate_input(sample: dict[str, Any]) -> dict[str, Any]:
+            copy = {name: {**value} if name == "net_input" else value for name, value in sample.items()}
+            doubled: dict[str, Any] = stock(copy)
+            return doubled
+
+        return duplicate_input
+
+    replace(label_smoothed_cross_entropy_with_rdrop, "duplicate_input", make)
+
+
+REPAIRS: tuple[Callable[[], None], ...] = (
+    load_masked_dictionaries,
+    give_bart_translation_its_options,
+    let_sentence_ranking_have_a_length,
+    sample_languages_in_proportion,
+    leave_batches_as_they_are,
+)

@@ -9,14 +9,12 @@ from typing import Any
 
 import torch
 
-from torchscale_fairseq.hooks.checkpoints import CheckpointError, load_checkpoint
+from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.core.files import write_atomically
+from torchscale_fairseq.hooks.checkpoints import load_checkpoint
 
 EPOCH_NAME = re.compile(r"checkpoint(\d+)\.pt")
 UPDATE_NAME = re.compile(r"checkpoint_\d+_(\d+)\.pt")
-
-
-class InputError(Exception):
-    """What is wrong with the user's input, and a way out, in one line."""
 
 
 def main() -> int:
@@ -25,7 +23,7 @@ def main() -> int:
         paths = choose_paths(options)
         state = average(paths)
         save(state, options.output)
-    except (InputError, CheckpointError, OSError) as error:
+    except (InputError, OSError) as error:
         print(f"average_checkpoints.py: {error}", file=sys.stderr)
         return 1
     print(f"wrote {options.output}, the average of {', '.join(map(str, paths))}")
@@ -133,12 +131,8 @@ def check_same_parameters(
 
 
 def save(state: dict[str, Any], path: Path) -> None:
-    scratch = path.with_name(f".{path.name}.part")
-    try:
+    with write_atomically(path) as scratch:
         torch.save(state, scratch)
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -13,13 +13,11 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from torchscale_fairseq import plugin
+from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.core.files import write_atomically
 
 RECORD = "torchscale_official"
 """Entry of a checkpoint converted from TorchScale's: what that one holds and ours has no use for."""
-
-
-class InputError(Exception):
-    """What is wrong with the user's input, and a way out, in one line."""
 
 
 @dataclass(frozen=True)
@@ -110,24 +108,19 @@ def parameter_order(model: nn.Module, parameters: Mapping[str, Tensor]) -> list[
 
 
 def core_config(model: nn.Module) -> Any:
-    """The core's config that a model of fairseq was built from.
-
-    Raises:
-        InputError: the model is neither an encoder nor a decoder.
-    """
-    for side in ("decoder", "encoder"):
-        if hasattr(model, side):
-            return getattr(model, side).config
-    raise InputError(
-        f"models of --arch {type(model).__name__} are not made of an encoder or a decoder, and cannot be converted"
-    )
+    """The core's config that a model of fairseq was built from."""
+    for part in ("decoder", "encoder", "core", "model"):
+        if hasattr(model, part):
+            return getattr(model, part).config
+    raise AssertionError(f"{type(model).__name__} has no part of the core")
 
 
 def _task(parameters: Mapping[str, Tensor]) -> SimpleNamespace:
-    """A task with dictionaries as long as the embeddings."""
-    names = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+    """A task with dictionaries as long as the embeddings, and as many classes as the head has scores."""
+    names = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "core.text_embed.weight")
     found = [Vocabulary(len(parameters[name])) for name in names if name in parameters] or [Vocabulary(0)]
-    return SimpleNamespace(source_dictionary=found[0], target_dictionary=found[-1])
+    classes = len(parameters["head.bias"]) if "head.bias" in parameters else 0
+    return SimpleNamespace(source_dictionary=found[0], target_dictionary=found[-1], num_classes=classes)
 
 
 def _check_parameters(there: Mapping[str, Tensor], here: Mapping[str, Tensor], name: str, path: Path) -> None:
@@ -145,10 +138,10 @@ def _check_parameters(there: Mapping[str, Tensor], here: Mapping[str, Tensor], n
 
 
 def save(state: Mapping[str, Any], path: Path) -> None:
-    """Write a checkpoint, whole or not at all."""
-    scratch = path.with_name(f".{path.name}.part")
-    try:
+    """Write a checkpoint, whole or not at all.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    with write_atomically(path) as scratch:
         torch.save(state, scratch)
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)

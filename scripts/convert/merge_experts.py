@@ -3,12 +3,12 @@
 of processes resumes and every command of fairseq reads by itself."""
 
 import argparse
-import os
 import sys
 
-import torch
+from checkpoint_files import save
 from command_line import converter_parser
 
+from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.hooks.checkpoints import CheckpointError, load_checkpoint, read_mapped
 from torchscale_fairseq.hooks.expert_shards import ENTRY
 
@@ -28,9 +28,8 @@ def main() -> int:
         if ENTRY not in read_mapped(options.input):
             raise CheckpointError(f"{options.input} has no experts in files of their own: nothing to merge")
         state = load_checkpoint(options.input)
-        torch.save(state, f"{options.output}.tmp")
-        os.replace(f"{options.output}.tmp", options.output)
-    except (CheckpointError, OSError) as error:
+        save(state, options.output)
+    except (InputError, OSError) as error:
         print(f"merge_experts.py: {error}", file=sys.stderr)
         return 1
     print(f"wrote {options.output}")

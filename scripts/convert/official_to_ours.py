@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import official_format as official
-from checkpoint_files import RECORD, Conversion, InputError, build, is_ours, model_options, parameter_order
+from checkpoint_files import RECORD, Conversion, build, is_ours, model_options, parameter_order
 from stock_sections import stock_sections
 from torch import Tensor
+
+from torchscale_fairseq.core.errors import InputError
 
 REPLACED = ("args", "cfg", "optimizer_history")
 

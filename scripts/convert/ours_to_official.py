@@ -8,11 +8,12 @@ from typing import Any
 
 import official_format as official
 import torch
-from checkpoint_files import RECORD, Conversion, InputError, build, core_config, is_ours, model_options, parameter_order
+from checkpoint_files import RECORD, Conversion, build, core_config, is_ours, model_options, parameter_order
 from official_to_ours import REPLACED, to_ours
 from torch import Tensor
 
 from torchscale_fairseq.core.config import DecoderConfig, EncoderConfig, EncoderDecoderConfig, RetNetConfig
+from torchscale_fairseq.core.errors import InputError
 
 ARCHITECTURES = {
     DecoderConfig: "lm_base",

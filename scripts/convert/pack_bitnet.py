@@ -11,19 +11,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from checkpoint_files import InputError, build, model_options, save
+from checkpoint_files import build, model_options, save
 from command_line import converter_parser
 from torch import Tensor
 
+from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.layers.bit_linear import PackedWeight
-from torchscale_fairseq.hooks.checkpoints import CheckpointError, load_checkpoint
+from torchscale_fairseq.hooks.checkpoints import load_checkpoint
 
 
 def main() -> int:
     options = parse_options()
     try:
         note = pack_checkpoint(options.input, options.output)
-    except (InputError, CheckpointError, OSError) as error:
+    except (InputError, OSError) as error:
         print(f"pack_bitnet.py: {error}", file=sys.stderr)
         return 1
     print(f"wrote {options.output}: {note}")

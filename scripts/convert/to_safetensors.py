@@ -3,33 +3,32 @@
 The folder holds model.safetensors and config.json, for torchscale_fairseq.load_pretrained(FOLDER), and fairseq.json
 with fairseq's configuration. --to-fairseq makes of it a checkpoint with the same parameters, to the bit, and the same
 configuration, for fairseq-generate and its siblings or as a start for training (--finetune-from-model); what belongs
-to the interrupted training itself (optimizer, position in the data, meters) is not kept. Classification heads, of
-which the core's Encoder has none, stand in a file of their own, classification_heads.safetensors.
+to the interrupted training itself (optimizer, position in the data, meters) is not kept. Heads that the core's model
+lacks (of classification, and BEiT-3's) stand in a file of their own, heads.safetensors.
 
 Checkpoints of TorchScale are brought into ours first, by torchscale_checkpoint.py.
 """
 
 import argparse
 import json
-import shutil
 import sys
 from argparse import Namespace
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-import official_format as official
-from checkpoint_files import InputError, build, core_config, is_ours, model_options, save
+from checkpoint_files import build, core_config, is_ours, model_options, save
 from command_line import converter_parser
-from torch import Tensor
+from torch import Tensor, nn
 
-from torchscale_fairseq.core.config import EncoderDecoderConfig
+from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.core.files import make_directory_atomically
 from torchscale_fairseq.core.saving import WEIGHTS_FILE, read_tensors, write_folder, write_tensors
-from torchscale_fairseq.hooks.checkpoints import CheckpointError, load_checkpoint
+from torchscale_fairseq.hooks.checkpoints import load_checkpoint
 
-HEADS_FILE = "classification_heads.safetensors"
+HEADS_FILE = "heads.safetensors"
 FAIRSEQ_FILE = "fairseq.json"
-KEPT = ("args", "cfg", "optimizer_history")
+KEPT = ("args", "cfg", "optimizer_history", "task_state")
 """Entries of a checkpoint that fairseq.json holds."""
 
 NAMESPACE = "argparse.Namespace"
@@ -43,7 +42,7 @@ def main() -> int:
             note = to_fairseq(options.input, options.output)
         else:
             note = to_folder(options.input, options.output)
-    except (InputError, CheckpointError, OSError, ValueError, ModuleNotFoundError) as error:
+    except (InputError, OSError, ValueError, ModuleNotFoundError) as error:
         print(f"to_safetensors.py: {error}", file=sys.stderr)
         return 1
     print(f"wrote {options.output}: {note}")
@@ -80,27 +79,29 @@ def to_folder(checkpoint: Path, folder: Path) -> str:
         )
     parameters = state["model"]
     model = build(options, parameters, checkpoint)
-    config = core_config(model)
-    heads = {name: value for name, value in parameters.items() if official.HEAD_PARAMETER.fullmatch(name)}
-    prefix = "" if isinstance(config, EncoderDecoderConfig) else "decoder." if hasattr(model, "decoder") else "encoder."
+    config, prefix = core_config(model), prefix_of(model)
+    heads = {name: value for name, value in parameters.items() if not name.startswith(prefix)}
     tensors = {name.removeprefix(prefix): value for name, value in parameters.items() if name not in heads}
     description = {
         "entries": {key: to_json(state[key], key, checkpoint) for key in KEPT if key in state},
         "prefix": prefix,
         "names": list(parameters),
     }
-    scratch = folder.with_name(f".{folder.name}.part")
-    try:
-        scratch.mkdir(parents=True)
+    with make_directory_atomically(folder) as scratch:
         write_folder(scratch, config, tensors)
         (scratch / FAIRSEQ_FILE).write_text(json.dumps(description, indent=2) + "\n")
         if heads:
             write_tensors(scratch / HEADS_FILE, heads)
-        scratch.rename(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    beside = f", and {len(heads)} of classification heads beside" if heads else ""
-    return f"{type(config).__name__.removesuffix('Config')} of {len(tensors)} tensors{beside}"
+    apart = f", and {len(heads)} of heads in {HEADS_FILE}" if heads else ""
+    return f"{type(config).__name__.removesuffix('Config')} of {len(tensors)} tensors{apart}"
+
+
+def prefix_of(model: nn.Module) -> str:
+    """Start of the names of the parameters that the core's model has; all others are of heads."""
+    if hasattr(model, "core"):
+        return "core."
+    sides = [side for side in ("encoder", "decoder") if hasattr(model, side)]
+    return f"{sides[0]}." if len(sides) == 1 else ""
 
 
 def to_fairseq(folder: Path, checkpoint: Path) -> str:
@@ -117,10 +118,10 @@ def to_fairseq(folder: Path, checkpoint: Path) -> str:
         tensors |= read_tensors(folder / HEADS_FILE)
     check_names(tensors, description["names"], folder)
     state = {
+        "task_state": {},
         **{key: from_json(value) for key, value in description["entries"].items()},
         "model": OrderedDict((name, tensors[name]) for name in description["names"]),
         "criterion": None,
-        "task_state": {},
         "extra_state": {},
     }
     save(state, checkpoint)

@@ -19,14 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import official_format as official
-from checkpoint_files import Conversion, InputError, save
+from checkpoint_files import Conversion, save
 from command_line import converter_parser
 from official_to_ours import to_ours
 from optimizer_order import UnknownLayout, reordered
 from ours_to_official import to_official
 from torch import Tensor
 
-from torchscale_fairseq.hooks.checkpoints import CheckpointError, load_checkpoint
+from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.hooks.checkpoints import load_checkpoint
 
 
 def main() -> int:
@@ -44,7 +45,7 @@ def main() -> int:
             else optimizer_state(state.get("last_optimizer_state"), conversion, state["model"], options.input),
         }
         save(converted, options.output)
-    except (InputError, CheckpointError, OSError) as error:
+    except (InputError, OSError) as error:
         print(f"torchscale_checkpoint.py: {error}", file=sys.stderr)
         return 1
     print(f"wrote {options.output}: {len(converted['model'])} tensors")

@@ -117,8 +117,8 @@ def test_half_precision_stays(tmp_path: Path) -> None:
 
 def test_classification_heads_stand_in_their_own_file(tmp_path: Path) -> None:
     done = convert(checkpoint_of("fs_mlm", tmp_path), tmp_path / "folder").check()
-    assert "and 4 of classification heads beside" in done.stdout
-    names = {"classification_heads.safetensors", "config.json", "fairseq.json", "model.safetensors"}
+    assert "and 4 of heads in heads.safetensors" in done.stdout
+    names = {"heads.safetensors", "config.json", "fairseq.json", "model.safetensors"}
     assert {path.name for path in (tmp_path / "folder").iterdir()} == names
     assert len({path.stat().st_mode for path in (tmp_path / "folder").iterdir()}) == 1
     assert not [name for name in load_pretrained(tmp_path / "folder").state_dict() if "classification" in name]

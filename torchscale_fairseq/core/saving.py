@@ -6,19 +6,29 @@ says what the other names are.
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
 
+from .architectures.beit3 import BEiT3
 from .architectures.blocks import Config, Side, SideOptions
 from .architectures.decoder import Decoder
 from .architectures.encoder import Encoder
 from .architectures.encoder_decoder import EncoderDecoder
+from .architectures.longvit import LongViTClassifier
 from .architectures.retnet import AnyRetNetConfig, RetNetDecoder
-from .config import DecoderConfig, EncoderConfig, EncoderDecoderConfig, RetNetConfig, RetNetEncoderDecoderConfig
+from .config import (
+    BEiT3Config,
+    DecoderConfig,
+    EncoderConfig,
+    EncoderDecoderConfig,
+    LongViTConfig,
+    RetNetConfig,
+    RetNetEncoderDecoderConfig,
+)
 from .layers.embedding import TextEmbedding
 from .layers.heads import MaskedLanguageModelHead
 from .ops.positions import PADDING_POSITION
@@ -26,11 +36,7 @@ from .ops.positions import PADDING_POSITION
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 AnyConfig = Config | AnyRetNetConfig
-Model = Encoder | Decoder | EncoderDecoder | RetNetDecoder
-CONFIGS: dict[str, type[AnyConfig]] = {
-    c.__name__: c
-    for c in (EncoderConfig, DecoderConfig, EncoderDecoderConfig, RetNetConfig, RetNetEncoderDecoderConfig)
-}
+Model = Encoder | Decoder | EncoderDecoder | RetNetDecoder | BEiT3 | LongViTClassifier
 
 
 def load_pretrained(folder: str | Path) -> Model:
@@ -41,7 +47,8 @@ def load_pretrained(folder: str | Path) -> Model:
     ``positions=absolute_positions(padding_mask)`` (``core.ops.positions``) to give what the fairseq model gives.
 
     Returns:
-        An Encoder, Decoder, EncoderDecoder or RetNetDecoder in evaluation mode, its parameters in the file's dtype.
+        An Encoder, Decoder, EncoderDecoder, RetNetDecoder, BEiT3 or LongViTClassifier in evaluation mode, its
+        parameters in the file's dtype.
 
     Raises:
         ModuleNotFoundError: the package safetensors is missing.
@@ -65,7 +72,7 @@ def write_folder(folder: Path, config: AnyConfig, tensors: Mapping[str, Tensor])
 
     Args:
         folder: an existing one.
-        config: of an Encoder, Decoder, EncoderDecoder or RetNetDecoder.
+        config: of a model that ``load_pretrained`` returns.
         tensors: its state dict.
     """
     content = {"config": type(config).__name__, "options": dataclasses.asdict(config)}
@@ -134,20 +141,52 @@ def _read_config(path: Path) -> AnyConfig:
 
 def _build(config: AnyConfig, tensors: Mapping[str, Tensor]) -> Model:
     """A model for these tensors, with their vocabularies."""
-    if isinstance(config, EncoderDecoderConfig):
-        return EncoderDecoder(
-            config,
-            _embedding(tensors, "encoder.embed_tokens.weight"),
-            _positions(config, "encoder"),
-            None if config.share_all_embeddings else _embedding(tensors, "decoder.embed_tokens.weight"),
-            _positions(config, "decoder"),
-        )
+    return BUILDERS[type(config)](config, tensors)
+
+
+def _encoder_decoder(config: EncoderDecoderConfig, tensors: Mapping[str, Tensor]) -> EncoderDecoder:
+    return EncoderDecoder(
+        config,
+        _embedding(tensors, "encoder.embed_tokens.weight"),
+        _positions(config, "encoder"),
+        None if config.share_all_embeddings else _embedding(tensors, "decoder.embed_tokens.weight"),
+        _positions(config, "decoder"),
+    )
+
+
+def _decoder(config: DecoderConfig, tensors: Mapping[str, Tensor]) -> Decoder:
+    return Decoder(config, _embedding(tensors, "embed_tokens.weight"), _positions(config, "decoder"))
+
+
+def _retnet(config: RetNetConfig, tensors: Mapping[str, Tensor]) -> RetNetDecoder:
+    return RetNetDecoder(config, _embedding(tensors, "embed_tokens.weight"))
+
+
+def _encoder(config: EncoderConfig, tensors: Mapping[str, Tensor]) -> Encoder:
     embedding = _embedding(tensors, "embed_tokens.weight")
-    if isinstance(config, RetNetConfig):
-        return RetNetDecoder(config, embedding)
-    if isinstance(config, DecoderConfig):
-        return Decoder(config, embedding, _positions(config, "decoder"))
     return Encoder(config, embedding, _positions(config, "encoder"), _head(config, embedding, tensors))
+
+
+def _beit3(config: BEiT3Config, tensors: Mapping[str, Tensor]) -> BEiT3:
+    return BEiT3(config)
+
+
+def _longvit(config: LongViTConfig, tensors: Mapping[str, Tensor]) -> LongViTClassifier:
+    if "head.bias" not in tensors:
+        raise ValueError(f"{WEIGHTS_FILE} lacks head.bias, the head that scores classes.")
+    return LongViTClassifier(config, len(tensors["head.bias"]))
+
+
+BUILDERS: dict[type[AnyConfig], Callable[..., Model]] = {
+    EncoderConfig: _encoder,
+    DecoderConfig: _decoder,
+    EncoderDecoderConfig: _encoder_decoder,
+    RetNetConfig: _retnet,
+    RetNetEncoderDecoderConfig: _encoder_decoder,
+    BEiT3Config: _beit3,
+    LongViTConfig: _longvit,
+}
+CONFIGS = {config.__name__: config for config in BUILDERS}
 
 
 def _embedding(tensors: Mapping[str, Tensor], name: str) -> TextEmbedding:

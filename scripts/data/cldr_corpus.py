@@ -7,13 +7,15 @@ and numbers in words. No English line occurs twice, within a split or across spl
 import argparse
 import datetime
 import random
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from babel import Locale, dates, numbers, units
 from num2words import num2words
+
+from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.core.files import make_directory_atomically
 
 Phrase = tuple[str, str]
 """The same thing in English and in German."""
@@ -279,13 +281,11 @@ def main() -> None:
     sizes = [options.train_pairs, options.valid_pairs, options.test_pairs]
     if min(sizes) < len(KINDS):
         parser.error(f"each split needs at least {len(KINDS)} pairs, one per kind")
-    if options.directory.exists() and (not options.directory.is_dir() or any(options.directory.iterdir())):
-        parser.error(f"{options.directory} exists and is not an empty directory; remove it or name another")
     try:
-        corpus = draw_corpus(sizes, options.seed)
-    except ValueError as error:
+        with make_directory_atomically(options.directory) as made:
+            write_corpus(draw_corpus(sizes, options.seed), made)
+    except InputError as error:
         parser.error(str(error))
-    write_corpus(corpus, options.directory)
     print(f"wrote {sum(sizes)} pairs to {options.directory}")
 
 
@@ -312,7 +312,7 @@ def draw_distinct_pairs(kind: str, wanted: int, rng: random.Random, seen: set[st
             pairs.append((english, german))
         if len(pairs) == wanted:
             return pairs
-    raise ValueError(f"cannot draw {wanted} different sentences of the kind '{kind}'; ask for fewer pairs")
+    raise InputError(f"cannot draw {wanted} different sentences of the kind '{kind}'; ask for fewer pairs")
 
 
 def draw_pair(templates: Sequence[Template], rng: random.Random) -> Phrase:
@@ -327,20 +327,15 @@ def draw_pair(templates: Sequence[Template], rng: random.Random) -> Phrase:
 
 
 def write_corpus(corpus: dict[str, list[tuple[str, Phrase]]], directory: Path) -> None:
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as scratch:
-        made = Path(scratch, "corpus")
-        made.mkdir()
-        for split, lines in corpus.items():
-            columns = {
-                "en": [english for _, (english, _) in lines],
-                "de": [german for _, (_, german) in lines],
-                "kind": [kind for kind, _ in lines],
-            }
-            for suffix, column in columns.items():
-                text = "".join(f"{line}\n" for line in column)
-                (made / f"{split}.{suffix}").write_text(text, encoding="utf-8")
-        made.rename(directory)
+    for split, lines in corpus.items():
+        columns = {
+            "en": [english for _, (english, _) in lines],
+            "de": [german for _, (_, german) in lines],
+            "kind": [kind for kind, _ in lines],
+        }
+        for suffix, column in columns.items():
+            text = "".join(f"{line}\n" for line in column)
+            (directory / f"{split}.{suffix}").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.core.files import make_directory_atomically
+
 
 def drawing_parser(
     program: str, documentation: str, *, train: int, valid: int, img_size: int
@@ -34,10 +37,11 @@ def drawing_parser(
 def write_splits(program: str, options: argparse.Namespace, write: Callable[[Path, int], None]) -> int:
     """Fill the folders train and valid, each with as many images as asked for; the exit status of the program."""
     try:
-        for split, count in (("train", options.train), ("valid", options.valid)):
-            (options.output / split).mkdir(parents=True)
-            write(options.output / split, count)
-    except OSError as error:
+        with make_directory_atomically(options.output) as made:
+            for split, count in (("train", options.train), ("valid", options.valid)):
+                (made / split).mkdir()
+                write(made / split, count)
+    except (InputError, OSError) as error:
         print(f"{program}: {error}", file=sys.stderr)
         return 1
     print(f"wrote {options.train} and {options.valid} images to {options.output}")

@@ -1,27 +1,24 @@
 """What prepare_translation.py and prepare_language.py share: reading text, SentencePiece, fairseq-preprocess."""
 
 import argparse
-import contextlib
+import io
 import random
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import sentencepiece
 
+from torchscale_fairseq.core.errors import InputError
+
 SPLITS = ("train", "valid", "test")
-MODEL_NAME = "sentencepiece.bpe"
-
-
-class InputError(Exception):
-    """What is wrong with the user's input, and a way out, in one line."""
+MODEL_FILE = "sentencepiece.bpe.model"
 
 
 def run_to_exit_code(program: str, prepare: Callable[[], None]) -> int:
@@ -82,31 +79,14 @@ def parse_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return options
 
 
-@contextlib.contextmanager
-def new_directory(target: Path) -> Iterator[Path]:
-    """Gives a directory to write to, which becomes ``target`` at the end and vanishes if there is an error."""
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"--output {target} exists and is not an empty directory; remove it or name another")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--output {target} cannot be made: {error.strerror}") from error
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        yield scratch
-    except BaseException:
-        shutil.rmtree(scratch)
-        raise
-    scratch.chmod(0o755)
-    scratch.rename(target)
-
-
 def read_lines(option: str, path: Path) -> list[str]:
     """Reads UTF-8 text, with any line ends that editors write."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"{option}: cannot read {path}: {error.strerror}") from error
+    if not content:
+        raise InputError(f"{option}: {path} is empty")
     lines = []
     for number, line in enumerate(content.removesuffix(b"\n").split(b"\n"), start=1):
         where = f"{option}: {path}, line {number}"
@@ -143,13 +123,15 @@ def draw_lines(lines: Sequence[str], options: argparse.Namespace) -> dict[str, l
 
 
 def train_tokenizer(
-    lines: Iterable[str], prefix: Path, options: argparse.Namespace, **settings: Any
+    lines: Iterable[str], options: argparse.Namespace, **settings: Any
 ) -> sentencepiece.SentencePieceProcessor:
+    """A tokenizer, nothing of which is on disk: SentencePiece says nothing when it writes half a file."""
+    content = io.BytesIO()
     print(f"training a SentencePiece model of {options.vocab_size} pieces", flush=True)
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(lines),
-            model_prefix=str(prefix),
+            model_writer=content,
             vocab_size=options.vocab_size,
             model_type=options.model_type,
             character_coverage=options.character_coverage,
@@ -160,7 +142,11 @@ def train_tokenizer(
     except RuntimeError as error:
         reason = str(error).split("] ", 1)[-1].strip()
         raise InputError(f"--vocab-size {options.vocab_size} does not fit this text: {reason}") from error
-    return sentencepiece.SentencePieceProcessor(model_file=f"{prefix}.model")
+    return sentencepiece.SentencePieceProcessor(model_proto=content.getvalue())
+
+
+def write_tokenizer(tokenizer: sentencepiece.SentencePieceProcessor, path: Path) -> None:
+    path.write_bytes(tokenizer.serialized_model_proto())
 
 
 def write_lines(lines: Iterable[str], path: Path) -> None:
@@ -175,7 +161,7 @@ def write_dictionary(tokenizer: sentencepiece.SentencePieceProcessor, path: Path
 
 
 def preprocess(splits: Path, made: Path, options: argparse.Namespace, *arguments: str) -> None:
-    """Runs fairseq-preprocess on the pieces and the dictionary in the directory ``splits``."""
+    """Runs fairseq-preprocess on the pieces and the dictionary in the directory ``splits``, and removes that."""
     words = [*arguments]
     for split in SPLITS:
         words += [f"--{split}pref", str(splits / split)]
@@ -186,3 +172,4 @@ def preprocess(splits: Path, made: Path, options: argparse.Namespace, *arguments
     if run.returncode != 0:
         last = (run.stderr.strip() or f"exit status {run.returncode}").splitlines()[-1]
         raise InputError(f"fairseq-preprocess failed: {last}")
+    shutil.rmtree(splits)

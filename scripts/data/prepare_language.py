@@ -13,11 +13,13 @@ vocabulary has a piece <mask>, so that masked models can be asked by text.
 import argparse
 import functools
 import sys
-import tempfile
 from pathlib import Path
 
 import preparation
-from preparation import SPLITS, InputError
+from preparation import SPLITS
+
+from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.core.files import make_directory_atomically
 
 PROGRAM = "prepare_language.sh"
 MASK = "<mask>"
@@ -28,23 +30,24 @@ def parse_options() -> argparse.Namespace:
 
 
 def prepare(options: argparse.Namespace) -> None:
-    with preparation.new_directory(options.output) as made, tempfile.TemporaryDirectory(dir=made) as work:
+    with make_directory_atomically(options.output) as made:
+        work = made / "work"
         splits = read_splits(options)
         tokenizer = preparation.train_tokenizer(
             splits["train"],
-            made / preparation.MODEL_NAME,
             options,
             byte_fallback=True,
             user_defined_symbols=[MASK],
             normalization_rule_name="identity",
             max_sentence_length=max(len(line.encode()) for line in splits["train"]),
         )
+        preparation.write_tokenizer(tokenizer, made / preparation.MODEL_FILE)
         for split, lines in splits.items():
             encoded = tokenizer.encode(lines, out_type=str)
-            preparation.write_lines((" ".join(pieces) for pieces in encoded), Path(work, split))
+            preparation.write_lines((" ".join(pieces) for pieces in encoded), work / split)
         preparation.write_lines(splits["test"], made / "raw" / "test.txt")
-        preparation.write_dictionary(tokenizer, Path(work, "dict.txt"))
-        preparation.preprocess(Path(work), made, options, "--only-source")
+        preparation.write_dictionary(tokenizer, work / "dict.txt")
+        preparation.preprocess(work, made, options, "--only-source")
     counts = ", ".join(f"{len(lines)} {split}" for split, lines in splits.items())
     print(f"wrote {options.output}: {counts} lines, {tokenizer.get_piece_size()} pieces")
 

@@ -14,12 +14,14 @@ import random
 import re
 import sys
 import sysconfig
-import tempfile
 import tokenize
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
+
+from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.core.files import make_directory_atomically
 
 Documents = dict[str, list[str]]
 """The paragraphs of each document, by its name."""
@@ -31,10 +33,6 @@ MINIMUM_BYTES = 2_000_000
 NOT_THE_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "pydoc_data"}
 
 
-class InputError(Exception):
-    """What is wrong with the user's input, and a way out, in one line."""
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path, help="to write {train,valid,test}.txt to")
@@ -42,12 +40,11 @@ def main() -> int:
     options = parser.parse_args()
     directory: Path = options.directory
     try:
-        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-            raise InputError(f"{directory} exists and is not an empty directory; remove it or name another")
-        library = Path(sysconfig.get_path("stdlib"))
-        corpus = without_repetition({**help_topics(), **source_files(library)})
-        check_size(corpus, library)
-        write_splits(split_documents(corpus, options.seed), directory)
+        with make_directory_atomically(directory) as made:
+            library = Path(sysconfig.get_path("stdlib"))
+            corpus = without_repetition({**help_topics(), **source_files(library)})
+            check_size(corpus, library)
+            write_splits(split_documents(corpus, options.seed), made)
     except InputError as error:
         print(f"python_corpus.py: {error}", file=sys.stderr)
         return 1
@@ -144,14 +141,9 @@ def split_documents(corpus: Documents, seed: int) -> dict[str, Documents]:
 
 
 def write_splits(splits: dict[str, Documents], directory: Path) -> None:
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as scratch:
-        made = Path(scratch, "corpus")
-        made.mkdir()
-        for split, documents in splits.items():
-            content = "".join(f"{paragraph}\n" for text in documents.values() for paragraph in text)
-            (made / f"{split}.txt").write_text(content, encoding="utf-8")
-        made.rename(directory)
+    for split, documents in splits.items():
+        content = "".join(f"{paragraph}\n" for text in documents.values() for paragraph in text)
+        (directory / f"{split}.txt").write_text(content, encoding="utf-8")
 
 
 if __name__ == "__main__":

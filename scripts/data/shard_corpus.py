@@ -12,6 +12,7 @@ import argparse
 import functools
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -20,9 +21,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import preparation
-from preparation import SPLITS, InputError
+from preparation import SPLITS
 from tqdm import tqdm
 
+from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.core.files import make_directory, write_atomically
 from torchscale_fairseq.data.corpus import index_path
 from torchscale_fairseq.data.index import split_line, unit_text
 from torchscale_fairseq.data.pieces import PieceEncoder
@@ -107,15 +110,16 @@ def parse_options() -> argparse.Namespace:
 
 
 def prepare(options: argparse.Namespace) -> None:
-    model = options.output / f"{preparation.MODEL_NAME}.model"
-    try:
-        PieceEncoder(model)
-    except DataError as error:
-        raise InputError(str(error)) from error
+    model = options.output / preparation.MODEL_FILE
+    PieceEncoder(model)
     for split in SPLITS:
         if paths := getattr(options, split):
             shards = [job.shard for job in write_split(split, paths, model, options)]
-            add_source(split, [shard for shard in shards if shard.stat().st_size], options)
+            filled = [shard for shard in shards if shard.stat().st_size]
+            if not filled:
+                shutil.rmtree(shards[0].parent)
+                raise InputError(f"--{split} {' '.join(map(str, paths))}: no line has text")
+            add_source(split, filled, options)
 
 
 def write_split(split: str, paths: Sequence[Path], model: Path, options: argparse.Namespace) -> list[Job]:
@@ -137,9 +141,9 @@ def write_split(split: str, paths: Sequence[Path], model: Path, options: argpars
             for done in as_completed(running):
                 total += done.result()
                 bar.update(running[done].size)
-        except DataError as error:
+        except InputError:
             pool.shutdown(cancel_futures=True)
-            raise InputError(str(error)) from error
+            raise
     there = f", {len(jobs) - len(missing)} were there already" if len(missing) < len(jobs) else ""
     print(
         f"{split}: wrote {len(missing)} shards to {folder}{there}: {total.documents:,} documents, "
@@ -190,8 +194,9 @@ def remember_plan(path: Path, jobs: Sequence[Job]) -> None:
                 "--name"
             )
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content))
+    make_directory(path.parent)
+    with write_atomically(path) as scratch:
+        scratch.write_text(json.dumps(content))
 
 
 def is_written(job: Job, pieces: PieceEncoder, options: argparse.Namespace) -> bool:
@@ -208,14 +213,13 @@ def write_shard(job: Job, options: argparse.Namespace) -> Written:
     skipped: list[str] = []
     text = b"\n".join(document_lines(job, skipped, skips=options.skip_invalid))
     text += b"\n" if text else b""
-    scratch = job.shard.with_name(f".{job.shard.name}")
-    scratch.write_bytes(text)
-    if scratch.read_bytes() != text:
-        raise DataError(f"{scratch} does not read back as it was written; look at the disk.")
     lines = text.split(b"\n")[:-1]
     if not options.lossy:
         check_round_trip(job, lines)
-    scratch.rename(job.shard)
+    with write_atomically(job.shard) as scratch:
+        scratch.write_bytes(text)
+        if scratch.read_bytes() != text:
+            raise DataError(f"{scratch} does not read back as it was written; look at the disk.")
     index = index_path(options.output, job.shard, _pieces, None)
     index.build(_pieces)
     filled = sum(map(bool, lines))
@@ -308,7 +312,7 @@ def check_round_trip(job: Job, lines: list[bytes]) -> None:
 def add_source(split: str, shards: Sequence[Path], options: argparse.Namespace) -> None:
     """Writes the source into json/SPLIT.json, in place of one of the same name."""
     path = options.output / "json" / f"{split}.json"
-    path.parent.mkdir(exist_ok=True)
+    make_directory(path.parent)
     sources: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
     source: dict[str, Any] = {
         "name": options.name,
@@ -318,9 +322,8 @@ def add_source(split: str, shards: Sequence[Path], options: argparse.Namespace) 
     if options.weight is not None:
         source["weight"] = options.weight
     sources = [other for other in sources if other["name"] != options.name] + [source]
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(json.dumps(sources, indent=1) + "\n")
-    scratch.replace(path)
+    with write_atomically(path) as scratch:
+        scratch.write_text(json.dumps(sources, indent=1) + "\n")
 
 
 if __name__ == "__main__":

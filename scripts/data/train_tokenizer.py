@@ -15,12 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import preparation
-from preparation import InputError
 from tqdm import tqdm
 
+from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.core.files import make_directory, write_atomically
 from torchscale_fairseq.data.captions import read_captions
 from torchscale_fairseq.data.index import split_line
-from torchscale_fairseq.data.problems import DataError
+from torchscale_fairseq.data.problems import Problems
 
 PROGRAM = "train_tokenizer.py"
 MASK = "<mask>"
@@ -44,6 +45,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--lines", type=int, default=5_000_000, metavar="N", help="learn from a random draw of lines; default 5,000,000"
     )
+    parser.add_argument("--skip-invalid", action="store_true", help="count and leave out lines that are not text")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N", help="threads; default: all cores")
     options = parser.parse_args()
     for name in ("vocab_size", "lines", "workers"):
@@ -54,17 +56,16 @@ def parse_options() -> argparse.Namespace:
 
 def prepare(options: argparse.Namespace) -> None:
     directory: Path = options.output
-    made = [directory / f"{preparation.MODEL_NAME}.model", directory / "dict.txt"]
+    made = [directory / preparation.MODEL_FILE, directory / "dict.txt"]
     if all(path.exists() for path in made):
         print(f"{made[0]} and {made[1].name} are there already; remove them to make others")
         return
     for path in options.text:
         if not path.is_file():
             raise InputError(f"cannot read {path}: no such file")
-    directory.mkdir(parents=True, exist_ok=True)
+    problems = Problems(skip=options.skip_invalid)
     tokenizer = preparation.train_tokenizer(
-        text_lines(options.text),
-        directory / preparation.MODEL_NAME,
+        text_lines(options.text, problems),
         options,
         byte_fallback=True,
         user_defined_symbols=[MASK],
@@ -74,17 +75,23 @@ def prepare(options: argparse.Namespace) -> None:
         num_threads=options.workers,
         train_extremely_large_corpus=options.model_type == "unigram" and options.lines > 10_000_000,
     )
-    preparation.write_dictionary(tokenizer, made[1])
+    make_directory(directory)
+    with write_atomically(made[0]) as scratch:
+        preparation.write_tokenizer(tokenizer, scratch)
+    with write_atomically(made[1]) as scratch:
+        preparation.write_dictionary(tokenizer, scratch)
+    for kind, count in problems.counts.items():
+        print(f"left out {count:,} {kind}, the first: {problems.first[kind]}")
     print(f"wrote {made[0]} and {made[1].name}: {tokenizer.get_piece_size()} pieces")
 
 
-def text_lines(paths: list[Path]) -> Iterator[str]:
+def text_lines(paths: list[Path], problems: Problems) -> Iterator[str]:
     """Yields lines of text; one that is too long for SentencePiece in pieces."""
     total = sum(path.stat().st_size for path in paths)
     with tqdm(total=total, unit="B", unit_scale=True, desc="reading", disable=None) as bar:
         for path in paths:
             if path.suffix == ".jsonl":
-                yield from captions(path)
+                yield from (pair.caption for pair in read_captions(path, problems))
                 continue
             with path.open("rb") as file:
                 for number, line in enumerate(file, start=1):
@@ -92,20 +99,14 @@ def text_lines(paths: list[Path]) -> Iterator[str]:
                     try:
                         words = line.decode("utf-8").replace("\0", " ").split()
                     except UnicodeDecodeError as error:
-                        raise InputError(
+                        problems.found(
+                            "invalid lines",
                             f"{path}, line {number}: byte 0x{line[error.start]:02x} is not UTF-8; convert it, as with: "
-                            "iconv -f ISO-8859-1 -t UTF-8"
-                        ) from error
+                            "iconv -f ISO-8859-1 -t UTF-8",
+                        )
+                        continue
                     if words:
                         yield from (unit.decode().strip() for unit in split_line(" ".join(words).encode()))
-
-
-def captions(path: Path) -> Iterator[str]:
-    """Yields what a captions file says of its images."""
-    try:
-        yield from (pair.caption for pair in read_captions(path))
-    except DataError as error:
-        raise InputError(str(error)) from None
 
 
 if __name__ == "__main__":

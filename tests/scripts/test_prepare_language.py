@@ -84,7 +84,6 @@ def test_holds_what_fairseq_needs(folder: Path) -> None:
         "preprocess.log",
         "raw",
         "sentencepiece.bpe.model",
-        "sentencepiece.bpe.vocab",
         *(f"{split}.{suffix}" for split in ("test", "train", "valid") for suffix in ("bin", "idx")),
     ]
     assert len((data / "dict.txt").read_text("utf-8").splitlines()) == 310 - 3

@@ -107,7 +107,7 @@ BAD_TEXT = {
     ),
     "empty_line": (
         spoil_line("train.de", b" \n"),
-        "--train: {text}/train.de, line 3 is empty; remove it from both languages",
+        "--train: lines without text in {text}/train.de: 3; remove them from both languages, or leave them out with",
     ),
     "undecodable": (
         spoil_line("test.en", b"caf\xe9\n"),
@@ -119,7 +119,7 @@ BAD_TEXT = {
     ),
     "invisible": (
         spoil_line("valid.en", "\u200b\n".encode()),
-        "line 3 of the valid split has no visible character in 'en'; remove it",
+        "--valid: lines without text in {text}/valid.en: 3; remove them from both languages, or leave them out with",
     ),
     "missing_file": (
         lambda text: (text / "test.de").unlink(),
@@ -127,7 +127,15 @@ BAD_TEXT = {
     ),
     "empty_file": (
         lambda text: (text / "test.de").write_text(""),
-        "--test: {text}/test.de, line 1 is empty; remove it from both languages",
+        "--test: {text}/test.de is empty",
+    ),
+    "blank_file": (
+        lambda text: (text / "test.de").write_text("\n" * SIZES["test"]),
+        "--test {text}/test: no line has text in both languages",
+    ),
+    "many_empty_lines": (
+        lambda text: (text / "train.en").write_text("\n" * 12 + "word\n" * (SIZES["train"] - 12)),
+        "--train: lines without text in {text}/train.en: 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 2 more; remove them",
     ),
 }
 
@@ -138,6 +146,19 @@ def test_bad_text_ends_with_one_line_and_leaves_nothing(case: str, text: Path, t
     spoil(text)
     refuses(message.format(text=text), *split_options(text), "--output", tmp_path / "out" / "data", *PIECES)
     assert not any((tmp_path / "out").glob("*"))
+
+
+def test_pairs_with_an_empty_line_are_dropped(text: Path, tmp_path: Path) -> None:
+    for name, content in (("train.de", b" \n"), ("train.en", b"\n"), ("test.en", "\u200b\n".encode())):
+        spoil_line(name, content)(text)
+    data = tmp_path / "data"
+    done = prepare(*split_options(text), "--output", data, *PIECES, "--drop-empty").check()
+    for split, size in (("train", 90), ("test", 13)):
+        assert f"--{split} {text}/{split}: left out 1 of {size} pairs of lines, of which one has no text" in done.stdout
+    assert done.stdout.splitlines()[-1].endswith("data: 89 train, 11 valid, 12 test pairs, 64 pieces")
+    for language in ("en", "de"):
+        lines = (text / f"test.{language}").read_text().splitlines()
+        assert (data / f"raw/test.{language}").read_text().splitlines() == lines[:2] + lines[3:]
 
 
 def refuses(message: str, *options: object, **environment: str) -> None:
@@ -151,7 +172,7 @@ def test_refuses_a_directory_in_use(text: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
     (data / "notes").write_text("mine")
-    message = f"--output {data} exists and is not an empty directory; remove it or name another"
+    message = f"{data} exists and is not an empty directory; remove it or name another"
     refuses(message, *split_options(text), "--output", data, *PIECES)
     assert [path.name for path in data.iterdir()] == ["notes"]
 

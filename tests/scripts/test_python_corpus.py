@@ -147,7 +147,7 @@ def test_refuses_a_directory_in_use(tmp_path: Path) -> None:
     done = write(tmp_path)
     assert done.returncode == 1
     assert done.stderr == (
-        f"python_corpus.py: {tmp_path} exists and is not an empty directory; remove it or name another\n"
+        f"python_corpus.py: {tmp_path} exists and is not an empty directory; remove it or name another.\n"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["notes"]
 

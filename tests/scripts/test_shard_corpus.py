@@ -140,6 +140,19 @@ def test_broken_lines(made: Path, tmp_path: Path) -> None:
     assert (tmp_path / "data/shard/train/en/00000.txt").read_text() == "bar dis\n\nbar\n"
 
 
+def test_text_of_blank_lines_is_refused(made: Path, tmp_path: Path) -> None:
+    """And does not stand in the way of other text."""
+    data, text = tmp_path / "data", tmp_path / "blank.txt"
+    text.write_text("\n \n\t\n")
+    refused = shard(made, data, "--train", text)
+    assert refused.returncode == 1 and refused.last_line == f"shard_corpus.py: --train {text}: no line has text"
+    text.write_text("")
+    refused = shard(made, data, "--train", text)
+    assert refused.returncode == 1 and refused.last_line == f"shard_corpus.py: {text}: no text"
+    assert not list(data.glob("json/*"))
+    shard(made, data, "--train", made / "valid.txt").check()
+
+
 def test_a_tokenizer_that_loses_text_is_refused(made: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()

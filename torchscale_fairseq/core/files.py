@@ -69,11 +69,11 @@ def make_directory_atomically(path: str | Path) -> Iterator[Path]:
     target = Path(path)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise WriteError(f"{path} exists and is not an empty directory; remove it or name another.")
+    make_directory(target.parent)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
     except OSError as error:
-        raise WriteError(f"{path} cannot be made: {error.strerror}; name another directory.") from error
+        raise _cannot_be_made(path, error) from error
     try:
         yield scratch
         scratch.chmod(0o777 & ~_umask())
@@ -83,6 +83,22 @@ def make_directory_atomically(path: str | Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def make_directory(path: str | Path) -> None:
+    """Make a directory and its parents, unless it is there.
+
+    Raises:
+        WriteError: it cannot be made.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_be_made(path, error) from error
+
+
+def _cannot_be_made(path: str | Path, error: OSError) -> WriteError:
+    return WriteError(f"the directory {path} cannot be made: {error.strerror}; name another.")
 
 
 def _raise_if_unwritable(error: Exception, path: str | Path, scratch: Path, kept: str = "") -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from torchscale_fairseq.core.files import WriteError
 from torchscale_fairseq.data import blocks
 from torchscale_fairseq.data.index import IndexPath, ShardIndex
 from torchscale_fairseq.data.pieces import PieceEncoder
@@ -222,4 +223,7 @@ def _build(path: IndexPath, encoder: PieceEncoder, progress: Any = lambda _: Non
     if path.is_current():
         progress(path.shard.stat().st_size)
     else:
-        path.build(encoder, progress)
+        try:
+            path.build(encoder, progress)
+        except WriteError as error:
+            raise DataError(f"{error} --index-dir names another place for the index of {path.shard}.") from error

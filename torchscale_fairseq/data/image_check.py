@@ -12,7 +12,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from torchscale_fairseq.core.files import WriteError, write_atomically
+from torchscale_fairseq.core.files import WriteError, make_directory, write_atomically
 from torchscale_fairseq.data.images import errors_named, open_image
 from torchscale_fairseq.data.problems import DataError, Problems
 
@@ -113,8 +113,8 @@ def _remembered(memory: Path) -> Results:
 
 def _remember(results: Results, memory: Path) -> None:
     try:
-        memory.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(memory.parent)
         with write_atomically(memory, several_writers=True) as scratch:
             scratch.write_text(json.dumps(results))
-    except (OSError, WriteError) as error:
+    except WriteError as error:
         logger.info("images will be checked again next time: %s", error)

@@ -19,8 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from torchscale_fairseq.core.files import WriteError, write_atomically
-from torchscale_fairseq.data.problems import DataError
+from torchscale_fairseq.core.files import make_directory, write_atomically
 
 UNIT = np.dtype([("bytes", "<u4"), ("tokens", "<u4"), ("ends", "?")])
 """Bytes in the file, line end included; tokens, </s> included; whether a line ends here. Empty and invalid lines have
@@ -120,24 +119,18 @@ class IndexPath:
             progress: told of bytes as they are read.
 
         Raises:
-            DataError: the index cannot be written.
+            WriteError: the index cannot be written.
             OSError: the shard cannot be read.
         """
-        try:
-            self.header.parent.mkdir(parents=True, exist_ok=True)
-            with (
-                write_atomically(self.units, several_writers=True) as scratch,
-                scratch.open("wb") as units,
-                self.shard.open("rb") as text,
-            ):
-                header = _Builder(encode, units).run(text, progress)
-            with write_atomically(self.header, several_writers=True) as scratch:
-                scratch.write_text(json.dumps(header))
-        except (WriteError, OSError) as error:
-            if isinstance(error, OSError) and error.filename == str(self.shard):
-                raise
-            reason = f"{error.filename} cannot be made: {error.strerror}." if isinstance(error, OSError) else error
-            raise DataError(f"{reason} --index-dir names another place for the index of {self.shard}.") from error
+        make_directory(self.header.parent)
+        with (
+            write_atomically(self.units, several_writers=True) as scratch,
+            scratch.open("wb") as units,
+            self.shard.open("rb") as text,
+        ):
+            header = _Builder(encode, units).run(text, progress)
+        with write_atomically(self.header, several_writers=True) as scratch:
+            scratch.write_text(json.dumps(header))
 
 
 class _Builder:

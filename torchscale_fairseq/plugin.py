@@ -39,6 +39,7 @@ def register() -> None:
     _registered = True  # first, since the packages imported below call this function
     try:
         from torchscale_fairseq.hooks import (
+            evaluation,
             experts,
             finished,
             fitting,
@@ -57,6 +58,7 @@ def register() -> None:
         experts.apply()
         preemption.apply()
         finished.apply()
+        evaluation.apply()
         unknown_options.apply()
         whole_help.apply()
         sharding.apply()

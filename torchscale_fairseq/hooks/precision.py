@@ -1,9 +1,31 @@
 """Precision flags do what they say, or say that they do not."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
+from fairseq import checkpoint_utils, utils
+from torch import Tensor, nn
+
+from torchscale_fairseq.core.errors import InputError
+
 logger = logging.getLogger(__name__)
+
+
+def check_flags(common: Any) -> None:
+    """Refuse flags of which fairseq would heed only one.
+
+    Args:
+        common: fairseq's common options.
+
+    Raises:
+        InputError: with the flags that were given.
+    """
+    given = [f"--{flag}" for flag in ("fp16", "bf16", "amp") if getattr(common, flag)]
+    if len(given) > 1:
+        raise InputError(f"{' and '.join(given)} exclude each other; give one of them.")
 
 
 def warn_of_training_on_cpu(common: Any) -> None:
@@ -17,3 +39,45 @@ def warn_of_training_on_cpu(common: Any) -> None:
     elif common.fp16 or common.bf16:
         flag = "--fp16" if common.fp16 else "--bf16"
         logger.warning(f"{flag} trains several times slower on a CPU than float32; leave it out to train faster")
+
+
+@contextmanager
+def in_evaluation(common: Any) -> Iterator[None]:
+    """Meanwhile every model that is loaded computes as ``--fp16`` or ``--bf16`` says, also of inputs that are images or
+    sound. Stock passes over ``--bf16`` and fails on float32 inputs of float16 models.
+
+    Args:
+        common: fairseq's common options.
+
+    Raises:
+        InputError: flags exclude each other.
+    """
+    check_flags(common)
+    if common.amp:
+        logger.warning("--amp is for training alone: this command computes in float32; give --fp16 or --bf16 instead")
+    dtype = torch.float16 if common.fp16 else torch.bfloat16 if common.bf16 else None
+    if dtype is None:
+        yield
+        return
+    load = checkpoint_utils.load_model_ensemble_and_task
+
+    def load_in_half(*args: Any, **kwargs: Any) -> Any:
+        loaded = load(*args, **kwargs)
+        for model in loaded[0]:
+            model.to(dtype).register_forward_pre_hook(_cast_inputs, with_kwargs=True)
+        return loaded
+
+    checkpoint_utils.load_model_ensemble_and_task = load_in_half
+    try:
+        yield
+    finally:
+        checkpoint_utils.load_model_ensemble_and_task = load
+
+
+def _cast_inputs(model: nn.Module, args: Any, kwargs: Any) -> Any:
+    dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+
+    def cast(x: Tensor) -> Tensor:
+        return x.to(dtype) if x.dtype == torch.float32 else x
+
+    return utils.apply_to_sample(cast, (args, kwargs))

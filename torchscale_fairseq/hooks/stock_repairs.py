@@ -17,7 +17,7 @@ import fairseq.trainer
 import numpy as np
 import torch
 import torch.distributed as dist
-from fairseq import checkpoint_utils, file_io, options, search, sequence_generator
+from fairseq import checkpoint_utils, file_io, options
 from fairseq.data import data_utils, language_pair_dataset, token_block_dataset
 from fairseq.data.dictionary import Dictionary
 from fairseq.distributed import utils as distributed_utils
@@ -28,7 +28,7 @@ from fairseq.tasks import FairseqTask, language_modeling
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
-from torchscale_fairseq.hooks import checkpoints, expert_shards
+from torchscale_fairseq.hooks import checkpoints, expert_shards, generation
 from torchscale_fairseq.hooks.launch import call_main_on_cpu_too
 from torchscale_fairseq.hooks.patching import replace
 from torchscale_fairseq.hooks.trainer import Trainer
@@ -292,59 +292,6 @@ def rank_zero_in_one_process() -> None:
     replace(distributed_utils, "get_rank", make)
 
 
-def count_diverse_beams_within_the_batch() -> None:
-    """``--diverse-beam-groups`` looks up what it remembers of a sentence by the sentence's place in the data set
-    instead of in the batch, and fails on data sets of more than one batch."""
-
-    def make(stock: type) -> type:
-        class DiverseBeamSearch(stock):
-            def step(
-                self,
-                step: int,
-                lprobs: Any,
-                scores: Any,
-                prev_output_tokens: Any = None,
-                original_batch_idxs: Any = None,
-            ) -> Any:
-                if original_batch_idxs is not None:
-                    if step == 0:
-                        self.batch_ids = original_batch_idxs
-                    places = original_batch_idxs.unsqueeze(1).eq(self.batch_ids).int().argmax(dim=1)
-                    original_batch_idxs = places
-                return super().step(step, lprobs, scores, prev_output_tokens, original_batch_idxs)
-
-        return DiverseBeamSearch
-
-    replace(search, "DiverseBeamSearch", make)
-
-
-def refuse_prompts_that_would_be_cut() -> None:
-    """A prompt longer than ``--max-len-a``, ``--max-len-b`` and the model's positions allow is cut without a
-    word, and nothing is generated. Now it is an error."""
-
-    def make(stock: Callable[..., Any]) -> Callable[..., Any]:
-        def _generate(self: Any, sample: Any, prefix_tokens: Tensor | None = None, **kwargs: Any) -> Any:
-            if prefix_tokens is not None and not self.match_source_len:
-                prompt = int((prefix_tokens.ne(self.pad) & prefix_tokens.ne(self.eos)).sum(1).max())
-                source = sample["net_input"]["src_tokens"].size(1)
-                wanted = int(self.max_len_a * source + self.max_len_b)
-                if prompt > self.max_len - 1:
-                    raise ValueError(
-                        f"a prompt of {prompt} tokens leaves no room in the model's {self.max_len} positions; shorten "
-                        "it, or use a model with more (--tokens-per-sample or --max-target-positions in training)."
-                    )
-                if prompt > wanted:
-                    raise ValueError(
-                        f"a prompt of {prompt} tokens is longer than the {wanted} that --max-len-a ({self.max_len_a}) "
-                        f"and --max-len-b ({self.max_len_b}) allow, which count the prompt too; raise --max-len-b."
-                    )
-            return stock(self, sample, prefix_tokens=prefix_tokens, **kwargs)
-
-        return _generate
-
-    replace(sequence_generator.SequenceGenerator, "_generate", make)
-
-
 def say_what_is_too_long() -> None:
     """A text longer than the model's positions ends generation and evaluation with a message that has no unit and
     only one way out, which leaves the text out."""
@@ -438,8 +385,7 @@ REPAIRS: tuple[Callable[[], None], ...] = (
     wrap_cpu_models_without_device_ids,
     gather_objects_over_gloo,
     rank_zero_in_one_process,
-    count_diverse_beams_within_the_batch,
-    refuse_prompts_that_would_be_cut,
+    *generation.REPAIRS,
     say_what_is_too_long,
     score_all_of_the_text,
     build_our_trainer,

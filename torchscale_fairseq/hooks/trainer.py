@@ -16,10 +16,12 @@ from fairseq.logging import metrics
 
 from torchscale_fairseq.core.layers.experts import Experts
 from torchscale_fairseq.hooks import (
+    evaluation,
     expert_checkpoints,
     expert_shards,
     finished,
     gradient_clipping,
+    precision,
     preemption,
     save_dir,
     sequence,
@@ -28,7 +30,6 @@ from torchscale_fairseq.hooks.checkpoints import CheckpointError, describe_misma
 from torchscale_fairseq.hooks.expert_options import prepare_options
 from torchscale_fairseq.hooks.expert_shards import write_shard
 from torchscale_fairseq.hooks.layer_norms import LayerNorms
-from torchscale_fairseq.hooks.precision import warn_of_training_on_cpu
 from torchscale_fairseq.hooks.speed import speed_meter
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,8 @@ class Trainer(stock.Trainer):
     when told (docs/launching.md)."""
 
     def __init__(self, cfg: Any, task: Any, model: Any, criterion: Any, quantizer: Any = None):
+        precision.check_flags(cfg.common)
+        evaluation.refuse_shards(cfg.dataset)
         self._split = expert_checkpoints.split_of(model)
         """How experts are held, if several processes hold them."""
         self._states_taken = 0
@@ -59,7 +62,7 @@ class Trainer(stock.Trainer):
         self.finished = False
         """Whether the run had reached its end when it was resumed; see ``finished.py``."""
         if not self.cuda and self.is_data_parallel_master:
-            warn_of_training_on_cpu(cfg.common)
+            precision.warn_of_training_on_cpu(cfg.common)
         if has_experts and not hasattr(criterion, "mixture") and self.is_data_parallel_master:
             logger.warning(
                 "--criterion %s leaves out the experts' balance loss (--moe-gate-loss-wt); moe_cross_entropy, "

@@ -9,6 +9,7 @@ from torchscale_fairseq.core.config import DecoderConfig
 
 from ._decoder import TextDecoder
 from ._dictionary import token_embedding
+from ._dropout import RetainsDropout
 from ._fits import LANGUAGE as FITTING_TASKS
 from ._options import ModelOptions, Preset, core_config, fairseq_dataclass, of_task
 from ._presets import LANGUAGE
@@ -24,7 +25,7 @@ class LanguageModelOptions(ModelOptions):
     tokens_per_sample: Optional[int] = field(default=of_task("tokens_per_sample"))  # noqa: UP045
 
 
-class LanguageModel(Pretrained, FairseqLanguageModel):
+class LanguageModel(RetainsDropout, Pretrained, FairseqLanguageModel):
     """A causal decoder for fairseq's language_modeling task; each preset is a subclass."""
 
     preset: Preset

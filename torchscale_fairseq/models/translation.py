@@ -12,6 +12,7 @@ from torchscale_fairseq.core.layers.cache import rows_of_groups
 
 from ._decoder import TextDecoder
 from ._dictionary import token_embedding
+from ._dropout import RetainsDropout
 from ._encoder import TextEncoder
 from ._fits import TRANSLATION as FITTING_TASKS
 from ._options import ModelOptions, Preset, core_config, fairseq_dataclass
@@ -62,7 +63,7 @@ class TranslationEncoder(TextEncoder):
         }
 
 
-class TranslationModel(Pretrained, FairseqEncoderDecoderModel):
+class TranslationModel(RetainsDropout, Pretrained, FairseqEncoderDecoderModel):
     """An encoder-decoder for fairseq's translation tasks; each preset is a subclass."""
 
     preset: Preset

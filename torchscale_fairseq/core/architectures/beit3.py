@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ..config import BEiT3Config
+from ..errors import InputError
 from ..layers.embedding import PositionalEmbedding, TextEmbedding
 from ..layers.multiway import ALL_A, Multiway
 from ..layers.vision_embedding import VisionEmbedding
+from ..ops.masks import as_mask, is_traced
 from ..ops.positions import FIRST_POSITION, PADDING_POSITION, absolute_positions
 from .encoder import Encoder
 
@@ -63,9 +65,9 @@ class BEiT3(nn.Module):
         Args:
             textual_tokens: (batch, words), or None.
             visual_tokens: (batch, channels, img_size, img_size), or None.
-            text_padding_position: (batch, words), True for padding.
-            attn_mask: (seq, seq), non-zero where a query must not see a key.
-            vision_masked_position: (batch, patches), True for masked patches.
+            text_padding_position: (batch, words), True or 1 for padding; no floats.
+            attn_mask: (seq, seq), True, 1 or -inf (anything but 0) where a query must not see a key.
+            vision_masked_position: (batch, patches), True or 1 for masked patches; no floats.
             return_all_hiddens: fill encoder_states.
 
         Returns:
@@ -73,15 +75,17 @@ class BEiT3(nn.Module):
             multiway_split_position, the image tokens among them (-1: all).
 
         Raises:
-            ValueError: there is no input, an image has another size, or a text is longer than max_source_positions.
+            InputError: a mask holds floats, or a text is longer than max_source_positions.
+            ValueError: there is no input, or an image has another size.
         """
         parts, rows, padding = [], [], []
         if visual_tokens is not None:
-            image = self._image(visual_tokens, vision_masked_position)
+            image = self._image(visual_tokens, as_mask(vision_masked_position, "vision_masked_position"))
             parts.append(image)
             padding.append(image.new_zeros(image.shape[:2], dtype=torch.bool))
             rows.append(torch.arange(image.size(1), device=image.device).expand(image.shape[:2]) + FIRST_POSITION)
         if textual_tokens is not None:
+            text_padding_position = as_mask(text_padding_position, "text_padding_position")
             if text_padding_position is None:
                 text_padding_position = torch.zeros_like(textual_tokens, dtype=torch.bool)
             parts.append(self.text_embed(textual_tokens))
@@ -110,9 +114,9 @@ class BEiT3(nn.Module):
 
     def _rows_of_words(self, padding: Tensor) -> Tensor:
         rows = absolute_positions(torch.zeros_like(padding) if self.config.torchscale_compatible else padding)
-        words = int(rows.max()) - FIRST_POSITION + 1
+        words = 0 if is_traced() else int(rows.max()) - FIRST_POSITION + 1
         if words > self.max_words:
-            raise ValueError(
+            raise InputError(
                 f"a text of {words} tokens is longer than max_source_positions "
                 f"({self.config.max_source_positions}) allows; raise it, or shorten the text."
             )

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..config import DecoderConfig, EncoderConfig, EncoderDecoderConfig
+from ..errors import InputError
 from ..initialization import (
     ResidualScaling,
     deepnorm_scaling,
@@ -29,6 +30,7 @@ from ..layers.norm import build_norm
 from ..layers.relative_position import RelativePositionBias
 from ..layers.residual import Residual
 from ..layers.router import CosineRouter, LinearRouter, TorchScaleCosineRouter
+from ..ops.masks import is_traced
 from ..ops.positions import FIRST_POSITION, PADDING_POSITION, absolute_positions
 from ..ops.xpos import XPosTables, xpos_tables
 from ..parallel.groups import split_experts
@@ -375,14 +377,17 @@ def position_rows(positions: Tensor | None, padding_mask: Tensor | None, *, star
 
 
 def check_length(options: SideOptions, embed_positions: nn.Module, rows: Tensor) -> None:
-    """Raise ValueError if rows run past the table of absolute positions; of two tables their maker takes care."""
-    if isinstance(embed_positions, Multiway):
+    """Raise InputError if rows run past the table of absolute positions.
+
+    Two tables are checked by their maker. A traced model is not checked; the table itself refuses rows that it lacks.
+    """
+    if isinstance(embed_positions, Multiway) or is_traced():
         return
     limit = getattr(embed_positions, "max_positions", options.max_positions)
     length = int(rows.max()) - FIRST_POSITION + 1
     if length > limit:
         name = options.max_positions_option
-        raise ValueError(
+        raise InputError(
             f"a sequence of {length} tokens is longer than {name} ({limit}); raise {name}, shorten the input, "
             "or use positions without a limit (xpos_rel_pos, or rel_pos_buckets with max_rel_pos)."
         )

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ..config import DecoderConfig, EncoderDecoderConfig
 from ..layers.cache import DecodingState, LayerState, reorder_incremental_state
 from ..layers.moe import RoutingReport
+from ..ops.masks import as_mask, marked
 from ..ops.positions import has_padding_before_tokens, has_padding_inside, relative_positions
 from ..ops.xpos import XPosTables
 from ..parallel.sequence import SequenceSlice
@@ -130,7 +131,7 @@ class Decoder(Stack):
 
         Args:
             prev_output_tokens: (batch, seq), the whole sequence so far, also with incremental_state.
-            self_attn_padding_mask: (batch, seq), True for padding, left or right.
+            self_attn_padding_mask: (batch, seq), True or 1 for padding, left or right; no floats.
             encoder_out: what ``Encoder`` returns; batch / rows of it neighbouring sequences share a row.
             incremental_state: a dict of the caller's, empty at first. What it has seen is not computed again:
                 the first call may bring a prompt of any length, later ones any number of new tokens.
@@ -146,10 +147,12 @@ class Decoder(Stack):
             (list, RoutingReport, None likewise), of the encoder's layers first; attn (None).
 
         Raises:
-            ValueError: input is missing, longer than max_target_positions, or a slice to be decoded step by step.
+            InputError: a padding mask holds floats, or the input is longer than max_target_positions.
+            ValueError: input is missing, or a slice is to be decoded step by step.
         """
         if sequence_slice is not None and incremental_state is not None:
             raise ValueError("incremental_state has no place with sequence_slice; decode in one process.")
+        self_attn_padding_mask = as_mask(self_attn_padding_mask, "self_attn_padding_mask")
         state = self._state(incremental_state)
         past = 0 if state is None else state.length
         embedding = self._embed(prev_output_tokens[:, past:], token_embeddings)
@@ -235,7 +238,7 @@ class Decoder(Stack):
     def _padding_mask(self, given: Tensor | None, state: DecodingState | None, new_tokens: int) -> Tensor | None:
         if state is not None:
             return state.extend_padding_mask(given, new_tokens)
-        return given if given is not None and given.any() else None
+        return marked(given)
 
     def _self_bias(self, relative: Tensor, past: int) -> Tensor | None:
         if self.self_attn_relative_position is None:
@@ -265,9 +268,7 @@ def encoder_memory(
     memory: Tensor = encoder_out["encoder_out"]
     if state is not None and state.length > 0:
         return memory, state.memory_padding_mask
-    padding_mask = encoder_out.get("encoder_padding_mask")
-    if padding_mask is not None and not padding_mask.any():
-        padding_mask = None
+    padding_mask = marked(as_mask(encoder_out.get("encoder_padding_mask"), "encoder_padding_mask"))
     if state is not None:
         state.memory_padding_mask = padding_mask
     return memory, padding_mask

@@ -9,6 +9,7 @@ from ..config import EncoderConfig, EncoderDecoderConfig
 from ..layers.cache import KeyValueCache
 from ..layers.moe import RoutingReport
 from ..layers.multiway import apply
+from ..ops.masks import as_mask, marked
 from ..ops.positions import has_padding_inside, relative_positions
 from ..ops.xpos import XPosTables
 from ..parallel.sequence import SequenceSlice
@@ -123,8 +124,8 @@ class Encoder(Stack):
 
         Args:
             src_tokens: (batch, seq), or None with token_embeddings.
-            encoder_padding_mask: (batch, seq), True for padding.
-            attn_mask: (seq, keys), non-zero where a query must not see a key.
+            encoder_padding_mask: (batch, seq), True or 1 for padding; no floats.
+            attn_mask: (seq, keys), True, 1 or -inf (anything but 0) where a query must not see a key.
             return_all_hiddens: fill encoder_states.
             token_embeddings: (batch, seq, width), in place of embed_tokens(src_tokens).
             multiway_split_position: tokens of the first modality, -1 for all.
@@ -141,7 +142,8 @@ class Encoder(Stack):
             RoutingReport, None likewise).
 
         Raises:
-            ValueError: input is missing, longer than max_source_positions, or a slice that continues earlier ones.
+            InputError: a padding mask holds floats, or the input is longer than max_source_positions.
+            ValueError: input is missing, or a slice continues earlier ones.
         """
         if sequence_slice is not None and incremental_state is not None:
             raise ValueError("incremental_state has no place with sequence_slice.")
@@ -149,6 +151,7 @@ class Encoder(Stack):
             if src_tokens is None:
                 raise ValueError("the encoder needs src_tokens or token_embeddings.")
             token_embeddings = self._embed_tokens(src_tokens)
+        encoder_padding_mask = as_mask(encoder_padding_mask, "encoder_padding_mask")
         batch, length = token_embeddings.shape[:2]
         total = length
         if sequence_slice is not None:
@@ -211,9 +214,8 @@ class Encoder(Stack):
         return split_position
 
     def _checked_padding(self, padding_mask: Tensor | None, past: int, length: int) -> Tensor | None:
-        if padding_mask is None or not padding_mask.any():
-            return None
-        if padding_mask.size(1) != past + length:
+        padding_mask = marked(padding_mask)
+        if padding_mask is not None and padding_mask.size(1) != past + length:
             raise ValueError(
                 f"encoder_padding_mask covers {padding_mask.size(1)} tokens, but there are {past + length}, "
                 f"{past} of them from earlier calls."

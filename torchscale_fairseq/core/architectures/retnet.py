@@ -15,6 +15,7 @@ from ..initialization import initialize_retnet
 from ..layers.cache import DecodingState, LayerState, reorder_incremental_state
 from ..layers.moe import RoutingReport
 from ..layers.retention import MultiScaleRetention, RetentionState
+from ..ops.masks import as_mask, marked
 from ..ops.retention_tables import RetentionTables, log_decays, retention_tables, token_counts
 from .blocks import Config, ExpertKind, SideOptions, feed_forward, routing_outputs, run_layer
 from .decoder import encoder_memory
@@ -186,9 +187,9 @@ class RetNetDecoder(Stack):
             features_only: skip the output projection.
             return_all_hiddens: accepted as by TorchScale, which always fills inner_states too.
             token_embeddings: (batch, seq or new tokens, width), in place of embed_tokens.
-            self_attn_padding_mask: (batch, seq or new tokens), True for padding, anywhere.
-            document_starts: (batch, seq or new tokens), True for the first token of each document; a document sees
-                nothing of the ones before.
+            self_attn_padding_mask: (batch, seq or new tokens), True or 1 for padding, anywhere; no floats.
+            document_starts: (batch, seq or new tokens), True or 1 for the first token of each document; a
+                document sees nothing of the ones before.
             encoder_out: what ``Encoder`` returns; batch / rows of it neighbouring sequences share a row.
 
         Returns:
@@ -197,6 +198,7 @@ class RetNetDecoder(Stack):
             (list, RoutingReport, None likewise), of the encoder's layers first; attn (None).
 
         Raises:
+            InputError: a mask holds floats.
             ValueError: input is missing.
         """
         state = self._state(incremental_state)
@@ -263,8 +265,8 @@ class RetNetDecoder(Stack):
     ) -> dict[str, Any]:
         """What all layers' retention shares for these tokens, which the state then counts among those it has seen."""
         masks = {
-            "padding_mask": _of_new_tokens(padding_mask, x.size(1)),
-            "document_starts": _of_new_tokens(document_starts, x.size(1)),
+            "padding_mask": _of_new_tokens(as_mask(padding_mask, "self_attn_padding_mask"), x.size(1)),
+            "document_starts": _of_new_tokens(as_mask(document_starts, "document_starts"), x.size(1)),
         }
         seen = torch.zeros(1, dtype=torch.long, device=x.device)
         if state is not None and state.seen is not None:
@@ -278,10 +280,7 @@ class RetNetDecoder(Stack):
 
 def _of_new_tokens(mask: Tensor | None, new_tokens: int) -> Tensor | None:
     """The last columns of a mask, or None if nothing is marked there."""
-    if mask is None:
-        return None
-    mask = mask[:, -new_tokens:]
-    return mask if mask.any() else None
+    return None if mask is None else marked(mask[:, -new_tokens:])
 
 
 def _take_official_constants(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ops.masks import marked
 from ..ops.xpos import decay_factors
 
 _KEY_IN_INCREMENTAL_STATE = "decoding_state"
@@ -114,8 +115,7 @@ class DecodingState:
             padding_mask: of all tokens, of the new ones, or None for no padding among the new ones.
             new_tokens: number of new tokens.
         """
-        if padding_mask is not None and not padding_mask.any():
-            padding_mask = None
+        padding_mask = marked(padding_mask)
         if padding_mask is None and self.padding_mask is None:
             return None
         if padding_mask is None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..ops.masks import is_traced
 from ..ops.routing import Routing, balance_loss, capacity_of, route, statistics, z_loss
 from ..parallel.dispatch import dispatcher_for
 from .experts import Experts
@@ -83,7 +84,8 @@ class MixtureOfExperts(nn.Module):
         tokens = x.reshape(-1, x.size(-1))
         if padding_mask is None:
             output, report = self._mix(tokens, None)
-        elif self.options.torchscale_compatible:  # counts padding when it computes capacity and balance
+        elif self.options.torchscale_compatible or is_traced():
+            # TorchScale counts padding when it computes capacity and balance; a traced call cannot count at all.
             output, report = self._mix(tokens, padding_mask.reshape(-1))
         else:
             real = padding_mask.logical_not().reshape(-1).nonzero().squeeze(1)

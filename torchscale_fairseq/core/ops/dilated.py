@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from .attention import naive_attention
 from .kernels import Partial, Scores, choose_kernel
+from .masks import is_traced, marked
 
 Tensors = tuple[Tensor, Tensor, Tensor]
 """Query, key and value, or what belongs to them."""
@@ -140,11 +141,14 @@ def checked_branches(segment_lengths: Sequence[int], dilation_ratios: Sequence[i
 def _extent(query: Tensor, key_padding_mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     """Which tokens are real once rows begin with their first real one, (batch, seq), and the rows' first real
     tokens; None where nothing is padded, or nothing on the left."""
-    if key_padding_mask is None or not key_padding_mask.any():
+    key_padding_mask = marked(key_padding_mask)
+    if key_padding_mask is None:
         return None, None
     real = ~key_padding_mask
     starts, counts = real.to(torch.uint8).argmax(1), real.sum(1)
     aligned = torch.arange(query.size(1), device=query.device)[None] < counts[:, None]
+    if is_traced():
+        return aligned, starts
     if not torch.equal(_roll(real, starts), aligned):
         raise ValueError("key_padding_mask has padding between real tokens; it may stand left or right of them only.")
     return aligned, starts if starts.any() else None

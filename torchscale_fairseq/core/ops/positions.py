@@ -6,6 +6,8 @@ Position tables have TorchScale's and fairseq's layout: row 1 belongs to padding
 import torch
 from torch import Tensor
 
+from .masks import is_traced
+
 PADDING_POSITION = 1
 FIRST_POSITION = 2
 
@@ -42,12 +44,15 @@ def relative_positions(padding_mask: Tensor) -> Tensor:
 
 
 def has_padding_before_tokens(padding_mask: Tensor) -> bool:
-    """Whether some real token stands right of padding, so that a causal token could see padding."""
-    return bool((padding_mask[:, :-1] & ~padding_mask[:, 1:]).any())
+    """Whether some real token stands right of padding, so that a causal token could see padding. True while tensors
+    have no values to be read."""
+    return is_traced() or bool((padding_mask[:, :-1] & ~padding_mask[:, 1:]).any())
 
 
 def has_padding_inside(padding_mask: Tensor) -> bool:
-    """Whether padding stands between real tokens of a row."""
+    """Whether padding stands between real tokens of a row. True while tensors have no values to be read."""
+    if is_traced():
+        return True
     real = ~padding_mask
     starts = real & torch.nn.functional.pad(padding_mask[:, :-1], (1, 0), value=True)
     return bool((starts.sum(1) > 1).any())

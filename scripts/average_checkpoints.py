@@ -2,7 +2,6 @@
 
 import argparse
 import re
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import torch
 
 from torchscale_fairseq.core.errors import InputError
-from torchscale_fairseq.core.files import write_atomically
+from torchscale_fairseq.core.reporting import run_command
+from torchscale_fairseq.hooks.checkpoint_writing import write_checkpoint
 from torchscale_fairseq.hooks.checkpoints import load_checkpoint
 
 EPOCH_NAME = re.compile(r"checkpoint(\d+)\.pt")
@@ -19,13 +19,8 @@ UPDATE_NAME = re.compile(r"checkpoint_\d+_(\d+)\.pt")
 
 def main() -> int:
     options = parse_options()
-    try:
-        paths = choose_paths(options)
-        state = average(paths)
-        save(state, options.output)
-    except (InputError, OSError) as error:
-        print(f"average_checkpoints.py: {error}", file=sys.stderr)
-        return 1
+    paths = choose_paths(options)
+    write_checkpoint(average(paths), options.output)
     print(f"wrote {options.output}, the average of {', '.join(map(str, paths))}")
     return 0
 
@@ -130,10 +125,5 @@ def check_same_parameters(
             raise InputError(f"{name} holds whole numbers that differ between {our_path} and {their_path}")
 
 
-def save(state: dict[str, Any], path: Path) -> None:
-    with write_atomically(path) as scratch:
-        torch.save(state, scratch)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from torchscale_fairseq import plugin
 from torchscale_fairseq.core.errors import InputError
-from torchscale_fairseq.core.files import write_atomically
 
 RECORD = "torchscale_official"
 """Entry of a checkpoint converted from TorchScale's: what that one holds and ours has no use for."""
@@ -135,13 +134,3 @@ def _check_parameters(there: Mapping[str, Tensor], here: Mapping[str, Tensor], n
     for key in here:
         if key not in there:
             refuse(f"lacks the parameter {key}")
-
-
-def save(state: Mapping[str, Any], path: Path) -> None:
-    """Write a checkpoint, whole or not at all.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
-    with write_atomically(path) as scratch:
-        torch.save(state, scratch)

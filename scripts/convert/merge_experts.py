@@ -5,10 +5,10 @@ of processes resumes and every command of fairseq reads by itself."""
 import argparse
 import sys
 
-from checkpoint_files import save
 from command_line import converter_parser
 
 from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.hooks.checkpoint_writing import write_checkpoint
 from torchscale_fairseq.hooks.checkpoints import CheckpointError, load_checkpoint, read_mapped
 from torchscale_fairseq.hooks.expert_shards import ENTRY
 
@@ -28,7 +28,7 @@ def main() -> int:
         if ENTRY not in read_mapped(options.input):
             raise CheckpointError(f"{options.input} has no experts in files of their own: nothing to merge")
         state = load_checkpoint(options.input)
-        save(state, options.output)
+        write_checkpoint(state, options.output)
     except (InputError, OSError) as error:
         print(f"merge_experts.py: {error}", file=sys.stderr)
         return 1

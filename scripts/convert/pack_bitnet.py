@@ -11,12 +11,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from checkpoint_files import build, model_options, save
+from checkpoint_files import build, model_options
 from command_line import converter_parser
 from torch import Tensor
 
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.layers.bit_linear import PackedWeight
+from torchscale_fairseq.hooks.checkpoint_writing import write_checkpoint
 from torchscale_fairseq.hooks.checkpoints import load_checkpoint
 
 
@@ -57,7 +58,7 @@ def pack_checkpoint(path: Path, output: Path) -> str:
     weights = state["model"]
     packed, kept = pack_all(weights, options["bitnet"])
     build({**options, "bitnet_packed": True}, packed, path)
-    save(
+    write_checkpoint(
         {
             "args": None,
             "cfg": {**state["cfg"], "model": {**state["cfg"]["model"], "bitnet_packed": True}},

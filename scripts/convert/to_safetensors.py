@@ -17,13 +17,14 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-from checkpoint_files import build, core_config, is_ours, model_options, save
+from checkpoint_files import build, core_config, is_ours, model_options
 from command_line import converter_parser
 from torch import Tensor, nn
 
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.files import make_directory_atomically
 from torchscale_fairseq.core.saving import WEIGHTS_FILE, read_tensors, write_folder, write_tensors
+from torchscale_fairseq.hooks.checkpoint_writing import write_checkpoint
 from torchscale_fairseq.hooks.checkpoints import load_checkpoint
 
 HEADS_FILE = "heads.safetensors"
@@ -124,7 +125,7 @@ def to_fairseq(folder: Path, checkpoint: Path) -> str:
         "criterion": None,
         "extra_state": {},
     }
-    save(state, checkpoint)
+    write_checkpoint(state, checkpoint)
     return f"{len(tensors)} tensors"
 
 

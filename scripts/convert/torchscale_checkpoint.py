@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import official_format as official
-from checkpoint_files import Conversion, save
+from checkpoint_files import Conversion
 from command_line import converter_parser
 from official_to_ours import to_ours
 from optimizer_order import UnknownLayout, reordered
@@ -27,6 +27,7 @@ from ours_to_official import to_official
 from torch import Tensor
 
 from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.hooks.checkpoint_writing import write_checkpoint
 from torchscale_fairseq.hooks.checkpoints import load_checkpoint
 
 
@@ -44,7 +45,7 @@ def main() -> int:
             if options.no_optimizer_state
             else optimizer_state(state.get("last_optimizer_state"), conversion, state["model"], options.input),
         }
-        save(converted, options.output)
+        write_checkpoint(converted, options.output)
     except (InputError, OSError) as error:
         print(f"torchscale_checkpoint.py: {error}", file=sys.stderr)
         return 1

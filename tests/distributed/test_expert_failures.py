@@ -78,7 +78,7 @@ def killed(state, file, *arguments, **keywords):
         return save(state, file, *arguments, **keywords)
     content = io.BytesIO()
     save(state, content)
-    part = open(file, "wb") if isinstance(file, str) else file
+    part = open(file, "wb") if isinstance(file, (str, os.PathLike)) else file
     part.write(content.getvalue()[:2000])
     part.flush()
     os.kill(os.getpid(), signal.SIGKILL)
@@ -87,7 +87,7 @@ torch.save = killed
     flags = [*ADAM, "--save-interval-updates", "1", "--no-epoch-checkpoints", "--disable-validation"]
     flags += SHARDED if sharded else []
     assert train(2, data, tmp_path, *flags, before=before, timeout=SOON).returncode == 1
-    assert list(tmp_path.rglob("*.tmp")), "it was killed while it wrote"
+    assert list(tmp_path.rglob("*.part")), "it was killed while it wrote"
     done = train(2, data, tmp_path, *flags).check()
     assert "@ 1 updates" in done.output
     assert re.search(r"num_updates[ =:]+3", done.output)

@@ -20,7 +20,9 @@ class WriteError(InputError):
 
 
 @contextlib.contextmanager
-def write_atomically(path: str | Path, *, several_writers: bool = False) -> Iterator[Path]:
+def write_atomically(
+    path: str | Path, *, several_writers: bool = False, size_bytes: int | None = None
+) -> Iterator[Path]:
     """Give a scratch path to write to, and rename it to ``path`` when the block ends.
 
     The content is on the disk before the file takes its name. If the block raises, the scratch file is removed, and an
@@ -30,6 +32,7 @@ def write_atomically(path: str | Path, *, several_writers: bool = False) -> Iter
     Args:
         path: of the file, in a folder that exists.
         several_writers: processes may write this file at the same time; the last to finish wins.
+        size_bytes: about the size of the file, if it is known; the error names it where there is no room.
 
     Raises:
         WriteError: there is no room, or the folder is missing or not writable.
@@ -47,7 +50,7 @@ def write_atomically(path: str | Path, *, several_writers: bool = False) -> Iter
         scratch.replace(target)
     except Exception as error:
         kept = " The earlier file of that name is unchanged." if target.exists() else ""
-        _raise_if_unwritable(error, path, scratch, kept)
+        _raise_if_unwritable(error, path, scratch, kept, size_bytes)
         raise
     finally:
         with contextlib.suppress(OSError):
@@ -101,7 +104,9 @@ def _cannot_be_made(path: str | Path, error: OSError) -> WriteError:
     return WriteError(f"the directory {path} cannot be made: {error.strerror}; name another.")
 
 
-def _raise_if_unwritable(error: Exception, path: str | Path, scratch: Path, kept: str = "") -> None:
+def _raise_if_unwritable(
+    error: Exception, path: str | Path, scratch: Path, kept: str = "", needed: int | None = None
+) -> None:
     """Raise WriteError if the disk is to blame. Errors of libraries rarely say so; then writing more is tried."""
     size = _size(scratch)
     cause = error if isinstance(error, OSError) else _error_of_writing_more(scratch)
@@ -109,9 +114,11 @@ def _raise_if_unwritable(error: Exception, path: str | Path, scratch: Path, kept
         return
     if cause.errno in NO_ROOM:
         free = shutil.disk_usage(scratch.parent).free
+        room = f"after {size:,} bytes; {free:,} are free"
+        if needed is not None:
+            room = f"it takes about {needed:,} bytes, and {size + free:,} were free"
         raise WriteError(
-            f"{path} cannot be written: {cause.strerror} (after {size:,} bytes; {free:,} are free); make room and run "
-            f"this again.{kept}"
+            f"{path} cannot be written: {cause.strerror} ({room}); make room and run this again.{kept}"
         ) from error
     if cause.filename is not None and Path(cause.filename) in (scratch, scratch.parent):
         raise WriteError(f"{path} cannot be written: {cause.strerror}; name another folder.{kept}") from error

@@ -31,12 +31,7 @@ def wants_traceback() -> bool:
     return os.environ.get(TRACEBACK) == "1"
 
 
-def print_error(sentence: str) -> None:
-    """Print ``program: error: sentence`` to stderr, as argparse does."""
-    print_line(f"error: {sentence}")
-
-
-def print_line(sentence: str) -> None:
+def print_sentence(sentence: str) -> None:
     """Print ``program: sentence`` to stderr, after what is still to be written to stdout."""
     sys.stdout.flush()
     print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr, flush=True)
@@ -54,12 +49,12 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     try:
         code = main() or 0
     except KeyboardInterrupt:
-        print_line("interrupted by Ctrl-C")
+        print_sentence("interrupted by Ctrl-C")
         code = INTERRUPTED
     except Exception as error:
         sentence = sentence_of(error)
         if sentence is None or wants_traceback():
             raise
-        print_error(sentence)
+        print_sentence(sentence)
         code = FAILED
     sys.exit(code)

@@ -5,7 +5,6 @@ These lie in the folder ``experts`` beside it, named by update and time, so that
 older one's. Whoever reads the checkpoint gets it whole, or with the experts that it asked for. Does not need fairseq.
 """
 
-import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from torchscale_fairseq.core.parallel.groups import ExpertSplit
+from torchscale_fairseq.hooks.checkpoint_writing import write_checkpoint
 
 FOLDER = "experts"
 ENTRY = "expert_shards"
@@ -64,8 +64,7 @@ def write_shard(state: dict[str, Any], folder: Path, split: ExpertSplit, indices
     if dist.get_rank() < split.size:
         path = folder / files[split.rank]
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(shard, f"{path}.tmp")
-        os.replace(f"{path}.tmp", path)
+        write_checkpoint(shard, path)
     dist.barrier()
 
 

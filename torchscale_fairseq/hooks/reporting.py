@@ -56,12 +56,12 @@ def sentence_of(error: BaseException) -> str | None:
 def _with_sentences(stock: Callable[..., Any]) -> Callable[..., Any]:
     def excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> Any:
         if isinstance(error, KeyboardInterrupt):
-            reporting.print_line(interruption(error))
+            reporting.print_sentence(interruption(error))
             raise SystemExit(reporting.INTERRUPTED)
         sentence = sentence_of(error)
         if sentence is None:
             return stock(kind, error, trace)
-        return reporting.print_error(sentence)
+        return reporting.print_sentence(sentence)
 
     return excepthook
 
@@ -83,7 +83,7 @@ def _result_or_sentence(stock: Callable[[Any], Any]) -> Callable[[Any], Any]:
         sentence = sentence_of(job._return_value) if job.status == JobStatus.FAILED else None
         if sentence is None:
             return stock(job)
-        reporting.print_error(sentence)
+        reporting.print_sentence(sentence)
         sys.exit(reporting.FAILED)
 
     return return_value

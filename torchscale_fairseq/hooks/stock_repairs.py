@@ -17,7 +17,7 @@ import fairseq.trainer
 import numpy as np
 import torch
 import torch.distributed as dist
-from fairseq import checkpoint_utils, file_io, options
+from fairseq import checkpoint_utils, options
 from fairseq.data import data_utils, language_pair_dataset, token_block_dataset
 from fairseq.data.dictionary import Dictionary
 from fairseq.distributed import utils as distributed_utils
@@ -32,6 +32,7 @@ from torchscale_fairseq.hooks import checkpoints, expert_shards, generation
 from torchscale_fairseq.hooks.launch import call_main_on_cpu_too
 from torchscale_fairseq.hooks.patching import replace
 from torchscale_fairseq.hooks.trainer import Trainer
+from torchscale_fairseq.hooks.whole_checkpoints import replace_checkpoints_whole, write_checkpoints_whole
 
 
 def apply() -> None:
@@ -72,23 +73,6 @@ def _whole(stock: Callable[..., Any], path: str, *args: Any, **kwargs: Any) -> A
     """A checkpoint with its experts, which may lie in files of their own."""
     state = stock(path, *args, **kwargs)
     return expert_shards.join(state, path, checkpoints.read_mapped) if isinstance(state, dict) else state
-
-
-def replace_checkpoints_whole() -> None:
-    """checkpoint_last.pt and checkpoint_best.pt are copied over their predecessors in place: a run that is killed
-    meanwhile leaves neither the old one nor the new. Now the copy is complete before it takes the name."""
-
-    def make(stock: Callable[..., Any]) -> Callable[..., Any]:
-        def copy(src_path: str, dst_path: str, overwrite: bool = False) -> Any:
-            if not overwrite or not file_io.PathManager.supports_rename(dst_path):
-                return stock(src_path, dst_path, overwrite)
-            done = stock(src_path, f"{dst_path}.tmp", overwrite)
-            file_io.PathManager.rename(f"{dst_path}.tmp", dst_path)
-            return done
-
-        return copy
-
-    replace(file_io.PathManager, "copy", make)
 
 
 @dataclass(frozen=True)
@@ -375,6 +359,7 @@ REPAIRS: tuple[Callable[[], None], ...] = (
     allow_checkpoint_types,
     explain_unreadable_checkpoints,
     replace_checkpoints_whole,
+    write_checkpoints_whole,
     broadcast_configs_as_plain_data,
     flatten_half_precision_parameters_on_cpu,
     keep_bf16_off_the_tpu,

@@ -2,12 +2,18 @@
 
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from fairseq import options
 from fairseq.data import Dictionary
 from fairseq.data.indexed_dataset import make_builder
+from fairseq.dataclass import initialize
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.tasks import setup_task
+from omegaconf import OmegaConf
 
 SPLITS = {"train": 24, "valid": 8}
 WORDS = [f"w{index}" for index in range(12)]
@@ -48,6 +54,32 @@ def words_of(task: str, data: Path) -> list[str]:
     """The part of a command line that names the task, its data and options."""
     made_up = task.startswith("dummy_")
     return [*([] if made_up else [str(data / _folder(task))]), "--task", task, *shlex.split(TASKS[task])]
+
+
+def built(words: Sequence[str]) -> tuple[Any, Any, Any]:
+    """The configuration, the task and a fresh model of fairseq-train's arguments, in this process."""
+    parsed = options.parse_args_and_arch(options.get_training_parser(), list(words))
+    cfg = convert_namespace_to_omegaconf(parsed)
+    initialize.add_defaults(cfg)
+    task = setup_task(cfg.task)
+    return cfg, task, task.build_model(cfg.model)
+
+
+def save_untrained(words: Sequence[str], folder: Path) -> tuple[Any, Any, Any]:
+    """Write what fairseq-train would before the first update to checkpoint_best.pt, and return what ``built`` does."""
+    cfg, task, model = built(words)
+    history = {"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}, "num_updates": 0}
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {
+        "args": None,
+        "cfg": OmegaConf.to_container(cfg, resolve=True, enum_to_str=True),
+        "model": model.state_dict(),
+        "task_state": task.state_dict(),
+        "optimizer_history": [history],
+        "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}},
+    }
+    torch.save(state, folder / "checkpoint_best.pt")
+    return cfg, task, model
 
 
 def stock_data(folder: Path) -> Path:

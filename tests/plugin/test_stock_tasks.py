@@ -12,14 +12,12 @@ pytest.importorskip("fairseq")
 
 from fairseq import options
 from fairseq.criterions import CRITERION_REGISTRY
-from fairseq.dataclass import initialize
-from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models import MODEL_REGISTRY
-from fairseq.tasks import TASK_REGISTRY, setup_task
+from fairseq.tasks import TASK_REGISTRY
 
 from tests.fairseq_cli import FEW_UPDATES, REPOSITORY, TINY_LANGUAGE_MODEL, TINY_TRANSFORMER, run_fairseq
 from tests.plugin.shrunk import shrunk
-from tests.plugin.stock_tasks import CRITERIONS, stock_data, words_of
+from tests.plugin.stock_tasks import CRITERIONS, built, stock_data, words_of
 from torchscale_fairseq import plugin
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.hooks.fitting import refuse_unfit
@@ -50,11 +48,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(words: list[str], updates: int = 2) -> list[float]:
     """The losses of so many updates on the first batch, in this process."""
-    parsed = options.parse_args_and_arch(options.get_training_parser(), words)
-    cfg = convert_namespace_to_omegaconf(parsed)
-    initialize.add_defaults(cfg)
-    task = setup_task(cfg.task)
-    model: Any = task.build_model(cfg.model).train()
+    cfg, task, model = built(words)
+    model.train()
     criterion = task.build_criterion(cfg.criterion)
     task.load_dataset("train")
     batches = task.get_batch_iterator(

@@ -13,6 +13,7 @@ from typing import Any
 from fairseq.criterions import label_smoothed_cross_entropy_with_rdrop
 from fairseq.data import resampling_dataset
 from fairseq.data.legacy.masked_lm_dictionary import MaskedLMDictionary
+from fairseq.tasks.sentence_prediction import SentencePredictionConfig
 from fairseq.tasks.sentence_ranking import SentenceRankingTask
 from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretrainedBARTTask
 
@@ -62,6 +63,15 @@ def let_sentence_ranking_have_a_length() -> None:
         SentenceRankingTask.add_args = make(SentenceRankingTask.add_args)
 
 
+def classify_without_a_criterion() -> None:
+    """``fairseq-validate --task sentence_prediction`` ends with "Interpolation key 'criterion.classification_head_name'
+    not found" unless ``--criterion`` is given: the task takes options from a criterion that is in the checkpoint."""
+    for name, default in (("classification_head_name", "sentence_classification_head"), ("regression_target", "false")):
+        field = SentencePredictionConfig.__dataclass_fields__[name]
+        if field.default == f"${{criterion.{name}}}":
+            field.default = f"${{oc.select:criterion.{name},{default}}}"
+
+
 def sample_languages_in_proportion() -> None:
     """``--task multilingual_language_modeling`` with its default ``--multilang-sampling-alpha 1`` ends with an
     ``AssertionError``: a share of exactly 1 counts as too large to draw without replacement."""
@@ -99,6 +109,7 @@ REPAIRS: tuple[Callable[[], None], ...] = (
     load_masked_dictionaries,
     give_bart_translation_its_options,
     let_sentence_ranking_have_a_length,
+    classify_without_a_criterion,
     sample_languages_in_proportion,
     leave_batches_as_they_are,
 )

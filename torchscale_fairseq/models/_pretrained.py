@@ -4,11 +4,24 @@ import os
 from pathlib import Path
 from typing import Any
 
+from fairseq import hub_utils
+from fairseq.utils import split_paths
+
+from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.hooks.checkpoints import CheckpointError, load_checkpoint
+
+PIECES = "sentencepiece.bpe.model"
+SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
+"""What SentencePiece puts in front of words."""
 
 
 class Pretrained:
     """Goes before fairseq's class in a model's bases."""
+
+    hub: Any = hub_utils.GeneratorHubInterface
+    """What from_pretrained returns."""
+    needs_data = True
+    """Whether dictionaries are read from the data's folder."""
 
     @classmethod
     def from_pretrained(
@@ -18,30 +31,37 @@ class Pretrained:
         data_name_or_path: str | None = None,
         **overrides: Any,
     ) -> Any:
-        """Load a trained model for reading and writing text.
+        """Load a trained model for use in Python.
 
         Args:
             model_name_or_path: directory of checkpoints, such as --save-dir of a run.
             checkpoint_file: names in it, several (an ensemble) separated by ``os.pathsep``; checkpoint_best.pt
                 or else checkpoint_last.pt by default.
-            data_name_or_path: directory of the dictionaries; the one it was trained with by default.
+            data_name_or_path: directory of the dictionaries; by default the one it was trained with. A relative one is
+                looked for in the folders above the checkpoint, and then in the working directory.
             overrides: options of the task; a sentencepiece.bpe.model beside the dictionaries is used by default.
 
         Returns:
-            fairseq's GeneratorHubInterface: ``.translate(text)`` or, of a language model, ``.sample(text)``;
-            ``.score(text)``, ``.models``.
+            For translation and language models fairseq's GeneratorHubInterface: ``.translate(text)`` or
+            ``.sample(text)``; ``.score(text)``, ``.models``. For the others an interface of ``_hubs.py``.
 
         Raises:
             FileNotFoundError: there is no checkpoint.
-            CheckpointError: the checkpoint does not say where its data was.
+            CheckpointError: the folder of the data is not where the checkpoint says.
+            InputError: the dictionary is one of SentencePiece, whose model is not there.
         """
         directory = Path(model_name_or_path)
         file = checkpoint_file or _newest_checkpoint(directory)
-        data = data_name_or_path or _data_of(directory / file.split(os.pathsep)[0])
-        pieces = Path(data) / "sentencepiece.bpe.model"
+        data = data_name_or_path or (_data_of(directory / file.split(os.pathsep)[0]) if cls.needs_data else ".")
+        if not Path(data).exists():
+            raise CheckpointError(f"data_name_or_path ({data}) does not exist; name the folder of the dictionaries.")
+        pieces = Path(data) / PIECES
         if pieces.exists() and "bpe" not in overrides:
             overrides |= {"bpe": "sentencepiece", "sentencepiece_model": str(pieces)}
-        return super().from_pretrained(model_name_or_path, file, data, **overrides)  # type: ignore[misc]
+        loaded = hub_utils.from_pretrained(model_name_or_path, file, data, archive_map={}, **overrides)
+        if "bpe" not in overrides:
+            _check_words(loaded["task"].source_dictionary, pieces)
+        return cls.hub(loaded["args"], loaded["task"], loaded["models"])
 
 
 def _newest_checkpoint(directory: Path) -> str:
@@ -54,8 +74,29 @@ def _newest_checkpoint(directory: Path) -> str:
 
 
 def _data_of(checkpoint: Path) -> str:
+    """The folder of the dictionaries that a checkpoint was trained with.
+
+    A relative path was meant from where the training was started, which no checkpoint says: it is looked for in the
+    folders above the checkpoint, and then in the working directory.
+    """
     state = load_checkpoint(checkpoint)
     options = state["cfg"]["task"] if state.get("cfg") else vars(state["args"])
-    if not options.get("data"):
+    given = options.get("data")
+    if not given:
         raise CheckpointError(f"{checkpoint} does not say where its data was; name the directory: data_name_or_path.")
-    return os.path.abspath(options["data"])
+    first = split_paths(given)[0]
+    for base in (*checkpoint.resolve().parents, Path.cwd()):
+        if (base / first).exists():
+            return str(base / first)
+    raise CheckpointError(
+        f"{checkpoint} was trained on {first}, which is not there; name the folder of its dictionaries: "
+        "data_name_or_path."
+    )
+
+
+def _check_words(dictionary: Any, pieces: Path) -> None:
+    if dictionary is not None and any(symbol.startswith(SPACE) for symbol in dictionary.symbols):
+        raise InputError(
+            f"the dictionary is one of SentencePiece, and {pieces} is not there; put the model there, name another by "
+            "bpe='sentencepiece', sentencepiece_model=PATH, or give bpe=None for text that is in pieces already."
+        )

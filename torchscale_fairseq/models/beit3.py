@@ -12,13 +12,15 @@ from torchscale_fairseq.core.layers.heads import MaskedLanguageModelHead
 from torchscale_fairseq.core.layers.norm import build_norm
 
 from ._fits import IMAGE_TEXT as FITTING_TASKS
+from ._hubs import ImageTextHub
 from ._options import ModelOptions, Preset, core_config, fairseq_dataclass
 from ._presets import IMAGE_TEXT
+from ._pretrained import Pretrained
 
 FROM_TASK = ("img_size", "patch_size", "max_source_positions")
 
 
-class ImageTextModel(BaseFairseqModel):
+class ImageTextModel(Pretrained, BaseFairseqModel):
     """A BEiT3 with heads for what it is trained on; each preset is a subclass.
 
     Masked words are predicted from a text alone and with its image, masked patches from an image alone and with its
@@ -30,6 +32,7 @@ class ImageTextModel(BaseFairseqModel):
     """
 
     preset: Preset
+    hub = ImageTextHub
     fits = FITTING_TASKS
 
     def __init__(self, config: BEiT3Config, pad: int):
@@ -86,6 +89,18 @@ class ImageTextModel(BaseFairseqModel):
             "patches": [self.patch_head(x[:, 1:first_word][masked_patches]) for x in (image, with_text)],
             "match": self.match_head(torch.cat(matches)),
         }
+
+    def extract_features(self, captions: Tensor | None = None, images: Tensor | None = None) -> Tensor:
+        """Features (batch, tokens, width) of the class token, the patches and the words that there are, in this order.
+
+        Args:
+            captions: (batch, words), or None.
+            images: (batch, channels, img_size, img_size), or None.
+
+        Raises:
+            ValueError: there is neither, an image has another size, or a caption is too long.
+        """
+        return self._read(captions, images)
 
     def _read(self, words: Tensor | None, images: Tensor | None = None, masked: Tensor | None = None) -> Tensor:
         padding = None if words is None else words.eq(self.pad)

@@ -17,8 +17,10 @@ from torchscale_fairseq.core.parallel.sequence import SequenceSlice
 from ._dictionary import token_embedding
 from ._encoder import TextEncoder
 from ._fits import MASKED as FITTING_TASKS
+from ._hubs import MaskedLanguageHub
 from ._options import ModelOptions, Preset, core_config, fairseq_dataclass
 from ._presets import MASKED
+from ._pretrained import Pretrained
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +38,7 @@ class MaskedLanguageModelOptions(ModelOptions):
     pooler_dropout: float = field(default=0.0, metadata={"help": "dropout in classification heads"})
 
 
-class MaskedLanguageModel(FairseqEncoderModel):
+class MaskedLanguageModel(Pretrained, FairseqEncoderModel):
     """A bidirectional encoder for fairseq's masked_lm and sentence_prediction tasks; each preset is a subclass.
 
     Args:
@@ -45,6 +47,7 @@ class MaskedLanguageModel(FairseqEncoderModel):
     """
 
     preset: Preset
+    hub = MaskedLanguageHub
     fits = FITTING_TASKS
     instead = (
         "A masked language model reads a whole sequence at once and does not predict the next token: "
@@ -119,6 +122,16 @@ class MaskedLanguageModel(FairseqEncoderModel):
             x = self.encoder.output_projection(x if masked_tokens is None else x[masked_tokens])
         states = output["encoder_states"] if return_all_hiddens else None
         return x, {"inner_states": states, "l_aux": output["l_aux"], "routing": output["routing"]}
+
+    def extract_features(self, src_tokens: Tensor, **arguments: Any) -> tuple[Tensor, dict[str, Any]]:
+        """Features (batch, seq, width) instead of logits; arguments and the rest as of ``forward``."""
+        features: tuple[Tensor, dict[str, Any]] = self(src_tokens, **arguments, features_only=True)
+        return features
+
+    @property
+    def supported_targets(self) -> set[str]:
+        """The targets that fairseq's tasks may ask for: the tokens that are read."""
+        return {"self"}
 
     def get_normalized_probs(self, net_output: Any, log_probs: bool, sample: Any = None) -> Tensor:
         """(Log-)probabilities in float32 from what ``forward`` returns."""

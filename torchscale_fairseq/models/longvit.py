@@ -16,8 +16,10 @@ from torchscale_fairseq.core.parallel.sequence import SequenceSlice
 from torchscale_fairseq.hooks.checkpoints import CheckpointError, read_file
 
 from ._fits import IMAGES as FITTING_TASKS
+from ._hubs import ImageHub
 from ._options import ModelOptions, Preset, core_config, fairseq_dataclass
 from ._presets import IMAGES
+from ._pretrained import Pretrained
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +41,7 @@ class LongViTOptions(ModelOptions):
     )
 
 
-class LongViTModel(BaseFairseqModel, LongViTClassifier):
+class LongViTModel(Pretrained, BaseFairseqModel, LongViTClassifier):
     """A LongViT with a head that scores classes; each preset is a subclass. Parameters have the released names.
 
     Args:
@@ -48,6 +50,8 @@ class LongViTModel(BaseFairseqModel, LongViTClassifier):
     """
 
     preset: Preset
+    hub = ImageHub
+    needs_data = False
     fits = FITTING_TASKS
 
     def __init__(self, config: LongViTConfig, num_classes: int):
@@ -65,6 +69,10 @@ class LongViTModel(BaseFairseqModel, LongViTClassifier):
     def forward(self, patches: Tensor | Sequence[Bands], sequence_slice: SequenceSlice | None = None) -> Tensor:
         """Scores (batch, classes); arguments as for ``LongViT.forward_patches``."""
         return self.forward_patches(patches, sequence_slice)
+
+    def extract_features(self, patches: Tensor | Sequence[Bands]) -> Tensor:
+        """Features (batch, patches, width) instead of scores."""
+        return self.model.forward_patches(patches)
 
     def load_weights(self, path: str | Path) -> None:
         """Begin from a file of weights, whose head and its norm are taken if it has them for as many classes; positions

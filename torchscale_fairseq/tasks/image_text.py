@@ -70,6 +70,16 @@ class ImageTextTask(FairseqTask):
         """
         return cls(cfg, load_dictionary(Path(cfg.data) / "dict.txt", with_mask=True))
 
+    def text_encoder(self, problems: Problems | None = None) -> TextEncoder:
+        """What turns captions into tokens.
+
+        Raises:
+            DataError: the tokenizer is missing, or does not fit the dictionary.
+        """
+        data = Path(self.cfg.data)
+        pieces = PieceEncoder(data / "sentencepiece.bpe.model")
+        return TextEncoder(pieces, self.dictionary, data / "dict.txt", problems or Problems(skip=False))
+
     def load_dataset(self, split: str, **_: Any) -> None:
         """Open a split.
 
@@ -80,9 +90,8 @@ class ImageTextTask(FairseqTask):
             DataError: something is wrong with the data.
         """
         cfg, data = self.cfg, Path(self.cfg.data)
-        pieces = PieceEncoder(data / "sentencepiece.bpe.model")
         problems = Problems(skip=cfg.skip_invalid)
-        encoder = TextEncoder(pieces, self.dictionary, data / "dict.txt", problems)
+        encoder = self.text_encoder(problems)
         captions = data / f"{split}.jsonl"
         pairs = read_captions(captions, problems)
         kept = readable_images([pair.image for pair in pairs], cfg.img_size, data, split, problems)

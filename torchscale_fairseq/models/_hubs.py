@@ -1,0 +1,182 @@
+"""What ``from_pretrained`` returns for models that do not generate text."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from fairseq.models.roberta import RobertaHubInterface
+from torch import Tensor, nn
+
+from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.data.image_patches import ImagePatches
+from torchscale_fairseq.data.images import load_image
+from torchscale_fairseq.data.pieces import MASK
+
+HEAD = "sentence_classification_head"
+"""The name that fairseq's tasks give to the head."""
+
+
+class MaskedLanguageHub(RobertaHubInterface):
+    """A masked language model that reads text, with the methods of fairseq's RoBERTa (``encode``, ``decode``,
+    ``extract_features``, ``fill_mask``, ``predict``) and ``classify``.
+
+    Args:
+        cfg: of the checkpoint.
+        task: with its dictionary.
+        models: one.
+
+    Raises:
+        InputError: there are several models.
+    """
+
+    def __init__(self, cfg: Any, task: Any, models: list[Any]):
+        super().__init__(cfg, task, _single(models))
+        self.bpe: Any = self.bpe or _Words()
+        task.mask_idx = task.source_dictionary.index(MASK)
+        self.eval()
+
+    def extract_features(self, tokens: Tensor, return_all_hiddens: bool = False) -> Any:
+        """Features (batch, seq, width) of tokens (batch, seq) or (seq,).
+
+        Args:
+            tokens: as from ``encode``.
+            return_all_hiddens: return a list of those in front of the first layer and after each.
+
+        Raises:
+            ValueError: there are more tokens than the model has positions.
+        """
+        features = super().extract_features(tokens, return_all_hiddens)
+        if return_all_hiddens:  # transposed by the base class, whose layers have the batch second
+            return [state.transpose(0, 1) for state in features]
+        return features
+
+    def register_classification_head(self, name: str, num_classes: int, inner_dim: int | None = None) -> None:
+        """Add a head to the model; arguments as there."""
+        self.model.register_classification_head(name, num_classes, inner_dim)
+
+    def fill_mask(self, masked_input: str, topk: int = 5) -> list[tuple[str, float, str]]:
+        """The likeliest texts in place of one <mask>.
+
+        Returns:
+            The whole text, the probability and the filled in text, the likeliest first.
+
+        Raises:
+            InputError: the text has no <mask>, or several.
+        """
+        if masked_input.count(MASK) != 1:
+            raise InputError(
+                f"a text to fill must contain one {MASK}, not {masked_input.count(MASK)}: {masked_input!r}."
+            )
+        filled: list[tuple[str, float, str]] = super().fill_mask(masked_input, topk)
+        return filled
+
+    @torch.no_grad()
+    def classify(self, *sentences: str, head: str = HEAD) -> dict[str, float]:
+        """The probability of each label for a sentence, or for a pair of them, after fine-tuning with --task
+        sentence_prediction and --init-token 0."""
+        probabilities = self.predict(head, self.encode(*sentences)).exp()[0]
+        labels = self.task.label_dictionary.symbols[self.task.label_dictionary.nspecial :]
+        return dict(zip(labels, probabilities.tolist(), strict=False))
+
+
+class ImageHub(nn.Module):
+    """A model of images that reads files.
+
+    Args:
+        cfg: of the checkpoint.
+        task: --task image_classification.
+        models: one.
+
+    Raises:
+        InputError: there are several models.
+    """
+
+    def __init__(self, cfg: Any, task: Any, models: list[Any]):
+        super().__init__()
+        self.cfg = cfg
+        self.task = task
+        self.model = _single(models)
+        self.eval()
+
+    @torch.no_grad()
+    def classify(self, image: str | Path) -> dict[str, str]:
+        """The likeliest class and the probability of each; of a survival model, the risk and the survival at each time.
+
+        Returns:
+            The columns and cells of ``scripts/classify_images.py``.
+
+        Raises:
+            DataError: the file is no image.
+        """
+        return dict(self.task.reading(self.model([self._patches(image)])[0]))
+
+    def extract_features(self, image: str | Path) -> Tensor:
+        """Features (1, patches, width).
+
+        Raises:
+            DataError: the file is no image.
+        """
+        features: Tensor = self.model.extract_features([self._patches(image)])
+        return features
+
+    def _patches(self, image: str | Path) -> ImagePatches:
+        return ImagePatches(Path(image), self.task.cfg.img_size, self.task.cfg.patch_size)
+
+
+class ImageTextHub(nn.Module):
+    """A BEiT-3 that reads image files and captions.
+
+    Args:
+        cfg: of the checkpoint.
+        task: --task image_text.
+        models: one.
+
+    Raises:
+        InputError: there are several models.
+    """
+
+    def __init__(self, cfg: Any, task: Any, models: list[Any]):
+        super().__init__()
+        self.cfg = cfg
+        self.task = task
+        self.model = _single(models)
+        self.encoder = task.text_encoder()
+        self.eval()
+
+    def extract_features(self, image: str | Path | None = None, text: str | None = None) -> Tensor:
+        """Features (1, tokens, width) of the class token, the patches and the words that there are, in this order.
+
+        Raises:
+            DataError: the file is no image.
+            ValueError: there is neither image nor text, or the text is too long.
+        """
+        pixels = None if image is None else load_image(Path(image), self.task.cfg.img_size)[None]
+        features: Tensor = self.model.extract_features(None if text is None else self.encode(text)[None], pixels)
+        return features
+
+    def encode(self, text: str) -> Tensor:
+        """Tokens (words,), with <s> and </s>."""
+        words, dictionary = self.encoder([text.encode()])[0], self.task.source_dictionary
+        return torch.tensor([dictionary.bos(), *words, dictionary.eos()])
+
+    @torch.no_grad()
+    def match(self, image: str | Path, text: str) -> float:
+        """The probability that a text belongs to an image."""
+        scores: Tensor = self.model.match_head(self.extract_features(image, text)[:, 0])
+        return float(scores.softmax(-1)[0, 1])
+
+
+class _Words:
+    """Stands for a tokenizer where text is split at spaces; a decoded word has the space in front, as in GPT-2's."""
+
+    def encode(self, text: str) -> str:
+        return text
+
+    def decode(self, text: str) -> str:
+        return f" {text}"
+
+
+def _single(models: list[Any]) -> Any:
+    if len(models) != 1:
+        raise InputError(f"checkpoint_file names {len(models)} checkpoints; this kind of model is loaded from one.")
+    return models[0]

@@ -2,7 +2,7 @@
 
 # A checkpoint at the next update on SIGTERM and SIGUSR1 (docs/launching.md).
 export TORCHSCALE_SAVE_ON_SIGNAL=${TORCHSCALE_SAVE_ON_SIGNAL:-1}
-# torchrun passes SIGUSR1 on too (its --signals-to-handle), and gives processes so many seconds for it before it kills them.
+# torch's launcher passes SIGUSR1 on too (its --signals-to-handle), and gives processes so many seconds before it kills them.
 export PET_SIGNALS_TO_HANDLE=${PET_SIGNALS_TO_HANDLE:-SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1}
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}
 

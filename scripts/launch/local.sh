@@ -6,8 +6,9 @@ usage() {
   cat <<'EOF'
 usage: scripts/launch/local.sh [--processes N] [--environment FILE] [--dry-run] COMMAND...
 
-Runs a command of fairseq in several processes of this machine by torchrun: one per GPU, or on the CPU, over gloo.
-On SIGTERM or SIGUSR1 it writes a checkpoint at the next update and ends; the same command goes on from there.
+Runs a command of fairseq in several processes of this machine by torch's launcher: one per GPU, or on the CPU, over
+gloo. On SIGTERM (exit code 143) or SIGUSR1 (75) it writes a checkpoint at the next update and ends; the same command
+resumes from there.
 
   --processes N        processes (default: the GPUs there are, or 1)
   --environment FILE   sourced before (default: scripts/launch/environment.sh)
@@ -41,6 +42,6 @@ case "$processes" in
   *[!0-9]* | 0*) fail "--processes takes a whole number above 0, not '$processes'" ;;
 esac
 
-launch=(torchrun --standalone --nproc-per-node "$processes" --no-python "$@")
+launch=(python "$root/scripts/launch/torchrun.py" --standalone --nproc-per-node "$processes" --no-python "$@")
 show "${launch[@]}"
 [ -n "$dry_run" ] || exec "${launch[@]}"

@@ -10,6 +10,7 @@ import torch
 from tests.fairseq_cli import (
     FEW_UPDATES,
     TINY_TRANSFORMER,
+    TORCHRUN,
     USER_DIR,
     run_beside_fairseq,
     run_fairseq,
@@ -118,7 +119,7 @@ def test_two_processes_resume_like_one(train: list[str], tmp_path: Path) -> None
     shutil.copytree(one, two)
     run_fairseq("train", [*train, "--update-freq", "2", "--save-dir", one, "--max-update", "8"]).check()
     together = [*train, "--save-dir", two, "--max-update", "8", "--user-dir", USER_DIR]
-    torchrun = ["torchrun", "--nproc_per_node", "2", "--master_port", str(free_port()), "--no-python", "fairseq-train"]
+    torchrun = [*TORCHRUN, "--nproc_per_node", "2", "--master_port", str(free_port()), "--no-python", "fairseq-train"]
     resumed = run_program([*torchrun, *together]).check()
     assert "Loaded checkpoint" in resumed.output and "training on 2 devices" in resumed.output
     compare(weights(one), weights(two))

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("fairseq")
 
-from tests.fairseq_cli import USER_DIR, run_program, tiny_translation_data
+from tests.fairseq_cli import TORCHRUN, USER_DIR, run_program, tiny_translation_data
 from tests.plugin.shrunk import shrunk
 from tests.plugin.test_translation_cli import ARCH, COMMON, assert_same_weights, train
 
@@ -34,7 +34,7 @@ def test_two_processes_equal_one(launcher: str, backend: str, data: Path, one_pr
     arguments = [data, "--user-dir", USER_DIR, *shrunk(ARCH), *COMMON, "--dropout", "0", *UPDATES]
     arguments += ["--save-dir", tmp_path, "--ddp-backend", backend]
     if launcher == "torchrun":
-        result = run_program(["torchrun", "--standalone", "--nproc_per_node", "2", command, *arguments])
+        result = run_program([*TORCHRUN, "--standalone", "--nproc_per_node", "2", command, *arguments])
     else:
         result = run_program([command, *arguments, "--distributed-world-size", "2"])
     result.check()

@@ -1,6 +1,7 @@
 """scripts/launch: locally with real processes, on Slurm with stand-ins for srun and scontrol."""
 
 import os
+import runpy
 import shlex
 import shutil
 import signal
@@ -13,10 +14,14 @@ import pytest
 
 pytest.importorskip("fairseq")
 
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
 import torchscale_fairseq.models  # noqa: F401 - registers them
 from tests.distributed.test_preemption import updates, words
 from tests.fairseq_cli import ENVIRONMENT, REPOSITORY, USER_DIR, Finished, run_program, tiny_language_data
 from tests.plugin.test_translation_cli import assert_same_weights
+from torchscale_fairseq.hooks import preemption
 
 LAUNCH = REPOSITORY / "scripts" / "launch"
 SRUN = """#!/usr/bin/env bash
@@ -43,6 +48,11 @@ case "$1" in
 esac
 """
 JOB = {"SLURM_JOB_ID": "70123", "SLURM_JOB_NODELIST": "node-[a-b]", "SLURM_NTASKS": "2", "SLURM_CPUS_PER_TASK": "1"}
+
+
+def failure(code: int) -> ChildFailedError:
+    """As torch's launcher reports a process that ended with this code, or by a signal if it is negative."""
+    return ChildFailedError("fairseq-train", {1: ProcessFailure(local_rank=1, pid=2, exitcode=code, error_file="")})
 
 
 @pytest.fixture
@@ -80,7 +90,9 @@ def test_dry_runs_say_what_they_would_do(slurm: dict[str, str]) -> None:
     assert "sbatch option: --signal=USR1@300" in done.stdout and "fairseq-train 'data set'" in done.stdout
     assert 'exec "$@"\' \\\n    task fairseq-train' in done.stdout
     local = run_program([LAUNCH / "local.sh", "--dry-run", "--processes", 3, "fairseq-train", "DATA"]).check()
-    assert local.stdout == "torchrun --standalone --nproc-per-node 3 --no-python fairseq-train DATA\n"
+    shown = local.stdout.replace("\\\n", "").split()
+    assert shown[:2] == ["python", str(LAUNCH / "torchrun.py")]
+    assert shown[2:] == ["--standalone", "--nproc-per-node", "3", "--no-python", "fairseq-train", "DATA"]
 
 
 @pytest.mark.parametrize(
@@ -160,6 +172,32 @@ def told(
         return process.wait()
 
 
+@pytest.mark.parametrize(
+    ("ending", "asked", "code"),
+    [
+        (None, "1", 0),
+        (SignalException("", signal.SIGTERM), "1", 143),
+        (SignalException("", signal.SIGUSR1), "1", 75),
+        (SignalException("", signal.SIGUSR1), "0", 138),
+        (SignalException("", signal.SIGINT), "1", 130),
+        (failure(7), "1", 7),
+        (failure(-9), "1", 137),
+    ],
+    ids=["success", "SIGTERM", "SIGUSR1", "SIGUSR1-unasked", "SIGINT", "exit-7", "killed"],
+)
+def test_exit_code_is_that_of_the_processes(
+    ending: Exception | None, asked: str, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(words: list[str]) -> None:
+        if ending is not None:
+            raise ending
+
+    launcher = runpy.run_path(str(LAUNCH / "torchrun.py"))
+    monkeypatch.setitem(launcher["launch"].__globals__, "main", run)
+    monkeypatch.setenv(preemption.ASKED, asked)
+    assert launcher["launch"](["fairseq-train"]) == code
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_local_run_goes_on_after_a_signal(number: signal.Signals, tmp_path: Path) -> None:
@@ -167,9 +205,10 @@ def test_local_run_goes_on_after_a_signal(number: signal.Signals, tmp_path: Path
     environment = {"VENV": str(tmp_path / "none"), "PATH": path}
     arguments = [*words(tiny_language_data(tmp_path), run), "--max-update", 20000, "--user-dir", USER_DIR]
     line = [LAUNCH / "local.sh", "--processes", 2, "fairseq-train", *arguments]
-    assert told(line, environment, tmp_path / "log", number)
+    assert told(line, environment, tmp_path / "log", number) == preemption.EXIT_CODES[number]
     text = (tmp_path / "log").read_text()
     assert f"stopping, since {number.name} was received" in text, text[-3000:]
+    assert "Traceback" not in text
     done = updates(run)
     assert done >= 3
     last = run_program([*line, "--max-update", done + 2], environment=environment).check()

@@ -17,13 +17,13 @@ from torchscale_fairseq.models import _presets
 
 TARGET = Path(__file__).parent.parent / "docs" / "options.md"
 SECTIONS = {
-    "Both sides": config._TransformerConfig,
-    "LongNet: encoder or decoder alone": config._DilatedOptions,
+    "Both sides": config.TransformerConfig,
+    "LongNet: encoder or decoder alone": config.DilatedOptions,
     "Encoder": config.EncoderConfig,
     "Decoder": config.DecoderConfig,
     "Encoder-decoder": config.EncoderDecoderConfig,
-    "Retention": config._RetentionSide,
-    "Images": config._ImageOptions,
+    "Retention": config.RetentionSide,
+    "Images": config.ImageOptions,
 }
 PRESETS = {
     **_presets.TRANSLATION,
@@ -53,7 +53,7 @@ def options_md() -> str:
         parts.append(f"\n## {title}\n\n| option | kind | default | meaning |\n|---|---|---|---|\n")
         hints = typing.get_type_hints(config_class)
         parts += [_row(f, hints[f.name]) for f in rows]
-        if config_class is config._RetentionSide:
+        if config_class is config.RetentionSide:
             parts.append(_of_retnet())
     parts.append("\n## Presets\n\n| architecture | differs from the defaults by |\n|---|---|\n")
     for name, preset in PRESETS.items():

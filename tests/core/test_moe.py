@@ -18,7 +18,7 @@ from torchscale_fairseq import DecoderConfig, EncoderConfig
 from torchscale_fairseq.core.architectures import blocks
 from torchscale_fairseq.core.architectures.decoder import Decoder
 from torchscale_fairseq.core.architectures.encoder import Encoder
-from torchscale_fairseq.core.config import _ExpertOptions
+from torchscale_fairseq.core.config import ExpertOptions
 from torchscale_fairseq.core.layers.experts import Experts
 from torchscale_fairseq.core.layers.feed_forward import FeedForwardNetwork, GatedLinearUnit
 from torchscale_fairseq.core.layers.moe import MixtureOfExperts, RoutingOptions
@@ -370,7 +370,7 @@ CHANGED: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(_ExpertOptions)] + ["encoder_moe_freq"])
+@pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(ExpertOptions)] + ["encoder_moe_freq"])
 def test_each_option_changes_something(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     given = EXPERTS if name.endswith("moe_freq") else {"moe_freq": 1, "moe_expert_count": 8}
     given = {**given, "use_xmoe": name == "moe_routing_dim"}

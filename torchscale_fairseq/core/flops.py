@@ -92,7 +92,7 @@ def _feed_forward(config: Any, side: str) -> int:
     """Entries of the matrices that a token meets in all feed-forward networks of a side."""
     width, inner, layers = (getattr(config, f"{side}_{name}") for name in ("embed_dim", "ffn_embed_dim", "layers"))
     matrices = 3 if config.gated_ffn or (side == "decoder" and retains(config)) else 2
-    freq = config._expert_freq(side)
+    freq = config.expert_freq(side)
     with_experts = layers // freq if freq else 0
     expert_inner = config.moe_expert_ffn_dim or inner
     router = width * config.moe_expert_count

@@ -9,7 +9,7 @@ import torch
 from fairseq.logging import metrics
 from torch import Tensor, nn
 
-from torchscale_fairseq.core.config import _Config
+from torchscale_fairseq.core.config import Config
 from torchscale_fairseq.core.flops import Load, training_flops
 from torchscale_fairseq.core.ops.positions import PADDING_POSITION
 
@@ -103,7 +103,7 @@ def speed_meter(model: nn.Module, device: torch.device, peak_tflops: float | Non
         half: whether the model computes in half precision.
     """
     sides = [getattr(model, side, None) for side in ("decoder", "encoder")]
-    configs = [c for c in (getattr(side, "config", None) for side in sides) if isinstance(c, _Config)]
+    configs = [c for c in (getattr(side, "config", None) for side in sides) if isinstance(c, Config)]
     if not configs:
         return None
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -58,7 +58,7 @@ class SideOptions:
         self.ffn_width: int = getattr(config, f"{side}_ffn_embed_dim")
         self.layers: int = getattr(config, f"{side}_layers")
         self.pre_norm: bool = getattr(config, f"{side}_pre_norm")
-        self.moe_freq = config._expert_freq(side)
+        self.moe_freq = config.expert_freq(side)
         self.learned_positions: bool = getattr(config, f"{side}_learned_pos")
         self.max_positions_option = "max_source_positions" if side == "encoder" else "max_target_positions"
         self.max_positions: int = getattr(config, self.max_positions_option)

@@ -2,7 +2,10 @@
 
 from torch import nn
 
+NORMS: dict[str, type[nn.LayerNorm] | type[nn.RMSNorm]] = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}
+"""LayerNorm (arXiv:1607.06450) and RMSNorm (arXiv:1910.07467)."""
+
 
 def build_norm(kind: str, width: int, eps: float) -> nn.Module:
-    """A normalisation over the last axis: layernorm (arXiv:1607.06450) or rmsnorm (arXiv:1910.07467)."""
-    return nn.RMSNorm(width, eps=eps) if kind == "rmsnorm" else nn.LayerNorm(width, eps=eps)
+    """A normalisation of this kind over the last axis."""
+    return NORMS[kind](width, eps=eps)

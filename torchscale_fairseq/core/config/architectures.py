@@ -1,0 +1,58 @@
+"""The configs of encoder, decoder and encoder-decoder."""
+
+from dataclasses import dataclass
+
+from .dilated import DilatedOptions
+from .option import option
+from .transformer import DecoderSide, EncoderSide
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig(EncoderSide, DilatedOptions):
+    """Options of ``Encoder`` and ``LongNetEncoder``."""
+
+    share_encoder_input_output_embed: bool = option(
+        False, "one matrix for the encoder's embedding and its output projection"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig(DecoderSide, DilatedOptions):
+    """Options of ``Decoder`` and ``LongNetDecoder``."""
+
+    multiway: bool = option(False, "doubled attention parameters of TorchScale's multiway decoders", core_only=True)
+
+    def _check(self) -> None:
+        super()._check()
+        if self.segment_lengths and self.blockwise_causal_window:
+            raise ValueError(
+                f"blockwise_causal_window ({self.blockwise_causal_window}) is for dense attention and segment_length "
+                "for dilated attention; drop one."
+            )
+        if self.multiway and not self.torchscale_compatible:
+            raise ValueError(
+                "multiway has no use in a decoder, where all tokens are of one modality; "
+                "to load a TorchScale decoder made with it, add torchscale_compatible=True."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderDecoderConfig(EncoderSide, DecoderSide):
+    """Options of ``EncoderDecoder``."""
+
+    share_all_embeddings: bool = option(
+        False, "one matrix for the embeddings of both sides and the output projection (joined dictionary)"
+    )
+
+    def _check(self) -> None:
+        super()._check()
+        if self.share_all_embeddings and self.encoder_embed_dim != self.decoder_embed_dim:
+            raise ValueError(
+                f"share_all_embeddings needs encoder_embed_dim ({self.encoder_embed_dim}) equal to "
+                f"decoder_embed_dim ({self.decoder_embed_dim})."
+            )
+
+    @property
+    def shares_output_embedding(self) -> bool:
+        """Whether the output projection is the decoder's embedding."""
+        return self.share_all_embeddings or self.share_decoder_input_output_embed

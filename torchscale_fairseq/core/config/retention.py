@@ -1,0 +1,146 @@
+"""Options of decoders with retention in the place of self-attention."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from .architectures import EncoderDecoderConfig
+from .bitnet import BitNetOptions
+from .experts import ExpertOptions
+from .option import Config, check_range, nearest_divisor, option
+from .transformer import DecoderSide, TransformerConfig
+
+DECAYS = ("powers", "linspace")
+RETENTION_BACKENDS = ("auto", "torch", "fla")
+
+
+def _as_in_transformers(name: str, **changes: Any) -> Any:
+    """The field of that name that Transformers have, with another default, say."""
+    shared = {f.name: f for side in (TransformerConfig, DecoderSide) for f in fields(side)}[name]
+    known = ("help", "choices", "alias", "core_only")
+    return option(**{"default": shared.default, **{key: shared.metadata[key] for key in known}, **changes})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetentionSide(Config):
+    """Options of a decoder with retention in the place of self-attention."""
+
+    decoder_embed_dim: int = _as_in_transformers("decoder_embed_dim")
+    decoder_value_embed_dim: int = option(1296, "width of the values and the gate of retention")
+    decoder_retention_heads: int = option(3, "retention heads of the decoder")
+    decoder_ffn_embed_dim: int = _as_in_transformers("decoder_ffn_embed_dim", default=1280)
+    decoder_layers: int = _as_in_transformers("decoder_layers")
+    decoder_normalize_before: bool | None = _as_in_transformers("decoder_normalize_before")
+    chunkwise_recurrent: bool = option(
+        False, "the chunkwise form of retention at any length; otherwise where it is faster than the parallel one"
+    )
+    recurrent_chunk_size: int = option(128, "tokens per chunk of the chunkwise form; changes speed and memory alone")
+    retention_decay: str = option(
+        "powers",
+        "decays of the heads: 1 - 2^(-5 - head), or linspace, 1 - gamma from 1/32 to 1/512 in equal ratios",
+        choices=DECAYS,
+    )
+    retention_backend: str = option(
+        "auto",
+        "implementation of retention over several tokens: torch, fla (flash-linear-attention's kernel, on a GPU in "
+        "fp16 or bf16, without padding), or auto, which is fla where it is installed and serves the batch",
+        choices=RETENTION_BACKENDS,
+    )
+    share_decoder_input_output_embed: bool = _as_in_transformers("share_decoder_input_output_embed")
+
+    def _check(self) -> None:
+        super()._check()
+        for name in ("embed_dim", "value_embed_dim", "retention_heads", "ffn_embed_dim", "layers"):
+            check_range(f"decoder_{name}", getattr(self, f"decoder_{name}"), 1)
+        check_range("recurrent_chunk_size", self.recurrent_chunk_size, 1)
+        heads = self.decoder_retention_heads
+        for name in ("decoder_embed_dim", "decoder_value_embed_dim"):
+            width = getattr(self, name)
+            if width % heads:
+                raise ValueError(
+                    f"{name} ({width}) must be divisible by decoder_retention_heads ({heads}); "
+                    f"use {nearest_divisor(width, heads)} heads, or {name}={width + heads - width % heads}."
+                )
+        if self.decoder_embed_dim // heads % 2:
+            raise ValueError(
+                "retention rotates pairs of channels: decoder_embed_dim / decoder_retention_heads "
+                f"({self.decoder_embed_dim} / {heads} = {self.decoder_embed_dim // heads}) must be even."
+            )
+
+    def _refuse(self, *names: str, hint: str = "") -> None:
+        """Raise ValueError if one of these options is on."""
+        for name in names:
+            if getattr(self, name):
+                raise ValueError(
+                    f"{name} has no place in a decoder with retention, which brings positions and norms of its own; "
+                    f"drop it. {hint}".rstrip()
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetNetConfig(RetentionSide, ExpertOptions, BitNetOptions):
+    """Options of ``RetNetDecoder``. The norms are RMSNorms and the feed-forward networks gated linear units."""
+
+    vocab_size: int = _as_in_transformers("vocab_size")
+    no_output_layer: bool = _as_in_transformers("no_output_layer")
+    activation_fn: str = _as_in_transformers("activation_fn")
+    layernorm_eps: float = _as_in_transformers("layernorm_eps", default=1e-6)
+    dropout: float = _as_in_transformers("dropout", help="dropout after embeddings, retention and feed-forward")
+    activation_dropout: float = _as_in_transformers("activation_dropout")
+    drop_path_rate: float = _as_in_transformers("drop_path_rate")
+    no_scale_embedding: bool = _as_in_transformers("no_scale_embedding")
+    layernorm_embedding: bool = _as_in_transformers("layernorm_embedding", help="normalise token embeddings")
+    deepnorm: bool = option(False, "DeepNorm, which RetNet is not made for; with torchscale_compatible alone")
+    subln: bool | None = option(None, "SubLN, which changes nothing in RetNet; with torchscale_compatible alone")
+    max_target_positions: int = _as_in_transformers(
+        "max_target_positions", help="longest sequence in tokens that fairseq passes on; the model knows no limit"
+    )
+    checkpoint_activations: bool = _as_in_transformers("checkpoint_activations")
+    ffn_chunk_size: int = _as_in_transformers("ffn_chunk_size")
+    compile: bool = _as_in_transformers("compile")
+    torchscale_compatible: bool = _as_in_transformers("torchscale_compatible")
+
+    def _check(self) -> None:
+        super()._check()
+        for name in ("dropout", "activation_dropout", "drop_path_rate"):
+            check_range(name, getattr(self, name), 0.0, 1.0)
+        check_range("ffn_chunk_size", self.ffn_chunk_size, 0)
+        check_range("max_target_positions", self.max_target_positions, 1)
+        if self.vocab_size < -1 or self.vocab_size == 0:
+            raise ValueError(f"vocab_size ({self.vocab_size}) must be positive, or -1 for a model without embeddings.")
+        if not self.torchscale_compatible:
+            self._refuse(
+                "deepnorm", "subln", hint="To load a TorchScale model made with it, add torchscale_compatible=True."
+            )
+
+    @property
+    def decoder_pre_norm(self) -> bool:
+        """Whether the norms stand before the sublayers; TorchScale's deepnorm leaves them there unless told."""
+        return self.decoder_normalize_before is not False
+
+    @property
+    def shares_output_embedding(self) -> bool:
+        """Whether the output projection is the embedding."""
+        return self.share_decoder_input_output_embed
+
+    # What the layers that RetNet shares with Transformers ask of a config.
+    decoder_attention_heads = property(lambda self: self.decoder_retention_heads)
+    decoder_learned_pos = property(lambda self: False)
+    has_absolute_positions = property(lambda self: False)
+    multiway = property(lambda self: False)
+    uses_subln = property(lambda self: False)
+    gated_ffn = property(lambda self: True)
+    norm = property(lambda self: "rmsnorm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetNetEncoderDecoderConfig(EncoderDecoderConfig, RetentionSide):
+    """Options of an ``Encoder`` and a ``RetNetDecoder`` that attends to it."""
+
+    def _check(self) -> None:
+        super()._check()
+        self._refuse("deepnorm", "subln", "decoder_learned_pos", "blockwise_causal_window")
+
+    @property
+    def uses_subln(self) -> bool:
+        """Never."""
+        return False

@@ -1,0 +1,225 @@
+"""Options that encoder, decoder and encoder-decoder share, and those of each side."""
+
+from dataclasses import dataclass
+
+from ..layers.feed_forward import ACTIVATIONS
+from ..layers.norm import NORMS
+from .bitnet import BitNetOptions
+from .experts import ExpertOptions
+from .option import check_range, nearest_divisor, option
+
+ATTENTION_BACKENDS = ("sdpa", "naive", "flash_attn")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig(ExpertOptions, BitNetOptions):
+    """Options that encoder, decoder and encoder-decoder share."""
+
+    vocab_size: int = option(-1, "size of the vocabulary; -1 for a model without embeddings", core_only=True)
+    no_output_layer: bool = option(False, "build no projection to the vocabulary", core_only=True)
+    activation_fn: str = option("gelu", "activation of the feed-forward networks", choices=tuple(ACTIVATIONS))
+    gated_ffn: bool = option(False, "gated linear units (no biases) as feed-forward networks")
+    norm: str = option("layernorm", "kind of all normalisations", choices=tuple(NORMS))
+    layernorm_eps: float = option(1e-5, "epsilon of the normalisations")
+    dropout: float = option(0.0, "dropout after embeddings, attention and feed-forward networks")
+    attention_dropout: float = option(0.0, "dropout of attention weights")
+    activation_dropout: float = option(
+        0.0, "dropout after the activation of the feed-forward networks", alias="--relu-dropout"
+    )
+    drop_path_rate: float = option(
+        0.0, "probability to skip a sublayer in the last layer; earlier layers get linearly less"
+    )
+    no_scale_embedding: bool = option(True, "do not multiply embeddings by the square root of their width")
+    layernorm_embedding: bool = option(False, "normalise the sum of token and position embeddings")
+    no_token_positional_embeddings: bool | None = option(
+        None, "no absolute positions; unset: none exactly when xPos or the relative bias supplies positions"
+    )
+    rel_pos_buckets: int = option(0, "buckets of the T5 relative position bias; 0 for none")
+    max_rel_pos: int = option(0, "distance in tokens from which on all keys share the last bucket; 0 for none")
+    xpos_rel_pos: bool = option(False, "xPos (rotary positions with decay) in self-attention")
+    xpos_scale_base: int = option(512, "tokens over which xPos decays by its factor zeta")
+    deepnorm: bool = option(False, "DeepNorm: post-norm, scaled residual, scaled initialisation")
+    subln: bool | None = option(
+        None,
+        "SubLN: pre-norm, second norm inside each sublayer, scaled initialisation; unset: on unless deepnorm",
+    )
+    bert_init: bool = option(False, "initialise linear layers and embeddings from N(0, 0.02)")
+    attention_backend: str | None = option(None, "implementation of attention; unset: sdpa", choices=ATTENTION_BACKENDS)
+    flash_attention: bool = option(
+        False,
+        "TorchScale's spelling of attention_backend=flash_attn; with segment_length, where TorchScale demands it, it "
+        "changes nothing: sdpa has flash attention of its own",
+    )
+    checkpoint_activations: bool = option(False, "recompute each layer in the backward pass to save memory")
+    ffn_chunk_size: int = option(
+        0,
+        "tokens at a time in feed-forward networks (not in experts), whose inner activations are recomputed in the "
+        "backward pass to save memory; 0: all at once",
+    )
+    compile: bool = option(False, "compile the layers with torch.compile (not while decoding step by step)")
+    torchscale_compatible: bool = option(
+        False, "reproduce TorchScale's code where it departs from the papers (docs/parity.md)"
+    )
+
+    def _check(self) -> None:
+        super()._check()
+        for name in ("dropout", "attention_dropout", "activation_dropout", "drop_path_rate"):
+            check_range(name, getattr(self, name), 0.0, 1.0)
+        for name in ("rel_pos_buckets", "max_rel_pos", "ffn_chunk_size"):
+            check_range(name, getattr(self, name), 0)
+        check_range("xpos_scale_base", self.xpos_scale_base, 1)
+        if self.vocab_size < -1 or self.vocab_size == 0:
+            raise ValueError(f"vocab_size ({self.vocab_size}) must be positive, or -1 for a model without embeddings.")
+        if self.deepnorm and self.subln:
+            raise ValueError("deepnorm and subln cannot both be on: they place the norms differently; drop one.")
+        if (self.rel_pos_buckets > 0) != (self.max_rel_pos > 0):
+            raise ValueError(
+                f"rel_pos_buckets ({self.rel_pos_buckets}) and max_rel_pos ({self.max_rel_pos}) belong together: "
+                "give both (32 and 128, say) or neither."
+            )
+        if self.has_relative_bias and (self.rel_pos_buckets < 4 or self.max_rel_pos <= self.rel_pos_buckets // 2):
+            raise ValueError(
+                f"rel_pos_buckets ({self.rel_pos_buckets}) must be at least 4 and max_rel_pos ({self.max_rel_pos}) "
+                "above half of it."
+            )
+        if self.flash_attention and self.attention_backend not in (None, "flash_attn"):
+            raise ValueError(
+                f"flash_attention=True contradicts attention_backend={self.attention_backend}; give one of them."
+            )
+
+    @property
+    def uses_subln(self) -> bool:
+        """Whether SubLN is on."""
+        return not self.deepnorm if self.subln is None else self.subln
+
+    @property
+    def has_relative_bias(self) -> bool:
+        """Whether the T5 relative position bias is on."""
+        return self.rel_pos_buckets > 0
+
+    @property
+    def has_absolute_positions(self) -> bool:
+        """Whether embeddings of absolute positions are added."""
+        if self.no_token_positional_embeddings is not None:
+            return not self.no_token_positional_embeddings
+        return self.torchscale_compatible or not (self.xpos_rel_pos or self.has_relative_bias)
+
+    @property
+    def backend(self) -> str:
+        """The attention backend in use."""
+        return "flash_attn" if self.flash_attention else self.attention_backend or "sdpa"
+
+    def _check_stack(self, side: str) -> None:
+        width, heads = getattr(self, f"{side}_embed_dim"), getattr(self, f"{side}_attention_heads")
+        for name in ("embed_dim", "attention_heads", "ffn_embed_dim", "layers"):
+            check_range(f"{side}_{name}", getattr(self, f"{side}_{name}"), 1)
+        if width % heads:
+            raise ValueError(
+                f"{side}_embed_dim ({width}) must be divisible by {side}_attention_heads ({heads}); "
+                f"use {nearest_divisor(width, heads)} heads."
+            )
+        if self.xpos_rel_pos and (width // heads) % 2:
+            raise ValueError(
+                f"xpos_rel_pos rotates pairs of channels: {side}_embed_dim / {side}_attention_heads "
+                f"({width} / {heads} = {width // heads}) must be even."
+            )
+
+    def _pre_norm(self, side: str, *, follows_residual_scheme: bool) -> bool:
+        """Whether the norms of one side stand before the sublayers."""
+        asked: bool | None = getattr(self, f"{side}_normalize_before")
+        if follows_residual_scheme and self.deepnorm:
+            return False
+        if follows_residual_scheme and self.uses_subln:
+            return True
+        return True if asked is None else asked
+
+    def _check_placement(self, side: str) -> None:
+        asked = getattr(self, f"{side}_normalize_before")
+        if asked is None or self.torchscale_compatible:
+            return
+        if self.deepnorm and asked:
+            raise ValueError(f"deepnorm is post-norm and contradicts {side}_normalize_before=True; drop one.")
+        if self.uses_subln and not asked:
+            raise ValueError(
+                f"subln is pre-norm and contradicts {side}_normalize_before=False; "
+                "give subln=False for a plain post-norm model."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSide(TransformerConfig):
+    encoder_embed_dim: int = option(768, "width of the encoder")
+    encoder_attention_heads: int = option(12, "attention heads of the encoder")
+    encoder_ffn_embed_dim: int = option(3072, "inner width of the encoder's feed-forward networks")
+    encoder_layers: int = option(12, "layers of the encoder")
+    encoder_normalize_before: bool | None = option(
+        None, "pre-norm encoder; unset: pre-norm unless deepnorm, which is always post-norm"
+    )
+    encoder_moe_freq: int | None = option(None, "moe_freq of the encoder; unset: moe_freq")
+    encoder_learned_pos: bool = option(False, "learned instead of sinusoidal positions in the encoder")
+    normalize_output: bool = option(True, "norm after the last layer of a pre-norm encoder", core_only=True)
+    max_source_positions: int = option(1024, "longest source in tokens")
+    multiway: bool = option(
+        False, "separate parameters for two modalities, told apart by multiway_split_position", core_only=True
+    )
+
+    def _check(self) -> None:
+        super()._check()
+        self._check_stack("encoder")
+        self._check_placement("encoder")
+        check_range("max_source_positions", self.max_source_positions, 1)
+
+    @property
+    def encoder_pre_norm(self) -> bool:
+        """Whether the encoder's norms stand before its sublayers."""
+        return self._pre_norm("encoder", follows_residual_scheme=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderSide(TransformerConfig):
+    decoder_embed_dim: int = option(768, "width of the decoder")
+    decoder_attention_heads: int = option(12, "attention heads of the decoder")
+    decoder_ffn_embed_dim: int = option(3072, "inner width of the decoder's feed-forward networks")
+    decoder_layers: int = option(12, "layers of the decoder")
+    decoder_normalize_before: bool | None = option(
+        None, "pre-norm decoder; unset: pre-norm unless deepnorm, which is always post-norm"
+    )
+    decoder_moe_freq: int | None = option(None, "moe_freq of the decoder; unset: moe_freq")
+    decoder_learned_pos: bool = option(False, "learned instead of sinusoidal positions in the decoder")
+    share_decoder_input_output_embed: bool = option(
+        False, "one matrix for the decoder's embedding and its output projection"
+    )
+    max_target_positions: int = option(1024, "longest target in tokens")
+    blockwise_causal_window: int = option(
+        0,
+        "in evaluation with xPos, attend within blocks of half this many tokens and to the block before "
+        "(blockwise causal attention); the length of training, for longer texts; 0: attend to all",
+    )
+
+    def _check(self) -> None:
+        super()._check()
+        self._check_stack("decoder")
+        self._check_placement("decoder")
+        if self.blockwise_causal_window < 0 or self.blockwise_causal_window % 2:
+            raise ValueError(
+                f"blockwise_causal_window ({self.blockwise_causal_window}) must be even, or 0 for full attention."
+            )
+        if self.blockwise_causal_window and not self.xpos_rel_pos:
+            raise ValueError(
+                f"blockwise_causal_window ({self.blockwise_causal_window}) is for models with xpos_rel_pos, which "
+                "this one lacks; leave it at 0."
+            )
+        check_range("max_target_positions", self.max_target_positions, 1)
+
+    @property
+    def shares_output_embedding(self) -> bool:
+        """Whether the output projection is the decoder's embedding."""
+        return self.share_decoder_input_output_embed
+
+    @property
+    def decoder_pre_norm(self) -> bool:
+        """Whether the decoder's norms stand before its sublayers.
+
+        TorchScale's deepnorm and subln switch the encoder's placement alone (docs/parity.md).
+        """
+        return self._pre_norm("decoder", follows_residual_scheme=not self.torchscale_compatible)

@@ -114,6 +114,8 @@ echo "setup: building $fairseq (two minutes the first time)"
 pip_install --no-deps -r "$root/requirements/benchmarks.txt"
 echo "setup: installing this project"
 pip_install --no-build-isolation --no-deps --editable "$root"
+# Beside fairseq, where it looks for --user-dir torchscale_fairseq from any folder, and type checkers look for packages.
+ln -sfn "$root/torchscale_fairseq" "$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torchscale_fairseq"
 
 fingerprint >"$stamp"
 echo "setup: done; to use it yourself: source ${venv/#$PWD\//}/bin/activate"

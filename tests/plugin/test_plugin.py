@@ -1,5 +1,6 @@
 """How the package gets registered with fairseq, by every way in which it can be imported."""
 
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,15 @@ def test_importing_the_package_imports_no_fairseq() -> None:
 def test_module_prints_the_user_dir() -> None:
     done = run_program(["python", "-m", "torchscale_fairseq"]).check()
     assert Path(done.stdout.strip()) == USER_DIR == Path(plugin.user_dir())
+
+
+def test_fairseq_finds_the_installed_package_from_any_folder(tmp_path: Path) -> None:
+    """``scripts/setup.sh`` links it where fairseq looks; a plain ``pip install`` puts it there."""
+    if not (Path(sysconfig.get_path("purelib")) / "torchscale_fairseq").exists():
+        pytest.skip("the package is installed elsewhere; scripts/setup.sh links it beside fairseq")
+    words = ["--user-dir", "torchscale_fairseq", "--arch", "gpt_deepnorm_small", "--help"]
+    done = run_fairseq("train", words, plugin=False, cwd=tmp_path).check()
+    assert "--xpos-rel-pos" in done.stdout
 
 
 def test_without_fairseq_the_error_says_how_to_install_it() -> None:

@@ -12,9 +12,11 @@ pytest.importorskip("fairseq")
 
 from tests.fairseq_cli import Finished, run_fairseq
 from tests.plugin.drawings import make_drawings
+from torchscale_fairseq.core.config import BEiT3Config
 from torchscale_fairseq.criterions.image_text import normalised_patches
 from torchscale_fairseq.data.captions import read_captions
 from torchscale_fairseq.data.problems import DataError
+from torchscale_fairseq.models.beit3 import ImageTextModel
 
 IMAGES = ["--task", "image_text", "--criterion", "image_text", "--img-size", "32", "--patch-size", "8"]
 TINY = ["--encoder-layers", "1", "--encoder-embed-dim", "16", "--encoder-ffn-embed-dim", "32"]
@@ -41,6 +43,31 @@ def test_trains_resumes_and_validates(drawings: Path, tmp_path: Path) -> None:
     output = run_fairseq("validate", [*words, "--batch-size", "8", "--cpu"]).check().output
     logged, validated = (re.findall(r"match_accuracy ([\d.]+)", text) for text in (first, output))
     assert logged and validated
+    larger = ["--img-size", "48", "--restore-file", str(tmp_path / "checkpoint_last.pt")]
+    refused = train(drawings, tmp_path / "larger", *TINY, *larger)
+    assert "trained with --img-size 32, and this run has --img-size 48" in refused.last_line and refused.returncode
+    tuned = ["--img-size", "48", "--finetune-from-model", str(tmp_path / "checkpoint_last.pt")]
+    train(drawings, tmp_path / "larger", *TINY, *tuned, updates=1).check()
+
+
+def test_positions_are_interpolated_to_another_size() -> None:
+    """Patches alone: not the class token, nor the two rows before it."""
+
+    def model(img_size: int) -> ImageTextModel:
+        sizes = {"encoder_embed_dim": 8, "encoder_attention_heads": 2, "encoder_ffn_embed_dim": 8, "encoder_layers": 1}
+        return ImageTextModel(BEiT3Config(img_size=img_size, patch_size=8, vocab_size=9, **sizes), pad=1)
+
+    small, large = model(16), model(32)
+    table = small.core.encoder.embed_positions.A.weight.detach()
+    grid = torch.arange(2.0)[:, None, None] + 2 * torch.arange(2.0)[None, :, None].expand(2, 2, 8)
+    table[3:] = grid.flatten(0, 1)
+    large.load_state_dict(small.state_dict())
+    found = large.core.encoder.embed_positions.A.weight
+    assert torch.equal(found[:3], table[:3])
+    patches = found[3:].unflatten(0, (4, 4))
+    assert (patches.diff(dim=0) > 0).all() and (patches.diff(dim=1) > 0).all(), "as the positions of the small image"
+    torch.testing.assert_close(patches.mean((0, 1)), torch.full((8,), 1.5))
+    assert torch.equal(large.state_dict()["core.vision_embed.proj.weight"], small.core.vision_embed.proj.weight)
 
 
 def test_target_of_patches() -> None:

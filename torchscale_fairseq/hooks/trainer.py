@@ -285,7 +285,9 @@ class Trainer(stock.Trainer):
         if self._split is not None:
             expert_checkpoints.take_own(state, self._split, self._expert_indices())
         if hasattr(self.task, "adapt_checkpoint"):
-            self.task.adapt_checkpoint(state, fine_tuning=bool(self.cfg.checkpoint.finetune_from_model))
+            fine_tuning = bool(self.cfg.checkpoint.finetune_from_model)
+            keep_optimizer = not (fine_tuning or self.cfg.checkpoint.reset_optimizer)
+            self.task.adapt_checkpoint(state, fine_tuning=fine_tuning, keep_optimizer=keep_optimizer)
 
 
 @contextmanager

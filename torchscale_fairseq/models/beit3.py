@@ -7,9 +7,11 @@ from fairseq.models import BaseFairseqModel, register_model
 from torch import Tensor, nn
 
 from torchscale_fairseq.core.architectures.beit3 import BEiT3
+from torchscale_fairseq.core.architectures.longvit import resized_positions
 from torchscale_fairseq.core.config import BEiT3Config
 from torchscale_fairseq.core.layers.heads import MaskedLanguageModelHead
 from torchscale_fairseq.core.layers.norm import build_norm
+from torchscale_fairseq.core.ops.positions import FIRST_POSITION
 
 from ._fits import IMAGE_TEXT as FITTING_TASKS
 from ._hubs import ImageTextHub
@@ -18,6 +20,9 @@ from ._presets import IMAGE_TEXT
 from ._pretrained import Pretrained
 
 FROM_TASK = ("img_size", "patch_size", "max_source_positions")
+PATCH_POSITIONS = "core.encoder.embed_positions.A.weight"
+FIRST_PATCH = FIRST_POSITION + 1
+"""Its row, after that of the class token."""
 
 
 class ImageTextModel(Pretrained, BaseFairseqModel):
@@ -109,6 +114,15 @@ class ImageTextModel(Pretrained, BaseFairseqModel):
 
     def max_positions(self) -> None:
         """The task checks lengths."""
+
+    def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> None:
+        """Let a checkpoint for another img_size be loaded: positions of patches are interpolated."""
+        super().upgrade_state_dict_named(state_dict, name)
+        if PATCH_POSITIONS in state_dict:
+            table = state_dict[PATCH_POSITIONS]
+            side = self.core.config.img_size // self.core.config.patch_size
+            patches = resized_positions(table[FIRST_PATCH:].unsqueeze(0), side, side).squeeze(0)
+            state_dict[PATCH_POSITIONS] = torch.cat((table[:FIRST_PATCH], patches))
 
 
 for _name, _preset in IMAGE_TEXT.items():

@@ -10,6 +10,7 @@ from fairseq.tasks import FairseqTask
 from omegaconf import II, MISSING
 from torch import Tensor
 
+from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.criterions._images import ImageCriterion
 from torchscale_fairseq.data.image_check import readable_images
 from torchscale_fairseq.data.image_dataset import ImageDataset
@@ -112,13 +113,16 @@ class ImageTask(FairseqTask):
         """
         raise NotImplementedError
 
-    def adapt_checkpoint(self, state: dict[str, Any], *, fine_tuning: bool) -> None:
+    def adapt_checkpoint(self, state: dict[str, Any], *, fine_tuning: bool, keep_optimizer: bool) -> None:
         """Look at a checkpoint before a run goes on from it. A run that begins from one whose scores mean something
         else (fine_tuning) gets a new head.
 
         Raises:
             DataError: a run cannot go on, as its scores mean something else.
+            InputError: see ``check_size``.
         """
+        if keep_optimizer:
+            check_size(state, self.cfg.img_size)
         before, now = state.get("task_state"), self.state.state_dict
         if not before or before == now:
             return
@@ -229,6 +233,22 @@ class ImageTask(FairseqTask):
     @property
     def target_dictionary(self) -> None:
         """There are no words."""
+
+
+def check_size(state: dict[str, Any], img_size: int) -> None:
+    """Check that the optimizer can resume. Position embeddings are interpolated to another img_size; the optimizer's
+    averages of their gradients cannot be.
+
+    Raises:
+        InputError: the checkpoint has such averages, for another img_size.
+    """
+    before = state["cfg"]["task"]["img_size"]
+    optimizer = state.get("last_optimizer_state") or {}
+    if before != img_size and optimizer.get("state"):
+        raise InputError(
+            f"the checkpoint was trained with --img-size {before}, and this run has --img-size {img_size}, for which "
+            "the optimizer cannot resume; add --reset-optimizer, or give the checkpoint as --finetune-from-model."
+        )
 
 
 def _check(cfg: ImageConfig) -> None:

@@ -15,7 +15,7 @@ from torchscale_fairseq.data.masking import Masking
 from torchscale_fairseq.data.pieces import PieceEncoder, TextEncoder, load_dictionary
 from torchscale_fairseq.data.problems import DataError, Problems
 
-from ._images import SKIP_INVALID
+from ._images import SKIP_INVALID, check_size
 
 
 @dataclass
@@ -79,6 +79,15 @@ class ImageTextTask(FairseqTask):
         data = Path(self.cfg.data)
         pieces = PieceEncoder(data / "sentencepiece.bpe.model")
         return TextEncoder(pieces, self.dictionary, data / "dict.txt", problems or Problems(skip=False))
+
+    def adapt_checkpoint(self, state: dict[str, Any], *, fine_tuning: bool, keep_optimizer: bool) -> None:
+        """Look at a checkpoint before a run goes on from it.
+
+        Raises:
+            InputError: see ``check_size``.
+        """
+        if keep_optimizer:
+            check_size(state, self.cfg.img_size)
 
     def load_dataset(self, split: str, **_: Any) -> None:
         """Open a split.

@@ -13,9 +13,10 @@ import torch
 
 pytest.importorskip("fairseq")
 
-from fairseq import ngram_repeat_block
+from fairseq import ngram_repeat_block, options
 from fairseq.data import FairseqDataset
 from fairseq.dataclass.configs import CommonEvalConfig, GenerationConfig
+from fairseq.models import MODEL_DATACLASS_REGISTRY, MODEL_REGISTRY
 from fairseq.sequence_generator import SequenceGenerator
 from fairseq.tasks import FairseqTask
 
@@ -23,7 +24,7 @@ import torchscale_fairseq.models  # noqa: F401 - registers them
 from tests.fairseq_cli import run_fairseq
 from tests.plugin.built import tiny, words
 from torchscale_fairseq.core.errors import InputError
-from torchscale_fairseq.hooks import evaluation, generation_options, precision
+from torchscale_fairseq.hooks import evaluation, generation_options, module_switches, precision
 
 LANGUAGE = ["gpt_deepnorm_small", "gpt_xpos_small", "longnet_small", "retnet_small", "bitnet_small"]
 TRANSLATION = ["mt_deepnorm_small", "mt_magneto_small", "mt_xmoe_small", "mt_retnet_small"]
@@ -204,13 +205,13 @@ def test_shards_are_disjoint_and_complete() -> None:
             return np.argsort(np.arange(21) % 5)
 
     def read(shard: int, shards: int) -> list[int]:
-        options = settings()
-        options.dataset, options.common_eval.results_path = SimpleNamespace(num_shards=shards, shard_id=shard), "out"
-        with evaluation._one_shard(options, "generate"):
+        given = settings()
+        given.dataset, given.common_eval.results_path = SimpleNamespace(num_shards=shards, shard_id=shard), "out"
+        with evaluation._one_shard(given, "generate"):
             task = Task()
             task.dataset("test")
             found = task.dataset("test").ordered_indices().tolist()
-        assert options.common_eval.results_path == ("out" if shards == 1 else f"out/shard-{shard}-of-{shards}")
+        assert given.common_eval.results_path == ("out" if shards == 1 else f"out/shard-{shard}-of-{shards}")
         return found
 
     whole = read(0, 1)
@@ -239,8 +240,27 @@ def test_shards_that_do_not_exist_are_refused(
 
 
 def test_precision_flags_exclude_each_other() -> None:
-    with pytest.raises(InputError, match="--fp16 and --bf16 exclude each other"):
-        precision.check_flags(SimpleNamespace(fp16=True, bf16=True, amp=False))
+    """In Hydra and on a command line."""
+    for check in (
+        lambda: precision.check_flags(SimpleNamespace(fp16=True, bf16=True, amp=False)),
+        lambda: options.parse_args_and_arch(options.get_generation_parser(), ["--fp16", "--bf16"]),
+    ):
+        with pytest.raises(InputError, match="--fp16 and --bf16 exclude each other"):
+            check()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("fp16", "--fp16 trains several times slower on a CPU than float32"),
+        ("bf16", "--bf16 trains several times slower on a CPU than float32"),
+        ("amp", "--amp has no effect on a CPU"),
+        ("none", ""),
+    ],
+)
+def test_precision_on_a_cpu_is_warned_of(given: str, message: str, caplog: pytest.LogCaptureFixture) -> None:
+    precision.warn_of_training_on_cpu(SimpleNamespace(**{flag: flag == given for flag in ("fp16", "bf16", "amp")}))
+    assert message in caplog.text and bool(message) == bool(caplog.records)
 
 
 def test_generates_a_shard_in_bf16(translation_data: Path, stock_checkpoint: Path) -> None:
@@ -258,7 +278,22 @@ def test_evaluates_a_shard(language_data: Path, language_checkpoint: Path) -> No
     """The second and the fourth of five samples. Stock's fairseq-validate reads all, and fairseq-eval-lm none, as they
     make a single batch."""
     arguments = [language_data, "--path", language_checkpoint, "--cpu", "--num-shards", "2", "--shard-id", "1"]
+    arguments += ["--model-overrides", "{'dropout': 0.1, 'drop': 0.1}"]
     flags = ["--task", "language_modeling", "--batch-size", "1"]
     assert re.search(r"wpb 64 \| bsz 2$", run_fairseq("validate", [*arguments, *flags]).check().output, re.MULTILINE)
     done = run_fairseq("eval_lm", [*arguments, "--tokens-per-sample", "32"]).check()
     assert "Evaluated 64 tokens" in done.output
+    assert re.findall("--model-overrides: (.*)", done.output) == [
+        "drop has no effect, as it is no option of the checkpoint"
+    ]
+
+
+def test_switches_by_class_are_refused() -> None:
+    """By argparse, as no model of ours has such a flag, or by name."""
+    ours = [name for name, cls in MODEL_REGISTRY.items() if cls.__module__.startswith("torchscale_fairseq")]
+    flags = {field.name for name in ours for field in dataclasses.fields(MODEL_DATACLASS_REGISTRY[name])}
+    assert len(ours) > 50 and not flags & set(module_switches.OF_STOCK_MODELS)
+    common, dictionary = SimpleNamespace(quantization_config_path="pq.yaml"), words()
+    module_switches.refuse_product_quantization(common, tiny("transformer", dictionary))
+    with pytest.raises(InputError, match=r"--quantization-config-path \(pq.yaml\) needs one of stock's models"):
+        module_switches.refuse_product_quantization(common, tiny("gpt_deepnorm_small", dictionary))

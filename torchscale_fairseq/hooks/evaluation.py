@@ -1,18 +1,24 @@
-"""Options that fairseq's commands of generation and evaluation accept and pass over: shards, and precision."""
+"""Options that fairseq's commands of generation and evaluation accept and pass over: shards, precision, overrides."""
 
+import ast
+import logging
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fairseq import checkpoint_utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.tasks import FairseqTask
+from omegaconf import DictConfig
 
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.hooks import generation_options
 from torchscale_fairseq.hooks.patching import replace, running
 from torchscale_fairseq.hooks.precision import in_evaluation
+
+logger = logging.getLogger(__name__)
 
 COMMANDS = ("generate", "interactive", "validate", "eval_lm")
 
@@ -34,7 +40,7 @@ def heed_options(command: str) -> Callable[..., Any]:
             cfg = convert_namespace_to_omegaconf(cfg) if isinstance(cfg, Namespace) else cfg
             if command in ("generate", "interactive"):
                 generation_options.check(cfg, interactive=command == "interactive")
-            with _one_shard(cfg, command), in_evaluation(cfg.common):
+            with _one_shard(cfg, command), in_evaluation(cfg.common), _overriding(cfg.common_eval.model_overrides):
                 return stock(cfg, *args, **kwargs)
 
         return main
@@ -68,6 +74,35 @@ def _one_shard(cfg: Any, command: str) -> Iterator[None]:
         yield
     finally:
         FairseqTask.dataset = whole
+
+
+@contextmanager
+def _overriding(overrides: str) -> Iterator[None]:
+    """Meanwhile, names in ``--model-overrides`` that are no option of the checkpoint loaded are logged: stock passes
+    over them."""
+    load = checkpoint_utils.load_model_ensemble_and_task
+
+    def load_and_compare(*args: Any, **kwargs: Any) -> Any:
+        loaded = load(*args, **kwargs)
+        for name in ast.literal_eval(overrides):
+            if not any(name in options for options in _groups(loaded[1])):
+                logger.warning(f"--model-overrides: {name} has no effect, as it is no option of the checkpoint")
+        return loaded
+
+    checkpoint_utils.load_model_ensemble_and_task = load_and_compare
+    try:
+        yield
+    finally:
+        checkpoint_utils.load_model_ensemble_and_task = load
+
+
+def _groups(cfg: Any) -> Iterator[Any]:
+    """The options of a checkpoint, group by group."""
+    for options in (vars(cfg) if isinstance(cfg, Namespace) else cfg).values():
+        if isinstance(options, Namespace):
+            yield vars(options)
+        elif isinstance(options, DictConfig):
+            yield options
 
 
 def _every_nth(ordered_indices: Callable[[], Any], split: str, shards: int, shard: int) -> Callable[[], Any]:

@@ -1,7 +1,7 @@
 """Precision flags do what they say, or say that they do not."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,7 +23,19 @@ def check_flags(common: Any) -> None:
     Raises:
         InputError: with the flags that were given.
     """
-    given = [f"--{flag}" for flag in ("fp16", "bf16", "amp") if getattr(common, flag)]
+    check_words([f"--{flag}" for flag in ("fp16", "bf16", "amp") if getattr(common, flag)])
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Refuse such flags on a command line; fairseq itself would complain of a ``--tpu`` that nobody gave.
+
+    Args:
+        words: flags and others.
+
+    Raises:
+        InputError: with the flags that were given.
+    """
+    given = [flag for flag in ("--fp16", "--bf16", "--amp") if flag in words]
     if len(given) > 1:
         raise InputError(f"{' and '.join(given)} exclude each other; give one of them.")
 

@@ -28,7 +28,7 @@ from fairseq.tasks import FairseqTask, language_modeling
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
-from torchscale_fairseq.hooks import checkpoints, expert_shards, generation
+from torchscale_fairseq.hooks import checkpoints, expert_shards, generation, precision
 from torchscale_fairseq.hooks.launch import call_main_on_cpu_too
 from torchscale_fairseq.hooks.patching import replace
 from torchscale_fairseq.hooks.trainer import Trainer
@@ -147,10 +147,11 @@ def keep_bf16_off_the_tpu() -> None:
 
     def make(stock: Callable[..., Any]) -> Callable[..., Any]:
         def parse_args_and_arch(parser: Any, input_args: Any = None, *args: Any, **kwargs: Any) -> Any:
+            words = sys.argv[1:] if input_args is None else input_args
+            precision.check_words(words)
             result = stock(parser, input_args, *args, **kwargs)
             parsed = result[0] if isinstance(result, tuple) else result
-            asked = "--tpu" in (sys.argv[1:] if input_args is None else input_args)
-            if getattr(parsed, "tpu", False) and not asked:
+            if getattr(parsed, "tpu", False) and "--tpu" not in words:
                 parsed.tpu = False
             return result
 

@@ -21,6 +21,7 @@ from torchscale_fairseq.hooks import (
     expert_shards,
     finished,
     gradient_clipping,
+    module_switches,
     precision,
     preemption,
     save_dir,
@@ -45,6 +46,7 @@ class Trainer(stock.Trainer):
     def __init__(self, cfg: Any, task: Any, model: Any, criterion: Any, quantizer: Any = None):
         precision.check_flags(cfg.common)
         evaluation.refuse_shards(cfg.dataset)
+        module_switches.refuse_product_quantization(cfg.common, model)
         self._split = expert_checkpoints.split_of(model)
         """How experts are held, if several processes hold them."""
         self._states_taken = 0

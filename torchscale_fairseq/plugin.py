@@ -39,6 +39,7 @@ def register() -> None:
     _registered = True  # first, since the packages imported below call this function
     try:
         from torchscale_fairseq.hooks import (
+            embedding_files,
             evaluation,
             experts,
             finished,
@@ -55,6 +56,7 @@ def register() -> None:
         stock_repairs.apply()
         reporting.apply()
         task_repairs.apply()
+        embedding_files.apply()
         experts.apply()
         preemption.apply()
         finished.apply()

@@ -9,6 +9,7 @@ import torch
 
 pytest.importorskip("fairseq")
 
+from fairseq import checkpoint_utils
 from fairseq.models import MODEL_REGISTRY
 
 from tests.fairseq_cli import run_fairseq
@@ -180,6 +181,29 @@ def test_pieces_without_their_tokenizer(data: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"sentencepiece.bpe.model is not there"):
         load(str(tmp_path / "run"), data_name_or_path=str(tmp_path))
     assert load(str(tmp_path / "run"), data_name_or_path=str(tmp_path), bpe=None).bpe is None
+
+
+@pytest.mark.parametrize("arch", ["mt_deepnorm", "transformer"])
+def test_a_checkpoint_does_not_need_the_embeddings_it_began_from(arch: str, data: Path, tmp_path: Path) -> None:
+    file = tmp_path / "vectors.txt"
+    file.write_text(f"1 {WIDTH}\nw1{' 0.5' * WIDTH}\n")
+    flags = shrunk(arch) if arch.startswith("mt") else shlex.split(STOCK["translation"])
+    words = [*words_of("translation", data), *flags, "--batch-size", "8", "--encoder-embed-path", str(file)]
+    _, task, model = save_untrained(words, tmp_path)
+    row = model.encoder.embed_tokens.weight[task.source_dictionary.index("w1")]
+    assert (row == 0.5).all()
+    for content, message in (
+        (f"w1 {WIDTH}\nw1 0.5\n", "has 1 entries, and the model's"),
+        ("w1\nw1 x\n", "is not a file of"),
+    ):
+        file.write_text(content)
+        with pytest.raises(InputError, match=f"--encoder-embed-path .*{message}"):
+            built(words)
+    file.unlink()
+    models, *_ = checkpoint_utils.load_model_ensemble_and_task([str(tmp_path / "checkpoint_best.pt")])
+    assert models[0].encoder.embed_tokens.weight.equal(model.encoder.embed_tokens.weight)
+    with pytest.raises(InputError, match=r"vectors.txt is not there; a run that resumes .* leave the option out"):
+        built(words)
 
 
 def test_from_pretrained_image_models(tmp_path: Path) -> None:

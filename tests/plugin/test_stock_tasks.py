@@ -17,7 +17,7 @@ from fairseq.tasks import TASK_REGISTRY
 
 from tests.fairseq_cli import FEW_UPDATES, REPOSITORY, TINY_LANGUAGE_MODEL, TINY_TRANSFORMER, run_fairseq
 from tests.plugin.shrunk import shrunk
-from tests.plugin.stock_tasks import CRITERIONS, built, stock_data, words_of
+from tests.plugin.stock_tasks import CRITERIONS, LENGTH, built, stock_data, words_of
 from torchscale_fairseq import plugin
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.hooks.fitting import refuse_unfit
@@ -120,6 +120,15 @@ def test_every_criterion_with_every_task_of_an_architecture() -> None:
 def test_task_trains(arch: str, task: str, data: Path) -> None:
     losses = train(command(arch, task, MODEL_REGISTRY[arch].fits[task][0], data))
     assert all(0 < loss < 20 for loss in losses)
+
+
+@pytest.mark.parametrize("flags", [[], ["--decoder-learned-pos"], ["--max-target-positions", str(LENGTH)]])
+def test_add_bos_token_needs_no_longer_model(flags: list[str], data: Path) -> None:
+    """<s> comes on top of --tokens-per-sample; texts of that length still fit, and longer ones are left out."""
+    words = [*command("gpt_deepnorm", "language_modeling", "cross_entropy", data), "--add-bos-token", *flags]
+    assert all(0 < loss < 20 for loss in train(words))
+    model = built(words)[2]
+    assert model.max_positions() == LENGTH and model.max_decoder_positions() == LENGTH + 1
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ from typing import Any, Optional
 from fairseq.models import FairseqLanguageModel, register_model
 
 from torchscale_fairseq.core.config import DecoderConfig
+from torchscale_fairseq.core.errors import InputError
 
 from ._decoder import TextDecoder
 from ._dictionary import token_embedding
@@ -23,6 +24,7 @@ class LanguageModelOptions(ModelOptions):
     """Options of fairseq's side alone."""
 
     tokens_per_sample: Optional[int] = field(default=of_task("tokens_per_sample"))  # noqa: UP045
+    add_bos_token: Optional[bool] = field(default=of_task("add_bos_token"))  # noqa: UP045
 
 
 class LanguageModel(RetainsDropout, Pretrained, FairseqLanguageModel):
@@ -32,24 +34,33 @@ class LanguageModel(RetainsDropout, Pretrained, FairseqLanguageModel):
     fits = FITTING_TASKS
     config_class: Any = DecoderConfig
     decoder_class: Any = TextDecoder
+    added_tokens = 0
+    """Tokens in front of a text."""
 
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> "LanguageModel":
         """Build a model for the task's dictionary, as long as --max-target-positions or else
-        --tokens-per-sample.
+        --tokens-per-sample, and one position more for the <s> of --add-bos-token.
 
         Raises:
-            ValueError: options contradict each other or the task.
+            InputError: options contradict each other or the task.
         """
         source, target = task.source_dictionary, task.target_dictionary
         if len(source) != len(target):
-            raise ValueError(
+            raise InputError(
                 f"--output-dictionary-size ({len(target)}) below the {len(source)} entries of the dictionary is not "
                 "supported; make a smaller dictionary with fairseq-preprocess --nwordssrc."
             )
-        length = cfg.max_target_positions or cfg.tokens_per_sample
+        added = int(cfg.add_bos_token is True)
+        length = (cfg.max_target_positions or cfg.tokens_per_sample) + added
         config = core_config(cfg, cls.config_class, cls.preset, vocab_size=len(source), max_target_positions=length)
-        return cls(cls.decoder_class(config, source, token_embedding(source, config.decoder_embed_dim)))
+        model = cls(cls.decoder_class(config, source, token_embedding(source, config.decoder_embed_dim)))
+        model.added_tokens = added
+        return model
+
+    def max_positions(self) -> int:
+        """Longest text in tokens, without those that the task adds to it."""
+        return self.decoder.max_positions() - self.added_tokens
 
     def prepare_for_inference_(self, cfg: Any) -> None:
         """Called by fairseq before it generates or, in fairseq-eval-lm, scores text.

@@ -62,7 +62,7 @@ def test_each_limit_ends_a_run(limits: dict[str, float], end: str | None) -> Non
     trainer = SimpleNamespace(
         cfg=SimpleNamespace(optimization=options, checkpoint=SimpleNamespace(patience=-1)),
         get_num_updates=lambda: 100,
-        hours_before=1.5,
+        _previous_training_time=1.5 * 3600,
     )
     assert finished.end_of(trainer, epoch=3) == end
 

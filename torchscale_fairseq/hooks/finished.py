@@ -57,7 +57,8 @@ def end_of(trainer: Any, epoch: int) -> str | None:
         epoch: the one to be trained next.
     """
     options, patience = trainer.cfg.optimization, trainer.cfg.checkpoint.patience
-    updates, hours = trainer.get_num_updates(), trainer.hours_before
+    updates = trainer.get_num_updates()
+    hours = trainer._previous_training_time / 3600  # as in the checkpoint, and so alike in all processes
     if options.max_update and updates >= options.max_update:
         return f"--max-update ({options.max_update}) is reached after {updates} updates"
     if options.max_epoch and epoch > options.max_epoch:

@@ -253,11 +253,6 @@ class Trainer(stock.Trainer):
             finished.restore_early_stop(extra_state)
         return extra_state
 
-    @property
-    def hours_before(self) -> float:
-        """Hours of training before this start, as in the checkpoint and so alike in all processes."""
-        return float(self._previous_training_time) / 3600
-
     def _load_or_explain(self, filename: str, *resets: Any) -> Any:
         try:
             with _adapting_checkpoints(self._adapt), expert_shards.reading_only(self._own_experts):

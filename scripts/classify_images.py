@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fairseq import checkpoint_utils
 
 from torchscale_fairseq import plugin
 from torchscale_fairseq.core.errors import InputError
@@ -37,6 +36,8 @@ class Classifier:
     """
 
     def __init__(self, checkpoint: Path, device: str):
+        from fairseq import checkpoint_utils  # which takes seconds that --help is spared
+
         models, config, task = checkpoint_utils.load_model_ensemble_and_task([str(checkpoint)])
         if config.task._name != "image_classification":
             raise InputError(

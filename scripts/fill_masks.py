@@ -12,7 +12,6 @@ from typing import Any
 
 import sentencepiece
 import torch
-from fairseq import checkpoint_utils, utils
 from torch import Tensor
 
 from torchscale_fairseq import plugin
@@ -39,6 +38,8 @@ class MaskFiller:
     """
 
     def __init__(self, checkpoint: Path, data: Path):
+        from fairseq import checkpoint_utils, utils  # which takes seconds that --help is spared
+
         pieces = (data / "sentencepiece.bpe.model").read_bytes()
         self.tokenizer = sentencepiece.SentencePieceProcessor(model_proto=pieces)
         models, config, task = checkpoint_utils.load_model_ensemble_and_task(

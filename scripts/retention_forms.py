@@ -13,7 +13,6 @@ from typing import Any
 
 import sentencepiece
 import torch
-from fairseq import checkpoint_utils
 from torch import Tensor
 
 from torchscale_fairseq import plugin
@@ -41,6 +40,8 @@ class Continuation:
     """
 
     def __init__(self, checkpoint: Path, data: Path):
+        from fairseq import checkpoint_utils  # which takes seconds that --help is spared
+
         pieces = (data / "sentencepiece.bpe.model").read_bytes()
         self.tokenizer = sentencepiece.SentencePieceProcessor(model_proto=pieces)
         models, _, task = checkpoint_utils.load_model_ensemble_and_task(

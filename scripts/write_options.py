@@ -11,9 +11,7 @@ from dataclasses import Field
 from pathlib import Path
 from typing import Any
 
-import torchscale_fairseq.models  # noqa: F401 - registers them
 from torchscale_fairseq.core import config
-from torchscale_fairseq.models import _presets
 
 TARGET = Path(__file__).parent.parent / "docs" / "options.md"
 SECTIONS = {
@@ -24,15 +22,6 @@ SECTIONS = {
     "Encoder-decoder": config.EncoderDecoderConfig,
     "Retention": config.RetentionSide,
     "Images": config.ImageOptions,
-}
-PRESETS = {
-    **_presets.TRANSLATION,
-    **_presets.LANGUAGE,
-    **_presets.MASKED,
-    **_presets.RETENTION,
-    **_presets.RETENTION_TRANSLATION,
-    **_presets.IMAGE_TEXT,
-    **_presets.IMAGES,
 }
 HEADER = """# Options
 
@@ -56,9 +45,18 @@ def options_md() -> str:
         if config_class is config.RetentionSide:
             parts.append(_of_retnet())
     parts.append("\n## Presets\n\n| architecture | differs from the defaults by |\n|---|---|\n")
-    for name, preset in PRESETS.items():
+    for name, preset in presets().items():
         parts.append(f"| `{name}` | {', '.join(f'`{k}={v}`' for k, v in preset.items())} |\n")
     return "".join(parts)
+
+
+def presets() -> dict[str, dict[str, Any]]:
+    """Those of all architectures, by name."""
+    from torchscale_fairseq.models import _presets as tables  # and fairseq, which takes seconds that --help is spared
+
+    families = (tables.TRANSLATION, tables.LANGUAGE, tables.MASKED, tables.RETENTION, tables.RETENTION_TRANSLATION)
+    families += (tables.IMAGE_TEXT, tables.IMAGES)
+    return {name: preset for family in families for name, preset in family.items()}
 
 
 def _of_retnet() -> str:
@@ -87,8 +85,8 @@ def _row(f: Field[Any], hint: Any) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; fail if the page is out of date")
-    page = options_md()
-    if not parser.parse_args().check:
+    options, page = parser.parse_args(), options_md()
+    if not options.check:
         TARGET.write_text(page)
     elif not TARGET.exists() or TARGET.read_text() != page:
         sys.exit("docs/options.md is out of date; run python scripts/write_options.py")

@@ -8,7 +8,6 @@ from typing import Any
 
 import official_format as official
 import torch
-from fairseq.models import MODEL_DATACLASS_REGISTRY, build_model
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
@@ -80,6 +79,8 @@ def build(options: Mapping[str, Any], parameters: Mapping[str, Tensor], path: Pa
     Raises:
         InputError: the options contradict each other, or the parameters are not those of this model.
     """
+    from fairseq.models import MODEL_DATACLASS_REGISTRY, build_model  # which takes seconds that --help is spared
+
     plugin.register()
     name = options["_name"]
     if name not in MODEL_DATACLASS_REGISTRY:

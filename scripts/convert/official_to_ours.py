@@ -8,7 +8,6 @@ from typing import Any
 
 import official_format as official
 from checkpoint_files import RECORD, Conversion, build, is_ours, model_options, parameter_order
-from stock_sections import stock_sections
 from torch import Tensor
 
 from torchscale_fairseq.core.errors import InputError
@@ -139,6 +138,8 @@ def _configuration(
         kept |= {key: value for key, value in ours.items() if key != "_name"}
         replaced["args"] = Namespace(**{**kept, "arch": ours["_name"]})
     else:
+        from stock_sections import stock_sections  # and fairseq, which takes seconds that --help is spared
+
         cfg, more = stock_sections(state["cfg"])
         dropped += more
         replaced["cfg"] = {**cfg, "model": dict(ours)}

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from ..ops.backends import attention
 from ..ops.dilated import checked_branches, dilated_attention
-from ..parallel.dilated import dilated_attention_of_slice
 from ..parallel.sequence import SequenceSlice
 from .attention import MultiheadAttention, one_dtype
 from .dilated_cache import DilatedCache
@@ -90,6 +89,8 @@ class DilatedAttention(MultiheadAttention):
     ) -> Tensor:
         if self.torchscale_compatible:
             raise ValueError("sequence_slice has no torchscale_compatible form; drop one of them.")
+        from ..parallel.dilated import dilated_attention_of_slice  # which imports torch._dynamo, in seconds
+
         segments, ratios = zip(*self.branches, strict=True)
         return dilated_attention_of_slice(
             query,

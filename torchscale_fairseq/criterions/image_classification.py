@@ -8,6 +8,8 @@ from fairseq.criterions import register_criterion
 from fairseq.dataclass import FairseqDataclass
 from torch import Tensor
 
+from torchscale_fairseq.core.errors import InputError
+
 from ._images import ImageCriterion
 
 
@@ -24,7 +26,7 @@ class ImageClassificationCriterion(ImageCriterion):
     over classes of each against the rest where there are more than two.
 
     Raises:
-        ValueError: label smoothing is out of its range, or the task has times instead of classes.
+        InputError: label smoothing is out of its range, or the task has times instead of classes.
     """
 
     figures = ("auc",)
@@ -32,9 +34,9 @@ class ImageClassificationCriterion(ImageCriterion):
     def __init__(self, cfg: ImageClassificationOptions, task: Any):
         super().__init__(task)
         if getattr(task.cfg, "labels", ""):
-            raise ValueError(f"--labels ({task.cfg.labels}) is for --criterion survival; give that, or no labels.")
+            raise InputError(f"--labels ({task.cfg.labels}) is for --criterion survival; give that, or no labels.")
         if not 0 <= cfg.label_smoothing < 1:
-            raise ValueError(f"--label-smoothing ({cfg.label_smoothing}) must be at least 0 and below 1.")
+            raise InputError(f"--label-smoothing ({cfg.label_smoothing}) must be at least 0 and below 1.")
         self.label_smoothing = cfg.label_smoothing
 
     def losses(self, scores: Tensor, targets: Tensor) -> Tensor:

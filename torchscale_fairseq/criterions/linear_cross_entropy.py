@@ -10,6 +10,7 @@ from fairseq.dataclass import FairseqDataclass
 from omegaconf import II
 from torch import Tensor, nn
 
+from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.ops.linear_cross_entropy import linear_cross_entropy
 
 
@@ -31,23 +32,23 @@ class LinearCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
     Logged are loss, nll_loss and ppl.
 
     Raises:
-        ValueError: label_smoothing is no probability.
+        InputError: label_smoothing is no probability.
     """
 
     def __init__(self, task: Any, sentence_avg: bool, label_smoothing: float):
         if not 0 <= label_smoothing <= 1:
-            raise ValueError(f"--label-smoothing ({label_smoothing}) must lie between 0 and 1.")
+            raise InputError(f"--label-smoothing ({label_smoothing}) must lie between 0 and 1.")
         super().__init__(task, sentence_avg, label_smoothing)
 
     def forward(self, model: Any, sample: dict[str, Any], reduce: bool = True) -> tuple[Tensor, int, dict[str, Any]]:
         """Loss (a scalar, or one per token without ``reduce``), sample size and logging outputs of a batch.
 
         Raises:
-            ValueError: the model does not leave out its output projection, or pytorch_ddp searches for unused
+            InputError: the model does not leave out its output projection, or pytorch_ddp searches for unused
                 parameters.
         """
         if getattr(model, "find_unused_parameters", False):
-            raise ValueError(
+            raise InputError(
                 "--criterion linear_cross_entropy uses the output projection after the model's forward pass, where "
                 "--find-unused-parameters does not see it; drop that option, or take --ddp-backend legacy_ddp, which "
                 "does without."
@@ -58,7 +59,7 @@ class LinearCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         except TypeError as error:
             if "features_only" not in str(error):
                 raise
-            raise ValueError(_UNSUITABLE) from error
+            raise InputError(_UNSUITABLE) from error
 
     def compute_loss(
         self, model: Any, net_output: tuple[Tensor, Any], sample: dict[str, Any], reduce: bool = True
@@ -66,7 +67,7 @@ class LinearCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         """Loss and negative log-likelihood from features (batch, seq, width)."""
         projection = getattr(getattr(model, "decoder", None), "output_projection", None)
         if not isinstance(projection, nn.Linear):
-            raise ValueError(_UNSUITABLE)
+            raise InputError(_UNSUITABLE)
         losses = linear_cross_entropy(
             net_output[0].flatten(0, 1),
             projection.weight,

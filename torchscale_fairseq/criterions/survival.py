@@ -7,6 +7,7 @@ from fairseq.criterions import register_criterion
 from fairseq.dataclass import FairseqDataclass
 from torch import Tensor
 
+from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.ops.survival import concordance_index, risk, survival_loss
 
 from ._images import ImageCriterion
@@ -27,7 +28,7 @@ class SurvivalCriterion(ImageCriterion):
     is minus the sum of a survival curve (as in MCAT, ICCV 2021, whose alpha --alpha-surv is).
 
     Raises:
-        ValueError: the task has no times, or an option is out of its range.
+        InputError: the task has no times, or an option is out of its range.
     """
 
     figures = ("c_index",)
@@ -35,9 +36,9 @@ class SurvivalCriterion(ImageCriterion):
     def __init__(self, cfg: SurvivalOptions, task: Any):
         super().__init__(task)
         if not getattr(task.cfg, "labels", ""):
-            raise ValueError("--criterion survival needs --task image_classification with --labels, a table of times.")
+            raise InputError("--criterion survival needs --task image_classification with --labels, a table of times.")
         if not 0 <= cfg.alpha_surv < 1:
-            raise ValueError(f"--alpha-surv ({cfg.alpha_surv}) must be at least 0 and below 1.")
+            raise InputError(f"--alpha-surv ({cfg.alpha_surv}) must be at least 0 and below 1.")
         self.censored_wt = 1 - cfg.alpha_surv
 
     def losses(self, scores: Tensor, targets: Tensor) -> Tensor:

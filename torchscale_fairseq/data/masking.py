@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.data.pieces import MASK
 
 
@@ -18,7 +19,7 @@ class Masking:
     """How samples are masked.
 
     Raises:
-        ValueError: a probability or the span length is out of its range.
+        InputError: a probability or the span length is out of its range.
     """
 
     mask_prob: float
@@ -36,12 +37,12 @@ class Masking:
 
     def __post_init__(self) -> None:
         if not 0 < self.mask_prob < 1:
-            raise ValueError(f"--mask-prob ({self.mask_prob}) must lie between 0 and 1.")
+            raise InputError(f"--mask-prob ({self.mask_prob}) must lie between 0 and 1.")
         if not self.span_length >= 1:
-            raise ValueError(f"--span-length ({self.span_length}) must be at least 1.")
+            raise InputError(f"--span-length ({self.span_length}) must be at least 1.")
         kept, random = self.leave_unmasked_prob, self.random_token_prob
         if kept < 0 or random < 0 or kept + random > 1:
-            raise ValueError(
+            raise InputError(
                 f"--leave-unmasked-prob ({kept}) and --random-token-prob ({random}) must not be negative, and sum up "
                 "to at most 1."
             )
@@ -51,7 +52,7 @@ class Masking:
         """Of tokens of a fairseq dictionary, which become its <mask> or any that is no control symbol.
 
         Raises:
-            ValueError: as above.
+            InputError: as above.
         """
         return cls(mask=dictionary.index(MASK), replacements=(dictionary.nspecial, len(dictionary)), **shares)
 

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from torchscale_fairseq.core.errors import InputError
+
 
 def prepare_options(cfg: Any, *, several_processes: bool) -> None:
     """Set the options that a model with experts needs, and refuse those that would destroy it.
@@ -11,7 +13,7 @@ def prepare_options(cfg: Any, *, several_processes: bool) -> None:
         several_processes: experts are held by several processes.
 
     Raises:
-        ValueError: the options average or split what is not one set of parameters.
+        InputError: the options average or split what is not one set of parameters.
     """
     cfg.common.fp16_no_flatten_grads = True  # flattened, experts could not be told from the rest
     training = cfg.distributed_training
@@ -30,7 +32,7 @@ def prepare_options(cfg: Any, *, several_processes: bool) -> None:
         refused["--optimizer adafactor"] = (adafactor, "keeps state that experts share")
     for option, (given, reason) in refused.items():
         if given:
-            raise ValueError(
+            raise InputError(
                 f"{option} {reason}, but processes hold experts of their own (--moe-freq, --moe-expert-count); use "
                 f"{_INSTEAD[option.split()[0]]}."
             )

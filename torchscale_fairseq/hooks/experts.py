@@ -6,6 +6,7 @@ from typing import Any
 from fairseq import checkpoint_utils, models, utils
 from fairseq.optim import FairseqOptimizer
 
+from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.parallel.groups import UnevenExperts, splitting_experts
 from torchscale_fairseq.hooks.gradient_clipping import clip_with_experts, reduce_with_replicas
 from torchscale_fairseq.hooks.patching import replace
@@ -30,7 +31,7 @@ def split_while_training(stock: Callable[..., Any]) -> Callable[..., Any]:
             try:
                 return stock(cfg, task, from_checkpoint)
             except UnevenExperts as error:
-                raise ValueError(str(error).replace("moe_expert_count", "--moe-expert-count")) from None
+                raise InputError(str(error).replace("moe_expert_count", "--moe-expert-count")) from None
 
     return build_model
 

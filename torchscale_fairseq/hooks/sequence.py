@@ -11,6 +11,7 @@ from fairseq import utils
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.layers.dilated_attention import DilatedAttention
 from torchscale_fairseq.core.layers.experts import Experts
 from torchscale_fairseq.core.parallel.sequence import SequenceSlice, UnevenProcesses, sequence_group
@@ -36,7 +37,7 @@ def sharing_of(cfg: Any, task: Any, model: nn.Module) -> "SequenceSharing | None
     """How a run shares out sequences; None if it does not.
 
     Raises:
-        ValueError: the model cannot read slices, or options do not go together.
+        InputError: the model cannot read slices, or options do not go together.
     """
     _check_options(cfg, model)
     size = _processes_per_batch(cfg.model, cfg.distributed_training.distributed_world_size)
@@ -45,7 +46,7 @@ def sharing_of(cfg: Any, task: Any, model: nn.Module) -> "SequenceSharing | None
     try:
         group = sequence_group(size)
     except UnevenProcesses as error:
-        raise ValueError(str(error).replace("seq_parallel_size", "--seq-parallel-size")) from None
+        raise InputError(str(error).replace("seq_parallel_size", "--seq-parallel-size")) from None
     if hasattr(task, "share_sequences"):
         task.share_sequences(dist.get_rank(group), size)
         return SequenceSharing(group, SlicesAsRead(group, task.sequence_length), sentence_avg=True)
@@ -85,7 +86,7 @@ class SequenceSharing:
         it is.
 
         Raises:
-            ValueError: rows do not begin with a token, or have padding inside.
+            InputError: rows do not begin with a token, or have padding inside.
         """
         return sample if SLICE in sample["net_input"] else self._cut(sample)
 
@@ -140,13 +141,13 @@ class SlicesOfTokens:
         ``SequenceSlice``.
 
         Raises:
-            ValueError: rows do not begin with a token, or have padding inside.
+            InputError: rows do not begin with a token, or have padding inside.
         """
         tokens: Tensor = sample["net_input"]["src_tokens"]
         real = tokens.ne(self._padding)
         lengths = real.sum(1)
         if bool((real[:, 1:] & ~real[:, :-1]).any()):
-            raise ValueError(
+            raise InputError(
                 "--seq-parallel needs padding at the end of a row, but a row of this batch has some before a token "
                 "(left_pad, say)."
             )
@@ -171,15 +172,15 @@ def _check_options(cfg: Any, model: nn.Module) -> None:
     """Refuse what sequences that are shared out do not go with.
 
     Raises:
-        ValueError: the model cannot read slices, or options do not go together.
+        InputError: the model cannot read slices, or options do not go together.
     """
     options, training = cfg.model, cfg.distributed_training
     if not getattr(options, "seq_parallel", False):
         if getattr(options, "seq_parallel_size", 0):
-            raise ValueError(f"--seq-parallel-size ({options.seq_parallel_size}) has no use without --seq-parallel.")
+            raise InputError(f"--seq-parallel-size ({options.seq_parallel_size}) has no use without --seq-parallel.")
         return
     if options.seq_parallel_size < 0:
-        raise ValueError(f"--seq-parallel-size ({options.seq_parallel_size}) must be at least 1, or 0 for all.")
+        raise InputError(f"--seq-parallel-size ({options.seq_parallel_size}) must be at least 1, or 0 for all.")
     modules = list(model.modules())
     reasons = {
         f"--arch {options._name}, whose attention is dense; use longnet, or give --segment-length and "
@@ -195,4 +196,4 @@ def _check_options(cfg: Any, model: nn.Module) -> None:
     }
     for reason, given in reasons.items():
         if given:
-            raise ValueError(f"--seq-parallel does not go with {reason}.")
+            raise InputError(f"--seq-parallel does not go with {reason}.")

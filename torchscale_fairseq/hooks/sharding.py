@@ -15,6 +15,7 @@ from fairseq import models
 from fairseq.distributed import fully_sharded_data_parallel
 from fairseq.models import MODEL_REGISTRY
 
+from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.flops import Load, training_flops
 from torchscale_fairseq.hooks.patching import replace
 
@@ -55,13 +56,13 @@ def refuse_ours(stock: Callable[..., Any]) -> Callable[..., Any]:
     """``fairseq.models.build_model``.
 
     Raises:
-        ValueError: a model of this package is to be sharded.
+        InputError: a model of this package is to be sharded.
     """
 
     def build_model(cfg: Any, task: Any, from_checkpoint: bool = False) -> Any:
         arch = getattr(cfg, "_name", None) or getattr(cfg, "arch", None)
         if _requested and hasattr(MODEL_REGISTRY.get(arch), "preset"):
-            raise ValueError(_refusal(str(arch), len(task.source_dictionary), _memory()))
+            raise InputError(_refusal(str(arch), len(task.source_dictionary), _memory()))
         if isinstance(_requested, ImportError):
             raise _requested
         return stock(cfg, task, from_checkpoint)

@@ -1,7 +1,7 @@
 """Errors of stock fairseq that the user can mend, each as a sentence with a way out.
 
-:data:`KNOWN` lists those whose message helps nobody. Of all others that fairseq raises on purpose, the message is
-kept.
+:data:`KNOWN` lists those whose message helps nobody. Of all others that fairseq or this package raises on purpose, the
+message is kept.
 """
 
 import linecache
@@ -63,16 +63,18 @@ def sentence_of(error: BaseException) -> str | None:
 
 
 def _on_purpose(error: BaseException) -> bool:
-    """Whether fairseq's code says ``raise`` or ``assert`` where the error comes from, with a message."""
+    """Whether code of fairseq or of this package says ``raise`` where the error comes from, or fairseq's ``assert``,
+    with a message."""
     trace = error.__traceback__
     if trace is None or not str(error):
         return False
     while trace.tb_next is not None:
         trace = trace.tb_next
-    if trace.tb_frame.f_globals.get("__name__", "").split(".")[0] not in ("fairseq", "fairseq_cli"):
-        return False
+    package = trace.tb_frame.f_globals.get("__name__", "").split(".")[0]
+    if isinstance(error, AssertionError):
+        return package in ("fairseq", "fairseq_cli")
     line = linecache.getline(trace.tb_frame.f_code.co_filename, trace.tb_lineno).strip()
-    return isinstance(error, AssertionError) or line.startswith("raise ")
+    return package in ("fairseq", "fairseq_cli", "torchscale_fairseq") and line.startswith("raise ")
 
 
 def _no_dictionary(error: BaseException, local: Locals) -> str:

@@ -28,6 +28,7 @@ from fairseq.tasks import FairseqTask, language_modeling
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
+from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.hooks import checkpoints, expert_shards, generation, precision
 from torchscale_fairseq.hooks.launch import call_main_on_cpu_too
 from torchscale_fairseq.hooks.patching import replace
@@ -291,7 +292,7 @@ def say_what_is_too_long() -> None:
                 _, ignored = dataset.filter_indices_by_size(indices, max_positions)
                 if len(ignored) == 0:
                     raise
-                raise ValueError(
+                raise InputError(
                     f"sample #{ignored[0]}, counted from 0, has {_numbers(dataset.size(ignored[0]))} tokens (with "
                     f"</s>), and the model {_numbers(max_positions)} positions; shorten it, leave such samples out "
                     "with --skip-invalid-size-inputs-valid-test, or train a model with more (--tokens-per-sample of "
@@ -319,7 +320,7 @@ def score_all_of_the_text() -> None:
             window, limit = arguments.arguments["context_window"], arguments.arguments["max_positions"]
             length = self.args.tokens_per_sample + window
             if limit is not None and length > limit and self.args.sample_break_mode in (None, "none"):
-                raise ValueError(
+                raise InputError(
                     f"--tokens-per-sample ({length}){f' with --context-window ({window})' if window else ''} is "
                     f"longer than the model's {limit} positions; give --tokens-per-sample {limit}"
                     f"{' and a --context-window below it' if window >= limit else ''}."

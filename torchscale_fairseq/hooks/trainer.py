@@ -14,6 +14,7 @@ from fairseq import checkpoint_utils
 from fairseq import trainer as stock
 from fairseq.logging import metrics
 
+from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.layers.experts import Experts
 from torchscale_fairseq.hooks import (
     evaluation,
@@ -88,12 +89,12 @@ class Trainer(stock.Trainer):
 
     def _layer_norms(self, interval: int) -> LayerNorms | None:
         if interval < 0:
-            raise ValueError(f"--log-norms-interval ({interval}) must be at least 0; 0 logs none.")
+            raise InputError(f"--log-norms-interval ({interval}) must be at least 0; 0 logs none.")
         if not interval:
             return None
         folder = self.cfg.common.tensorboard_logdir
         if not folder:
-            raise ValueError(f"--log-norms-interval ({interval}) writes to TensorBoard: give --tensorboard-logdir too.")
+            raise InputError(f"--log-norms-interval ({interval}) writes to TensorBoard: give --tensorboard-logdir too.")
         return LayerNorms(self._model, interval, folder if self.is_data_parallel_master else None, self._split)
 
     def train_step(self, samples: Any, raise_oom: bool = False) -> Any:

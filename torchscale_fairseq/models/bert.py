@@ -66,7 +66,7 @@ class MaskedLanguageModel(Pretrained, FairseqEncoderModel):
         """Build a model for the task's dictionary.
 
         Raises:
-            ValueError: options contradict each other.
+            InputError: options contradict each other.
         """
         dictionary = task.source_dictionary or task.target_dictionary  # cross_lingual_lm has the second alone
         config = core_config(cfg, cls.config_class, cls.preset, vocab_size=len(dictionary))
@@ -74,7 +74,7 @@ class MaskedLanguageModel(Pretrained, FairseqEncoderModel):
             pooler_activation_fn=cfg.pooler_activation_fn, pooler_dropout=cfg.pooler_dropout
         )
         if options.pooler_activation_fn not in POOLER_ACTIVATIONS:
-            raise ValueError(
+            raise InputError(
                 f"--pooler-activation-fn ({options.pooler_activation_fn!r}) must be one of "
                 f"{', '.join(POOLER_ACTIVATIONS)}."
             )

@@ -66,12 +66,12 @@ class LanguageModel(RetainsDropout, Pretrained, FairseqLanguageModel):
         """Called by fairseq before it generates or, in fairseq-eval-lm, scores text.
 
         Raises:
-            ValueError: --context-window leaves nothing of a sample to score.
+            InputError: --context-window leaves nothing of a sample to score.
         """
         window = cfg.eval_lm.context_window
         length = cfg.task.tokens_per_sample + window if window > 0 else 0
         if window > 0 and window >= length:
-            raise ValueError(
+            raise InputError(
                 f"--context-window ({window}) must be smaller than --tokens-per-sample ({length}), of which it is a "
                 f"part, and that at most the model's length ({self.max_positions()}); give "
                 f"--context-window {length // 2}, say."

@@ -8,6 +8,7 @@ from fairseq.models import FairseqEncoderDecoderModel, register_model
 from torch import Tensor
 
 from torchscale_fairseq.core.config import EncoderDecoderConfig
+from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.layers.cache import rows_of_groups
 
 from ._decoder import TextDecoder
@@ -76,19 +77,19 @@ class TranslationModel(RetainsDropout, Pretrained, FairseqEncoderDecoderModel):
         """Build a model for the task's dictionaries.
 
         Raises:
-            ValueError: options contradict each other or the task.
+            InputError: options contradict each other or the task.
         """
         source, target = task.source_dictionary, task.target_dictionary
         config = core_config(cfg, cls.config_class, cls.preset, vocab_size=len(target))
         encoder_embedding = token_embedding(source, config.encoder_embed_dim, cfg.encoder_embed_path)
         if config.share_all_embeddings:
             if source != target:
-                raise ValueError(
+                raise InputError(
                     f"--share-all-embeddings needs one dictionary for both languages, but they have {len(source)} "
                     f"and {len(target)} entries; run fairseq-preprocess with --joined-dictionary."
                 )
             if cfg.decoder_embed_path not in (None, cfg.encoder_embed_path):
-                raise ValueError("--share-all-embeddings takes --encoder-embed-path alone; drop --decoder-embed-path.")
+                raise InputError("--share-all-embeddings takes --encoder-embed-path alone; drop --decoder-embed-path.")
             decoder_embedding = encoder_embedding
         else:
             decoder_embedding = token_embedding(target, config.decoder_embed_dim, cfg.decoder_embed_path)
@@ -102,9 +103,9 @@ class TranslationModel(RetainsDropout, Pretrained, FairseqEncoderDecoderModel):
         """Asked for by ``--print-alignment``.
 
         Raises:
-            ValueError: always; fused attention keeps no weights to align by.
+            InputError: always; fused attention keeps no weights to align by.
         """
-        raise ValueError(
+        raise InputError(
             "--print-alignment needs attention weights, which this model's fused attention does not keep; align the "
             "finished translations with a word aligner (fast_align, awesome-align), or train --arch transformer_align."
         )

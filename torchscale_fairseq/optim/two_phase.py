@@ -7,6 +7,8 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.optim.lr_scheduler import FairseqLRScheduler, register_lr_scheduler
 from omegaconf import II
 
+from torchscale_fairseq.core.errors import InputError
+
 
 @dataclass
 class TwoPhaseOptions(FairseqDataclass):
@@ -39,23 +41,23 @@ class TwoPhaseSchedule(FairseqLRScheduler):
     high learning rate, then from a sudden fall of it half-way, where weight decay ends too.
 
     Raises:
-        ValueError: an option is out of its range; named as a flag.
+        InputError: an option is out of its range; named as a flag.
     """
 
     def __init__(self, cfg: TwoPhaseOptions, optimizer: Any):
         super().__init__(cfg, optimizer)
         if len(cfg.lr) != 1:
-            raise ValueError(f"--lr ({cfg.lr}) must be one value for --lr-scheduler two_phase.")
+            raise InputError(f"--lr ({cfg.lr}) must be one value for --lr-scheduler two_phase.")
         self.total = cfg.max_update if cfg.total_num_update is None else cfg.total_num_update
         warmup = min(375, int(self.total) // 10) if cfg.warmup_updates is None else cfg.warmup_updates
         self.warmup = max(warmup, 1)
         if self.total <= warmup:
-            raise ValueError(
+            raise InputError(
                 f"--warmup-updates ({warmup}) must be below --total-num-update ({self.total:g}), "
                 "which is --max-update unless given."
             )
         if not 0 <= cfg.second_phase_start <= 1:
-            raise ValueError(f"--second-phase-start ({cfg.second_phase_start}) must be between 0 and 1.")
+            raise InputError(f"--second-phase-start ({cfg.second_phase_start}) must be between 0 and 1.")
         self.peaks = (cfg.lr[0], cfg.lr[0] * 2 / 3 if cfg.second_phase_lr is None else cfg.second_phase_lr)
         self.weight_decays = [group.get("weight_decay", 0.0) for group in optimizer.param_groups]
         self.step_update(0)

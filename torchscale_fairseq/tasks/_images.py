@@ -83,7 +83,7 @@ class ImageTask(FairseqTask):
         cfg: the options.
 
     Raises:
-        ValueError: an option is out of its range.
+        InputError: an option is out of its range.
     """
 
     cfg: ImageConfig
@@ -172,11 +172,11 @@ class ImageTask(FairseqTask):
         """Build a criterion.
 
         Raises:
-            ValueError: it is one for words, as is fairseq's default, which would take each patch for one.
+            InputError: it is one for words, as is fairseq's default, which would take each patch for one.
         """
         criterion = super().build_criterion(cfg, from_checkpoint)
         if not isinstance(criterion, ImageCriterion):
-            raise ValueError(
+            raise InputError(
                 f"--criterion {cfg._name} is not for images; --task image_classification needs --criterion "
                 "image_classification or, with --labels, survival."
             )
@@ -254,12 +254,12 @@ def check_size(state: dict[str, Any], img_size: int) -> None:
 def _check(cfg: ImageConfig) -> None:
     if cfg.img_size < 1 or cfg.patch_size < 1 or cfg.img_size % cfg.patch_size:
         nearest = cfg.img_size - cfg.img_size % max(cfg.patch_size, 1) or cfg.patch_size
-        raise ValueError(
+        raise InputError(
             f"--img-size ({cfg.img_size}) must be a multiple of --patch-size ({cfg.patch_size}); use {nearest}."
         )
     if cfg.time_bins < 2:
-        raise ValueError(f"--time-bins ({cfg.time_bins}) must be at least 2.")
+        raise InputError(f"--time-bins ({cfg.time_bins}) must be at least 2.")
     if not 0 < cfg.min_crop <= 1:
-        raise ValueError(f"--min-crop ({cfg.min_crop}) must be above 0 and at most 1, which is the whole image.")
+        raise InputError(f"--min-crop ({cfg.min_crop}) must be above 0 and at most 1, which is the whole image.")
     if not 0 <= cfg.color_jitter < 1:
-        raise ValueError(f"--color-jitter ({cfg.color_jitter}) must be at least 0, which changes nothing, and below 1.")
+        raise InputError(f"--color-jitter ({cfg.color_jitter}) must be at least 0, which changes nothing, and below 1.")

@@ -8,6 +8,7 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II, MISSING
 
+from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.data.captions import read_captions
 from torchscale_fairseq.data.image_check import readable_images
 from torchscale_fairseq.data.image_text_dataset import ImageTextDataset
@@ -45,7 +46,7 @@ class ImageTextTask(FairseqTask):
         dictionary: of the captions.
 
     Raises:
-        ValueError: an option is out of its range.
+        InputError: an option is out of its range.
     """
 
     cfg: ImageTextConfig
@@ -54,9 +55,9 @@ class ImageTextTask(FairseqTask):
         super().__init__(cfg)
         self.dictionary = dictionary
         if not 0 < cfg.image_mask_prob < 1:
-            raise ValueError(f"--image-mask-prob ({cfg.image_mask_prob}) must lie between 0 and 1.")
+            raise InputError(f"--image-mask-prob ({cfg.image_mask_prob}) must lie between 0 and 1.")
         if cfg.img_size < 1 or cfg.patch_size < 1 or cfg.img_size % cfg.patch_size:
-            raise ValueError(f"--img-size ({cfg.img_size}) must be a multiple of --patch-size ({cfg.patch_size}).")
+            raise InputError(f"--img-size ({cfg.img_size}) must be a multiple of --patch-size ({cfg.patch_size}).")
         self.masking = Masking.over(
             dictionary, mask_prob=cfg.mask_prob, span_length=1.0, leave_unmasked_prob=0.1, random_token_prob=0.1
         )

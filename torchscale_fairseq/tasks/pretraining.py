@@ -102,7 +102,7 @@ class PretrainingTask(FairseqTask):
             sentence_prediction's, which ends with <mask>, or language_modeling's.
 
     Raises:
-        ValueError: an option is out of its range.
+        InputError: an option is out of its range.
     """
 
     cfg: PretrainingConfig
@@ -112,9 +112,9 @@ class PretrainingTask(FairseqTask):
         self.dictionary = dictionary
         self.masking: Masking | None = None
         if cfg.tokens_per_sample < FEWEST_TOKENS:
-            raise ValueError(f"--tokens-per-sample ({cfg.tokens_per_sample}) must be at least {FEWEST_TOKENS}.")
+            raise InputError(f"--tokens-per-sample ({cfg.tokens_per_sample}) must be at least {FEWEST_TOKENS}.")
         if cfg.batch_read_ahead < 0:
-            raise ValueError(f"--batch-read-ahead ({cfg.batch_read_ahead}) must not be negative; 0 does not shuffle.")
+            raise InputError(f"--batch-read-ahead ({cfg.batch_read_ahead}) must not be negative; 0 does not shuffle.")
         self.objective: str | None = None
         if cfg.objective is not None:
             self._set_objective(str(cfg.objective))
@@ -227,11 +227,11 @@ class PretrainingTask(FairseqTask):
         """The batches of a split, for one process; arguments as in fairseq.
 
         Raises:
-            ValueError: the model or --max-tokens has no room for a sample.
+            InputError: the model or --max-tokens has no room for a sample.
         """
         length = self.cfg.tokens_per_sample
         if isinstance(max_positions, int) and max_positions < length and not (max_tokens and max_tokens < length):
-            raise ValueError(
+            raise InputError(
                 f"--tokens-per-sample ({length}) is longer than the model's {max_positions} positions; lower it, or "
                 "raise --max-source-positions (masked models) or --max-target-positions (causal ones)."
             )
@@ -260,10 +260,10 @@ class PretrainingTask(FairseqTask):
         """What fairseq-eval-lm scores.
 
         Raises:
-            ValueError: --context-window is asked for.
+            InputError: --context-window is asked for.
         """
         if context_window > 0:
-            raise ValueError(
+            raise InputError(
                 f"--context-window ({context_window}) is not there for --task pretraining; leave it out, or binarise "
                 "the text and use --task language_modeling."
             )
@@ -302,14 +302,14 @@ def samples_per_batch(max_tokens: int | None, max_sentences: int | None, length:
         multiple: --required-batch-size-multiple, to which what --max-tokens allows is rounded down.
 
     Raises:
-        ValueError: neither is given, or --max-tokens is less than a sample.
+        InputError: neither is given, or --max-tokens is less than a sample.
     """
     if max_sentences is None and max_tokens is None:
-        raise ValueError("--task pretraining needs --batch-size or --max-tokens.")
+        raise InputError("--task pretraining needs --batch-size or --max-tokens.")
     if max_tokens is None:
         return int(max_sentences or 1)
     fitting = max_tokens // length
     if fitting < 1:
-        raise ValueError(f"--max-tokens ({max_tokens}) is less than a sample, --tokens-per-sample ({length}).")
+        raise InputError(f"--max-tokens ({max_tokens}) is less than a sample, --tokens-per-sample ({length}).")
     size = fitting // multiple * multiple or fitting
     return size if max_sentences is None else min(size, max_sentences)

@@ -39,12 +39,14 @@ def register() -> None:
     _registered = True  # first, since the packages imported below call this function
     try:
         from torchscale_fairseq.hooks import (
+            best_metric,
             embedding_files,
             evaluation,
             experts,
             finished,
             fitting,
             preemption,
+            refused_options,
             reporting,
             sharding,
             stock_repairs,
@@ -60,6 +62,8 @@ def register() -> None:
         experts.apply()
         preemption.apply()
         finished.apply()
+        best_metric.apply()
+        refused_options.apply()
         evaluation.apply()
         unknown_options.apply()
         whole_help.apply()

@@ -1,8 +1,6 @@
 """Errors that the user can mend end in one sentence on stderr, without a traceback."""
 
-import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,31 +9,19 @@ import pytest
 from tests.fairseq_cli import (
     FEW_UPDATES,
     TINY_LANGUAGE_MODEL,
-    TINY_TRANSFORMER,
     USER_DIR,
     Finished,
     run_beside_fairseq,
     run_fairseq,
     run_program,
 )
+from tests.plugin.sentences import sentences_of, training
 
 LANGUAGES = ["--source-lang", "en", "--target-lang", "de"]
 HYDRA = ["--config-dir", USER_DIR / "config", "--config-name", "mt_deepnorm_small"]
 TO_BINARISE = (
     "it is not a folder of data for this task; fairseq-preprocess makes one, and its --destdir is the folder to name"
 )
-SENTENCES = """
-import importlib, json, sys
-from torchscale_fairseq.hooks.reporting import sentence_of
-for command, *words in {commands!r}:
-    sys.argv = ["fairseq-" + command, *words]
-    try:
-        importlib.import_module("fairseq_cli." + command).cli_main()
-        sentence = "success"
-    except Exception as error:
-        sentence = sentence_of(error)
-    print("SENTENCE", json.dumps(sentence))
-"""
 INTERRUPTED = """
 import sys
 from fairseq_cli import train
@@ -46,13 +32,15 @@ sys.argv = ["fairseq-train", *{words!r}]
 train.cli_main()
 """
 NOTING = """
-import multiprocessing
+import multiprocessing, sys, types
 from pathlib import Path
 from unittest import mock
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.hooks.noting import Noting
 def fail(sentence):
     raise InputError(sentence)
+fail.__module__ = "command"
+sys.modules["command"] = types.SimpleNamespace(fail=fail)
 note = Path({path!r})
 with mock.patch.object(multiprocessing, "parent_process", object):
     for sentence in ("first", "second"):
@@ -68,19 +56,6 @@ def assert_sentence(done: Finished, program: str, sentence: str, code: int = 1) 
     assert "Traceback" not in done.output
 
 
-def sentences_of(commands: Sequence[Sequence[Any]]) -> list[str | None]:
-    """The sentences in which commands end, each a command and its words; all run in one process."""
-    done = run_beside_fairseq(
-        SENTENCES.format(commands=[[*map(str, words)] for words in commands]), plugin=True
-    ).check()
-    lines = [line.removeprefix("SENTENCE ") for line in done.stdout.splitlines() if line.startswith("SENTENCE ")]
-    return [json.loads(line) for line in lines]
-
-
-def training(data: Path, folder: Path, *more: Any) -> list[Any]:
-    return [data, *TINY_TRANSFORMER, *FEW_UPDATES, "--save-dir", folder, *more]
-
-
 def without(option: str, words: list[Any]) -> list[Any]:
     start = words.index(option)
     return words[:start] + words[start + 2 :]
@@ -90,7 +65,9 @@ def test_options_that_are_missing(translation_data: Path, tmp_path: Path) -> Non
     words = training(translation_data, tmp_path)
     batch, optimizer = sentences_of([["train", *without(option, words)] for option in ("--batch-size", "--optimizer")])
     assert batch is not None and batch.startswith("the size of a batch is missing: give --max-tokens or --batch-size ")
-    assert optimizer is not None and optimizer.startswith("name one with --optimizer (in Hydra, optimizer._name): ")
+    assert optimizer is not None and optimizer.startswith(
+        "the optimizer is missing: give --optimizer (in Hydra, optimizer._name), "
+    )
 
 
 def test_data_that_is_not_there_or_not_binarised(translation_data: Path, tmp_path: Path) -> None:

@@ -250,7 +250,7 @@ def test_from_pretrained(run: Path, data: Path) -> None:
             ["--encoder-attention-heads", "3"],
             r"--encoder-embed-dim \(16\) must be divisible by --encoder-attention-heads",
         ),
-        (["--max-target-positions", "4"], r"has \d+ and \d+ tokens .* the model 1024 and 4 positions; shorten it"),
+        (["--max-target-positions", "4"], r"has \d+ target tokens .* the model 4 target positions; shorten it"),
     ],
 )
 def test_bad_options_end_with_one_clear_message(flags: list[str], message: str, data: Path, tmp_path: Path) -> None:

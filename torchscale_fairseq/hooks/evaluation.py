@@ -14,7 +14,7 @@ from fairseq.tasks import FairseqTask
 from omegaconf import DictConfig
 
 from torchscale_fairseq.core.errors import InputError
-from torchscale_fairseq.hooks import generation_options
+from torchscale_fairseq.hooks import generation_options, refused_options
 from torchscale_fairseq.hooks.patching import replace, running
 from torchscale_fairseq.hooks.precision import in_evaluation
 
@@ -38,6 +38,7 @@ def heed_options(command: str) -> Callable[..., Any]:
     def make(stock: Callable[..., Any]) -> Callable[..., Any]:
         def main(cfg: Any, *args: Any, **kwargs: Any) -> Any:
             cfg = convert_namespace_to_omegaconf(cfg) if isinstance(cfg, Namespace) else cfg
+            refused_options.check_evaluation(cfg, command)
             if command in ("generate", "interactive"):
                 generation_options.check(cfg, interactive=command == "interactive")
             with _one_shard(cfg, command), in_evaluation(cfg.common), _overriding(cfg.common_eval.model_overrides):

@@ -3,6 +3,7 @@
 import multiprocessing
 import multiprocessing.util
 import signal
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +33,9 @@ class Noting:
         if multiprocessing.parent_process() is None:
             return self.main(*args, **kwargs)
         self._register()
+        main = getattr(sys.modules[self.main.__module__], self.main.__name__)  # this process may have replaced it
         try:
-            return self.main(*args, **kwargs)
+            return main(*args, **kwargs)
         except Exception as error:
             from torchscale_fairseq.hooks.reporting import sentence_of
 

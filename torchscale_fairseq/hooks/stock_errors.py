@@ -153,12 +153,6 @@ def _unknown_model(error: BaseException, local: Locals) -> str:
     return f"there is no model {name!r}{did_you_mean(name, ARCH_MODEL_REGISTRY)} (model._name)"
 
 
-def _no_optimizer(error: BaseException, local: Locals) -> str:
-    name = local["registry_name"].replace("_", "-")
-    names = ", ".join(sorted(local["REGISTRY"]))
-    return f"name one with --{name} (in Hydra, {local['registry_name']}._name): {names}"
-
-
 def _model_key(error: BaseException, local: Locals) -> str:
     key = str(getattr(error, "key", None) or error)
     name = getattr(local["cfg"], "_name", None)
@@ -181,7 +175,6 @@ KNOWN = (
             "dataset.batch_size)"
         ),
     ),
-    Known(r"fairseq\.registry\.build_x", ValueError, "optimizer is required", _no_optimizer),
     Known(r"fairseq\.options\.parse_args_and_arch", RuntimeError, "", _no_architecture),
     Known(r"fairseq\.data\.dictionary\.add_from_file", FileNotFoundError, "", _no_dictionary),
     Known(r"fairseq\.data\.data_utils\.infer_language_pair", FileNotFoundError, "", _no_data_folder),

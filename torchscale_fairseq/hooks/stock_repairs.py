@@ -30,6 +30,7 @@ from torch import Tensor
 
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.hooks import checkpoints, expert_shards, generation, precision
+from torchscale_fairseq.hooks.alignment import refuse_alignment_without_attention, replace_unknown_words
 from torchscale_fairseq.hooks.launch import call_main_on_cpu_too
 from torchscale_fairseq.hooks.patching import replace
 from torchscale_fairseq.hooks.trainer import Trainer
@@ -292,9 +293,10 @@ def say_what_is_too_long() -> None:
                 _, ignored = dataset.filter_indices_by_size(indices, max_positions)
                 if len(ignored) == 0:
                     raise
+                tokens, positions = _beyond(dataset.size(ignored[0]), max_positions)
                 raise InputError(
-                    f"sample #{ignored[0]}, counted from 0, has {_numbers(dataset.size(ignored[0]))} tokens (with "
-                    f"</s>), and the model {_numbers(max_positions)} positions; shorten it, leave such samples out "
+                    f"sample #{ignored[0]}, counted from 0, has {tokens} tokens (with </s>), and the model "
+                    f"{positions} positions; shorten it, leave such samples out "
                     "with --skip-invalid-size-inputs-valid-test, or train a model with more (--tokens-per-sample of "
                     "language models, --max-source-positions, --max-target-positions)."
                 ) from None
@@ -304,9 +306,17 @@ def say_what_is_too_long() -> None:
     replace(FairseqTask, "filter_indices_by_size", make)
 
 
-def _numbers(sizes: Any) -> str:
-    """A size, or those of source and target."""
-    return " and ".join(str(int(size)) for size in (sizes if isinstance(sizes, (tuple, list)) else (sizes,)))
+def _beyond(sizes: Any, limits: Any) -> tuple[str, str]:
+    """The size, and the limit that it exceeds: of a text, or of the source and target that do."""
+    if not isinstance(sizes, (tuple, list)):
+        return str(int(sizes)), str(limits)
+    limits = limits if isinstance(limits, (tuple, list)) else [limits] * len(sizes)
+    sides = zip(("source", "target"), sizes, limits, strict=False)
+    beyond = [(name, int(size), limit) for name, size, limit in sides if limit is not None and size > limit]
+    return (
+        " and ".join(f"{size} {name}" for name, size, _ in beyond),
+        " and ".join(f"{int(limit)} {name}" for name, _, limit in beyond),
+    )
 
 
 def score_all_of_the_text() -> None:
@@ -373,6 +383,8 @@ REPAIRS: tuple[Callable[[], None], ...] = (
     gather_objects_over_gloo,
     rank_zero_in_one_process,
     *generation.REPAIRS,
+    replace_unknown_words,
+    refuse_alignment_without_attention,
     say_what_is_too_long,
     score_all_of_the_text,
     build_our_trainer,

@@ -1,0 +1,102 @@
+"""Options that cannot work are refused before data is read, and nothing trained is lost to a wrong name."""
+
+from pathlib import Path
+
+from tests.fairseq_cli import run_beside_fairseq, run_fairseq
+from tests.plugin.sentences import sentences_of, training
+
+PAIR = ["--dataset-impl", "raw", "--source-lang", "en", "--target-lang", "de"]
+UNKNOWN_WORDS = ["--unkpen", "-100", "--max-len-a", "0", "--max-len-b", "4", "--batch-size", "16"]
+REPLACE = """
+from fairseq import utils
+alignment = {alignment!r}
+print(utils.replace_unk("a <unk> b <unk>", "x y z", alignment, {{"y": "Y"}}, "<unk>"))
+"""
+SCORE = """
+import torch
+from fairseq.sequence_scorer import SequenceScorer
+from fairseq.data.dictionary import Dictionary
+class Model(torch.nn.Module):
+    def forward(self, **inputs):
+        return torch.zeros(1, 2, 4), None
+    def get_normalized_probs(self, output, **more):
+        return output[0].log_softmax(-1)
+sample = {"net_input": {"src_tokens": torch.tensor([[4, 2]])}, "target": torch.tensor([[3, 2]])}
+SequenceScorer(Dictionary(), compute_alignment=True).generate([Model()], sample)
+"""
+TRANSLATE = """
+from fairseq.models.transformer import TransformerModel
+TransformerModel.from_pretrained({folder!r}, "checkpoint_last.pt", {data!r}).translate("w1 " * 2000)
+"""
+
+
+def test_generation_and_evaluation(
+    translation_data: Path, stock_checkpoint: Path, language_data: Path, language_checkpoint: Path, tmp_path: Path
+) -> None:
+    missing, bad = tmp_path / "missing", tmp_path / "bad"
+    bad.write_text("Haus house\nKatze\n")
+    generate = ["generate", translation_data, "--path", stock_checkpoint]
+    evaluate = ["eval_lm", language_data, "--path", language_checkpoint]
+    replace = [*generate, *PAIR, "--print-alignment", "--replace-unk"]
+    commands = {
+        (*generate, "--constraints"): "--constraints has nothing to read in fairseq-generate: give it to "
+        "fairseq-interactive, and each constraint after a tab in the line of its sentence",
+        (
+            *generate,
+            *PAIR,
+            "--replace-unk",
+            "",
+        ): "--replace-unk needs --print-alignment, which finds the source word of each unknown word",
+        (*replace, missing): f"{missing}: No such file or directory",
+        (*replace, bad): f"--replace-unk {bad}, line 2 must hold a source word and its translation",
+        (*evaluate, "--remove-bpe", "sentencepiece"): "--remove-bpe sentencepiece is unknown to fairseq-eval-lm, which "
+        "joins pieces of subword_nmt alone: leave it out; scripts/perplexity.py gives figures that do not depend on "
+        "the pieces",
+        ("eval_lm", language_data, "--path", "a:b"): "--path names 2 checkpoints, and fairseq-eval-lm evaluates one: "
+        "give one of them",
+    }
+    assert sentences_of(list(commands)) == list(commands.values())
+
+
+def test_unknown_words_are_replaced_by_the_words_they_are_aligned_with() -> None:
+    code = REPLACE.format(alignment=[(2, 0), (0, 1), (1, 2), (1, 3)])
+    assert "TypeError" in run_beside_fairseq(code, plugin=False).last_line
+    assert run_beside_fairseq(code, plugin=True).check().stdout.endswith("a x b Y\n")
+
+
+def test_replacing_unknown_words_without_a_table(
+    translation_data: Path, stock_checkpoint: Path, shared_folder: Path, tmp_path: Path
+) -> None:
+    for language in ("en", "de"):
+        (tmp_path / f"dict.{language}.txt").write_bytes((translation_data / f"dict.{language}.txt").read_bytes())
+        (tmp_path / f"test.en-de.{language}").write_text((shared_folder / f"test.{language}").read_text())
+    options = [*PAIR, *UNKNOWN_WORDS, "--print-alignment", "--replace-unk"]
+    done = run_fairseq("generate", [tmp_path, "--path", stock_checkpoint, *options]).check()
+    hypotheses = [line.split("\t")[2] for line in done.stdout.splitlines() if line.startswith("H-")]
+    assert len(hypotheses) == 21
+    assert all(word.startswith("w") for line in hypotheses for word in line.split())
+
+
+def test_alignment_of_a_reference_without_attention_weights() -> None:
+    assert (
+        "--score-reference with --print-alignment needs attention" in run_beside_fairseq(SCORE, plugin=True).last_line
+    )
+
+
+def test_best_checkpoint_metric(translation_data: Path, tmp_path: Path) -> None:
+    metrics = {
+        "bleu": "--best-checkpoint-metric bleu needs --eval-bleu, without which it is not measured",
+        "f1": "--best-checkpoint-metric f1 is not among the figures of validation; they are loss, ppl",
+        "ppl": "success",
+    }
+    commands = [
+        ["train", *training(translation_data, tmp_path / name, "--best-checkpoint-metric", name)] for name in metrics
+    ]
+    assert sentences_of(commands) == list(metrics.values())
+    assert (tmp_path / "ppl" / "checkpoint_best.pt").exists()
+
+
+def test_text_that_is_too_long_for_the_api(stock_checkpoint: Path, translation_data: Path) -> None:
+    code = TRANSLATE.format(folder=str(stock_checkpoint.parent), data=str(translation_data))
+    line = run_beside_fairseq(code, plugin=True).last_line
+    assert "has 2001 source tokens (with </s>), and the model 1024 source positions; shorten it" in line

@@ -1,0 +1,79 @@
+"""Options that cannot work together or in a command are refused before data is read, where stock fails later."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fairseq.dataclass import initialize
+from fairseq.optim import OPTIMIZER_REGISTRY
+
+from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.hooks.patching import replace, running
+
+ALONE = "@@ "
+"""The value that fairseq gives to ``--replace-unk`` without a file, and then opens as a file."""
+JOINED = (None, "@@ ", "subword_nmt")
+"""Values of ``--remove-bpe`` that ``fairseq-eval-lm`` knows."""
+
+
+def apply() -> None:
+    """Check configurations of training, from the command line and from Hydra. Idempotent."""
+    if running("train") is not None:
+        replace(initialize, "add_defaults", _check_training)
+
+
+def _check_training(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """``fairseq.dataclass.initialize.add_defaults``, with which training begins."""
+
+    def add_defaults(cfg: Any) -> None:
+        stock(cfg)
+        if cfg.get("optimizer") is None or getattr(cfg.optimizer, "_name", None) is None:
+            names = ", ".join(sorted(OPTIMIZER_REGISTRY))
+            raise InputError(f"the optimizer is missing: give --optimizer (in Hydra, optimizer._name), one of {names}")
+
+    return add_defaults
+
+
+def check_evaluation(cfg: Any, command: str) -> None:
+    """Refuse options of a command that evaluates or generates, and correct ``--replace-unk`` without a file.
+
+    Args:
+        cfg: the command's configuration; changed in place.
+        command: "generate", "interactive", "validate" or "eval_lm".
+
+    Raises:
+        InputError: an option has no place in this command, or names a file that is not there or not as it must be.
+    """
+    if command == "generate" and cfg.generation.constraints is not None:
+        raise InputError(
+            "--constraints has nothing to read in fairseq-generate: give it to fairseq-interactive, and each "
+            "constraint after a tab in the line of its sentence"
+        )
+    if command in ("generate", "interactive") and cfg.generation.replace_unk is not None:
+        _check_replacements(cfg)
+    if command == "eval_lm":
+        _check_eval_lm(cfg.common_eval)
+
+
+def _check_replacements(cfg: Any) -> None:
+    if cfg.generation.print_alignment != "hard":
+        raise InputError("--replace-unk needs --print-alignment, which finds the source word of each unknown word")
+    if cfg.generation.replace_unk == ALONE:
+        cfg.generation.replace_unk = ""
+    if cfg.generation.replace_unk:
+        path = Path(cfg.generation.replace_unk)
+        for number, line in enumerate(path.read_text().splitlines(), start=1):
+            if len(line.split()) < 2:
+                raise InputError(f"--replace-unk {path}, line {number} must hold a source word and its translation")
+
+
+def _check_eval_lm(options: Any) -> None:
+    paths = (options.path or "").split(os.pathsep)
+    if len(paths) > 1 and not Path(options.path).exists():
+        raise InputError(f"--path names {len(paths)} checkpoints, and fairseq-eval-lm evaluates one: give one of them")
+    if options.post_process not in JOINED:
+        raise InputError(
+            f"--remove-bpe {options.post_process} is unknown to fairseq-eval-lm, which joins pieces of subword_nmt "
+            "alone: leave it out; scripts/perplexity.py gives figures that do not depend on the pieces"
+        )

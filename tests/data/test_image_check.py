@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from tests.data.image_files import KINDS
+from tests.fairseq_cli import run_beside_fairseq
 from torchscale_fairseq.data import image_check
 from torchscale_fairseq.data.image_check import readable_images
+from torchscale_fairseq.data.images import load_image
 from torchscale_fairseq.data.problems import DataError, Problems
 
 
@@ -66,6 +68,31 @@ def test_results_are_remembered_until_a_file_changes(
     images[2].unlink()
     assert check(images, tmp_path) == [0, 1]
     assert decoded[4:] == ["rgb.tif", "rgb.bmp"]
+
+
+def test_a_process_that_has_read_images_checks_them_itself(images: list[Path], tmp_path: Path) -> None:
+    """libvips would hang in processes forked from it."""
+    load_image(images[0], 32)
+    assert check(images, tmp_path) == [0, 2]
+
+
+def test_processes_of_a_fresh_one_check_images(images: list[Path], tmp_path: Path) -> None:
+    """And this one can still fork readers of images."""
+    code = f"""
+        import sys
+        from concurrent.futures import ProcessPoolExecutor
+        from pathlib import Path
+        from torchscale_fairseq.data.image_check import readable_images
+        from torchscale_fairseq.data.images import load_image
+        from torchscale_fairseq.data.problems import Problems
+        images = [Path(name) for name in {[str(image) for image in images]}]
+        print("kept", readable_images(images, 32, Path({str(tmp_path)!r}), "train", Problems(skip=True)))
+        assert "pyvips" not in sys.modules
+        with ProcessPoolExecutor(1) as pool:
+            print("read", pool.submit(load_image, images[0], 32).result().shape)
+    """
+    printed = run_beside_fairseq(code, plugin=False, timeout=60).check().stdout
+    assert "kept [0, 2]" in printed and "read torch.Size([3, 32, 32])" in printed
 
 
 def test_nothing_is_remembered_where_nothing_can_be_written(images: list[Path], tmp_path: Path) -> None:

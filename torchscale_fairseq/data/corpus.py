@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from torchscale_fairseq.core.files import WriteError
+from torchscale_fairseq.core.files import WriteError, write_atomically
 from torchscale_fairseq.data import blocks
 from torchscale_fairseq.data.index import IndexPath, ShardIndex
 from torchscale_fairseq.data.pieces import PieceEncoder
@@ -149,10 +149,8 @@ class Corpus:
                 return list(json.loads(kept.read_text()))
         index = self.index(shard)
         counts = [len(self._cut(index, part)) for part in range(len(index.parts))]
-        with suppress(OSError):
-            scratch = kept.with_name(f".{kept.name}.{os.getpid()}")
+        with suppress(WriteError), write_atomically(kept, several_writers=True) as scratch:
             scratch.write_text(json.dumps(counts))
-            scratch.replace(kept)
         return counts
 
     def _check(self, shard: int, problems: Problems) -> None:

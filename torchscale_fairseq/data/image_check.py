@@ -4,6 +4,7 @@ import functools
 import json
 import logging
 import os
+import sys
 import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -85,13 +86,19 @@ def _state(file: Path) -> tuple[int, int]:
 
 
 def _reasons(files: Sequence[Path], img_size: int) -> list[str]:
-    """Computed in processes of their own, since libvips does not survive the fork of a data loader's workers."""
+    """Computed in processes of their own, unless this one has used libvips already.
+
+    libvips hangs in a process that is forked from one that has used it; a data loader's workers may be such processes.
+    """
     if not files:
         return []
     logger.info("checking %s images", f"{len(files):,}")
+    why = functools.partial(_why_unreadable, img_size)
+    if "pyvips" in sys.modules:
+        return [why(file) for file in files]
     processes = min(os.cpu_count() or 1, MOST_PROCESSES, -(-len(files) // AT_ONCE))
     with ProcessPoolExecutor(processes) as pool:
-        return list(pool.map(functools.partial(_why_unreadable, img_size), files, chunksize=AT_ONCE))
+        return list(pool.map(why, files, chunksize=AT_ONCE))
 
 
 def _why_unreadable(img_size: int, file: Path) -> str:

@@ -206,6 +206,19 @@ def test_a_checkpoint_does_not_need_the_embeddings_it_began_from(arch: str, data
         built(words)
 
 
+@pytest.mark.parametrize(
+    ("arch", "task", "flags", "message"),
+    [
+        ("bert_magneto", "sentence_prediction", "--num-classes 1", r"--num-classes \(1\) is less than the 2 labels in"),
+        ("bert_magneto", "sentence_prediction", "--num-classes 0", "--task sentence_prediction needs --num-classes"),
+        ("mt_deepnorm", "translation", "--load-alignments", "--load-alignments trains attention weights"),
+    ],
+)
+def test_options_of_tasks_that_do_not_fit(arch: str, task: str, flags: str, message: str, data: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        built([*command(arch, task, data), *flags.split()])
+
+
 def test_from_pretrained_image_models(tmp_path: Path) -> None:
     folders = make_folders(tmp_path / "folders", train=1, valid=1)
     pictures = make_drawings(tmp_path / "pictures", train=8, valid=2)

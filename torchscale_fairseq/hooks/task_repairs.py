@@ -13,10 +13,11 @@ from typing import Any
 from fairseq.criterions import label_smoothed_cross_entropy_with_rdrop
 from fairseq.data import resampling_dataset
 from fairseq.data.legacy.masked_lm_dictionary import MaskedLMDictionary
-from fairseq.tasks.sentence_prediction import SentencePredictionConfig
+from fairseq.tasks.sentence_prediction import SentencePredictionConfig, SentencePredictionTask
 from fairseq.tasks.sentence_ranking import SentenceRankingTask
 from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretrainedBARTTask
 
+from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.hooks.patching import replace
 
 
@@ -72,6 +73,37 @@ def classify_without_a_criterion() -> None:
             field.default = f"${{oc.select:criterion.{name},{default}}}"
 
 
+def count_labels_before_training() -> None:
+    """``--task sentence_prediction`` with fewer ``--num-classes`` than labels ends in the first update with
+    ``IndexError: Target 2 is out of bounds``, on a GPU with an assertion of CUDA; without the option it ends with an
+    ``AssertionError``. Now both are named before training."""
+
+    def make(stock: Callable[..., Any]) -> Callable[..., Any]:
+        def setup_task(cls: type, cfg: Any, **arguments: Any) -> Any:
+            if cfg.num_classes < 1:
+                raise InputError("--task sentence_prediction needs --num-classes, the number of labels.")
+            task = stock(cls, cfg, **arguments)
+            labels = [] if cfg.regression_target else _labels(task.label_dictionary)
+            if len(labels) > cfg.num_classes:
+                raise InputError(
+                    f"--num-classes ({cfg.num_classes}) is less than the {len(labels)} labels in "
+                    f"{cfg.data}/label/dict.txt, such as {labels[0]}; give --num-classes {len(labels)}."
+                )
+            return task
+
+        return setup_task
+
+    stock = SentencePredictionTask.setup_task.__func__
+    if count_labels_before_training.__name__ not in stock.__qualname__:
+        SentencePredictionTask.setup_task = classmethod(make(stock))
+
+
+def _labels(dictionary: Any) -> list[str]:
+    """Its symbols, without those that fairseq adds."""
+    symbols = dictionary.symbols[dictionary.nspecial :]
+    return [symbol for symbol in symbols if symbol != "<mask>" and not symbol.startswith("madeupword")]
+
+
 def sample_languages_in_proportion() -> None:
     """``--task multilingual_language_modeling`` with its default ``--multilang-sampling-alpha 1`` ends with an
     ``AssertionError``: a share of exactly 1 counts as too large to draw without replacement."""
@@ -110,6 +142,7 @@ REPAIRS: tuple[Callable[[], None], ...] = (
     give_bart_translation_its_options,
     let_sentence_ranking_have_a_length,
     classify_without_a_criterion,
+    count_labels_before_training,
     sample_languages_in_proportion,
     leave_batches_as_they_are,
 )

@@ -79,6 +79,11 @@ class TranslationModel(RetainsDropout, Pretrained, FairseqEncoderDecoderModel):
         Raises:
             InputError: options contradict each other or the task.
         """
+        if getattr(getattr(task, "cfg", None), "load_alignments", False):
+            raise InputError(
+                "--load-alignments trains attention weights, which this model's fused attention does not keep; leave "
+                "it out, or train --arch transformer_align."
+            )
         source, target = task.source_dictionary, task.target_dictionary
         config = core_config(cfg, cls.config_class, cls.preset, vocab_size=len(target))
         encoder_embedding = token_embedding(source, config.encoder_embed_dim, cfg.encoder_embed_path)

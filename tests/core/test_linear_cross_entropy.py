@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tests.helpers import assert_close
-from torchscale_fairseq.core.ops.linear_cross_entropy import linear_cross_entropy
+from torchscale_fairseq.core.ops.linear_cross_entropy import linear_cross_entropy, summed_linear_cross_entropy
 
 PADDING = 1
 
@@ -56,6 +56,41 @@ def test_equals_plain_cross_entropy(chunk_size: int | None, with_bias: bool, lab
         assert_close(actual, expected, "float64")
 
 
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("chunk_size", [None, 5, 100])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+def test_sums(dtype: torch.dtype, chunk_size: int | None, with_bias: bool, label_smoothing: float) -> None:
+    features, weight, bias, target = problem(14, dtype=dtype)
+    leaves = [features, weight, bias] if with_bias else [features, weight]
+    options: dict[str, Any] = {"bias": bias if with_bias else None, "label_smoothing": label_smoothing}
+    chunks: dict[str, Any] = {"ignore_index": PADDING, "chunk_size": chunk_size}
+    found = summed_linear_cross_entropy(features, weight, target, **chunks, **options)
+    expected = [values.sum() for values in plain_cross_entropy(features, weight, target, **options)]
+    assert [x.dtype for x in found] == [x.dtype for x in expected]
+    assert found[0].requires_grad and not found[1].requires_grad
+    tolerance = str(dtype).removeprefix("torch.")
+    gradients = [torch.autograd.grad(loss * 3, leaves) for loss in (found[0], expected[0])]
+    for one, other in zip((*found, *gradients[0]), (*expected, *gradients[1]), strict=True):
+        assert_close(one.detach(), other.detach(), tolerance)
+
+
+@pytest.mark.parametrize("trained", [(True, False), (False, True), (False, False)], ids=["features", "weight", "none"])
+def test_sums_of_what_is_trained_in_part(trained: tuple[bool, bool]) -> None:
+    features, weight, _, target = problem(7)
+    expected = torch.autograd.grad(plain_cross_entropy(features, weight, target)[0].sum(), (features, weight))
+    for leaf, wanted in zip((features, weight), trained, strict=True):
+        leaf.requires_grad_(wanted)
+    loss, _ = summed_linear_cross_entropy(features, weight, target, ignore_index=PADDING)
+    assert loss.requires_grad == any(trained)
+    if any(trained):
+        loss.backward()
+    for leaf, gradient, wanted in zip((features, weight), expected, trained, strict=True):
+        assert (leaf.grad is not None) == wanted
+        if wanted:
+            assert_close(leaf.grad, gradient, "float64")
+
+
 def test_padding_alone_and_nothing_at_all() -> None:
     for tokens in (7, 0):
         features, weight, _, target = problem(tokens)
@@ -65,6 +100,9 @@ def test_padding_alone_and_nothing_at_all() -> None:
         loss.sum().backward()
         assert loss.tolist() == nll_loss.tolist() == [0.0] * tokens
         assert not features.grad.any() and not weight.grad.any()
+        summed, _ = summed_linear_cross_entropy(features, weight, target, ignore_index=PADDING, label_smoothing=0.1)
+        summed.backward()
+        assert summed.item() == 0.0 and not features.grad.any() and not weight.grad.any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -87,9 +125,11 @@ def test_loss_scale_reaches_the_smallest_gradients() -> None:
     features = torch.tensor([[1.0, 0.0]], dtype=torch.float16)
     bias = torch.tensor([20.7, 0.0, 0.0], dtype=torch.float16)
     scale = 2.0**14
-    loss, _ = linear_cross_entropy(features, weight, torch.tensor([0]), bias=bias)
-    (loss.sum() * scale).backward()
-    assert weight.grad[1, 0].item() / scale == pytest.approx(1.02e-9, rel=0.03)
+    for function in (linear_cross_entropy, summed_linear_cross_entropy):
+        weight.grad = None
+        loss, _ = function(features, weight, torch.tensor([0]), bias=bias)
+        (loss.sum() * scale).backward()
+        assert weight.grad[1, 0].item() / scale == pytest.approx(1.02e-9, rel=0.03)
 
 
 def test_autocast() -> None:
@@ -98,11 +138,14 @@ def test_autocast() -> None:
         chunked, _ = linear_cross_entropy(features, weight, target, ignore_index=PADDING)
         plain, _ = plain_cross_entropy(features, weight, target)
         exact, _ = plain_cross_entropy(features.double(), weight.double(), target)
+        summed, _ = summed_linear_cross_entropy(features, weight, target, ignore_index=PADDING)
     assert_close(chunked, plain, "float32")
+    assert_close(summed, plain.sum(), "float32")
     assert not torch.allclose(chunked.double(), exact, atol=1e-5), "autocast did nothing"
-    gradients = [torch.autograd.grad(loss.sum(), (features, weight)) for loss in (chunked, plain)]
-    for actual, expected in zip(*gradients, strict=True):
-        assert_close(actual, expected, "bfloat16")
+    gradients = [torch.autograd.grad(loss.sum(), (features, weight)) for loss in (chunked, summed, plain)]
+    for chunk, total, expected in zip(*gradients, strict=True):
+        assert_close(chunk, expected, "bfloat16")
+        assert_close(total, expected, "bfloat16")
 
 
 class PeakMemory(TorchDispatchMode):
@@ -148,7 +191,7 @@ def copies_of_logits(loss_of: Callable[[Tensor, Tensor, Tensor], Tensor], tokens
     [(8, False, 0.8), (24, False, 0.8), (24, True, 1.1), (240, False, 0.1), (240, True, 0.15)],
 )
 def test_memory(tokens: int, train_weight: bool, bound: float, label_smoothing: float) -> None:
-    """Three chunks, which are a quarter of the logits, or for many tokens as large as the weight. Beside them the
+    """Three chunks, which are a quarter of the logits, or for many tokens as large as the weight. Next to them the
     gradient of the weight. ``cross_entropy`` holds logits, log-probabilities and a gradient at once."""
 
     def chunked(features: Tensor, weight: Tensor, target: Tensor) -> Tensor:

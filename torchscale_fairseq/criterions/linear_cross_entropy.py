@@ -11,7 +11,7 @@ from omegaconf import II
 from torch import Tensor, nn
 
 from torchscale_fairseq.core.errors import InputError
-from torchscale_fairseq.core.ops.linear_cross_entropy import linear_cross_entropy
+from torchscale_fairseq.core.ops.linear_cross_entropy import linear_cross_entropy, summed_linear_cross_entropy
 
 
 @dataclass
@@ -68,16 +68,12 @@ class LinearCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         projection = getattr(getattr(model, "decoder", None), "output_projection", None)
         if not isinstance(projection, nn.Linear):
             raise InputError(_UNSUITABLE)
-        losses = linear_cross_entropy(
-            net_output[0].flatten(0, 1),
-            projection.weight,
-            model.get_targets(sample, net_output).flatten(),
-            bias=projection.bias,
-            ignore_index=self.padding_idx,
-            label_smoothing=self.eps,
-        )
-        loss, nll_loss = (loss.sum() if reduce else loss for loss in losses)
-        return loss, nll_loss
+        features, target = net_output[0].flatten(0, 1), model.get_targets(sample, net_output).flatten()
+        options = {"bias": projection.bias, "ignore_index": self.padding_idx, "label_smoothing": self.eps}
+        if not reduce:
+            return linear_cross_entropy(features, projection.weight, target, **options)
+        compiled = bool(getattr(getattr(model.decoder, "config", None), "compile", False))
+        return summed_linear_cross_entropy(features, projection.weight, target, compile=compiled, **options)
 
 
 _UNSUITABLE = (

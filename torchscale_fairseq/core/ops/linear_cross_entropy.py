@@ -1,15 +1,21 @@
 """Cross-entropy of a linear projection, without all of its logits in memory at once.
 
 The logits of a batch are (tokens, vocabulary), and plain cross-entropy holds three tensors of that size. Here a chunk
-of tokens is projected at a time, and once more in the backward pass (torch.utils.checkpoint), which costs one more
-matrix product beside the three that a projection and its gradients take.
+of tokens is projected at a time. :func:`linear_cross_entropy` has a loss for each token, and projects once more in the
+backward pass (torch.utils.checkpoint), one matrix product beside the three that a projection and its gradients take.
+:func:`summed_linear_cross_entropy` has their sum alone, whose gradients are known up to a factor as soon as the logits
+are: it computes them with the loss, by three products.
 
 torch 2.13 has ``torch.nn.functional.linear_cross_entropy``. It is not used because its chunked form returns the loss
-in the dtype of the features (a batch's sum overflows float16 and loses digits in bfloat16), computes gradients in the
-forward pass, before the loss scale is known, and has no label smoothing; older versions lack it.
+in the dtype of the features (a batch's sum overflows float16 and loses digits in bfloat16), rounds small gradients to
+zero in float16, and has no label smoothing; older versions lack it.
 """
 
+import functools
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,3 +80,130 @@ def _chunk(
         return nll_loss, nll_loss
     others = -log_probs.sum(-1).masked_fill(target == ignore_index, 0.0) - nll_loss
     return (1 - label_smoothing) * nll_loss + label_smoothing / (weight.size(0) - 1) * others, nll_loss
+
+
+FLOAT16_SCALE = 2.0**14
+"""Factor on the gradients of logits in float16, which lie between -1 and 1, so that small ones are not rounded to 0."""
+CHUNK_BYTES = 2**31
+"""Most of a chunk's logits, on a GPU."""
+
+
+def summed_linear_cross_entropy(
+    features: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    *,
+    bias: Tensor | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    chunk_size: int | None = None,
+    compile: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The sums over tokens of what ``linear_cross_entropy`` returns, with less work.
+
+    Args:
+        features, weight, target, bias, ignore_index, label_smoothing: as there.
+        chunk_size: tokens projected at a time. By default as there, but on a GPU equal chunks of up to CHUNK_BYTES.
+        compile: fuse what is computed from a chunk's logits by torch.compile.
+
+    Returns:
+        Loss, and the negative log-likelihood it smooths, which has no gradient; float32 or, for float64 features,
+        float64.
+    """
+    tokens, width = features.shape
+    if torch.is_autocast_enabled(features.device.type):
+        dtype = torch.get_autocast_dtype(features.device.type)
+        features, weight = features.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    size = min(width, math.ceil(tokens / 4))
+    if features.is_cuda:
+        count = math.ceil(tokens * weight.size(0) * features.element_size() / CHUNK_BYTES)
+        size = math.ceil(tokens / max(count, 1))
+    chunks = _Chunks(chunk_size or max(size, 1), ignore_index, label_smoothing, torch.is_grad_enabled(), compile)
+    with torch.autocast(features.device.type, enabled=False):
+        loss, nll_loss = _Summed.apply(features, weight, bias, target, chunks)  # type: ignore[no-untyped-call]
+    return loss, nll_loss
+
+
+@dataclass(frozen=True)
+class _Chunks:
+    size: int
+    ignore_index: int
+    label_smoothing: float
+    with_gradients: bool
+    compile: bool
+
+    @property
+    def from_logits(self) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+        return _compiled() if self.compile else _from_logits
+
+
+class _Summed(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, chunks: _Chunks
+    ) -> tuple[Tensor, Tensor]:
+        wide = torch.promote_types(features.dtype, torch.float32)
+        scale = FLOAT16_SCALE if features.dtype == torch.float16 else 1.0
+        for_features, for_weight, for_bias = (chunks.with_gradients and wanted for wanted in ctx.needs_input_grad[:3])
+        into_features, into_weight, into_bias = [], None, None
+        sums = features.new_zeros(2, dtype=wide)
+        for x, y in zip(features.split(chunks.size), target.split(chunks.size), strict=True):
+            *losses, gradient = chunks.from_logits(
+                F.linear(x, weight, bias), y, chunks.ignore_index, chunks.label_smoothing, scale
+            )
+            sums += torch.stack(losses)
+            if for_features:
+                into_features.append(_wide_product(gradient, weight))
+            if for_weight:
+                into_weight = _add(into_weight, _wide_product(gradient.t(), x))
+            if for_bias:
+                into_bias = _add(into_bias, gradient.sum(0, dtype=wide))
+        ctx.save_for_backward(torch.cat(into_features) if for_features else None, into_weight, into_bias)
+        ctx.scale, ctx.dtype = scale, features.dtype
+        loss, nll_loss = sums.unbind()
+        ctx.mark_non_differentiable(nll_loss)
+        return loss, nll_loss
+
+    @staticmethod
+    def backward(ctx: Any, loss: Tensor, nll_loss: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = (None if g is None else (g * (loss / ctx.scale)).to(ctx.dtype) for g in ctx.saved_tensors)
+        return *gradients, None, None
+
+
+def _add(total: Tensor | None, part: Tensor) -> Tensor:
+    return part if total is None else total.add_(part)
+
+
+def _from_logits(
+    logits: Tensor, target: Tensor, ignore_index: int, label_smoothing: float, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums of loss and negative log-likelihood, and the loss's gradient times ``scale``."""
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    real = target != ignore_index
+    index = target.masked_fill(~real, 0)[:, None]
+    log_total = torch.logsumexp(logits.to(wide), -1)
+    nll_loss = log_total - logits.gather(-1, index).squeeze(-1).to(wide)
+    share, factor = label_smoothing / (logits.size(-1) - 1), real * scale
+    gradient = ((torch.softmax(logits, -1, dtype=wide) - share) * factor[:, None]).to(logits.dtype)
+    of_target = (torch.exp(-nll_loss) - (1 - label_smoothing)) * factor
+    gradient = gradient.scatter(-1, index, of_target[:, None].to(logits.dtype))
+    loss = nll_loss
+    if label_smoothing:
+        others = logits.size(-1) * log_total - logits.sum(-1, dtype=wide) - nll_loss
+        loss = (1 - label_smoothing) * nll_loss + share * others
+    return (loss * real).sum(), (nll_loss * real).sum(), gradient
+
+
+@functools.cache
+def _compiled() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    return torch.compile(_from_logits)
+
+
+def _wide_product(a: Tensor, b: Tensor) -> Tensor:
+    """A matrix product of half-precision matrices in float32, and of others in their own type."""
+    if a.dtype not in (torch.float16, torch.bfloat16):
+        return a @ b
+    if a.is_cuda and "dtype" in torch.ops.aten.mm.overloads():
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return a.float() @ b.float()

@@ -45,6 +45,7 @@ def register() -> None:
             experts,
             finished,
             fitting,
+            mixed_precision,
             preemption,
             refused_options,
             reporting,
@@ -60,6 +61,7 @@ def register() -> None:
         task_repairs.apply()
         embedding_files.apply()
         experts.apply()
+        mixed_precision.apply()
         preemption.apply()
         finished.apply()
         best_metric.apply()

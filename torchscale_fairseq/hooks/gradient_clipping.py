@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
@@ -36,13 +37,13 @@ def watch(model: nn.Module) -> None:
 
 
 def clip_with_experts(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """``fairseq.utils.clip_grad_norm_``, which is stock's where there are no experts."""
+    """``fairseq.utils.clip_grad_norm_`` by kernels that take many gradients at a time; with experts by SparseClip."""
 
     def clip_grad_norm_(params: Any, max_norm: float, aggregate_norm_fn: Any = None) -> Tensor:
         params = [params] if isinstance(params, Tensor) else list(params)
         experts = _current
         if experts is None or not any(hasattr(p, "expert") for p in params):
-            return stock(params, max_norm, aggregate_norm_fn)
+            return _clip_together(stock, params, max_norm, aggregate_norm_fn)
         dense = [p.grad.detach() for p in params if p.grad is not None and not hasattr(p, "expert")]
         sparse = [p.grad.detach() for p in params if p.grad is not None and hasattr(p, "expert")]
         device = params[0].device
@@ -53,6 +54,22 @@ def clip_with_experts(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return norm.float()
 
     return clip_grad_norm_
+
+
+def _clip_together(
+    stock: Callable[..., Tensor], params: list[Tensor], max_norm: float, aggregate_norm_fn: Any
+) -> Tensor:
+    """Stock's values; without apex stock starts a kernel for each gradient."""
+    grads = [p.grad.detach() for p in params if p.grad is not None]
+    if not grads or any(g.is_sparse for g in grads) or any(hasattr(p, "expert") for p in params):
+        return stock(params, max_norm, aggregate_norm_fn)
+    norms = torch._foreach_norm(grads, 2, dtype=torch.float32)
+    norm = torch.linalg.vector_norm(torch.stack([n.to(grads[0].device) for n in norms]))
+    if aggregate_norm_fn is not None:
+        norm = aggregate_norm_fn(norm)
+    if max_norm > 0:
+        torch._foreach_mul_(grads, (float(max_norm) / (norm + 1e-6)).clamp_(max=1))
+    return norm
 
 
 def reduce_with_replicas(stock: Callable[..., None]) -> Callable[..., None]:

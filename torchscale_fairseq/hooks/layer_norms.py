@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torchscale_fairseq.core.ops.sparse_clip import sum_of_squares
 from torchscale_fairseq.core.parallel.groups import ExpertSplit
 from torchscale_fairseq.hooks.gradient_clipping import over_processes
+from torchscale_fairseq.hooks.mixed_precision import parameters_in_float32
 
 RUN = "norms"
 
@@ -103,15 +104,7 @@ def _gradient_factor(optimizer: Any) -> Any:
 
 def _copies_in_float32(optimizer: Any) -> dict[int, Tensor]:
     """By ``id`` of the parameter in half precision; empty where there are none."""
-    copies = getattr(optimizer, "fp32_params", None)
-    if copies is None:
+    if getattr(optimizer, "fp32_params", None) is None:
         return {}
-    if not isinstance(copies, dict):
-        return {id(p): copy for p, copy in zip(optimizer.fp16_params, copies, strict=True)}
-    offsets: dict[Any, int] = defaultdict(int)
-    views = {}
-    for p in optimizer.fp16_params:
-        place, start = p.device.index, offsets[p.device.index]
-        offsets[place] = start + p.numel()
-        views[id(p)] = copies[place][start : offsets[place]].view_as(p)
-    return views
+    copies = parameters_in_float32(optimizer)
+    return {id(p): copy for p, copy in zip(optimizer.fp16_params, copies, strict=True)}

@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
-from fairseq.optim import FairseqOptimizer, register_optimizer
+from fairseq.optim import FairseqOptimizer, fused_adam, register_optimizer
 from fairseq.optim.adam import FairseqAdam
 from omegaconf import II
 from torch import Tensor
+
+from torchscale_fairseq.hooks.patching import replace
 
 KERNELS = ("fused", "foreach")
 HALF = (torch.float16, torch.bfloat16)
@@ -48,6 +50,23 @@ class FairseqFusedAdam(FairseqAdam):
         self._optimizer = FusedAdam(params, kernel=str(cfg.adam_kernel), **self.optimizer_config)
 
 
+def use_for_adam(stock: Callable[[], Any]) -> Callable[[], Any]:
+    """``fairseq.optim.fused_adam.get_fused_adam_class``, which finds apex's or nothing: on a GPU ``--optimizer adam``
+    is then :class:`FusedAdam` too, unless ``--use-old-adam`` is given."""
+
+    def get_fused_adam_class() -> Any:
+        return stock() or (_for_adam if torch.cuda.is_available() else None)
+
+    return get_fused_adam_class
+
+
+def _for_adam(params: Iterable[Tensor], use_fp16_stats: bool, **options: Any) -> "FusedAdam":
+    if use_fp16_stats:
+        raise NotImplementedError("--fp16-adam-stats needs NVIDIA's apex (docs/stock_repairs.md); drop that option.")
+    return FusedAdam(params, **options)
+
+
+replace(fused_adam, "get_fused_adam_class", use_for_adam)
 FairseqFusedAdam.__name__ = FairseqAdam.__name__  # by which fairseq tells whether a checkpoint's states fit
 
 
@@ -65,7 +84,9 @@ class FusedAdam(torch.optim.Optimizer):
     """Adam as fairseq has it.
 
     Parameters in float16 and bfloat16 (--memory-efficient-fp16) have their states in float32, and are updated in
-    float32.
+    float32. Gradients may be scaled: ``step`` divides them by ``scale``. As with torch's own fused optimizers, a caller
+    may set ``found_inf``, a float32 scalar on the device; where it is not 0, the next step changes nothing but the
+    number of updates, which ``take_back`` sets back.
 
     Args:
         params: tensors, or groups of them.
@@ -78,6 +99,7 @@ class FusedAdam(torch.optim.Optimizer):
 
     supports_memory_efficient_fp16 = True
     supports_flat_params = True
+    supports_step_with_scale = True
 
     def __init__(
         self,
@@ -91,10 +113,21 @@ class FusedAdam(torch.optim.Optimizer):
     ):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self._update = {"fused": _fused, "foreach": _foreach}[kernel]
+        self.found_inf: Tensor | None = None
+        self._counted: list[dict[str, Any]] = []
+
+    @property
+    def can_skip(self) -> bool:
+        """Whether ``found_inf`` is heeded."""
+        return self._update is _fused
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None, scale: float | Tensor = 1.0) -> Any:
         """Update the parameters that have gradients.
+
+        Args:
+            closure: computes the loss, and gradients anew.
+            scale: a number, or a scalar on the device, by which gradients are too large.
 
         Raises:
             RuntimeError: a gradient is sparse.
@@ -103,10 +136,18 @@ class FusedAdam(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        found_inf, self.found_inf = self.found_inf, None
+        self._counted = []
         for group in self.param_groups:
             for step, batch in self._batches(group["params"]):
-                self._update(batch, step, group)
+                self._update(batch, step, group, scale, found_inf)
         return loss
+
+    def take_back(self) -> None:
+        """Do not count the last step, which ``found_inf`` kept from changing anything."""
+        for state in self._counted:
+            state["step"] -= 1
+        self._counted = []
 
     def _batches(self, params: list[Tensor]) -> Iterator[tuple[int, _Batch]]:
         """Parameters by device, type and number of their updates, that number with this one first."""
@@ -120,6 +161,7 @@ class FusedAdam(torch.optim.Optimizer):
                 )
             state = self._state(p)
             state["step"] += 1
+            self._counted.append(state)
             alike[p.device, p.dtype, int(state["step"])].append(p)
         for (_, dtype, step), members in alike.items():
             if dtype not in HALF:
@@ -169,9 +211,10 @@ def _parts(params: list[Tensor]) -> Iterator[list[Tensor]]:
     yield part
 
 
-def _fused(batch: _Batch, step: int, group: dict[str, Any]) -> None:
+def _fused(batch: _Batch, step: int, group: dict[str, Any], scale: float | Tensor, found_inf: Tensor | None) -> None:
     beta1, beta2 = group["betas"]
-    now = torch.full((), float(step), device=batch.params[0].device)
+    device = batch.params[0].device
+    now = torch.full((), float(step), device=device)
     torch._fused_adamw_(
         batch.params,
         batch.grads,
@@ -186,11 +229,23 @@ def _fused(batch: _Batch, step: int, group: dict[str, Any]) -> None:
         eps=group["eps"] / math.sqrt(1 - beta2**step),
         amsgrad=False,
         maximize=False,
+        grad_scale=_on_device(scale, device),
+        found_inf=found_inf,
     )
 
 
-def _foreach(batch: _Batch, step: int, group: dict[str, Any]) -> None:
+def _on_device(scale: float | Tensor, device: torch.device) -> Tensor | None:
+    """A scale as torch's kernels take it; None for 1."""
+    if isinstance(scale, Tensor):
+        return scale.to(device, torch.float32)
+    return None if scale == 1.0 else torch.full((), scale, device=device)
+
+
+def _foreach(batch: _Batch, step: int, group: dict[str, Any], scale: float | Tensor, found_inf: Tensor | None) -> None:
+    assert found_inf is None
     (beta1, beta2), lr = group["betas"], group["lr"]
+    if isinstance(scale, Tensor) or scale != 1.0:
+        torch._foreach_div_(batch.grads, scale)
     torch._foreach_mul_(batch.averages, beta1)
     torch._foreach_add_(batch.averages, batch.grads, alpha=1 - beta1)
     torch._foreach_mul_(batch.squares, beta2)

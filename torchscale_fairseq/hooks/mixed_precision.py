@@ -1,0 +1,98 @@
+"""--fp16 and --bf16 in few launches: between parameters in half precision and the float32 copies that the optimizer
+updates, fairseq copies one parameter at a time, in hundreds of kernels that a GPU finishes faster than Python starts
+them. Here one kernel copies many. Values are fairseq's."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from fairseq.optim import fp16_optimizer
+from torch import Tensor
+
+from torchscale_fairseq.hooks.patching import replace
+
+
+def apply() -> None:
+    """Put all of them in place. Idempotent."""
+    mixin = fp16_optimizer._FP16OptimizerMixin
+    replace(mixin, "_sync_fp16_grads_to_fp32", copy_gradients)
+    replace(mixin, "_sync_fp32_params_to_fp16", copy_parameters)
+    replace(mixin, "zero_grad", forget_gradients)
+
+
+def copy_gradients(stock: Callable[..., None]) -> Callable[..., None]:
+    """``FP16Optimizer._sync_fp16_grads_to_fp32``: a parameter without a gradient has one of zeros."""
+
+    @torch.no_grad()
+    def _sync_fp16_grads_to_fp32(self: Any) -> None:
+        if not self._needs_sync:
+            return
+        self._needs_sync = False
+        pairs = list(zip(self.fp16_params, _gradients_in_float32(self), strict=True))
+        given = [p.grad for p in self.fp16_params if p.grad is not None]
+        missing = [grad for p, grad in pairs if p.grad is None]
+        if given:
+            torch._foreach_copy_([grad for p, grad in pairs if p.grad is not None], given)
+        if missing:
+            torch._foreach_zero_(missing)
+
+    return _sync_fp16_grads_to_fp32
+
+
+def copy_parameters(stock: Callable[..., None]) -> Callable[..., None]:
+    """``FP16Optimizer._sync_fp32_params_to_fp16``."""
+
+    @torch.no_grad()
+    def _sync_fp32_params_to_fp16(self: Any) -> None:
+        torch._foreach_copy_(list(self.fp16_params), parameters_in_float32(self))
+
+    return _sync_fp32_params_to_fp16
+
+
+def forget_gradients(stock: Callable[..., None]) -> Callable[..., None]:
+    """``FP16Optimizer.zero_grad``, which fills the float32 gradients with zeros, though the next copy replaces them."""
+
+    def zero_grad(self: Any) -> None:
+        for p in self.fp16_params:
+            p.grad = None
+        self._needs_sync = True
+        self._multiply_factor = 1.0 if self.scaler is None else 1.0 / float(self.scaler.loss_scale)
+
+    return zero_grad
+
+
+def parameters_in_float32(optimizer: Any) -> list[Tensor]:
+    """The float32 copies of a FP16Optimizer, one per parameter, in the order of ``fp16_params``."""
+    copies = optimizer.fp32_params
+    if not isinstance(copies, dict):
+        return [p.detach() for p in copies]
+    if not hasattr(optimizer, "_views"):
+        optimizer._views = _views({place: flat.detach() for place, flat in copies.items()}, optimizer.fp16_params)
+    views: list[Tensor] = optimizer._views
+    return views
+
+
+def _gradients_in_float32(optimizer: Any) -> list[Tensor]:
+    copies = optimizer.fp32_params
+    if isinstance(copies, dict):
+        if not hasattr(optimizer, "_gradient_views"):
+            flat = {place: copy.grad for place, copy in copies.items()}
+            optimizer._gradient_views = _views(flat, optimizer.fp16_params)
+        views: list[Tensor] = optimizer._gradient_views
+        return views
+    for p in copies:
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+    return [p.grad for p in copies]
+
+
+def _views(flat: dict[Any, Tensor], params: Sequence[Tensor]) -> list[Tensor]:
+    """Per parameter its part of the flat copy of its device."""
+    offsets: dict[Any, int] = defaultdict(int)
+    views = []
+    for p in params:
+        place, start = p.device.index, offsets[p.device.index]
+        offsets[place] = start + p.numel()
+        views.append(flat[place][start : offsets[place]].view_as(p))
+    return views

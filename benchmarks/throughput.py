@@ -1,0 +1,216 @@
+"""fairseq-train beside a plain, compiled training loop in PyTorch: tokens per second of whole updates, in one run.
+
+    python benchmarks/throughput.py                                 # the four sizes of docs/performance.md, on a GPU
+    python benchmarks/throughput.py --cases base:16x1024 --profile  # and where the time of five updates goes
+    python benchmarks/throughput.py --cases small:2x32 --device cpu --vocab-size 1000 --updates 150
+
+Each case is a size of --family (base, medium, large, xl) and a batch: sequences x tokens. Our side is the command line
+as anyone types it, on data that this script writes: loading, logging every 50 updates, clipping and the optimizer are
+in. The speed is the median of what it logs, without the first 50 updates. The other side is benchmarks/plain_loop.py,
+the same model on the same batch.
+"""
+
+import argparse
+import json
+import os
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from compare import positive
+from decoders import Size, flops_per_step
+from report import machine, versions
+
+from torchscale_fairseq import plugin
+
+HERE = Path(__file__).resolve().parent
+CASES = ("base:16x1024", "base:64x1024", "medium:32x1024", "xl:8x2048")
+TRAIN_OPTIONS = ["--optimizer", "adam", "--criterion", "linear_cross_entropy"]
+PEAK = 989e12
+"""FLOP/s that shares are relative to: an H100's or H200's in bfloat16, dense."""
+INTERVAL = 50
+HEADER = (
+    "| model, tokens per update | fairseq-train, tokens/s | of peak | memory | plain loop | of peak | memory | ratio |"
+)
+SIZES = {"small": (4, 256, 4), "base": (12, 768, 12), "medium": (24, 1024, 16), "xl": (24, 2048, 16)}
+"""Layers, width and heads, as models/_presets.py has them; the inner width is four times the width."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A size and a batch."""
+
+    size: str
+    sequences: int
+    length: int
+
+    @classmethod
+    def of(cls, text: str) -> "Case":
+        """``SIZE:SEQUENCESxTOKENS``."""
+        match = re.fullmatch(r"(\w+):(\d+)x(\d+)", text)
+        if match is None or match[1] not in SIZES:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not SIZE:SEQUENCESxTOKENS with a size among {', '.join(SIZES)}; try base:16x1024"
+            )
+        return cls(match[1], int(match[2]), int(match[3]))
+
+    @property
+    def tokens(self) -> int:
+        """In an update."""
+        return self.sequences * self.length
+
+    @property
+    def title(self) -> str:
+        """In the table."""
+        layers, width, _ = SIZES[self.size]
+        return f"{layers} x {width}, {self.sequences} x {self.length:,}"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One side of a case."""
+
+    tokens_per_second: float
+    memory: float
+    """Peak bytes; 0 if unknown."""
+
+
+def write_data(folder: Path, tokens: int, vocab_size: int) -> None:
+    """Random text of so many tokens, binarised as fairseq-preprocess would, with its dictionary."""
+    from fairseq.data.dictionary import Dictionary
+    from fairseq.data.indexed_dataset import MMapIndexedDatasetBuilder
+
+    dictionary = Dictionary()
+    for index in range(vocab_size - len(dictionary)):
+        dictionary.add_symbol(f"w{index}")
+    dictionary.save(str(folder / "dict.txt"))
+    builder = MMapIndexedDatasetBuilder(str(folder / "train.bin"), dtype=np.uint16 if vocab_size < 65_500 else np.int32)
+    generator = torch.Generator().manual_seed(1)
+    for sentence in torch.randint(dictionary.nspecial, vocab_size, (tokens,), generator=generator).split(1000):
+        builder.add_item(sentence)
+    builder.finalize(str(folder / "train.idx"))
+
+
+def train_words(case: Case, data: Path, options: argparse.Namespace) -> list[str]:
+    """The arguments of fairseq-train."""
+    arch = options.family if case.size == "base" else f"{options.family}_{case.size}"
+    words = [str(data), "--user-dir", plugin.user_dir(), "--task", "language_modeling", "--arch", arch]
+    words += ["--tokens-per-sample", str(case.length), "--batch-size", str(case.sequences)]
+    words += ["--share-decoder-input-output-embed", "--dropout", str(options.dropout)]
+    words += ["--max-update", str(options.updates), "--lr", "1e-4", "--clip-norm", "1", "--no-save"]
+    words += ["--disable-validation", "--log-format", "json", "--log-interval", str(INTERVAL)]
+    words += ["--cpu"] if options.device == "cpu" else ["--compile"]
+    words += [] if options.precision == "float32" else [f"--{options.precision}"]
+    return [*words, *options.train_options]
+
+
+def measure_ours(words: list[str], log: Path) -> Measured:
+    """Run fairseq-train, and read its log.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    run = subprocess.run([sys.executable, "-m", "fairseq_cli.train", *words], capture_output=True, text=True)
+    text = run.stdout + run.stderr
+    log.write_text(text)
+    lines = [json.loads(line) for line in re.findall(r"\| train_inner \| (\{.*\})", text)][1:]
+    if run.returncode or not lines:
+        raise SystemExit(f"throughput.py: fairseq-train {shlex.join(words)} failed:\n{text[-3000:]}")
+    memory = 0.0
+    if "gb_free" in lines[-1]:
+        whole = torch.cuda.get_device_properties(0).total_memory
+        memory = whole - min(float(line["gb_free"]) for line in lines) * 2**30
+    return Measured(statistics.median(float(line["wps"]) for line in lines), memory)
+
+
+def measure_plain(case: Case, options: argparse.Namespace) -> Measured:
+    """Run benchmarks/plain_loop.py.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    sizes = map(str, (*SIZES[case.size], case.sequences, case.length))
+    words = [*sizes, "--vocab-size", str(options.vocab_size), "--device", options.device]
+    words += [] if options.family == "gpt_magneto" else ["--pre-norm"]
+    run = subprocess.run([sys.executable, str(HERE / "plain_loop.py"), *words], capture_output=True, text=True)
+    if run.returncode:
+        raise SystemExit(f"throughput.py: plain_loop.py {shlex.join(words)} failed:\n{run.stderr[-3000:]}")
+    found = json.loads(run.stdout)
+    return Measured(case.tokens / found["seconds"], found["memory"])
+
+
+def row(case: Case, ours: Measured, plain: Measured | None, vocab_size: int) -> str:
+    """A line of the table."""
+    layers, width, heads = SIZES[case.size]
+    size = Size(layers, width, heads, 4 * width, vocab_size, case.tokens)
+    flops = flops_per_step(size, case.sequences, case.length) / case.tokens
+    cells = [case.title]
+    for side in (ours, plain):
+        if side is None:
+            cells += ["", "", ""]
+            continue
+        rate = side.tokens_per_second
+        memory = f"{side.memory / 2**30:.1f} GiB" if side.memory else ""
+        cells += [f"{rate:,.0f}", f"{flops * rate / PEAK:.1%}", memory]
+    cells.append(f"{ours.tokens_per_second / plain.tokens_per_second:.3f}" if plain else "")
+    return f"| {' | '.join(cells)} |"
+
+
+def main(words: list[str]) -> int:
+    options = parse_options(words)
+    rows = []
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), *sys.path[1:]])
+    for case in options.cases:
+        with tempfile.TemporaryDirectory() as folder:
+            data = Path(folder)
+            write_data(data, case.tokens * (options.updates + 1), options.vocab_size)
+            train = train_words(case, data, options)
+            print(f"throughput.py: fairseq-train {shlex.join(train)}", file=sys.stderr, flush=True)
+            ours = measure_ours(train, options.logs / f"{case.size}_{case.tokens}.log")
+            if options.profile:
+                profile = [sys.executable, str(HERE / "training_profile.py"), "--", *train]
+                subprocess.run(profile, check=True)
+        plain = None if options.ours_alone else measure_plain(case, options)
+        rows.append(row(case, ours, plain, options.vocab_size))
+        print(rows[-1], file=sys.stderr, flush=True)
+    print(f"`{shlex.join(['python', 'benchmarks/throughput.py', *words])}`\n")
+    print(f"{machine(options.device)}; {versions()}\n")
+    print("\n".join([HEADER, "|---" * (HEADER.count("|") - 1) + "|", *rows]))
+    return 0
+
+
+def parse_options(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="throughput.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--cases", type=Case.of, nargs="+", default=[Case.of(c) for c in CASES], help=f"({' '.join(CASES)})")
+    add("--family", choices=("gpt_magneto", "gpt_deepnorm", "gpt_xpos"), default="gpt_magneto", help="(gpt_magneto)")
+    add("--device", choices=("cpu", "cuda"), default="cuda", help="(cuda)")
+    add("--precision", choices=("bf16", "fp16", "float32"), help="(bf16 on a GPU, float32 on a CPU)")
+    add("--dropout", type=float, default=0.0, help="of ours (0)")
+    add("--updates", type=positive, default=200, help="of fairseq-train (200)")
+    add("--vocab-size", type=positive, default=50_000, help="(50,000)")
+    add("--ours-alone", action="store_true", help="leave out the plain loop")
+    add("--profile", action="store_true", help="also print where the time of five updates goes")
+    add("--logs", type=Path, default=Path(tempfile.gettempdir()), metavar="DIR", help="for the logs of fairseq-train")
+    add("train_options", nargs="*", metavar="-- OPTIONS", help=f"of fairseq-train ({shlex.join(TRAIN_OPTIONS)})")
+    options = parser.parse_args(words)
+    options.precision = options.precision or ("bf16" if options.device == "cuda" else "float32")
+    if options.updates < 2 * INTERVAL:
+        parser.error(
+            f"--updates ({options.updates}) must be at least {2 * INTERVAL}: the first {INTERVAL} do not count"
+        )
+    options.train_options = options.train_options or TRAIN_OPTIONS
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from fairseq import checkpoint_utils
-from fairseq import trainer as stock
 from fairseq.logging import metrics
 
 from torchscale_fairseq.core.errors import InputError
@@ -29,6 +28,7 @@ from torchscale_fairseq.hooks import (
     sequence,
 )
 from torchscale_fairseq.hooks.checkpoints import CheckpointError, describe_mismatch, read_mapped
+from torchscale_fairseq.hooks.deferring_trainer import DeferringTrainer
 from torchscale_fairseq.hooks.expert_options import prepare_options
 from torchscale_fairseq.hooks.expert_shards import write_shard
 from torchscale_fairseq.hooks.layer_norms import LayerNorms
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 CRASH = "crash.pt"
 
 
-class Trainer(stock.Trainer):
+class Trainer(DeferringTrainer):
     """fairseq's Trainer, with five repairs (docs/stock_repairs.md), what experts and sequences that processes share
     out need (docs/distributed.md), and what a cluster asks for: figures on speed and health, and an end in good order
     when told (docs/launching.md)."""
@@ -113,7 +113,7 @@ class Trainer(stock.Trainer):
         return output
 
     def clip_grad_norm(self, clip_norm: float) -> Any:
-        """Stock's; before it, gradients of an update to be logged are measured."""
+        """The norm; before it, gradients of an update to be logged are measured."""
         if self._norms is not None:
             self._norms.before_update(self.optimizer, self.get_num_updates() + 1)
         return super().clip_grad_norm(clip_norm)

@@ -9,6 +9,7 @@ from torchscale_fairseq.core.architectures.blocks import SideOptions
 from torchscale_fairseq.core.architectures.decoder import Decoder
 from torchscale_fairseq.core.architectures.retnet import AnyRetNetConfig, RetNetDecoder
 from torchscale_fairseq.core.config import DecoderConfig, EncoderDecoderConfig
+from torchscale_fairseq.hooks.padding import padding_mask
 
 from ._dictionary import upgrade_state_dict
 
@@ -42,7 +43,7 @@ class DecoderAdapter(FairseqIncrementalDecoder):
         return self.core.forward(
             self,
             prev_output_tokens,
-            self_attn_padding_mask=prev_output_tokens.eq(self.dictionary.pad()),
+            self_attn_padding_mask=padding_mask(prev_output_tokens, self.dictionary.pad()),
             encoder_out=encoder_out,
             incremental_state=incremental_state,
             features_only=features_only,

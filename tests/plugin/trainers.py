@@ -1,0 +1,54 @@
+"""fairseq's Trainer in the test's own process, on batches made here."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from fairseq import options, tasks
+from fairseq import trainer as fairseq_trainer
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.logging import metrics
+
+from tests.fairseq_cli import FEW_UPDATES, USER_DIR
+from tests.plugin.shrunk import shrunk
+from torchscale_fairseq import plugin
+
+plugin.register()
+
+
+def make_trainer(data: Path, folder: Path, *flags: str, arch: str = "gpt_magneto_small") -> Any:
+    """A trainer of a tiny language model.
+
+    Args:
+        data: binarised text, for its dictionary.
+        folder: for checkpoints.
+        flags: of fairseq-train; later ones count.
+        arch: the model.
+    """
+    words = [str(data), "--user-dir", str(USER_DIR), "--task", "language_modeling", *shrunk(arch), *FEW_UPDATES]
+    words += ["--cpu", "--dropout", "0", "--log-interval", "100", "--max-update", "1000", "--clip-norm", "1"]
+    words += ["--tokens-per-sample", "16", "--save-dir", str(folder), *flags]
+    metrics.reset()
+    torch.manual_seed(1)
+    config = convert_namespace_to_omegaconf(options.parse_args_and_arch(options.get_training_parser(), words))
+    task = tasks.setup_task(config.task)
+    criterion = task.build_criterion(config.criterion)
+    return fairseq_trainer.Trainer(config, task, task.build_model(config.model), criterion)
+
+
+def make_batch(seed: int, *, padding: int = 0) -> dict[str, Any]:
+    """Three sequences of eight tokens, the last ``padding`` of the first being padding."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(4, 30, (3, 9), generator=generator)
+    if padding:
+        tokens[0, -padding:] = 1
+    source, target = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+    ntokens = int(target.ne(1).sum())
+    inputs = {"src_tokens": source, "src_lengths": source.ne(1).sum(1)}
+    return {"id": torch.arange(3), "net_input": inputs, "target": target, "ntokens": ntokens, "nsentences": 3}
+
+
+def update(trainer: Any, seed: int) -> Any:
+    """One update on a batch of that seed; what the trainer returns."""
+    with metrics.aggregate("train_inner"):
+        return trainer.train_step([make_batch(seed)])

@@ -1,0 +1,90 @@
+"""Checking gradient norms without waiting for the device.
+
+fairseq's Trainer reads the norm of every update before it goes on, to stop at NaN and infinity. Meanwhile the device
+runs out of work. Here the device itself leaves the weights as they are if the norm is not finite, and the host looks
+one update later, when the answer is long there.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class UncheckedNorm(Tensor):
+    """A gradient norm that counts as finite for now."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Anything but ``torch.isfinite`` sees an ordinary tensor."""
+        if func is torch.isfinite:
+            return torch.tensor(True)
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+
+class LateFailure(Exception):
+    """The update before this one had gradients that are not finite, or differ between processes."""
+
+
+@dataclass(frozen=True)
+class Unread:
+    """An update whose norm the host has not looked at."""
+
+    number: int
+    """Counted from 1."""
+    samples: Any
+    failed: Tensor
+    """A float32 scalar in the host's memory, once ``ready``; 0 if all is well."""
+    ready: torch.cuda.Event | None
+
+    def has_failed(self) -> bool:
+        """Wait until the device has answered."""
+        if self.ready is not None:
+            self.ready.synchronize()
+        return bool(self.failed)
+
+
+def failure(norms: Tensor) -> Tensor:
+    """1.0 if a norm is not finite, or one process has another than the first, as fairseq tells them apart; else 0.0.
+
+    Args:
+        norms: (processes,).
+    """
+    consistent = (norms - norms[0]).abs().max() / (norms[0] + 1e-6) < 1e-6
+    return (~(torch.isfinite(norms).all() & consistent)).float()
+
+
+def unread(number: int, samples: Any, failed: Tensor) -> Unread:
+    """Send the answer on its way to the host.
+
+    Args:
+        number: of the update, counted from 1.
+        samples: its batches.
+        failed: as ``failure`` returns it.
+    """
+    if not failed.is_cuda:
+        return Unread(number, samples, failed, None)
+    host = failed.to("cpu", non_blocking=True)
+    ready = torch.cuda.Event()
+    ready.record()
+    return Unread(number, samples, host, ready)
+
+
+def can_wait(cfg: Any, optimizer: Any) -> bool:
+    """Whether the optimizer heeds ``found_inf``, and nothing else depends on each update's success.
+
+    Args:
+        cfg: fairseq's whole config.
+        optimizer: fairseq's, as the Trainer uses it.
+    """
+    return (
+        getattr(optimizer.optimizer, "can_skip", False)
+        and getattr(optimizer, "scaler", None) is None
+        and not cfg.common.tpu
+        and not cfg.ema.store_ema
+        and not cfg.optimization.use_bmuf
+        and cfg.common.quantization_config_path is None
+        and cfg.distributed_training.ddp_backend in ("pytorch_ddp", "c10d", "legacy_ddp", "no_c10d")
+    )

@@ -13,10 +13,13 @@ pytest.importorskip("fairseq")
 from tests.fairseq_cli import Finished, run_fairseq
 from tests.plugin.drawings import make_drawings
 from torchscale_fairseq.core.config import BEiT3Config
+from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.criterions.image_text import normalised_patches
 from torchscale_fairseq.data.captions import read_captions
 from torchscale_fairseq.data.problems import DataError
+from torchscale_fairseq.hooks.checkpoints import load_checkpoint
 from torchscale_fairseq.models.beit3 import ImageTextModel
+from torchscale_fairseq.tasks._images import check_size
 
 IMAGES = ["--task", "image_text", "--criterion", "image_text", "--img-size", "32", "--patch-size", "8"]
 TINY = ["--encoder-layers", "1", "--encoder-embed-dim", "16", "--encoder-ffn-embed-dim", "32"]
@@ -43,9 +46,14 @@ def test_trains_resumes_and_validates(drawings: Path, tmp_path: Path) -> None:
     output = run_fairseq("validate", [*words, "--batch-size", "8", "--cpu"]).check().output
     logged, validated = (re.findall(r"match_accuracy ([\d.]+)", text) for text in (first, output))
     assert logged and validated
-    larger = ["--img-size", "48", "--restore-file", str(tmp_path / "checkpoint_last.pt")]
-    refused = train(drawings, tmp_path / "larger", *TINY, *larger)
-    assert "trained with --img-size 32, and this run has --img-size 48" in refused.last_line and refused.returncode
+    state = load_checkpoint(tmp_path / "checkpoint_last.pt")
+    check_size(state, 32)
+    message = (
+        r"with --img-size 32, and this run has --img-size 48, .* add --reset-optimizer, or .* --finetune-from-model"
+    )
+    with pytest.raises(InputError, match=message):
+        check_size(state, 48)
+    check_size({**state, "last_optimizer_state": None}, 48)
     tuned = ["--img-size", "48", "--finetune-from-model", str(tmp_path / "checkpoint_last.pt")]
     train(drawings, tmp_path / "larger", *TINY, *tuned, updates=1).check()
 

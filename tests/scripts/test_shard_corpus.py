@@ -5,6 +5,7 @@ import json
 import math
 import random
 import re
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -17,6 +18,7 @@ import sentencepiece
 
 from tests.data.corpora import made_line
 from tests.fairseq_cli import REPOSITORY, Finished, run_program
+from tests.scripts.in_process import run_script
 
 TOKENIZER = REPOSITORY / "scripts/data/train_tokenizer.py"
 SHARDS = REPOSITORY / "scripts/data/shard_corpus.py"
@@ -142,15 +144,15 @@ def test_broken_lines(made: Path, tmp_path: Path) -> None:
 
 def test_text_of_blank_lines_is_refused(made: Path, tmp_path: Path) -> None:
     """And does not stand in the way of other text."""
-    data, text = tmp_path / "data", tmp_path / "blank.txt"
+    data, text = shutil.copytree(made / "data", tmp_path / "data"), tmp_path / "blank.txt"
     text.write_text("\n \n\t\n")
-    refused = shard(made, data, "--train", text)
+    refused = run_script(SHARDS, data, "--workers", 1, "--train", text)
     assert refused.returncode == 1 and refused.last_line == f"shard_corpus.py: --train {text}: no line has text"
     text.write_text("")
-    refused = shard(made, data, "--train", text)
+    refused = run_script(SHARDS, data, "--workers", 1, "--train", text)
     assert refused.returncode == 1 and refused.last_line == f"shard_corpus.py: {text}: no text"
     assert not list(data.glob("json/*"))
-    shard(made, data, "--train", made / "valid.txt").check()
+    run_script(SHARDS, data, "--workers", 1, "--train", made / "valid.txt").check()
 
 
 def test_a_tokenizer_that_loses_text_is_refused(made: Path, tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Text on disk, in TorchScale's format, as samples for pretraining (docs/pretraining.md)."""
+"""Text in TorchScale's format (docs/pretraining.md), images, captions and tables on disk, as samples for training."""

@@ -40,6 +40,7 @@ def register() -> None:
     try:
         from torchscale_fairseq.hooks import (
             best_metric,
+            configuration_log,
             embedding_files,
             evaluation,
             experts,
@@ -58,6 +59,7 @@ def register() -> None:
 
         stock_repairs.apply()
         reporting.apply()
+        configuration_log.apply()
         task_repairs.apply()
         embedding_files.apply()
         experts.apply()

@@ -181,6 +181,7 @@ def test_process_that_a_command_starts_leaves_its_sentence(tmp_path: Path) -> No
 def test_several_processes(tmp_path: Path) -> None:
     words = training(tmp_path / "nowhere", tmp_path, "--distributed-world-size", 2, "--user-dir", USER_DIR)
     done = run_program(["fairseq-train", *words])
+    assert "Please install tensorboardX" not in done.output
     assert (done.returncode, done.stderr) == (
         1,
         f"fairseq-train: the data folder {tmp_path / 'nowhere'} does not exist\n",

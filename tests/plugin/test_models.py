@@ -156,9 +156,8 @@ def parameters(c: Any) -> int:
 
 def test_the_documented_names_are_registered() -> None:
     names = {"mt_base", "lm_base", "mlm_base"}
-    names |= {
-        f"mt_{kind}{size}" for kind in ("deepnorm", "magneto", "xmoe") for size in ("", "_small", "_base", "_large")
-    }
+    kinds = ("deepnorm", "magneto", "xmoe", "swiglu")
+    names |= {f"mt_{kind}{size}" for kind in kinds for size in ("", "_small", "_base", "_large")}
     sizes = ("", "_small", "_base", "_medium", "_large", "_xl")
     families = ("gpt_deepnorm", "gpt_magneto", "gpt_xpos", "bert_magneto", "bert_deepnorm")
     names |= {family + size for family in families for size in sizes}

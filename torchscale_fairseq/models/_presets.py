@@ -20,6 +20,14 @@ def _with_experts(sizes: dict[str, Preset], **experts: int) -> dict[str, Preset]
     return {name: {**sizes[name], "moe_expert_count": count} for name, count in experts.items()}
 
 
+def _with_inner_width(sizes: dict[str, Preset], **widths: int) -> dict[str, Preset]:
+    """Sizes with other inner widths, the same for both sides."""
+    return {
+        name: {**sizes[name], "encoder_ffn_embed_dim": width, "decoder_ffn_embed_dim": width}
+        for name, width in widths.items()
+    }
+
+
 def _family(name: str, common: Preset, sizes: dict[str, Preset]) -> dict[str, Preset]:
     """One architecture per size, and the base size under the family's own name."""
     return {name: {**common, **sizes["base"]}, **{f"{name}_{size}": {**common, **p} for size, p in sizes.items()}}
@@ -44,6 +52,11 @@ TRANSLATION: dict[str, Preset] = {
     **_family(
         "mt_xmoe", {**_TRANSLATION_COMMON, **_XMOE}, _with_experts(_TRANSLATION_SIZES, small=8, base=32, large=64)
     ),
+    **_family(
+        "mt_swiglu",
+        {**_TRANSLATION_COMMON, "subln": False, "norm": "rmsnorm", "activation_fn": "swish", "gated_ffn": True},
+        _with_inner_width(_TRANSLATION_SIZES, small=688, base=1368, large=2736),
+    ),
     "mt_base": {
         **_TRANSLATION_COMMON,
         **_TRANSLATION_SIZES["base"],
@@ -53,6 +66,7 @@ TRANSLATION: dict[str, Preset] = {
         "decoder_normalize_before": False,
     },
 }
+"""The inner widths of ``mt_swiglu`` are two thirds of the others', in multiples of eight, for as many parameters."""
 
 _LANGUAGE_SIZES = _sizes(
     "decoder",

@@ -119,7 +119,7 @@ def main(experiment: Experiment) -> int:
         if options.plot_only is None:
             conduct(experiment, options)
         else:
-            plot(experiment, options.plot_only)
+            plot(experiment.name, experiment.draw, options.plot_only)
     except (InputError, OSError) as error:
         print(f"{experiment.name}.py: {error}", file=sys.stderr)
         return 1
@@ -168,7 +168,7 @@ def conduct(experiment: Experiment, options: argparse.Namespace) -> None:
     path.write_text(json.dumps(report, allow_nan=False, indent=1) + "\n")
     print(f"wrote {path} after {report['seconds']} s")
     if has_matplotlib():
-        plot(experiment, path)
+        plot(experiment.name, experiment.draw, path)
     else:
         print(f"no figure: {NO_MATPLOTLIB}, then --plot-only {path}")
 
@@ -355,16 +355,16 @@ def has_matplotlib() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def plot(experiment: Experiment, path: Path) -> None:
-    """Draw the figure of a report, beside it."""
+def plot(name: str, draw: Callable[[Result], "Figure"], path: Path) -> None:
+    """Draw the figure of an experiment's report, next to it."""
     if not has_matplotlib():
         raise InputError(NO_MATPLOTLIB)
     report = read_report(path)
-    if report["experiment"] != experiment.name:
+    if report["experiment"] != name:
         raise InputError(f"{path} is a report of {report['experiment']}.py; draw it with that script")
     import matplotlib
 
     matplotlib.use("agg")
     with matplotlib.rc_context(STYLE):
-        experiment.draw(report).savefig(path.with_suffix(".png"))
+        draw(report).savefig(path.with_suffix(".png"))
     print(f"wrote {path.with_suffix('.png')}")

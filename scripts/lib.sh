@@ -30,6 +30,14 @@ read_options() {
   rest=("$@")
 }
 
+# Sets max_tokens, lr and warmup for the architecture, from the first line of recipes.tsv whose pattern fits.
+read_recipe() {
+  local pattern
+  while IFS=$'\t' read -r pattern max_tokens lr warmup; do
+    case "$arch" in $pattern) break ;; esac
+  done < <(tail -n +2 "$root/scripts/recipes.tsv")
+}
+
 step() {
   printf '\n== %s\n' "$1"
 }

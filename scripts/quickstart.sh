@@ -23,6 +23,7 @@ source "$root/scripts/lib.sh"
 arch=mt_deepnorm_small
 max_update=800
 read_options "$@"
+read_recipe
 cd "$root"
 
 corpus=${work}data/cldr.en-de
@@ -35,19 +36,12 @@ case "$arch" in
   *) criterion=(label_smoothed_cross_entropy) ;;
 esac
 
-# In inverse proportion to the width: wider models learn worse at a higher rate, those with experts above all.
-case "$arch" in
-  *_small) lr=1e-3 ;;
-  *_large) lr=2.5e-4 ;;
-  *) lr=5e-4 ;;
-esac
-
-# The one place for what training is done with; the architecture's own options are its preset's.
+# The one place for the options of training, next to recipes.tsv; the architecture's own options are its preset's.
 training=(
   --criterion "${criterion[@]}" --label-smoothing 0.1
   --optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 1.0
-  --lr-scheduler polynomial_decay --lr "$lr" --warmup-updates 200 --total-num-update "$max_update"
-  --max-tokens 700 --max-update "$max_update" --seed 1
+  --lr-scheduler polynomial_decay --lr "$lr" --warmup-updates "$warmup" --total-num-update "$max_update"
+  --max-tokens "$max_tokens" --max-update "$max_update" --seed 1
   --validate-interval-updates 250 --save-interval-updates 250 --keep-interval-updates 1 --no-epoch-checkpoints
   --log-interval 50
 )

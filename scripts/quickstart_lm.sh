@@ -26,6 +26,7 @@ source "$root/scripts/lib.sh"
 arch=gpt_deepnorm_small
 max_update=1200
 read_options "$@"
+read_recipe
 cd "$root"
 
 corpus=${work}data/python
@@ -38,17 +39,17 @@ model=(--user-dir torchscale_fairseq --path "$run/checkpoint_best.pt")
 case "$arch" in
   bert_* | mlm_*)
     data=${work}data/python.shards
-    task=(--task pretraining --criterion masked_lm --sample-break-mode none --tokens-per-sample 64 --batch-size 16)
+    task=(--task pretraining --criterion masked_lm --sample-break-mode none --tokens-per-sample 64)
     task+=(--mask-prob 0.3 --xpos-rel-pos --dropout 0 --attention-dropout 0)
     ;;
-  *) task=(--task language_modeling --criterion cross_entropy --tokens-per-sample 256 --batch-size 2) ;;
+  *) task=(--task language_modeling --criterion cross_entropy --tokens-per-sample 256) ;;
 esac
 
-# The one place for what training is done with; the architecture's own options are its preset's.
+# The one place for the options of training, next to recipes.tsv; the architecture's own options are its preset's.
 training=(
   "${task[@]}" --optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 1.0
-  --lr-scheduler polynomial_decay --lr 2e-3 --warmup-updates 100 --total-num-update "$max_update"
-  --batch-size-valid 8 --max-update "$max_update" --seed 1
+  --lr-scheduler polynomial_decay --lr "$lr" --warmup-updates "$warmup" --total-num-update "$max_update"
+  --max-tokens "$max_tokens" --batch-size-valid 8 --max-update "$max_update" --seed 1
   --validate-interval-updates 400 --save-interval-updates 400 --keep-interval-updates 1 --no-epoch-checkpoints
   --log-interval 50
 )

@@ -194,7 +194,7 @@ def test_packed_weights_are_not_trained() -> None:
 
 @pytest.mark.parametrize("options", [{"bitnet_recipe": "paper"}, {"bitnet_packed": True}])
 def test_details_without_bitnet_are_refused(options: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"has no use without bitnet; give bitnet=b1\.58"):
+    with pytest.raises(ValueError, match=r"has no use without bitnet; give bitnet='b1\.58'"):
         DecoderConfig(**options)
 
 

@@ -1,8 +1,6 @@
 """Every registered model of ours: its flags, its size, its errors. Walks fairseq's registry."""
 
-import argparse
 import dataclasses
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,10 +8,19 @@ import torch
 
 pytest.importorskip("fairseq")
 
-from fairseq.data import Dictionary
-from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import MODEL_DATACLASS_REGISTRY, MODEL_REGISTRY, build_model
 
+from tests.plugin.registered import (
+    CLASSES,
+    OF_THE_TASK,
+    WORDS,
+    config_class,
+    config_of,
+    dictionary,
+    parse,
+    parser_of,
+    task,
+)
 from torchscale_fairseq.core.config import (
     BEiT3Config,
     DecoderConfig,
@@ -23,68 +30,10 @@ from torchscale_fairseq.core.config import (
     RetNetConfig,
     RetNetEncoderDecoderConfig,
 )
-from torchscale_fairseq.models._options import core_config, flag_fields
-from torchscale_fairseq.models.beit3 import ImageTextModel
-from torchscale_fairseq.models.bert import MaskedLanguageModel
-from torchscale_fairseq.models.gpt import LanguageModel
-from torchscale_fairseq.models.longvit import LongViTModel
-from torchscale_fairseq.models.retnet import RetNetLanguageModel, RetNetTranslationModel
-from torchscale_fairseq.models.translation import TranslationModel
+from torchscale_fairseq.models._options import flag_fields
 
 OURS = sorted(name for name, cls in MODEL_REGISTRY.items() if cls.__module__.startswith("torchscale_fairseq"))
-CONFIGS = {
-    RetNetTranslationModel: RetNetEncoderDecoderConfig,
-    RetNetLanguageModel: RetNetConfig,
-    TranslationModel: EncoderDecoderConfig,
-    LanguageModel: DecoderConfig,
-    MaskedLanguageModel: EncoderConfig,
-    ImageTextModel: BEiT3Config,
-    LongViTModel: LongViTConfig,
-}
 LANGUAGE_CONFIGS = (DecoderConfig, RetNetConfig)
-OF_THE_TASK = {
-    "max_source_positions": 1024,
-    "max_target_positions": 1024,
-    "tokens_per_sample": 1024,
-    "img_size": 224,
-    "patch_size": 16,
-}
-WORDS = 1000
-CLASSES = 5
-
-
-def config_class(arch: str) -> type:
-    return next(config for family, config in CONFIGS.items() if issubclass(MODEL_REGISTRY[arch], family))
-
-
-def dictionary(words: int = WORDS) -> Dictionary:
-    result = Dictionary()
-    for i in range(words - len(result)):
-        result.add_symbol(f"w{i}")
-    return result
-
-
-def task(source: Dictionary | None = None, target: Dictionary | None = None) -> Any:
-    shared = dictionary()
-    return SimpleNamespace(source_dictionary=source or shared, target_dictionary=target or shared, num_classes=CLASSES)
-
-
-def parser_of(arch: str) -> argparse.ArgumentParser:
-    """fairseq's command line, as far as the model makes it."""
-    parser = argparse.ArgumentParser(allow_abbrev=False)
-    gen_parser_from_dataclass(parser, MODEL_DATACLASS_REGISTRY[arch]())
-    return parser
-
-
-def parse(arch: str, *flags: str) -> argparse.Namespace:
-    """What fairseq's command line makes of the flags."""
-    lengths = OF_THE_TASK
-    return argparse.Namespace(arch=arch, **{**lengths, **vars(parser_of(arch).parse_args(flags))})
-
-
-def config_of(arch: str, *flags: str) -> Any:
-    words = {} if config_class(arch) is LongViTConfig else {"vocab_size": WORDS}
-    return core_config(parse(arch, *flags), config_class(arch), MODEL_REGISTRY[arch].preset, **words)
 
 
 def parameters(c: Any) -> int:

@@ -8,7 +8,8 @@ pytest.importorskip("fairseq")
 
 import torchscale_fairseq.models  # noqa: F401 - registers them
 from tests.fairseq_cli import FEW_UPDATES, TINY_LANGUAGE_MODEL, run_fairseq
-from tests.plugin.test_models import config_of, parameters
+from tests.plugin.registered import config_of
+from tests.plugin.test_models import parameters
 from torchscale_fairseq.hooks.sharding import largest_that_fits, parameter_count
 
 SHARDED = ["--ddp-backend", "fully_sharded"]

@@ -1,6 +1,7 @@
 """``--criterion linear_cross_entropy``: fairseq's ``cross_entropy``, or with ``--label-smoothing`` its
 ``label_smoothed_cross_entropy``, without the logits of a whole batch in memory. Values and gradients are theirs."""
 
+import inspect
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,13 +54,10 @@ class LinearCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
                 "--find-unused-parameters does not see it; drop that option, or take --ddp-backend legacy_ddp, which "
                 "does without."
             )
+        if not _gives_features(model):
+            raise InputError(_UNSUITABLE)
         net_input = {**sample["net_input"], "features_only": True}
-        try:
-            return super().forward(model, {**sample, "net_input": net_input}, reduce)
-        except TypeError as error:
-            if "features_only" not in str(error):
-                raise
-            raise InputError(_UNSUITABLE) from error
+        return super().forward(model, {**sample, "net_input": net_input}, reduce)
 
     def compute_loss(
         self, model: Any, net_output: tuple[Tensor, Any], sample: dict[str, Any], reduce: bool = True
@@ -74,6 +72,12 @@ class LinearCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
             return linear_cross_entropy(features, projection.weight, target, **options)
         compiled = bool(getattr(getattr(model.decoder, "config", None), "compile", False))
         return summed_linear_cross_entropy(features, projection.weight, target, compile=compiled, **options)
+
+
+def _gives_features(model: Any) -> bool:
+    """Whether the model's decoder can leave out its output projection."""
+    forward = getattr(getattr(model, "decoder", None), "forward", None)
+    return forward is not None and "features_only" in inspect.signature(forward).parameters
 
 
 _UNSUITABLE = (

@@ -6,10 +6,10 @@ from typing import Any
 from fairseq import checkpoint_utils, models, utils
 from fairseq.optim import FairseqOptimizer
 
-from torchscale_fairseq.core.errors import InputError
-from torchscale_fairseq.core.parallel.groups import UnevenExperts, splitting_experts
+from torchscale_fairseq.core.parallel.groups import splitting_experts
 from torchscale_fairseq.hooks.gradient_clipping import clip_with_experts, reduce_with_replicas
 from torchscale_fairseq.hooks.patching import replace
+from torchscale_fairseq.hooks.surfaces import spelt_as_typed
 
 
 def apply() -> None:
@@ -27,11 +27,8 @@ def split_while_training(stock: Callable[..., Any]) -> Callable[..., Any]:
     def build_model(cfg: Any, task: Any, from_checkpoint: bool = False) -> Any:
         if from_checkpoint:
             return stock(cfg, task, from_checkpoint)
-        with splitting_experts():
-            try:
-                return stock(cfg, task, from_checkpoint)
-            except UnevenExperts as error:
-                raise InputError(str(error).replace("moe_expert_count", "--moe-expert-count")) from None
+        with splitting_experts(), spelt_as_typed():
+            return stock(cfg, task, from_checkpoint)
 
     return build_model
 

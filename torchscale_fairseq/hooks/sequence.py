@@ -11,10 +11,14 @@ from fairseq import utils
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from torchscale_fairseq.core.config.dilated import EXAMPLE
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.layers.dilated_attention import DilatedAttention
 from torchscale_fairseq.core.layers.experts import Experts
-from torchscale_fairseq.core.parallel.sequence import SequenceSlice, UnevenProcesses, sequence_group
+from torchscale_fairseq.core.option_error import OptionError
+from torchscale_fairseq.core.parallel.sequence import SequenceSlice, sequence_group
+from torchscale_fairseq.hooks.expert_options import DDP_ADVICE
+from torchscale_fairseq.hooks.surfaces import spelt_as_typed
 
 SLICE = "sequence_slice"
 """The argument by which a model learns what it is given."""
@@ -43,10 +47,8 @@ def sharing_of(cfg: Any, task: Any, model: nn.Module) -> "SequenceSharing | None
     size = _processes_per_batch(cfg.model, cfg.distributed_training.distributed_world_size)
     if size == 1:
         return None
-    try:
+    with spelt_as_typed():
         group = sequence_group(size)
-    except UnevenProcesses as error:
-        raise InputError(str(error).replace("seq_parallel_size", "--seq-parallel-size")) from None
     if hasattr(task, "share_sequences"):
         task.share_sequences(dist.get_rank(group), size)
         return SequenceSharing(group, SlicesAsRead(group, task.sequence_length), sentence_avg=True)
@@ -169,31 +171,46 @@ class SlicesOfTokens:
 
 
 def _check_options(cfg: Any, model: nn.Module) -> None:
-    """Refuse what sequences that are shared out do not go with.
+    """Refuse what sequences that are distributed over processes do not go with.
 
     Raises:
-        InputError: the model cannot read slices, or options do not go together.
+        OptionError: the model cannot read slices, or options do not go together.
     """
-    options, training = cfg.model, cfg.distributed_training
-    if not getattr(options, "seq_parallel", False):
-        if getattr(options, "seq_parallel_size", 0):
-            raise InputError(f"--seq-parallel-size ({options.seq_parallel_size}) has no use without --seq-parallel.")
-        return
-    if options.seq_parallel_size < 0:
-        raise InputError(f"--seq-parallel-size ({options.seq_parallel_size}) must be at least 1, or 0 for all.")
+    with spelt_as_typed():
+        _check_size(cfg.model)
+        if getattr(cfg.model, "seq_parallel", False):
+            for error in _contradictions(cfg, model):
+                raise error
+
+
+def _check_size(options: Any) -> None:
+    size = getattr(options, "seq_parallel_size", 0)
+    if size and not getattr(options, "seq_parallel", False):
+        ways = ({"seq_parallel": True}, {"seq_parallel_size": None})
+        raise OptionError("seq_parallel_size", size, "{seq_parallel_size()} has no use without {seq_parallel}", ways)
+    if size < 0:
+        condition = "{seq_parallel_size()} must be at least 1, or 0 for all"
+        raise OptionError("seq_parallel_size", size, condition, [{"seq_parallel_size": 0}])
+
+
+def _contradictions(cfg: Any, model: nn.Module) -> Iterator[OptionError]:
+    options, backend = cfg.model, cfg.distributed_training.ddp_backend
     modules = list(model.modules())
-    reasons = {
-        f"--arch {options._name}, whose attention is dense; use longnet, or give --segment-length and "
-        "--dilated-ratio": not any(isinstance(module, DilatedAttention) for module in modules),
-        "experts, which count places per batch; give --moe-freq 0": any(isinstance(m, Experts) for m in modules),
-        "--torchscale-compatible, where the mixing of branches has no gradient; drop one of them": (
-            options.torchscale_compatible
-        ),
-        "--use-bmuf, which lets processes update by themselves; drop one of them": cfg.optimization.use_bmuf,
-        f"--ddp-backend {training.ddp_backend}; use legacy_ddp or pytorch_ddp": (
-            training.ddp_backend not in ("c10d", "pytorch_ddp", "legacy_ddp", "no_c10d")
-        ),
-    }
-    for reason, given in reasons.items():
-        if given:
-            raise InputError(f"--seq-parallel does not go with {reason}.")
+    if not any(isinstance(module, DilatedAttention) for module in modules):
+        condition = f"{{arch}} {options._name}, whose attention is dense"
+        yield _contradiction(condition, dict(EXAMPLE), advice="use longnet, or {}")
+    if any(isinstance(module, Experts) for module in modules):
+        yield _contradiction("experts, which count places per batch", {"moe_freq": 0})
+    if options.torchscale_compatible:
+        reason = "{torchscale_compatible}, where the mixing of branches has no gradient"
+        yield _contradiction(reason, {"torchscale_compatible": None}, {"seq_parallel": None})
+    if cfg.optimization.use_bmuf:
+        reason = "{optimization.use_bmuf}, which lets processes update by themselves"
+        yield _contradiction(reason, {"optimization.use_bmuf": None}, {"seq_parallel": None})
+    if backend not in ("c10d", "pytorch_ddp", "legacy_ddp", "no_c10d"):
+        ways = ({"distributed_training.ddp_backend": name} for name in ("legacy_ddp", "pytorch_ddp"))
+        yield _contradiction(f"{{distributed_training.ddp_backend}} {backend}", *ways, advice=DDP_ADVICE)
+
+
+def _contradiction(what: str, *ways: dict[str, Any], advice: str = "{}") -> OptionError:
+    return OptionError("seq_parallel", True, f"{{seq_parallel}} does not go with {what}", ways, advice=advice)

@@ -5,13 +5,14 @@ is None here and the preset supplies True when the model is built.
 """
 
 import dataclasses
-import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional, TypeVar
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+
+from torchscale_fairseq.hooks.surfaces import spelt_as_typed
 
 Preset = Mapping[str, Any]
 
@@ -115,23 +116,10 @@ def core_config(cfg: Any, config_class: type[ConfigT], preset: Preset, **decided
         decided: options that dictionary and task decide; they win.
 
     Raises:
-        ValueError: the options contradict each other; named as flags.
+        OptionError: the options contradict each other; spelt as the user typed them.
     """
     names = [f.name for f in flag_fields(config_class)]
     given = {name: getattr(cfg, name, None) for name in names}
     values = {name: preset.get(name) if value is None else value for name, value in given.items()}
-    try:
+    with spelt_as_typed(preset, given):
         return config_class(**({name: v for name, v in values.items() if v is not None} | decided))
-    except (TypeError, ValueError) as error:
-        message, mentioned = _with_flags(str(error), names)
-        ours = [name for name in mentioned if name in preset and given[name] in (None, preset[name])]
-        if ours:
-            message += f" The architecture itself sets {', '.join(f'{name}={preset[name]}' for name in ours)}."
-        raise type(error)(message) from None
-
-
-def _with_flags(message: str, names: list[str]) -> tuple[str, list[str]]:
-    """The message with options spelt as flags, and which it mentions."""
-    pattern = r"(?<![\w-])(" + "|".join(sorted(names, key=len, reverse=True)) + r")(?!\w)"
-    mentioned = list(dict.fromkeys(re.findall(pattern, message)))
-    return re.sub(pattern, lambda m: "--" + m.group(1).replace("_", "-"), message), mentioned

@@ -25,14 +25,18 @@ class DecoderConfig(DecoderSide, DilatedOptions):
     def _check(self) -> None:
         super()._check()
         if self.segment_lengths and self.blockwise_causal_window:
-            raise ValueError(
-                f"blockwise_causal_window ({self.blockwise_causal_window}) is for dense attention and segment_length "
-                "for dilated attention; drop one."
+            raise self._error(
+                "blockwise_causal_window",
+                "{blockwise_causal_window()} is for dense attention and {segment_length} for dilated attention",
+                {"blockwise_causal_window": None},
+                {"segment_length": None, "dilated_ratio": None},
             )
         if self.multiway and not self.torchscale_compatible:
-            raise ValueError(
-                "multiway has no use in a decoder, where all tokens are of one modality; "
-                "to load a TorchScale decoder made with it, add torchscale_compatible=True."
+            raise self._error(
+                "multiway",
+                "{multiway} has no use in a decoder, where all tokens are of one modality",
+                {"torchscale_compatible": True},
+                advice="to load a TorchScale decoder made with it, {}",
             )
 
 
@@ -47,9 +51,11 @@ class EncoderDecoderConfig(EncoderSide, DecoderSide):
     def _check(self) -> None:
         super()._check()
         if self.share_all_embeddings and self.encoder_embed_dim != self.decoder_embed_dim:
-            raise ValueError(
-                f"share_all_embeddings needs encoder_embed_dim ({self.encoder_embed_dim}) equal to "
-                f"decoder_embed_dim ({self.decoder_embed_dim})."
+            raise self._error(
+                "share_all_embeddings",
+                "{share_all_embeddings} needs {encoder_embed_dim()} equal to {decoder_embed_dim()}",
+                {"decoder_embed_dim": self.encoder_embed_dim},
+                {"share_all_embeddings": None},
             )
 
     @property

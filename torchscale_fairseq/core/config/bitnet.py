@@ -1,6 +1,7 @@
 """Options of quantised linear layers."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..ops.quantization import RECIPES, SCHEMES
 from .option import Config, option
@@ -9,6 +10,9 @@ from .option import Config, option
 @dataclass(frozen=True, kw_only=True)
 class BitNetOptions(Config):
     """Options of quantised linear layers."""
+
+    if TYPE_CHECKING:
+        ffn_chunk_size: int  # of the classes below
 
     bitnet: str | None = option(
         None,
@@ -27,10 +31,14 @@ class BitNetOptions(Config):
         super()._check()
         for name in ("bitnet_recipe", "bitnet_packed"):
             if getattr(self, name) and self.bitnet is None:
-                raise ValueError(f"{name} ({getattr(self, name)}) has no use without bitnet; give bitnet=b1.58 too.")
-        chunk: int = getattr(self, "ffn_chunk_size")  # noqa: B009 - a field of the classes below
-        if chunk and self.bitnet == "b1" and self.bitnet_recipe == "paper":
-            raise ValueError(
-                f"ffn_chunk_size ({chunk}) would change bitnet=b1 with bitnet_recipe=paper, which quantises the "
-                "activations of all tokens by one scale; use bitnet_recipe=faq, or ffn_chunk_size=0."
+                raise self._error(
+                    name, f"{{{name}()}} has no use without {{bitnet}}", {"bitnet": "b1.58"}, {name: None}
+                )
+        if self.ffn_chunk_size and self.bitnet == "b1" and self.bitnet_recipe == "paper":
+            raise self._error(
+                "ffn_chunk_size",
+                "{ffn_chunk_size()} would change {bitnet=} with {bitnet_recipe=}, which quantises the activations of "
+                "all tokens by one scale",
+                {"bitnet_recipe": "faq"},
+                {"ffn_chunk_size": 0},
             )

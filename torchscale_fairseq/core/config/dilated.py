@@ -4,8 +4,12 @@ import ast
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..option_error import OptionError
 from .option import option
 from .transformer import TransformerConfig
+
+EXAMPLE = {"segment_length": "[2048,4096]", "dilated_ratio": "[1,2]"}
+"""Branches that a message can suggest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,14 +27,20 @@ class DilatedOptions(TransformerConfig):
         super()._check()
         segments, ratios = self.segment_lengths, self.dilation_ratios
         if len(segments) != len(ratios):
-            raise ValueError(
-                f"segment_length ({list(segments)}) and dilated_ratio ({list(ratios)}) must have one entry per branch "
-                "each; give both lists ('[2048,4096]' and '[1,2]', say), or neither."
+            raise self._error(
+                "segment_length",
+                "{segment_length()} and {dilated_ratio()} must have one entry per branch each",
+                {**EXAMPLE},
+                {name: None for name, given in (("segment_length", segments), ("dilated_ratio", ratios)) if given},
+                segment_length=list(segments),
+                dilated_ratio=list(ratios),
             )
         if segments and self.has_relative_bias:
-            raise ValueError(
-                f"rel_pos_buckets ({self.rel_pos_buckets}) is for dense attention and segment_length for dilated "
-                "attention, which takes no bias; use xpos_rel_pos."
+            raise self._error(
+                "rel_pos_buckets",
+                "{rel_pos_buckets()} is for dense attention and {segment_length} for dilated attention, which takes no "
+                "bias",
+                {"rel_pos_buckets": None, "max_rel_pos": None, "xpos_rel_pos": True},
             )
 
     @property
@@ -58,5 +68,6 @@ def _integers(name: str, value: str | Sequence[int] | None) -> tuple[int, ...]:
     except (SyntaxError, ValueError):
         parsed = None
     if not (isinstance(parsed, (list, tuple)) and all(type(n) is int and n >= 1 for n in parsed)):
-        raise ValueError(f"{name} ({value}) must be a list of whole numbers from 1 on, such as '[2048,4096]'.")
+        condition = f"{{{name}()}} must be a list of whole numbers from 1 on, such as {EXAMPLE['segment_length']!r}"
+        raise OptionError(name, value, condition, [{name: EXAMPLE[name]}])
     return tuple(parsed)

@@ -1,6 +1,7 @@
 """Options of mixtures of experts."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..ops.routing import POLICIES
 from .option import Config, check_range, option
@@ -23,6 +24,9 @@ EXPERT_OPTIONS = (
 @dataclass(frozen=True, kw_only=True)
 class ExpertOptions(Config):
     """Options of mixtures of experts."""
+
+    if TYPE_CHECKING:
+        torchscale_compatible: bool  # of the classes below
 
     moe_freq: int = option(0, "every so many layers one has experts; 0: none has")
     moe_expert_count: int = option(0, "experts per layer that has them")
@@ -75,46 +79,74 @@ class ExpertOptions(Config):
             freq, layers = self.expert_freq(side), getattr(self, f"{side}_layers")
             check_range("moe_freq", freq, 0)
             if freq > layers:
-                raise ValueError(
-                    f"moe_freq ({freq}) is above {side}_layers ({layers}), so that no layer would have experts; use a "
-                    "lower one, or 0 for none."
+                own = f"{side}_moe_freq"
+                name = "moe_freq" if getattr(self, own, None) is None else own
+                raise self._error(
+                    name,
+                    f"{{{name}()}} is above {{{side}_layers()}}, so that no layer would have experts",
+                    {name: layers},
+                    {name: None},
                 )
         if not self.has_experts:
             for name in EXPERT_OPTIONS:
                 value = getattr(self, name)
                 if value not in (None, False, 0):
-                    raise ValueError(f"{name} ({value}) has no use without experts; give moe_freq (2, say) too.")
+                    raise self._error(
+                        name,
+                        f"{{{name}()}} has no use without experts",
+                        {"moe_freq": 1, "moe_expert_count": self.moe_expert_count or max(8, self.expert_top_k)},
+                        {name: None},
+                    )
             return
         if self.moe_expert_count < 1:
-            raise ValueError(
-                f"moe_freq asks for experts: moe_expert_count ({self.moe_expert_count}) must be at least 1."
+            raise self._error(
+                "moe_expert_count",
+                "{moe_freq} requests experts: {moe_expert_count()} must be at least 1",
+                {"moe_expert_count": max(8, self.expert_top_k)},
             )
         if self.moe_top1_expert and self.moe_top_k not in (None, 1):
-            raise ValueError(f"moe_top1_expert contradicts moe_top_k ({self.moe_top_k}); give one of them.")
+            raise self._error(
+                "moe_top1_expert",
+                "{moe_top1_expert} contradicts {moe_top_k()}",
+                {"moe_top1_expert": None},
+                {"moe_top_k": None},
+            )
         if not 1 <= self.expert_top_k <= self.moe_expert_count:
-            raise ValueError(
-                f"moe_top_k ({self.expert_top_k}) must be between 1 and moe_expert_count ({self.moe_expert_count})."
+            raise self._error(
+                "moe_top_k",
+                "{moe_top_k()} must be between 1 and {moe_expert_count()}",
+                {"moe_top_k": 1},
+                moe_top_k=self.expert_top_k,
             )
         if self.moe_capacity_factor <= 0:
-            raise ValueError(f"moe_capacity_factor ({self.moe_capacity_factor}) must be above 0.")
+            raise self._error(
+                "moe_capacity_factor", "{moe_capacity_factor()} must be above 0", {"moe_capacity_factor": 1.0}
+            )
         fraction = self.moe_eval_capacity_token_fraction
         if fraction is not None and (fraction == 0 or fraction > 1):
-            raise ValueError(
-                f"moe_eval_capacity_token_fraction ({fraction}) must be in (0, 1], or negative for the capacity of "
-                "training."
+            raise self._error(
+                "moe_eval_capacity_token_fraction",
+                "{moe_eval_capacity_token_fraction()} must be in (0, 1], or negative for the capacity of training",
+                {"moe_eval_capacity_token_fraction": 0.25},
             )
         for name in ("moe_expert_ffn_dim", "moe_routing_dim"):
             if getattr(self, name) is not None:
                 check_range(name, getattr(self, name), 1)
         if self.moe_expert_dropout is not None:
             check_range("moe_expert_dropout", self.moe_expert_dropout, 0.0, 1.0)
-        compatible: bool = getattr(self, "torchscale_compatible")  # noqa: B009 - a field of the classes below
-        if self.moe_routing_dim is not None and (compatible or not self.use_xmoe):
-            raise ValueError(
-                f"moe_routing_dim ({self.moe_routing_dim}) belongs to use_xmoe without torchscale_compatible."
+        if self.moe_routing_dim is not None and (self.torchscale_compatible or not self.use_xmoe):
+            raise self._error(
+                "moe_routing_dim",
+                "{moe_routing_dim()} belongs to {use_xmoe} without {torchscale_compatible}",
+                {"moe_routing_dim": None},
             )
         if getattr(self, "multiway", False):
-            raise ValueError("multiway and moe_freq cannot both be on: both replace the feed-forward network.")
+            raise self._error(
+                "multiway",
+                "{multiway} and {moe_freq} cannot both be on: both replace the feed-forward network",
+                {"multiway": None},
+                {"moe_freq": None},
+            )
 
     def expert_freq(self, side: str) -> int:
         """Every so many layers of a side one has experts; 0: none."""

@@ -20,10 +20,9 @@ class ImageOptions(Config):
         for name in ("img_size", "patch_size", "in_chans"):
             check_range(name, getattr(self, name), 1)
         if self.img_size % self.patch_size:
-            raise ValueError(
-                f"img_size ({self.img_size}) must be a multiple of patch_size ({self.patch_size}); use "
-                f"{self.img_size - self.img_size % self.patch_size or self.patch_size}."
-            )
+            size = self.img_size - self.img_size % self.patch_size or self.patch_size
+            condition = "{img_size()} must be a multiple of {patch_size()}"
+            raise self._error("img_size", condition, {"img_size": size}, advice=f"use {size}: {{}}")
 
     @property
     def num_patches(self) -> int:
@@ -41,9 +40,17 @@ class BEiT3Config(EncoderConfig, ImageOptions):
     def _check(self) -> None:
         super()._check()
         if not (self.multiway and self.no_output_layer):
-            raise ValueError("BEiT3 is multiway, without output layer; drop multiway=False and no_output_layer=False.")
+            raise self._error(
+                "multiway",
+                "BEiT3 is multiway, without output layer: it needs {multiway} and {no_output_layer}",
+                {name: None for name in ("multiway", "no_output_layer") if not getattr(self, name)},
+            )
         if self.share_encoder_input_output_embed:
-            raise ValueError("share_encoder_input_output_embed has no place in BEiT3, which has no output layer.")
+            raise self._error(
+                "share_encoder_input_output_embed",
+                "{share_encoder_input_output_embed} has no place in BEiT3, which has no output layer",
+                {"share_encoder_input_output_embed": None},
+            )
 
 
 LONGVIT_SEGMENTS = {
@@ -77,7 +84,11 @@ class LongViTConfig(EncoderConfig, ImageOptions):
     def _check(self) -> None:
         super()._check()
         if self.vocab_size != -1 or not self.no_output_layer:
-            raise ValueError("LongViT reads no words: drop vocab_size and no_output_layer.")
+            raise self._error(
+                "vocab_size",
+                "LongViT reads no words: it takes neither {vocab_size} nor an output layer",
+                {"vocab_size": None, "no_output_layer": None},
+            )
 
     @property
     def segment_lengths(self) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """One option: how it is declared, and how names, types and ranges are checked on construction."""
 
+import difflib
 import types
 import typing
 from collections.abc import Sequence
@@ -7,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ..errors import did_you_mean
+from ..option_error import OptionError, mentioned
 
 
 def option(
@@ -41,6 +43,15 @@ class Config:
     def _check(self) -> None:
         """Conditions between fields; each class extends its parents'."""
 
+    def _error(
+        self, option: str, condition: str, *remedies: dict[str, Any], advice: str = "{}", **shown: Any
+    ) -> OptionError:
+        """An error whose values are this config's, but for those that are given; arguments as for ``OptionError``."""
+        values = {
+            name: shown[name] if name in shown else getattr(self, name) for name in (option, *mentioned(condition))
+        }
+        return OptionError(option, values[option], condition, remedies, others=values, advice=advice)
+
 
 def _refuse_unknown_keywords(owner: str, known: list[str], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
     if args:
@@ -65,14 +76,21 @@ def _check_value(owner: str, name: str, value: Any, hint: Any, choices: Sequence
         wanted = " or ".join("None" if k is types.NoneType else k.__name__ for k in allowed)
         raise TypeError(f"{owner}: {name} must be {wanted}, got {value!r}.")
     if choices is not None and value is not None and value not in choices:
-        raise ValueError(f"{owner}: {name} ({value!r}) must be one of {', '.join(choices)}.")
+        nearest = (*difflib.get_close_matches(str(value), choices, n=1), choices[0])[0]
+        condition = f"{{{name}}} ({value!r}) must be one of {', '.join(choices)}"
+        raise OptionError(name, value, condition, [{name: nearest}])
 
 
 def check_range(name: str, value: float, low: float, high: float | None = None) -> None:
     if value < low or (high is not None and value >= high):
         bound = f"at least {low}" if high is None else f"in [{low}, {high})"
-        raise ValueError(f"{name} ({value}) must be {bound}.")
+        raise OptionError(name, value, f"{{{name}()}} must be {bound}", [{name: low}])
 
 
 def nearest_divisor(width: int, heads: int) -> int:
     return min((h for h in range(1, width + 1) if width % h == 0), key=lambda h: abs(h - heads))
+
+
+def even_divisions(option: str, width: int, heads: int) -> list[dict[str, int]]:
+    """The number of heads nearest to ``heads`` whose width is even, as a remedy; none if the whole width is odd."""
+    return [{option: nearest_divisor(width // 2, heads)}] if width % 2 == 0 else []

@@ -56,23 +56,31 @@ class RetentionSide(Config):
         for name in ("decoder_embed_dim", "decoder_value_embed_dim"):
             width = getattr(self, name)
             if width % heads:
-                raise ValueError(
-                    f"{name} ({width}) must be divisible by decoder_retention_heads ({heads}); "
-                    f"use {nearest_divisor(width, heads)} heads, or {name}={width + heads - width % heads}."
+                nearest = nearest_divisor(width, heads)
+                raise self._error(
+                    name,
+                    f"{{{name}()}} must be divisible by {{decoder_retention_heads()}}",
+                    {"decoder_retention_heads": nearest},
+                    {name: width + heads - width % heads},
+                    advice=f"use {nearest} heads: {{}}",
                 )
         if self.decoder_embed_dim // heads % 2:
-            raise ValueError(
-                "retention rotates pairs of channels: decoder_embed_dim / decoder_retention_heads "
-                f"({self.decoder_embed_dim} / {heads} = {self.decoder_embed_dim // heads}) must be even."
+            raise self._error(
+                "decoder_embed_dim",
+                "retention rotates pairs of channels: {decoder_embed_dim} / {decoder_retention_heads} "
+                f"({self.decoder_embed_dim} / {heads} = {self.decoder_embed_dim // heads}) must be even",
+                {"decoder_embed_dim": self.decoder_embed_dim + heads},
             )
 
-    def _refuse(self, *names: str, hint: str = "") -> None:
-        """Raise ValueError if one of these options is on."""
+    def _refuse(self, *names: str, unless: dict[str, Any] | None = None) -> None:
+        """Raise OptionError if one of these options is on, which ``unless`` would allow."""
         for name in names:
             if getattr(self, name):
-                raise ValueError(
-                    f"{name} has no place in a decoder with retention, which brings positions and norms of its own; "
-                    f"drop it. {hint}".rstrip()
+                raise self._error(
+                    name,
+                    f"{{{name}}} has no place in a decoder with retention, which brings positions and norms of its own",
+                    {name: None},
+                    *([] if unless is None else [unless]),
                 )
 
 
@@ -106,11 +114,13 @@ class RetNetConfig(RetentionSide, ExpertOptions, BitNetOptions):
         check_range("ffn_chunk_size", self.ffn_chunk_size, 0)
         check_range("max_target_positions", self.max_target_positions, 1)
         if self.vocab_size < -1 or self.vocab_size == 0:
-            raise ValueError(f"vocab_size ({self.vocab_size}) must be positive, or -1 for a model without embeddings.")
-        if not self.torchscale_compatible:
-            self._refuse(
-                "deepnorm", "subln", hint="To load a TorchScale model made with it, add torchscale_compatible=True."
+            raise self._error(
+                "vocab_size",
+                "{vocab_size()} must be positive, or -1 for a model without embeddings",
+                {"vocab_size": -1},
             )
+        if not self.torchscale_compatible:
+            self._refuse("deepnorm", "subln", unless={"torchscale_compatible": True})
 
     @property
     def decoder_pre_norm(self) -> bool:

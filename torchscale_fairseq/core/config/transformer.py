@@ -6,7 +6,7 @@ from ..layers.feed_forward import ACTIVATIONS
 from ..layers.norm import NORMS
 from .bitnet import BitNetOptions
 from .experts import ExpertOptions
-from .option import check_range, nearest_divisor, option
+from .option import check_range, even_divisions, nearest_divisor, option
 
 ATTENTION_BACKENDS = ("sdpa", "naive", "flash_attn")
 
@@ -69,22 +69,37 @@ class TransformerConfig(ExpertOptions, BitNetOptions):
             check_range(name, getattr(self, name), 0)
         check_range("xpos_scale_base", self.xpos_scale_base, 1)
         if self.vocab_size < -1 or self.vocab_size == 0:
-            raise ValueError(f"vocab_size ({self.vocab_size}) must be positive, or -1 for a model without embeddings.")
+            raise self._error(
+                "vocab_size",
+                "{vocab_size()} must be positive, or -1 for a model without embeddings",
+                {"vocab_size": -1},
+            )
         if self.deepnorm and self.subln:
-            raise ValueError("deepnorm and subln cannot both be on: they place the norms differently; drop one.")
+            raise self._error(
+                "deepnorm",
+                "{deepnorm} and {subln} cannot both be on: they place the norms differently",
+                {"deepnorm": None},
+                {"subln": None},
+            )
         if (self.rel_pos_buckets > 0) != (self.max_rel_pos > 0):
-            raise ValueError(
-                f"rel_pos_buckets ({self.rel_pos_buckets}) and max_rel_pos ({self.max_rel_pos}) belong together: "
-                "give both (32 and 128, say) or neither."
+            raise self._error(
+                "rel_pos_buckets",
+                "{rel_pos_buckets()} and {max_rel_pos()} belong together",
+                {"rel_pos_buckets": 32, "max_rel_pos": 128},
+                {"rel_pos_buckets" if self.rel_pos_buckets else "max_rel_pos": None},
             )
         if self.has_relative_bias and (self.rel_pos_buckets < 4 or self.max_rel_pos <= self.rel_pos_buckets // 2):
-            raise ValueError(
-                f"rel_pos_buckets ({self.rel_pos_buckets}) must be at least 4 and max_rel_pos ({self.max_rel_pos}) "
-                "above half of it."
+            raise self._error(
+                "rel_pos_buckets",
+                "{rel_pos_buckets()} must be at least 4 and {max_rel_pos()} above half of it",
+                {"rel_pos_buckets": 32, "max_rel_pos": 128},
             )
         if self.flash_attention and self.attention_backend not in (None, "flash_attn"):
-            raise ValueError(
-                f"flash_attention=True contradicts attention_backend={self.attention_backend}; give one of them."
+            raise self._error(
+                "flash_attention",
+                "{flash_attention=} contradicts {attention_backend=}",
+                {"flash_attention": None},
+                {"attention_backend": None},
             )
 
     @property
@@ -114,14 +129,20 @@ class TransformerConfig(ExpertOptions, BitNetOptions):
         for name in ("embed_dim", "attention_heads", "ffn_embed_dim", "layers"):
             check_range(f"{side}_{name}", getattr(self, f"{side}_{name}"), 1)
         if width % heads:
-            raise ValueError(
-                f"{side}_embed_dim ({width}) must be divisible by {side}_attention_heads ({heads}); "
-                f"use {nearest_divisor(width, heads)} heads."
+            nearest = nearest_divisor(width, heads)
+            raise self._error(
+                f"{side}_embed_dim",
+                f"{{{side}_embed_dim()}} must be divisible by {{{side}_attention_heads()}}",
+                {f"{side}_attention_heads": nearest},
+                advice=f"use {nearest} heads: {{}}",
             )
         if self.xpos_rel_pos and (width // heads) % 2:
-            raise ValueError(
-                f"xpos_rel_pos rotates pairs of channels: {side}_embed_dim / {side}_attention_heads "
-                f"({width} / {heads} = {width // heads}) must be even."
+            raise self._error(
+                "xpos_rel_pos",
+                f"{{xpos_rel_pos}} rotates pairs of channels: {{{side}_embed_dim}} / {{{side}_attention_heads}} "
+                f"({width} / {heads} = {width // heads}) must be even",
+                *even_divisions(f"{side}_attention_heads", width, heads),
+                {"xpos_rel_pos": None},
             )
 
     def _pre_norm(self, side: str, *, follows_residual_scheme: bool) -> bool:
@@ -138,11 +159,18 @@ class TransformerConfig(ExpertOptions, BitNetOptions):
         if asked is None or self.torchscale_compatible:
             return
         if self.deepnorm and asked:
-            raise ValueError(f"deepnorm is post-norm and contradicts {side}_normalize_before=True; drop one.")
+            raise self._error(
+                "deepnorm",
+                f"{{deepnorm}} is post-norm and contradicts {{{side}_normalize_before=}}",
+                {"deepnorm": None},
+                {f"{side}_normalize_before": None},
+            )
         if self.uses_subln and not asked:
-            raise ValueError(
-                f"subln is pre-norm and contradicts {side}_normalize_before=False; "
-                "give subln=False for a plain post-norm model."
+            raise self._error(
+                "subln",
+                f"{{subln}} is pre-norm and contradicts {{{side}_normalize_before=}}",
+                {"subln": False},
+                advice="{} for a plain post-norm model",
             )
 
 
@@ -201,13 +229,17 @@ class DecoderSide(TransformerConfig):
         self._check_stack("decoder")
         self._check_placement("decoder")
         if self.blockwise_causal_window < 0 or self.blockwise_causal_window % 2:
-            raise ValueError(
-                f"blockwise_causal_window ({self.blockwise_causal_window}) must be even, or 0 for full attention."
+            raise self._error(
+                "blockwise_causal_window",
+                "{blockwise_causal_window()} must be even, or 0 for full attention",
+                {"blockwise_causal_window": max(0, self.blockwise_causal_window + 1)},
             )
         if self.blockwise_causal_window and not self.xpos_rel_pos:
-            raise ValueError(
-                f"blockwise_causal_window ({self.blockwise_causal_window}) is for models with xpos_rel_pos, which "
-                "this one lacks; leave it at 0."
+            raise self._error(
+                "blockwise_causal_window",
+                "{blockwise_causal_window()} is for models with {xpos_rel_pos}, which this one lacks",
+                {"blockwise_causal_window": None},
+                {"xpos_rel_pos": True},
             )
         check_range("max_target_positions", self.max_target_positions, 1)
 

@@ -11,11 +11,7 @@ from dataclasses import dataclass
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
-from ..errors import InputError
-
-
-class UnevenExperts(InputError):
-    """So many experts cannot be shared out evenly."""
+from ..option_error import OptionError
 
 
 @dataclass(frozen=True)
@@ -61,7 +57,7 @@ def split_experts(count: int) -> ExpertSplit:
     """How ``count`` experts are held where they are built now.
 
     Raises:
-        UnevenExperts: the number of processes neither divides nor is a multiple of count.
+        OptionError: the number of processes neither divides nor is a multiple of count.
     """
     processes = dist.get_world_size() if _splitting and dist.is_initialized() else 1
     if processes == 1:
@@ -69,9 +65,11 @@ def split_experts(count: int) -> ExpertSplit:
     if count % processes and processes % count:
         usable = [n for n in range(1, 4 * max(count, processes)) if n % processes == 0 or processes % n == 0]
         near = sorted(usable, key=lambda n: abs(n - count))[:2]
-        raise UnevenExperts(
-            f"moe_expert_count ({count}) must divide the number of processes ({processes}) or be a multiple of it; "
-            f"use {' or '.join(map(str, sorted(near)))} experts."
+        raise OptionError(
+            "moe_expert_count",
+            count,
+            f"{{moe_expert_count()}} must divide the number of processes ({processes}) or be a multiple of it",
+            [{"moe_expert_count": n} for n in sorted(near)],
         )
     size = min(count, processes)
     return ExpertSplit(count, rank=dist.get_rank() % size, size=size, replicas=processes // size)

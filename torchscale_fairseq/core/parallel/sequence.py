@@ -7,8 +7,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from ..errors import InputError
 from ..ops.positions import FIRST_POSITION, PADDING_POSITION
+from ..option_error import OptionError
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,6 @@ class SequenceSlice:
         return rows if real is None else rows.where(real, PADDING_POSITION)
 
 
-class UnevenProcesses(InputError):
-    """Processes cannot be shared out over sequences evenly."""
-
-
 _groups: dict[int, ProcessGroup] = {}
 
 
@@ -79,14 +75,17 @@ def sequence_group(size: int) -> ProcessGroup:
     together.
 
     Raises:
-        UnevenProcesses: size does not divide the number of processes.
+        OptionError: size does not divide the number of processes.
     """
     processes = dist.get_world_size()
     if size < 1 or processes % size:
-        usable = [str(n) for n in range(1, processes + 1) if processes % n == 0]
-        raise UnevenProcesses(
-            f"seq_parallel_size ({size}) must divide the number of processes ({processes}); use one of "
-            f"{', '.join(usable)}."
+        usable = [n for n in range(1, processes + 1) if processes % n == 0]
+        raise OptionError(
+            "seq_parallel_size",
+            size,
+            f"{{seq_parallel_size()}} must divide the number of processes ({processes})",
+            [{"seq_parallel_size": n} for n in usable],
+            advice=f"use one of {', '.join(map(str, usable))}",
         )
     if size not in _groups:
         members = [list(range(first, first + size)) for first in range(0, processes, size)]

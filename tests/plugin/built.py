@@ -12,7 +12,12 @@ from fairseq.models.transformer import base_architecture
 
 from tests.plugin.shrunk import shrunk
 
-LENGTHS = {"max_source_positions": 32, "max_target_positions": 32, "tokens_per_sample": 32}
+OF_THE_TASK = {
+    "max_source_positions": 32,
+    "max_target_positions": 32,
+    "tokens_per_sample": 32,
+    "add_bos_token": False,
+}
 
 
 def words(count: int = 24) -> Dictionary:
@@ -32,7 +37,7 @@ def tiny(arch: str, dictionary: Dictionary, *flags: str) -> Any:
     parser = argparse.ArgumentParser(allow_abbrev=False)
     gen_parser_from_dataclass(parser, MODEL_DATACLASS_REGISTRY[arch]())
     options = parser.parse_args([*shrunk(arch)[2:], *flags])
-    return MODEL_REGISTRY[arch].build_model(argparse.Namespace(arch=arch, **{**LENGTHS, **vars(options)}), task)
+    return MODEL_REGISTRY[arch].build_model(argparse.Namespace(arch=arch, **{**OF_THE_TASK, **vars(options)}), task)
 
 
 def _stock_options(*flags: str) -> argparse.Namespace:

@@ -21,10 +21,11 @@ from fairseq.sequence_generator import SequenceGenerator
 from fairseq.tasks import FairseqTask
 
 import torchscale_fairseq.models  # noqa: F401 - registers them
-from tests.fairseq_cli import run_fairseq
+from tests.fairseq_cli import run_fairseq, run_processes
 from tests.plugin.built import tiny, words
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.hooks import evaluation, generation_options, module_switches, precision
+from torchscale_fairseq.hooks.evaluation_processes import refuse_processes
 
 LANGUAGE = ["gpt_deepnorm_small", "gpt_xpos_small", "longnet_small", "retnet_small", "bitnet_small"]
 TRANSLATION = ["mt_deepnorm_small", "mt_magneto_small", "mt_xmoe_small", "mt_retnet_small"]
@@ -286,6 +287,28 @@ def test_evaluates_a_shard(language_data: Path, language_checkpoint: Path) -> No
     assert re.findall("--model-overrides: (.*)", done.output) == [
         "drop has no effect, as it is no option of the checkpoint"
     ]
+
+
+def test_validates_in_processes_without_a_batch_for_each(language_data: Path, language_checkpoint: Path) -> None:
+    """Five samples in three batches for two processes; stock ends with KeyError: 'net_input'."""
+    arguments = [language_data, "--path", language_checkpoint, "--cpu", "--task", "language_modeling"]
+    done = run_processes(2, "validate", [*arguments, "--batch-size", "2"]).check()
+    assert len(re.findall(r" bsz 5$", done.output, re.MULTILINE)) == 2, done.output[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("command", "processes"), [("generate", 2), ("interactive", 2), ("eval_lm", 2), ("eval_lm", 1)]
+)
+def test_generation_in_several_processes_is_refused(
+    command: str, processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torch's launcher starts them, or fairseq-eval-lm itself."""
+    for name, value in {"MASTER_ADDR": "x", "MASTER_PORT": "1", "RANK": "0", "WORLD_SIZE": str(processes)}.items():
+        monkeypatch.setenv(name, value)
+    given = SimpleNamespace(distributed_training=SimpleNamespace(distributed_world_size=3 - processes))
+    with pytest.raises(InputError, match="computes in one process, but was started in 2; start 2 commands instead"):
+        refuse_processes(given, command)
+    refuse_processes(given, "validate")
 
 
 def test_switches_by_class_are_refused() -> None:

@@ -4,17 +4,18 @@ import ast
 import logging
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from fairseq import checkpoint_utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.tasks import FairseqTask
 from omegaconf import DictConfig
 
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.hooks import generation_options, refused_options
+from torchscale_fairseq.hooks.evaluation_processes import leave_out_empty_batches, refuse_processes
+from torchscale_fairseq.hooks.loading import after_loading
 from torchscale_fairseq.hooks.patching import replace, running
 from torchscale_fairseq.hooks.precision import in_evaluation
 
@@ -39,9 +40,15 @@ def heed_options(command: str) -> Callable[..., Any]:
         def main(cfg: Any, *args: Any, **kwargs: Any) -> Any:
             cfg = convert_namespace_to_omegaconf(cfg) if isinstance(cfg, Namespace) else cfg
             refused_options.check_evaluation(cfg, command)
+            refuse_processes(cfg, command)
             if command in ("generate", "interactive"):
                 generation_options.check(cfg, interactive=command == "interactive")
-            with _one_shard(cfg, command), in_evaluation(cfg.common), _overriding(cfg.common_eval.model_overrides):
+            with ExitStack() as meanwhile:
+                meanwhile.enter_context(_one_shard(cfg, command))
+                meanwhile.enter_context(in_evaluation(cfg.common))
+                meanwhile.enter_context(after_loading(_compare_with(cfg.common_eval.model_overrides)))
+                if command == "validate":
+                    meanwhile.enter_context(after_loading(leave_out_empty_batches))
                 return stock(cfg, *args, **kwargs)
 
         return main
@@ -77,24 +84,15 @@ def _one_shard(cfg: Any, command: str) -> Iterator[None]:
         FairseqTask.dataset = whole
 
 
-@contextmanager
-def _overriding(overrides: str) -> Iterator[None]:
-    """Meanwhile, names in ``--model-overrides`` that are no option of the checkpoint loaded are logged: stock passes
-    over them."""
-    load = checkpoint_utils.load_model_ensemble_and_task
+def _compare_with(overrides: str) -> Callable[[Any, Any, Any], None]:
+    """What logs the names in ``--model-overrides`` that are no option of a checkpoint: stock passes over them."""
 
-    def load_and_compare(*args: Any, **kwargs: Any) -> Any:
-        loaded = load(*args, **kwargs)
+    def compare(models: Any, cfg: Any, task: Any) -> None:
         for name in ast.literal_eval(overrides):
-            if not any(name in options for options in _groups(loaded[1])):
+            if not any(name in options for options in _groups(cfg)):
                 logger.warning(f"--model-overrides: {name} has no effect, as it is no option of the checkpoint")
-        return loaded
 
-    checkpoint_utils.load_model_ensemble_and_task = load_and_compare
-    try:
-        yield
-    finally:
-        checkpoint_utils.load_model_ensemble_and_task = load
+    return compare
 
 
 def _groups(cfg: Any) -> Iterator[Any]:

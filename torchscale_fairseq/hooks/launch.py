@@ -55,9 +55,13 @@ def call_main_on_cpu_too(stock: Callable[..., Any]) -> Callable[..., Any]:
 def _join_torchrun(training: Any) -> None:
     """Take the world size from torchrun. Stock does so only where it already expects several processes, which
     it does if one sees several GPUs; elsewhere each process would train alone, over the others' checkpoints."""
-    started_by_torchrun = all(name in os.environ for name in _TORCHRUN)
-    if started_by_torchrun and training.distributed_world_size == 1 and training.distributed_init_method is None:
-        training.distributed_world_size = int(os.environ["WORLD_SIZE"])
+    if training.distributed_world_size == 1 and training.distributed_init_method is None:
+        training.distributed_world_size = launched_processes()
+
+
+def launched_processes() -> int:
+    """The number of processes that torch's launcher has started, this one among them; 1 without a launcher."""
+    return int(os.environ["WORLD_SIZE"]) if all(name in os.environ for name in _TORCHRUN) else 1
 
 
 def _find_peers(training: Any) -> None:

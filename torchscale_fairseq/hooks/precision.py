@@ -6,10 +6,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from fairseq import checkpoint_utils, utils
+from fairseq import utils
 from torch import Tensor, nn
 
 from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.hooks.loading import after_loading
 
 logger = logging.getLogger(__name__)
 
@@ -71,19 +72,13 @@ def in_evaluation(common: Any) -> Iterator[None]:
     if dtype is None:
         yield
         return
-    load = checkpoint_utils.load_model_ensemble_and_task
 
-    def load_in_half(*args: Any, **kwargs: Any) -> Any:
-        loaded = load(*args, **kwargs)
-        for model in loaded[0]:
+    def convert(models: Any, cfg: Any, task: Any) -> None:
+        for model in models:
             model.to(dtype).register_forward_pre_hook(_cast_inputs, with_kwargs=True)
-        return loaded
 
-    checkpoint_utils.load_model_ensemble_and_task = load_in_half
-    try:
+    with after_loading(convert):
         yield
-    finally:
-        checkpoint_utils.load_model_ensemble_and_task = load
 
 
 def _cast_inputs(model: nn.Module, args: Any, kwargs: Any) -> Any:

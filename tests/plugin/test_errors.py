@@ -149,6 +149,8 @@ def test_command_prints_the_sentence_or_by_a_switch_the_traceback(tmp_path: Path
     ("word", "sentence"),
     [
         ("model._name=mt_depnorm", "there is no model 'mt_depnorm'; did you mean mt_deepnorm? (model._name)"),
+        ("optimizer._name=adamm", "there is no optimizer 'adamm'; did you mean adam? (optimizer._name)"),
+        ("task._name=translatoin", "there is no task 'translatoin'; did you mean translation? (task._name)"),
         ("+model.encoder_layer=2", "mt_deepnorm_small has no option 'encoder_layer'; did you mean encoder_layers?"),
     ],
 )

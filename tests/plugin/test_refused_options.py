@@ -39,6 +39,11 @@ def test_generation_and_evaluation(
     evaluate = ["eval_lm", language_data, "--path", language_checkpoint]
     replace = [*generate, *PAIR, "--print-alignment", "--replace-unk"]
     commands = {
+        (
+            *generate,
+            "--model-overrides",
+            "{'x",
+        ): "--model-overrides ({'x) is not a dictionary in Python's notation, like \"{'dropout': 0}\"",
         (*generate, "--constraints"): "--constraints has nothing to read in fairseq-generate: give it to "
         "fairseq-interactive, and each constraint after a tab in the line of its sentence",
         (
@@ -56,6 +61,18 @@ def test_generation_and_evaluation(
         "give one of them",
     }
     assert sentences_of(list(commands)) == list(commands.values())
+
+
+def test_training(translation_data: Path, tmp_path: Path) -> None:
+    options = {
+        ("--update-freq", "0"): "--update-freq (0) must be at least 1",
+        ("--max-tokens", "0"): "--max-tokens (0) must be at least 1",
+        ("--eval-bleu", "--eval-bleu-args", "{beam"): "--eval-bleu-args ({beam) is not JSON: Expecting property name "
+        "enclosed in double quotes: line 1 column 2 (char 1); write it like '{\"beam\": 4}'",
+        ("--lr-scheduler", "polynomial_decay"): "--total-num-update is missing",
+    }
+    commands = [["train", *training(translation_data, tmp_path, *words)] for words in options]
+    assert sentences_of(commands) == list(options.values())
 
 
 def test_unknown_words_are_replaced_by_the_words_they_are_aligned_with() -> None:

@@ -1,7 +1,9 @@
 """Options that cannot work together or in a command are refused before data is read, where stock fails later."""
 
+import ast
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,17 @@ ALONE = "@@ "
 JOINED = (None, "@@ ", "subword_nmt")
 """Values of ``--remove-bpe`` that ``fairseq-eval-lm`` knows."""
 
+LEAST = {
+    ("optimization", "update_freq"): 1,
+    ("dataset", "batch_size"): 1,
+    ("dataset", "max_tokens"): 1,
+    ("dataset", "num_workers"): 0,
+    ("dataset", "validate_interval"): 1,
+    ("checkpoint", "save_interval"): 1,
+    ("common", "log_interval"): 1,
+}
+"""The least value of each option; stock fairseq fails below it, or divides by zero."""
+
 
 def apply() -> None:
     """Check configurations of training, from the command line and from Hydra. Idempotent."""
@@ -28,11 +41,37 @@ def _check_training(stock: Callable[..., Any]) -> Callable[..., Any]:
 
     def add_defaults(cfg: Any) -> None:
         stock(cfg)
-        if cfg.get("optimizer") is None or getattr(cfg.optimizer, "_name", None) is None:
-            names = ", ".join(sorted(OPTIMIZER_REGISTRY))
-            raise InputError(f"the optimizer is missing: give --optimizer (in Hydra, optimizer._name), one of {names}")
+        check_training(cfg)
 
     return add_defaults
+
+
+def check_training(cfg: Any) -> None:
+    """Refuse options of training that are missing or that nothing can be done with.
+
+    Args:
+        cfg: fairseq's configuration.
+
+    Raises:
+        InputError: with the option, its value and the condition.
+    """
+    if cfg.get("optimizer") is None or getattr(cfg.optimizer, "_name", None) is None:
+        names = ", ".join(sorted(OPTIMIZER_REGISTRY))
+        raise InputError(f"the optimizer is missing: give --optimizer (in Hydra, optimizer._name), one of {names}")
+    for (group, name), least in LEAST.items():
+        values = cfg[group][name]
+        for value in values if isinstance(values, Sequence) else [values]:
+            if value is not None and value < least:
+                raise InputError(f"--{name.replace('_', '-')} ({value}) must be at least {least}")
+    for name in ("eval_bleu_args", "eval_bleu_detok_args"):
+        _check_json(f"--{name.replace('_', '-')}", getattr(cfg.task, name, None))
+
+
+def _check_json(flag: str, text: str | None) -> None:
+    try:
+        json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        raise InputError(f"{flag} ({text}) is not JSON: {error}; write it like '{{\"beam\": 4}}'") from None
 
 
 def check_evaluation(cfg: Any, command: str) -> None:
@@ -45,6 +84,7 @@ def check_evaluation(cfg: Any, command: str) -> None:
     Raises:
         InputError: an option has no place in this command, or names a file that is not there or not as it must be.
     """
+    _check_overrides(cfg.common_eval.model_overrides)
     if command == "generate" and cfg.generation.constraints is not None:
         raise InputError(
             "--constraints has nothing to read in fairseq-generate: give it to fairseq-interactive, and each "
@@ -54,6 +94,17 @@ def check_evaluation(cfg: Any, command: str) -> None:
         _check_replacements(cfg)
     if command == "eval_lm":
         _check_eval_lm(cfg.common_eval)
+
+
+def _check_overrides(text: str) -> None:
+    try:
+        overrides = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        overrides = None
+    if not isinstance(overrides, dict):
+        raise InputError(
+            f"--model-overrides ({text}) is not a dictionary in Python's notation, like \"{{'dropout': 0}}\""
+        )
 
 
 def _check_replacements(cfg: Any) -> None:

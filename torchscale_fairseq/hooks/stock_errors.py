@@ -16,6 +16,8 @@ import torch
 from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq.optim import OPTIMIZER_REGISTRY
+from fairseq.tasks import TASK_REGISTRY
+from hydra.errors import ConfigCompositionException
 from omegaconf.errors import OmegaConfBaseException
 
 from torchscale_fairseq.core.errors import InputError, did_you_mean
@@ -32,13 +34,13 @@ class Known:
         where: module and function that raises it or that is running meanwhile, as a regular expression.
         kind: of the exception.
         begins: its message, from the start.
-        explain: gives the sentence; from the exception and the function's local variables.
+        explain: gives the sentence, from the exception and the function's local variables; None if it is another error.
     """
 
     where: str
     kind: type[BaseException]
     begins: str
-    explain: Callable[[BaseException, Locals], str]
+    explain: Callable[[BaseException, Locals], str | None]
 
 
 def frames_of(error: BaseException) -> list[FrameType]:
@@ -57,8 +59,10 @@ def sentence_of(error: BaseException) -> str | None:
     for known in KNOWN:
         if isinstance(error, known.kind) and str(error).startswith(known.begins):
             for frame in frames_of(error):
-                if re.fullmatch(known.where, f"{frame.f_globals.get('__name__')}.{frame.f_code.co_name}"):
-                    return known.explain(error, frame.f_locals)
+                here = re.fullmatch(known.where, f"{frame.f_globals.get('__name__')}.{frame.f_code.co_name}")
+                sentence = known.explain(error, frame.f_locals) if here else None
+                if sentence is not None:
+                    return sentence
     return f"{' '.join(str(error).split())} ({TRACEBACK}=1 shows where)" if _on_purpose(error) else None
 
 
@@ -77,7 +81,9 @@ def _on_purpose(error: BaseException) -> bool:
     return package in ("fairseq", "fairseq_cli", "torchscale_fairseq") and line.startswith("raise ")
 
 
-def _no_dictionary(error: BaseException, local: Locals) -> str:
+def _no_dictionary(error: BaseException, local: Locals) -> str | None:
+    if not any(frame.f_code.co_name == "setup_task" for frame in frames_of(error)):
+        return None
     path = Path(str(local["f"]))
     if not path.parent.is_dir():
         return f"the data folder {path.parent} does not exist"
@@ -153,6 +159,25 @@ def _unknown_model(error: BaseException, local: Locals) -> str:
     return f"there is no model {name!r}{did_you_mean(name, ARCH_MODEL_REGISTRY)} (model._name)"
 
 
+def _unknown_task(error: BaseException, local: Locals) -> str:
+    name = local["task_name"]
+    return f"there is no task {name!r}{did_you_mean(str(name), TASK_REGISTRY)} (task._name)"
+
+
+def _unknown_choice(error: BaseException, local: Locals) -> str | None:
+    kind, name, known = local["registry_name"], local["choice"], local["REGISTRY"]
+    hint = did_you_mean(str(name), known) or f"; choose from {', '.join(sorted(known))}"
+    return None if name in known else f"there is no {kind.replace('_', '-')} {name!r}{hint} ({kind}._name)"
+
+
+def _unfit_value(error: BaseException, local: Locals) -> str:
+    """Hydra composes the command line's options, and names the one at fault as ``group.key=value``."""
+    key, value = str(error).split()[-1].rpartition(".")[2].split("=", 1)
+    flag = f"--{key.replace('_', '-')}"
+    reason = str(error.__cause__ or "").splitlines()
+    return f"{flag} is missing" if value == "null" else f"{flag} ({value}) cannot be read: {' '.join(reason[:1])}"
+
+
 def _model_key(error: BaseException, local: Locals) -> str:
     key = str(getattr(error, "key", None) or error)
     name = getattr(local["cfg"], "_name", None)
@@ -183,6 +208,14 @@ KNOWN = (
     Known(r"fairseq\.trainer\.load_checkpoint", AssertionError, "Optimizer does not match", _other_optimizer),
     Known(r"fairseq\.trainer\.load_checkpoint", AssertionError, "Criterion does not match", _other_criterion),
     Known(r"fairseq\.trainer\.load_checkpoint", KeyError, "'best'", _other_scheduler),
+    Known(r"fairseq\.tasks\.setup_task", AssertionError, "Could not infer task type", _unknown_task),
+    Known(r"fairseq\.registry\.build_x", KeyError, "", _unknown_choice),
+    Known(
+        r"fairseq\.dataclass\.utils\.convert_namespace_to_omegaconf",
+        ConfigCompositionException,
+        "Error merging override ",
+        _unfit_value,
+    ),
     Known(r"fairseq\.models\.build_model", AssertionError, "Could not infer model type", _unknown_model),
     Known(r"fairseq\.models\.build_model", KeyError, "\"'_name'\"", _unknown_model),
     Known(r".*", torch.OutOfMemoryError, "", _out_of_memory),

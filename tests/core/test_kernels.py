@@ -9,7 +9,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.helpers import assert_close
 from torchscale_fairseq.core.ops.attention import naive_attention
-from torchscale_fairseq.core.ops.kernels import NAIVE, Efficient, FlashOnCPU, Kernel, Partial, Scores, choose_kernel
+from torchscale_fairseq.core.ops.kernels import (
+    NAIVE,
+    Efficient,
+    FlashOnCPU,
+    Kernel,
+    Partial,
+    PartialRequest,
+    Scores,
+    choose_kernel,
+)
 
 KERNELS = {"naive": NAIVE, "flash_on_cpu": FlashOnCPU()}
 
@@ -102,7 +111,8 @@ def test_the_memory_efficient_kernel_gets_heads_beside_each_other(head_dim: int)
 
 
 def test_choice() -> None:
-    query = torch.zeros(1, 1, 4, 8)
-    assert isinstance(choose_kernel(query, Scores(True, None, 1.0, 0.0), "sdpa"), FlashOnCPU)
-    assert choose_kernel(query, Scores(True, None, 1.0, 0.1), "sdpa") is NAIVE
-    assert choose_kernel(query.to("meta"), Scores(True, None, 1.0, 0.0), "sdpa") is NAIVE
+    x = torch.zeros(1, 1, 4, 8)
+    assert isinstance(choose_kernel(PartialRequest(x, x, x, Scores(True, None, 1.0, 0.0)), "sdpa"), FlashOnCPU)
+    assert choose_kernel(PartialRequest(x, x, x, Scores(True, None, 1.0, 0.1)), "sdpa") is NAIVE
+    x = x.to("meta")
+    assert choose_kernel(PartialRequest(x, x, x, Scores(True, None, 1.0, 0.0)), "sdpa") is NAIVE

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tests.helpers import assert_close
 from torchscale_fairseq.core.ops import retention_forms
+from torchscale_fairseq.core.ops.backend import log_choice
 from torchscale_fairseq.core.ops.retention import chunkwise_retention, parallel_retention, recurrent_retention
 from torchscale_fairseq.core.ops.retention_forms import CHUNKWISE_ABOVE, retention
 from torchscale_fairseq.core.ops.retention_tables import log_decays, retention_tables, token_counts
@@ -318,7 +319,7 @@ def test_a_broken_fla_is_said_and_torch_serves(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_choice_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    retention_forms._log_choice.cache_clear()
+    log_choice.cache_clear()
     with caplog.at_level("INFO"):
         for _ in range(2):
             retention(*inputs(1, 3, 1), log_decays(1, "powers"))

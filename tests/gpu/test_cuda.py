@@ -11,9 +11,10 @@ import torch
 from tests.core.models import LONGNETS, VARIANTS, decoder, encoder_decoder, tokens
 from tests.helpers import RELATIVE_ERROR_OF_KERNELS, assert_close
 from torchscale_fairseq import RetNetConfig, RetNetDecoder
+from torchscale_fairseq.core.ops.backend import log_choice
 from torchscale_fairseq.core.ops.backends import CUDNN_FROM, attention
 from torchscale_fairseq.core.ops.retention import chunkwise_retention, parallel_retention
-from torchscale_fairseq.core.ops.retention_forms import _log_choice, fla_retention
+from torchscale_fairseq.core.ops.retention_forms import fla_retention
 from torchscale_fairseq.core.ops.retention_tables import log_decays
 
 pytestmark = [
@@ -296,7 +297,7 @@ class TestFlashLinearAttention:
     def test_serves_a_model_unless_told(self, dtype: torch.dtype, caplog: pytest.LogCaptureFixture) -> None:
         """Logits and gradients of the whole model, a prompt with steps after it, and a padded batch, which torch
         serves."""
-        _log_choice.cache_clear()
+        log_choice.cache_clear()
         sizes = {"decoder_embed_dim": 128, "decoder_value_embed_dim": 256, "decoder_ffn_embed_dim": 256}
         sizes |= {"decoder_layers": 2, "decoder_retention_heads": 2, "vocab_size": 40}
         torch.manual_seed(0)

@@ -6,7 +6,16 @@ from torch import Tensor
 
 from torchscale_fairseq import dilated_attention
 from torchscale_fairseq.core.ops.dilated import naive_dilated_attention
-from torchscale_fairseq.core.ops.kernels import NAIVE, Efficient, Flash, FlashAttnPackage, Kernel, Scores, choose_kernel
+from torchscale_fairseq.core.ops.kernels import (
+    NAIVE,
+    Efficient,
+    Flash,
+    FlashAttnPackage,
+    Kernel,
+    PartialRequest,
+    Scores,
+    choose_kernel,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -148,7 +157,8 @@ class TestKernels:
             (torch.float32, None, Efficient),
             (torch.float64, None, type(NAIVE)),
         ):
-            assert type(choose_kernel(query.to(dtype), Scores(False, mask, 1.0, 0.1), "sdpa")) is kind
+            x = query.to(dtype)
+            assert type(choose_kernel(PartialRequest(x, x, x, Scores(False, mask, 1.0, 0.1)), "sdpa")) is kind
 
 
 def test_dropout_is_right_in_the_mean() -> None:

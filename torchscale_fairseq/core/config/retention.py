@@ -3,6 +3,8 @@
 from dataclasses import dataclass, fields
 from typing import Any
 
+from ..ops.backend import AUTO, Names
+from ..ops.retention_forms import RETENTION
 from .architectures import EncoderDecoderConfig
 from .bitnet import BitNetOptions
 from .experts import ExpertOptions
@@ -10,7 +12,6 @@ from .option import Config, check_range, nearest_divisor, option
 from .transformer import DecoderSide, TransformerConfig
 
 DECAYS = ("powers", "linspace")
-RETENTION_BACKENDS = ("auto", "torch", "fla")
 
 
 def _as_in_transformers(name: str, **changes: Any) -> Any:
@@ -43,7 +44,7 @@ class RetentionSide(Config):
         "auto",
         "implementation of retention over several tokens: torch, fla (flash-linear-attention's kernel, on a GPU in "
         "fp16 or bf16, without padding), or auto, which is fla where it is installed and serves the batch",
-        choices=RETENTION_BACKENDS,
+        choices=Names(RETENTION, AUTO),
     )
     share_decoder_input_output_embed: bool = _as_in_transformers("share_decoder_input_output_embed")
 

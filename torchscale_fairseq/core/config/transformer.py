@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from ..layers.feed_forward import ACTIVATIONS
 from ..layers.norm import NORMS
+from ..ops.backend import Names
+from ..ops.backends import ATTENTION
 from .bitnet import BitNetOptions
 from .experts import ExpertOptions
 from .option import check_range, even_divisions, nearest_divisor, option
-
-ATTENTION_BACKENDS = ("sdpa", "naive", "flash_attn")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class TransformerConfig(ExpertOptions, BitNetOptions):
         "SubLN: pre-norm, second norm inside each sublayer, scaled initialisation; unset: on unless deepnorm",
     )
     bert_init: bool = option(False, "initialise linear layers and embeddings from N(0, 0.02)")
-    attention_backend: str | None = option(None, "implementation of attention; unset: sdpa", choices=ATTENTION_BACKENDS)
+    attention_backend: str | None = option(None, "implementation of attention; unset: sdpa", choices=Names(ATTENTION))
     flash_attention: bool = option(
         False,
         "TorchScale's spelling of attention_backend=flash_attn; with segment_length, where TorchScale demands it, it "

@@ -4,8 +4,13 @@
 scores, hidden keys, and the log-sum-exp by which partial results can be merged.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+AttentionResult = tuple[Tensor, Tensor | None]
+"""Output and log-sum-exp, if the backend has it, as ``ops.backends.attention`` returns them."""
 
 
 def visible_keys(
@@ -48,6 +53,33 @@ def _positions(length: int, padding_mask: Tensor | None, device: torch.device) -
     if padding_mask is None:
         return torch.arange(length, device=device)[None]
     return (~padding_mask).cumsum(1) - 1
+
+
+@dataclass(frozen=True)
+class AttentionRequest:
+    """What ``ops.backends.attention`` is called with; arguments as there."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    causal: bool
+    block: int
+    key_padding_mask: Tensor | None
+    bias: Tensor | None
+    scale: float
+    dropout: float
+    need_log_sum_exp: bool = False
+
+    def visible(self) -> Tensor | None:
+        """Which keys a query may see, as ``visible_keys``."""
+        return visible_keys(
+            self.query.size(1),
+            self.key.size(1),
+            causal=self.causal,
+            block=self.block,
+            key_padding_mask=self.key_padding_mask,
+            device=self.query.device,
+        )
 
 
 def naive_attention(

@@ -1,46 +1,18 @@
 """The one function through which attention is computed, and the choice of its implementation."""
 
-import functools
-import importlib.util
-import logging
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .attention import naive_attention, visible_keys
-
-logger = logging.getLogger(__name__)
+from .attention import AttentionRequest, AttentionResult, naive_attention
+from .backend import Backend, choose
+from .flash_attention import FlashAttn
 
 CUDNN_FROM = 2048
 """Least number of keys for which torch may choose cuDNN's attention. With so many it is the fastest; but it plans for
 every new shape, 0.1 s and more on an H100, and shorter batches seldom have the same shape twice."""
-
-
-@dataclass(frozen=True)
-class _Request:
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    causal: bool
-    block: int
-    key_padding_mask: Tensor | None
-    bias: Tensor | None
-    scale: float
-    dropout: float
-
-    def visible(self) -> Tensor | None:
-        return visible_keys(
-            self.query.size(1),
-            self.key.size(1),
-            causal=self.causal,
-            block=self.block,
-            key_padding_mask=self.key_padding_mask,
-            device=self.query.device,
-        )
 
 
 def attention(
@@ -70,18 +42,17 @@ def attention(
         scale: factor on the scores; head_dim ** -0.5 by default.
         dropout: probability to drop a weight; 0 outside training.
         need_log_sum_exp: also return the log-sum-exp of the scores.
-        backend: naive (the definition), sdpa (torch's fused kernels) or flash_attn (the package of that name).
+        backend: name of one in ``ATTENTION``: naive (the definition), sdpa (torch's fused kernels) or flash_attn (the
+            package of that name).
 
     Returns:
         Output shaped like query, zero where a query sees no key; and the log-sum-exp
         (batch, heads, query_length), -inf there, or None unless needed.
 
     Raises:
-        ValueError: the backend is unknown or cannot serve the request.
+        InputError: the backend is unknown or cannot serve the request.
     """
-    if backend not in _BACKENDS:
-        raise ValueError(f"attention_backend ({backend!r}) must be one of {', '.join(_BACKENDS)}.")
-    request = _Request(
+    request = AttentionRequest(
         query,
         key,
         value,
@@ -91,33 +62,47 @@ def attention(
         bias,
         query.size(-1) ** -0.5 if scale is None else scale,
         dropout,
+        need_log_sum_exp,
     )
-    refusal = _REFUSALS[backend](request, need_log_sum_exp)
-    if refusal:
-        raise ValueError(f"attention_backend={backend} {refusal}")
-    if not torch.compiler.is_compiling():
-        _log_choice(backend)
-    return _BACKENDS[backend](request)
+    return choose(ATTENTION, request, backend, option="attention_backend").run(request)
 
 
-@functools.cache
-def _log_choice(backend: str) -> None:
-    logger.info("attention backend: %s", backend)
+class Naive:
+    """The definition."""
+
+    name = "naive"
+
+    def refusal(self, request: AttentionRequest) -> None:
+        """It serves every request."""
+
+    def run(self, request: AttentionRequest) -> AttentionResult:
+        """``naive_attention``."""
+        return naive_attention(
+            request.query,
+            request.key,
+            request.value,
+            visible=request.visible(),
+            bias=request.bias,
+            scale=request.scale,
+            dropout=request.dropout,
+        )
 
 
-def _naive(request: _Request) -> tuple[Tensor, Tensor | None]:
-    return naive_attention(
-        request.query,
-        request.key,
-        request.value,
-        visible=request.visible(),
-        bias=request.bias,
-        scale=request.scale,
-        dropout=request.dropout,
-    )
+class Sdpa:
+    """torch's fused kernels."""
+
+    name = "sdpa"
+
+    def refusal(self, request: AttentionRequest) -> str | None:
+        """It returns no log-sum-exp."""
+        return "gives no log-sum-exp; use naive." if request.need_log_sum_exp else None
+
+    def run(self, request: AttentionRequest) -> AttentionResult:
+        """``F.scaled_dot_product_attention``; blockwise attention in memory linear in the length where it can."""
+        return _sdpa(request)
 
 
-def _sdpa(request: _Request) -> tuple[Tensor, Tensor | None]:
+def _sdpa(request: AttentionRequest) -> AttentionResult:
     plain = request.key_padding_mask is None and request.bias is None
     if request.block and plain and request.query.size(1) == request.key.size(1):
         return _sdpa_of_blocks(request), None
@@ -153,7 +138,7 @@ def _by_torch(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tens
         torch.backends.cuda.enable_cudnn_sdp(True)
 
 
-def _sdpa_of_blocks(request: _Request) -> Tensor:
+def _sdpa_of_blocks(request: AttentionRequest) -> Tensor:
     """Blockwise causal attention in memory linear in the length: each block is a row of the batch."""
     batch, length = request.query.shape[:2]
     block = request.block
@@ -165,7 +150,7 @@ def _sdpa_of_blocks(request: _Request) -> Tensor:
     nothing_before = torch.zeros(query.shape[:2], dtype=torch.bool, device=query.device)
     nothing_before[:, 0] = True
     padding = nothing_before.flatten()[:, None] & (torch.arange(2 * block, device=query.device) < block)
-    rows = _Request(
+    rows = AttentionRequest(
         query.flatten(0, 1),
         torch.cat((before[0], key), 2).flatten(0, 1),
         torch.cat((before[1], value), 2).flatten(0, 1),
@@ -180,52 +165,5 @@ def _sdpa_of_blocks(request: _Request) -> Tensor:
     return output.reshape(batch, -1, *request.query.shape[2:])[:, :length]
 
 
-def _flash_attn(request: _Request) -> tuple[Tensor, Tensor | None]:
-    from flash_attn import flash_attn_func
-
-    return (
-        flash_attn_func(
-            request.query,
-            request.key,
-            request.value,
-            dropout_p=request.dropout,
-            softmax_scale=request.scale,
-            causal=request.causal,
-        ),
-        None,
-    )
-
-
-@functools.cache
-def _has_flash_attn() -> bool:
-    return importlib.util.find_spec("flash_attn") is not None
-
-
-def _flash_attn_refusal(request: _Request, need_log_sum_exp: bool) -> str | None:
-    if not _has_flash_attn():
-        return "needs the package flash-attn (pip install flash-attn); use sdpa, which brings its own kernels."
-    if request.query.device.type != "cuda" or request.query.dtype not in (torch.float16, torch.bfloat16):
-        return f"needs fp16 or bf16 on a GPU, not {request.query.dtype} on {request.query.device.type}; use sdpa."
-    if request.bias is not None or request.key_padding_mask is not None:
-        return "knows no bias and no padding; use sdpa."
-    if request.block:
-        return "knows no blockwise causal attention; use sdpa."
-    if need_log_sum_exp:
-        return "gives no differentiable log-sum-exp; use naive."
-    return None
-
-
-def _sdpa_refusal(request: _Request, need_log_sum_exp: bool) -> str | None:
-    return "gives no log-sum-exp; use naive." if need_log_sum_exp else None
-
-
-_BACKENDS: dict[str, Callable[[_Request], tuple[Tensor, Tensor | None]]] = {
-    "sdpa": _sdpa,
-    "naive": _naive,
-    "flash_attn": _flash_attn,
-}
-_REFUSALS: dict[str, Callable[[_Request, bool], str | None]] = {
-    "sdpa": _sdpa_refusal,
-    "naive": lambda request, need_log_sum_exp: None,
-    "flash_attn": _flash_attn_refusal,
-}
+ATTENTION: list[Backend[AttentionRequest, AttentionResult]] = [Sdpa(), Naive(), FlashAttn()]
+"""The backends of ``attention``, by the names of the option attention_backend."""

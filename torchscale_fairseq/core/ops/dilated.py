@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .attention import naive_attention
-from .kernels import Partial, Scores, choose_kernel
+from .kernels import Partial, PartialRequest, Scores, choose_kernel
 from .masks import is_traced, marked
 
 Tensors = tuple[Tensor, Tensor, Tensor]
@@ -306,13 +306,15 @@ class _Call:
     def forward(self, inputs: Tensors, guests: Sequence[Tensor]) -> Partial:
         """The part's own softmax of query, key and value, as (batch, seq, heads, head_dim)."""
         operands = self._operands(inputs, guests)
-        return choose_kernel(operands[0], self.scores, self.backend).forward(*operands, self.scores)
+        request = PartialRequest(*operands, self.scores)
+        return choose_kernel(request, self.backend).run(request)
 
     def backward(self, upstream: Tensor, of: Partial, inputs: Tensors, guests: Sequence[Tensor]) -> Tensors:
         """The part's share of the gradients of a softmax with this output and log-sum-exp of its queries."""
         operands = self._operands(inputs, guests)
         of = of._replace(log_sum_exp=self.log_sum(of.log_sum_exp, float("inf")))
-        return choose_kernel(operands[0], self.scores, self.backend).backward(upstream, *operands, of, self.scores)
+        kernel = choose_kernel(PartialRequest(*operands, self.scores), self.backend)
+        return kernel.backward(upstream, *operands, of, self.scores)
 
     def log_sum(self, log_sum_exp: Tensor, of_blind: float = float("-inf")) -> Tensor:
         """The logarithms, with a value at blind queries by which they weigh nothing: -inf, or +inf as denominator."""

@@ -1,12 +1,14 @@
 """Matrix products group by group, in three ways that agree: a loop, torch's grouped kernel, one batched product."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .backend import choose
 from .segments import Segments
 
 ALIGNMENT = 16
@@ -15,9 +17,21 @@ FILLED = 0.5
 """Least share of real rows for which groups are filled up to one size."""
 
 
-class Products(NamedTuple):
-    """A way to multiply group by group."""
+class ProductRequest(NamedTuple):
+    """Rows (rows, a) by matrices (groups, a, b), plus biases (groups, b)."""
 
+    rows: Tensor
+    matrices: Tensor
+    bias: Tensor | None
+    segments: Segments
+
+
+@dataclass(frozen=True)
+class Products:
+    """A way to multiply group by group, a ``Backend`` of ``ProductRequest``."""
+
+    name: str
+    refusal: Callable[[ProductRequest], str | None]
     rows: Callable[[Tensor, Tensor, Tensor | None, Segments], Tensor]
     """(rows, a) by (groups, a, b), plus (groups, b): (rows, b)."""
     outer: Callable[[Tensor, Tensor, Segments], Tensor]
@@ -25,15 +39,15 @@ class Products(NamedTuple):
     sums: Callable[[Tensor, Segments], Tensor]
     """(rows, a) to (groups, a)."""
 
+    def run(self, request: ProductRequest) -> Tensor:
+        """(rows, b)."""
+        return self.rows(*request)
+
 
 def products_for(x: Tensor, weight: Tensor, segments: Segments) -> Products:
     """On a GPU torch's grouped kernel where it serves (bfloat16, Hopper or later), else one batched product unless that
     would mostly multiply filling; otherwise, and on the CPU, one product per group."""
-    if not x.is_cuda or x.size(0) == 0:
-        return LOOP
-    if _has_grouped_kernel(x) and all(n * x.element_size() % ALIGNMENT == 0 for n in weight.shape[1:]):
-        return KERNEL
-    return BATCHED if FILLED * len(segments.sizes) * max(segments.sizes) <= x.size(0) else LOOP
+    return choose(PRODUCTS, ProductRequest(x, weight, None, segments))
 
 
 def _loop_rows(x: Tensor, matrices: Tensor, bias: Tensor | None, segments: Segments) -> Tensor:
@@ -85,15 +99,36 @@ def sums_by_product(x: Tensor, segments: Segments) -> Tensor:
     return (segments.groups.unsqueeze(1) == segments.group).to(x.dtype) @ x
 
 
-LOOP = Products(_loop_rows, _loop_outer, _loop_sums)
-KERNEL = Products(_kernel_rows, _kernel_outer, sums_by_product)
-BATCHED = Products(_batched_rows, _batched_outer, sums_by_product)
-
 _grouped_mm: Any = getattr(F, "grouped_mm", None) or getattr(torch, "_grouped_mm", None)
 """Public since torch 2.10."""
+
+
+def _kernel_refusal(request: ProductRequest) -> str | None:
+    x = request.rows
+    if not x.is_cuda or x.size(0) == 0:
+        return "needs rows on a GPU"
+    if not _has_grouped_kernel(x):
+        return f"needs bf16, Hopper or later and torch's grouped_mm, not {x.dtype}"
+    if any(n * x.element_size() % ALIGNMENT for n in request.matrices.shape[1:]):
+        return f"needs rows of a multiple of {ALIGNMENT} bytes"
+    return None
+
+
+def _batched_refusal(request: ProductRequest) -> str | None:
+    x, sizes = request.rows, request.segments.sizes
+    if not x.is_cuda or x.size(0) == 0:
+        return "is slower than a loop on a CPU"
+    return "would mostly multiply filling" if FILLED * len(sizes) * max(sizes) > x.size(0) else None
 
 
 def _has_grouped_kernel(x: Tensor) -> bool:
     """Below Hopper torch runs a loop under the same name."""
     on_hopper = torch.cuda.get_device_capability(x.device) >= (9, 0)
     return _grouped_mm is not None and x.dtype == torch.bfloat16 and on_hopper
+
+
+LOOP = Products("loop", lambda request: None, _loop_rows, _loop_outer, _loop_sums)
+KERNEL = Products("grouped kernel", _kernel_refusal, _kernel_rows, _kernel_outer, sums_by_product)
+BATCHED = Products("batched", _batched_refusal, _batched_rows, _batched_outer, sums_by_product)
+PRODUCTS: list[Products] = [KERNEL, BATCHED, LOOP]
+"""In order of preference."""

@@ -9,12 +9,16 @@ Axes: batch, heads, seq, head_dim, as torch's kernels have them.
 
 import importlib.util
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..errors import InputError
+from .backend import choose
 
 HALF = (torch.float16, torch.bfloat16)
 LARGEST_GRID = 65535
@@ -44,12 +48,27 @@ class Partial(NamedTuple):
     """What the backward pass needs to drop the same weights."""
 
 
+class PartialRequest(NamedTuple):
+    """Attention over some keys."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scores: Scores
+
+
 class Kernel(ABC):
-    """One implementation."""
+    """One implementation, a ``Backend`` of ``PartialRequest``."""
+
+    name: str
 
     @abstractmethod
-    def refusal(self, query: Tensor, scores: Scores) -> str | None:
+    def refusal(self, request: PartialRequest) -> str | None:
         """Why it cannot serve such a request, if it cannot."""
+
+    def run(self, request: PartialRequest) -> Partial:
+        """Attention over all of the request's keys."""
+        return self.forward(*request)
 
     @abstractmethod
     def forward(self, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Partial:
@@ -73,7 +92,9 @@ class Kernel(ABC):
 class Naive(Kernel):
     """The definition, in float32 or, for float64 inputs, float64."""
 
-    def refusal(self, query: Tensor, scores: Scores) -> str | None:
+    name = "naive"
+
+    def refusal(self, request: PartialRequest) -> str | None:
         return None
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Partial:
@@ -115,8 +136,10 @@ class Naive(Kernel):
 class FlashOnCPU(Kernel):
     """torch's for CPUs."""
 
-    def refusal(self, query: Tensor, scores: Scores) -> str | None:
-        return "has no dropout" if scores.dropout else None
+    name = "flash attention for CPUs"
+
+    def refusal(self, request: PartialRequest) -> str | None:
+        return "has no dropout" if request.scores.dropout else None
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Partial:
         output, log_sum_exp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default(
@@ -150,8 +173,10 @@ class FlashOnCPU(Kernel):
 class Flash(Kernel):
     """torch's flash attention for CUDA."""
 
-    def refusal(self, query: Tensor, scores: Scores) -> str | None:
-        return _flash_refusal(query, scores)
+    name = "flash attention"
+
+    def refusal(self, request: PartialRequest) -> str | None:
+        return _flash_refusal(request.query, request.scores)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Partial:
         output, log_sum_exp, *_, seed, offset, _ = torch.ops.aten._scaled_dot_product_flash_attention.default(
@@ -180,10 +205,12 @@ class Flash(Kernel):
 class FlashAttnPackage(Kernel):
     """The package flash-attn."""
 
-    def refusal(self, query: Tensor, scores: Scores) -> str | None:
+    name = "flash_attn"
+
+    def refusal(self, request: PartialRequest) -> str | None:
         if importlib.util.find_spec("flash_attn") is None:
             return "needs the package flash-attn (pip install flash-attn)"
-        return _flash_refusal(query, scores)
+        return _flash_refusal(request.query, request.scores)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Partial:
         from flash_attn.flash_attn_interface import _wrapped_flash_attn_forward
@@ -229,7 +256,10 @@ class FlashAttnPackage(Kernel):
 class Efficient(Kernel):
     """torch's memory-efficient attention for CUDA, which knows float32 and masks."""
 
-    def refusal(self, query: Tensor, scores: Scores) -> str | None:
+    name = "memory-efficient attention"
+
+    def refusal(self, request: PartialRequest) -> str | None:
+        query, scores = request.query, request.scores
         if query.device.type != "cuda" or query.dtype not in (torch.float32, *HALF):
             return f"needs fp32, fp16 or bf16 on a GPU, not {query.dtype} on {query.device.type}"
         if query.size(0) > LARGEST_GRID and scores.dropout:
@@ -273,34 +303,34 @@ class Efficient(Kernel):
 
 
 NAIVE = Naive()
-OF_TORCH = {"cpu": (FlashOnCPU(), NAIVE), "cuda": (Flash(), Efficient(), NAIVE)}
-"""By device, the first that serves a request is taken."""
+OF_TORCH: dict[str, Sequence[Kernel]] = {"cpu": (FlashOnCPU(), NAIVE), "cuda": (Flash(), Efficient(), NAIVE)}
+"""By device, in order of preference."""
+OF_OTHERS: list[Kernel] = [NAIVE, FlashAttnPackage()]
+"""By the names of the option attention_backend."""
 
 
-def choose_kernel(query: Tensor, scores: Scores, backend: str) -> Kernel:
+def choose_kernel(request: PartialRequest, backend: str) -> Kernel:
     """The kernel for a request.
 
     Args:
-        query: (batch, heads, seq, head_dim).
-        scores: the request.
+        request: what is to be computed.
         backend: naive; sdpa, torch's kernels, which are flash attention where it can be, otherwise the
             memory-efficient one on a GPU (float32, hidden keys), otherwise naive (float64 on a GPU, dropout on a
             CPU); or flash_attn, the package of that name.
 
     Raises:
-        ValueError: the backend is unknown, or is flash_attn and cannot serve the request.
+        InputError: there is no such kernel, or it cannot serve the request.
     """
-    if backend == "naive":
-        return NAIVE
     if backend == "sdpa":
-        return next(k for k in OF_TORCH.get(query.device.type, (NAIVE,)) if k.refusal(query, scores) is None)
-    if backend != "flash_attn":
-        raise ValueError(f"attention_backend ({backend!r}) must be sdpa, naive or flash_attn.")
-    package = FlashAttnPackage()
-    refusal = package.refusal(query, scores)
-    if refusal:
-        raise ValueError(f"attention_backend=flash_attn {refusal}; use sdpa, which brings its own kernels.")
-    return package
+        return choose(OF_TORCH.get(request.query.device.type, (NAIVE,)), request)
+    names = [kernel.name for kernel in OF_OTHERS]
+    if backend not in names:
+        raise InputError(
+            f"attention_backend ({backend!r}) must be one of sdpa, {', '.join(names)} in dilated attention, which needs "
+            "a log-sum-exp."
+        )
+    advice = "; use sdpa, which brings its own kernels."
+    return choose(OF_OTHERS, request, backend, option="attention_backend", advice=advice)
 
 
 def _flash_refusal(query: Tensor, scores: Scores) -> str | None:

@@ -3,16 +3,15 @@
 import functools
 import importlib
 import importlib.util
-import logging
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .backend import Backend, choose
 from .retention import RetentionResult, chunkwise_retention, parallel_retention, recurrent_retention
-
-logger = logging.getLogger(__name__)
 
 CHUNKWISE_ABOVE = 384
 """Tokens above which the chunkwise form, at its default chunk size, is faster than the parallel one
@@ -38,36 +37,75 @@ def retention(
         query, key, value, log_decay, options: as for every form (``ops.retention``).
         chunkwise: the chunkwise form, whatever the length, except for single tokens.
         chunk_size: tokens per chunk of that form.
-        backend: of more than single tokens: torch; fla (the chunkwise kernel of flash-linear-attention); or auto,
-            which is fla where that is installed and serves the request, and torch otherwise.
+        backend: of more than single tokens, the name of one in ``RETENTION``: torch; fla (the chunkwise kernel of
+            flash-linear-attention); or auto, the first that serves the request.
         overwrite_state: of single tokens, as for ``recurrent_retention``.
 
     Returns:
         Output and state, as every form.
 
     Raises:
-        ValueError: the backend cannot serve the request.
+        InputError: the backend is unknown or cannot serve the request.
     """
     if query.size(1) == 1:
         return recurrent_retention(query, key, value, log_decay, overwrite_state=overwrite_state, **options)
-    refusal = None
-    if backend != "torch":
-        refusal = _fla_refusal(value, **options)
-        if refusal and backend == "fla":
-            raise ValueError(f"retention_backend=fla {refusal}; use torch or auto.")
-        backend = "torch" if refusal else "fla"
-    if not torch.compiler.is_compiling():
-        _log_choice(backend, refusal if value.device.type == "cuda" else None)
-    if backend == "fla":
-        return fla_retention(query, key, value, log_decay, state=options.get("state"))
-    if chunkwise or query.size(1) > CHUNKWISE_ABOVE:
-        return chunkwise_retention(query, key, value, log_decay, chunk_size=chunk_size, **options)
-    return parallel_retention(query, key, value, log_decay, **options)
+    request = RetentionRequest(query, key, value, log_decay, chunkwise, chunk_size, options)
+    chosen = choose(
+        RETENTION,
+        request,
+        backend,
+        option="retention_backend",
+        advice="; use torch or auto.",
+        explain=value.device.type == "cuda",
+    )
+    return chosen.run(request)
 
 
-@functools.cache
-def _log_choice(backend: str, refusal: str | None) -> None:
-    logger.info("retention backend: %s%s", backend, f" (fla {refusal})" if refusal else "")
+@dataclass(frozen=True)
+class RetentionRequest:
+    """What ``retention`` is called with for more than single tokens; arguments as there."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    log_decay: Tensor
+    chunkwise: bool
+    chunk_size: int
+    options: dict[str, Any]
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The first arguments of every form."""
+        return self.query, self.key, self.value, self.log_decay
+
+
+class Fla:
+    """The kernel of flash-linear-attention."""
+
+    name = "fla"
+
+    def refusal(self, request: RetentionRequest) -> str | None:
+        """It serves unpadded batches in half precision on a GPU."""
+        return _fla_refusal(request.value, **request.options)
+
+    def run(self, request: RetentionRequest) -> RetentionResult:
+        """``fla_retention``."""
+        return fla_retention(*request.tensors, state=request.options.get("state"))
+
+
+class Torch:
+    """The parallel form, and the chunkwise one where it is faster or requested."""
+
+    name = "torch"
+
+    def refusal(self, request: RetentionRequest) -> None:
+        """It serves every request."""
+
+    def run(self, request: RetentionRequest) -> RetentionResult:
+        """``chunkwise_retention`` or ``parallel_retention``."""
+        if request.chunkwise or request.query.size(1) > CHUNKWISE_ABOVE:
+            return chunkwise_retention(*request.tensors, chunk_size=request.chunk_size, **request.options)
+        return parallel_retention(*request.tensors, **request.options)
 
 
 def fla_retention(
@@ -137,3 +175,7 @@ def _import_failure() -> str | None:
     except Exception as error:
         return f"is installed and cannot be imported ({type(error).__name__}: {error})"
     return None
+
+
+RETENTION: list[Backend[RetentionRequest, RetentionResult]] = [Fla(), Torch()]
+"""The backends of ``retention`` over several tokens, in order of preference."""

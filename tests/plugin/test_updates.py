@@ -188,6 +188,21 @@ def test_parameters_without_gradients_count_as_zeros(language_data: Path, tmp_pa
     assert not any(p.grad.any() for p in trainer.optimizer.fp32_params)
 
 
+@pytest.mark.parametrize("flags", [["--bf16"], ["--fp16"]], ids=str)
+def test_one_kernel_measures_gradients_that_lie_together(
+    flags: list[str], language_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the float32 copies."""
+    trainer = make_trainer(language_data, tmp_path, *FUSED, *flags, "--fp16-no-flatten-grads")
+    optimizer, model = trainer.optimizer, trainer.get_model()
+    trainer.zero_grad()
+    trainer.task.train_step(make_batch(0), model, trainer.get_criterion(), optimizer, 0)
+    monkeypatch.delattr(torch, "_foreach_norm")
+    found = float(optimizer.clip_grad_norm(0.0))
+    squares = sum(p.grad.double().square().sum().item() for p in model.parameters())
+    assert found == pytest.approx(optimizer._multiply_factor * squares**0.5, rel=1e-5)
+
+
 def test_figures_are_fetched_when_somebody_looks(
     language_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,20 +56,29 @@ def clip_with_experts(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return clip_grad_norm_
 
 
+@torch.no_grad()
 def _clip_together(
     stock: Callable[..., Tensor], params: list[Tensor], max_norm: float, aggregate_norm_fn: Any
 ) -> Tensor:
     """Stock's values; without apex stock starts a kernel for each gradient."""
-    grads = [p.grad.detach() for p in params if p.grad is not None]
+    grads = [p.grad for p in params if p.grad is not None]
     if not grads or any(g.is_sparse for g in grads) or any(hasattr(p, "expert") for p in params):
         return stock(params, max_norm, aggregate_norm_fn)
-    norms = torch._foreach_norm(grads, 2, dtype=torch.float32)
-    norm = torch.linalg.vector_norm(torch.stack([n.to(grads[0].device) for n in norms]))
+    norm = _norm(grads)
     if aggregate_norm_fn is not None:
         norm = aggregate_norm_fn(norm)
     if max_norm > 0:
         torch._foreach_mul_(grads, (float(max_norm) / (norm + 1e-6)).clamp_(max=1))
     return norm
+
+
+def _norm(grads: list[Tensor]) -> Tensor:
+    """The norm of all entries, in one kernel where the gradients are all there is in one larger tensor."""
+    whole = grads[0]._base
+    if whole is not None and all(g._base is whole for g in grads) and sum(g.numel() for g in grads) == whole.numel():
+        return torch.linalg.vector_norm(whole, dtype=torch.float32)
+    norms = torch._foreach_norm(grads, 2, dtype=torch.float32)
+    return torch.linalg.vector_norm(torch.stack([norm.to(grads[0].device) for norm in norms]))
 
 
 def reduce_with_replicas(stock: Callable[..., None]) -> Callable[..., None]:

@@ -74,17 +74,25 @@ def parameters_in_float32(optimizer: Any) -> list[Tensor]:
 
 
 def _gradients_in_float32(optimizer: Any) -> list[Tensor]:
+    """They lie together in one tensor per device, so that one kernel measures their norm."""
     copies = optimizer.fp32_params
-    if isinstance(copies, dict):
-        if not hasattr(optimizer, "_gradient_views"):
-            flat = {place: copy.grad for place, copy in copies.items()}
-            optimizer._gradient_views = _views(flat, optimizer.fp16_params)
-        views: list[Tensor] = optimizer._gradient_views
-        return views
-    for p in copies:
-        if p.grad is None:
-            p.grad = torch.zeros_like(p)
-    return [p.grad for p in copies]
+    if not hasattr(optimizer, "_gradient_views"):
+        flat = _together(copies) if isinstance(copies, list) else {place: copy.grad for place, copy in copies.items()}
+        optimizer._gradient_views = _views(flat, optimizer.fp16_params)
+    views: list[Tensor] = optimizer._gradient_views
+    if isinstance(copies, list):
+        for p, view in zip(copies, views, strict=True):
+            p.grad = view
+    return views
+
+
+def _together(params: Sequence[Tensor]) -> dict[Any, Tensor]:
+    """Per device a flat tensor with room for gradients of the parameters on it; theirs are given up."""
+    sizes: dict[Any, int] = defaultdict(int)
+    for p in params:
+        p.grad = None
+        sizes[p.device] += p.numel()
+    return {device.index: torch.zeros(size, device=device) for device, size in sizes.items()}
 
 
 def _views(flat: dict[Any, Tensor], params: Sequence[Tensor]) -> list[Tensor]:

@@ -182,7 +182,8 @@ class FusedAdam(torch.optim.Optimizer):
             state["exp_avg"] = torch.zeros_like(p, dtype=dtype)
             state["exp_avg_sq"] = torch.zeros_like(p, dtype=dtype)
         for name in ("exp_avg", "exp_avg_sq"):
-            state[name] = state[name].to(p.device, dtype)
+            if state[name].dtype != dtype or state[name].device != p.device:
+                state[name] = state[name].to(p.device, dtype)
         return state
 
     def _batch(self, params: list[Tensor]) -> _Batch:

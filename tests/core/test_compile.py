@@ -73,6 +73,18 @@ def test_decoder(options: dict[str, Any], traced_whole: list[int]) -> None:
     assert 1 <= traced_whole[0] <= 4  # for one shape, then for any
 
 
+@pytest.mark.parametrize(
+    ("options", "regions"),
+    [({}, 1), ({"moe_freq": 1, "moe_expert_count": 2}, 3), ({"segment_length": [4], "dilated_ratio": [1]}, 3)],
+    ids=["plain", "experts", "dilated"],
+)
+def test_regions(options: dict[str, Any], regions: int) -> None:
+    """A decoder's layers are one, unless some of what they do stays outside of compiled code."""
+    sizes = {f"decoder_{k}": v for k, v in SIZES.items()} | {"decoder_layers": 3}
+    layers = Decoder(DecoderConfig(vocab_size=VOCABULARY, compile=True, **sizes, **options)).layers
+    assert sum(module._compiled_call_impl is not None for module in layers.modules()) == regions
+
+
 def test_encoder_with_padding(traced_whole: list[int]) -> None:
     config = EncoderConfig(vocab_size=VOCABULARY, **{f"encoder_{k}": v for k, v in SIZES.items()})
     plain = randomize(Encoder(config)).train()

@@ -265,17 +265,21 @@ class SideOptions:
         nn.init.normal_(projection.weight, std=self.width**-0.5)
         return projection
 
-    def finish(self, model: nn.Module, layers: nn.ModuleList) -> None:
+    def finish(self, model: nn.Module, layers: nn.ModuleList, *, one_region: bool = False) -> None:
         """Initialise one side after it is built, and compile its layers if the config asks for it.
 
         Args:
             model: the side.
             layers: its layers.
+            one_region: compile them together. Layers with experts or dilated attention, which run in part outside of
+                compiled code, are compiled one by one anyway.
         """
         self._initialize(model, layers)
-        if self.config.compile:
-            for layer in layers:
-                layer.compile()
+        if not self.config.compile:
+            return
+        apart = self.moe_freq > 0 or any(isinstance(module, DilatedAttention) for module in layers.modules())
+        for module in [layers] if one_region and not apart else layers:
+            module.compile()
 
     def _initialize(self, model: nn.Module, layers: nn.Module) -> None:
         config = self.config
@@ -376,14 +380,23 @@ def position_rows(positions: Tensor | None, padding_mask: Tensor | None, *, star
     return torch.arange(first, first + x.size(1), device=x.device)[None]
 
 
-def check_length(options: SideOptions, embed_positions: nn.Module, rows: Tensor) -> None:
+def check_length(options: SideOptions, embed_positions: nn.Module, rows: Tensor, total: int) -> None:
     """Raise InputError if rows run past the table of absolute positions.
 
     Two tables are checked by their maker. A traced model is not checked; the table itself refuses rows that it lacks.
+
+    Args:
+        options: the side's.
+        embed_positions: the table.
+        rows: (batch or 1, seq).
+        total: the tokens of a sequence, padding included. Rows, which may lie on a device, are looked at only where so
+            many do not fit.
     """
     if isinstance(embed_positions, Multiway) or is_traced():
         return
     limit = getattr(embed_positions, "max_positions", options.max_positions)
+    if total <= limit:
+        return
     length = int(rows.max()) - FIRST_POSITION + 1
     if length > limit:
         name = options.max_positions_option

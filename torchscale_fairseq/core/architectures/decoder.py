@@ -12,7 +12,8 @@ from ..ops.masks import as_mask, marked
 from ..ops.positions import has_padding_before_tokens, has_padding_inside, relative_positions
 from ..ops.xpos import XPosTables
 from ..parallel.sequence import SequenceSlice
-from .blocks import SideOptions, feed_forward, position_rows, routing_outputs, run_layer
+from .blocks import SideOptions, feed_forward, position_rows, routing_outputs
+from .layer_sequence import LayerSequence
 from .stack import Stack
 
 
@@ -101,7 +102,7 @@ class Decoder(Stack):
         memory_dim = None
         if is_encoder_decoder and isinstance(config, EncoderDecoderConfig):
             memory_dim = config.encoder_embed_dim
-        self.layers = nn.ModuleList(DecoderLayer(options, depth, memory_dim) for depth in range(options.layers))
+        self.layers = LayerSequence(DecoderLayer(options, depth, memory_dim) for depth in range(options.layers))
         self.layer_norm = options.norm() if options.pre_norm else None
         # T5 has causal buckets here and no bias to the encoder; TorchScale has bidirectional ones and a bias.
         official = config.torchscale_compatible
@@ -114,7 +115,7 @@ class Decoder(Stack):
             shared = config.shares_output_embedding
             tied = self._tied_embedding("share_decoder_input_output_embed", shared=shared)
             self.output_projection = options.output_projection(tied)
-        options.finish(self, self.layers)
+        options.finish(self, self.layers, one_region=memory_dim is None)
 
     def forward(
         self,
@@ -164,7 +165,7 @@ class Decoder(Stack):
             sequence_slice, total = sequence_slice.to(embedding.device), sequence_slice.total
             padding_mask, rows = sequence_slice.padding_mask(), sequence_slice.position_rows(embedding.device)
             relative = sequence_slice.positions(embedding.device)
-        x = self._add_positions(embedding, position_rows(rows, padding_mask, start=past, x=embedding))
+        x = self._add_positions(embedding, position_rows(rows, padding_mask, start=past, x=embedding), total)
         memory, memory_padding_mask = encoder_memory(encoder_out, state)
 
         not_routed = None
@@ -188,19 +189,10 @@ class Decoder(Stack):
             "not_routed": not_routed,
         }
         layer_states = [None] * len(self.layers) if state is None else state.layers
-        inner_states = [x]
-        reports = []
-        for layer, layer_state in zip(self.layers, layer_states, strict=True):
-            x, report = run_layer(
-                layer,
-                x,
-                recompute=self.config.checkpoint_activations,
-                stepping=state is not None,
-                state=layer_state,
-                **shared,
-            )
-            inner_states.append(x)
-            reports.append(report)
+        shared |= {"recompute": self.config.checkpoint_activations, "stepping": state is not None}
+        run = self.layers if state is None else self.layers.forward  # a step is too small to profit from compiled code
+        inner_states, reports = run(x, layer_states, **shared)
+        x = inner_states[-1]
         if state is not None:
             state.length = total
         if self.layer_norm is not None:

@@ -1,5 +1,6 @@
 """The bidirectional encoder (BERT, or the source side of a translation model)."""
 
+import sys
 from typing import Any
 
 import torch
@@ -166,7 +167,8 @@ class Encoder(Stack):
 
         embedding = self.embed_scale * token_embeddings
         counted = None if self.config.torchscale_compatible else new_padding  # TorchScale counts padding too
-        x = self._add_positions(embedding, position_rows(positions, counted, start=past, x=embedding), split)
+        rows = position_rows(positions, counted, start=past, x=embedding)
+        x = self._add_positions(embedding, rows, sys.maxsize if positions is not None else past + length, split)
         if new_padding is not None:
             x = x.masked_fill(new_padding.unsqueeze(-1), 0.0)
         relative = self._relative_positions(padding_mask, past, x, sequence_slice)

@@ -204,7 +204,7 @@ class RetNetDecoder(Stack):
         state = self._state(incremental_state)
         past = 0 if state is None else state.length
         embedding = self._embed(prev_output_tokens[:, past:], token_embeddings)
-        x = self._add_positions(embedding, prev_output_tokens)
+        x = self._add_positions(embedding, prev_output_tokens, past + embedding.size(1))
         memory, memory_padding_mask = encoder_memory(encoder_out, state)
         retention = self._retention_arguments(x, state, self_attn_padding_mask, document_starts)
         shared = {

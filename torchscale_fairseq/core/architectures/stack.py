@@ -53,15 +53,16 @@ class Stack(nn.Module):
             )
         return self.embed_tokens(tokens)
 
-    def _add_positions(self, x: Tensor, rows: Tensor, split_position: int | None = None) -> Tensor:
+    def _add_positions(self, x: Tensor, rows: Tensor, total: int, split_position: int | None = None) -> Tensor:
         """Positions, norm and dropout on scaled embeddings, (batch, seq, width).
 
         Args:
             rows: (batch or 1, seq), rows of the position table.
+            total: the tokens of a sequence, padding and those of earlier steps included.
             split_position: tokens of the first modality.
         """
         if self.embed_positions is not None:
-            check_length(self.options, self.embed_positions, rows)
+            check_length(self.options, self.embed_positions, rows, total)
             x = x + apply(self.embed_positions, rows, split_position).to(x.dtype)
         if self.layernorm_embedding is not None:
             x = apply(self.layernorm_embedding, x, split_position)

@@ -84,8 +84,8 @@ def _chunk(
 
 FLOAT16_SCALE = 2.0**14
 """Factor on the gradients of logits in float16, which lie between -1 and 1, so that small ones are not rounded to 0."""
-CHUNK_BYTES = 2**31
-"""Most of a chunk's logits, on a GPU."""
+CHUNK_BYTES = 2**29
+"""Most of a chunk's logits, on a GPU. Fewer and larger chunks take a few per cent less time and more memory."""
 
 
 def summed_linear_cross_entropy(

@@ -9,7 +9,8 @@ import torch
 
 pytest.importorskip("fairseq")
 
-from fairseq import checkpoint_utils
+from fairseq import checkpoint_utils, utils
+from fairseq.data import Dictionary
 from fairseq.models import MODEL_REGISTRY
 
 from tests.fairseq_cli import run_fairseq
@@ -96,7 +97,9 @@ def promises(model: Any, task: str) -> dict[str, Any]:
     return result
 
 
-@pytest.mark.parametrize("arch", OURS)
+@pytest.mark.parametrize(
+    "arch", [pytest.param(arch, marks=[pytest.mark.slow] if "retnet" in arch else []) for arch in OURS]
+)
 @torch.no_grad()
 def test_methods_return_what_stocks_do(arch: str, data: Path, kin: dict[str, Any]) -> None:
     task = OURS[arch]
@@ -131,12 +134,8 @@ def test_from_pretrained_classifier(data: Path, tmp_path: Path) -> None:
     probabilities = hub.classify("w1 w2", "w3")
     assert list(probabilities) == ["no", "yes"] and sum(probabilities.values()) == pytest.approx(1)
     assert probabilities["yes"] == hub.predict("sentence_classification_head", hub.encode("w1 w2", "w3")).exp()[0, 1]
-
-
-def test_validate_takes_the_criterion_from_the_checkpoint(data: Path, tmp_path: Path) -> None:
-    save_untrained(command("bert_magneto", "sentence_prediction", data), tmp_path)
     words = [*words_of("sentence_prediction", data), "--path", tmp_path / "checkpoint_best.pt", "--batch-size", "8"]
-    assert "accuracy" in run_fairseq("validate", words).check().output
+    assert "accuracy" in run_fairseq("validate", words).check().output  # by the checkpoint's criterion
 
 
 def test_from_pretrained_causal(data: Path, tmp_path: Path) -> None:
@@ -183,7 +182,7 @@ def test_pieces_without_their_tokenizer(data: Path, tmp_path: Path) -> None:
     assert load(str(tmp_path / "run"), data_name_or_path=str(tmp_path), bpe=None).bpe is None
 
 
-@pytest.mark.parametrize("arch", ["mt_deepnorm", "transformer"])
+@pytest.mark.parametrize("arch", ["mt_deepnorm", pytest.param("transformer", marks=pytest.mark.slow)])
 def test_a_checkpoint_does_not_need_the_embeddings_it_began_from(arch: str, data: Path, tmp_path: Path) -> None:
     file = tmp_path / "vectors.txt"
     file.write_text(f"1 {WIDTH}\nw1{' 0.5' * WIDTH}\n")
@@ -192,18 +191,23 @@ def test_a_checkpoint_does_not_need_the_embeddings_it_began_from(arch: str, data
     _, task, model = save_untrained(words, tmp_path)
     row = model.encoder.embed_tokens.weight[task.source_dictionary.index("w1")]
     assert (row == 0.5).all()
-    for content, message in (
-        (f"w1 {WIDTH}\nw1 0.5\n", "has 1 entries, and the model's"),
-        ("w1\nw1 x\n", "is not a file of"),
-    ):
-        file.write_text(content)
-        with pytest.raises(InputError, match=f"--encoder-embed-path .*{message}"):
-            built(words)
     file.unlink()
     models, *_ = checkpoint_utils.load_model_ensemble_and_task([str(tmp_path / "checkpoint_best.pt")])
     assert models[0].encoder.embed_tokens.weight.equal(model.encoder.embed_tokens.weight)
+
+
+def test_files_of_embeddings_are_checked(tmp_path: Path) -> None:
+    file = tmp_path / "vectors.txt"
+    words = Dictionary()
+    words.add_symbol("w1")
     with pytest.raises(InputError, match=r"vectors.txt is not there; a run that resumes .* leave the option out"):
-        built(words)
+        utils.parse_embedding(str(file))
+    file.write_text("w1\nw1 x\n")
+    with pytest.raises(InputError, match=r"--encoder-embed-path .*vectors.txt is not a file of vectors"):
+        utils.parse_embedding(str(file))
+    file.write_text("1 1\nw1 0.5\n")
+    with pytest.raises(InputError, match=r"the vector of 'w1' has 1 entries, and the model's embedding 4"):
+        utils.load_embedding(utils.parse_embedding(str(file)), words, torch.nn.Embedding(len(words), 4))
 
 
 @pytest.mark.parametrize(

@@ -54,8 +54,9 @@ class MaskedLanguageHub(RobertaHubInterface):
         """Add a head to the model; arguments as there."""
         self.model.register_classification_head(name, num_classes, inner_dim)
 
+    @torch.no_grad()
     def fill_mask(self, masked_input: str, topk: int = 5) -> list[tuple[str, float, str]]:
-        """The likeliest texts in place of one <mask>.
+        """The likeliest texts in place of one <mask>. Special symbols, which no text contains, are left out.
 
         Returns:
             The whole text, the probability and the filled in text, the likeliest first.
@@ -67,8 +68,24 @@ class MaskedLanguageHub(RobertaHubInterface):
             raise InputError(
                 f"a text to fill must contain one {MASK}, not {masked_input.count(MASK)}: {masked_input!r}."
             )
-        filled: list[tuple[str, float, str]] = super().fill_mask(masked_input, topk)
-        return filled
+        dictionary = self.task.source_dictionary
+        before, after = (self.bpe.encode(part.rstrip()) for part in masked_input.split(MASK))
+        line = f"<s> {before} {MASK} {after} </s>"
+        tokens = dictionary.encode_line(line, append_eos=False, add_if_not_exist=False).long().to(self.device)
+        probabilities = self.model(tokens[None])[0][0, tokens == self.task.mask_idx].float().softmax(-1)[0]
+        probabilities[: dictionary.nspecial] = probabilities[self.task.mask_idx] = 0
+        place = f" {MASK}" if f" {MASK}" in masked_input else MASK
+        best = probabilities.topk(topk)
+        words = [self._word(dictionary[index]) for index in best.indices]
+        return [
+            (masked_input.replace(place, word), value, word)
+            for word, value in zip(words, best.values.tolist(), strict=True)
+        ]
+
+    def _word(self, piece: str) -> str:
+        """A piece as it stands in text, with the space in front of a word."""
+        word: str = self.bpe.decode(piece)
+        return f" {word}" if piece.startswith("\N{LOWER ONE EIGHTH BLOCK}") else word
 
     @torch.no_grad()
     def classify(self, *sentences: str, head: str = HEAD) -> dict[str, float]:
@@ -79,12 +96,12 @@ class MaskedLanguageHub(RobertaHubInterface):
         return dict(zip(labels, probabilities.tolist(), strict=False))
 
 
-class ImageHub(nn.Module):
-    """A model of images that reads files.
+class _ModelOfImages(nn.Module):
+    """A model with the task that says how images are read.
 
     Args:
         cfg: of the checkpoint.
-        task: --task image_classification.
+        task: that it was trained with.
         models: one.
 
     Raises:
@@ -97,6 +114,10 @@ class ImageHub(nn.Module):
         self.task = task
         self.model = _single(models)
         self.eval()
+
+
+class ImageHub(_ModelOfImages):
+    """A model of --task image_classification that reads files."""
 
     @torch.no_grad()
     def classify(self, image: str | Path) -> dict[str, str]:
@@ -123,25 +144,12 @@ class ImageHub(nn.Module):
         return ImagePatches(Path(image), self.task.cfg.img_size, self.task.cfg.patch_size)
 
 
-class ImageTextHub(nn.Module):
-    """A BEiT-3 that reads image files and captions.
-
-    Args:
-        cfg: of the checkpoint.
-        task: --task image_text.
-        models: one.
-
-    Raises:
-        InputError: there are several models.
-    """
+class ImageTextHub(_ModelOfImages):
+    """A BEiT-3 that reads image files and captions."""
 
     def __init__(self, cfg: Any, task: Any, models: list[Any]):
-        super().__init__()
-        self.cfg = cfg
-        self.task = task
-        self.model = _single(models)
+        super().__init__(cfg, task, models)
         self.encoder = task.text_encoder()
-        self.eval()
 
     def extract_features(self, image: str | Path | None = None, text: str | None = None) -> Tensor:
         """Features (1, tokens, width) of the class token, the patches and the words that there are, in this order.

@@ -326,8 +326,8 @@ def choose_kernel(request: PartialRequest, backend: str) -> Kernel:
     names = [kernel.name for kernel in OF_OTHERS]
     if backend not in names:
         raise InputError(
-            f"attention_backend ({backend!r}) must be one of sdpa, {', '.join(names)} in dilated attention, which needs "
-            "a log-sum-exp."
+            f"attention_backend ({backend!r}) must be one of sdpa, {', '.join(names)} in dilated attention, which "
+            "needs a log-sum-exp."
         )
     advice = "; use sdpa, which brings its own kernels."
     return choose(OF_OTHERS, request, backend, option="attention_backend", advice=advice)

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.fairseq_cli import run_beside_fairseq, run_fairseq
 from tests.plugin.sentences import sentences_of, training
 
@@ -12,25 +14,29 @@ from fairseq import utils
 alignment = {alignment!r}
 print(utils.replace_unk("a <unk> b <unk>", "x y z", alignment, {{"y": "Y"}}, "<unk>"))
 """
-SCORE = """
+API = """
 import torch
-from fairseq.sequence_scorer import SequenceScorer
 from fairseq.data.dictionary import Dictionary
+from fairseq.models.transformer import TransformerModel
+from fairseq.sequence_scorer import SequenceScorer
 class Model(torch.nn.Module):
     def forward(self, **inputs):
         return torch.zeros(1, 2, 4), None
     def get_normalized_probs(self, output, **more):
         return output[0].log_softmax(-1)
-sample = {"net_input": {"src_tokens": torch.tensor([[4, 2]])}, "target": torch.tensor([[3, 2]])}
-SequenceScorer(Dictionary(), compute_alignment=True).generate([Model()], sample)
-"""
-TRANSLATE = """
-from fairseq.models.transformer import TransformerModel
-TransformerModel.from_pretrained({folder!r}, "checkpoint_last.pt", {data!r}).translate("w1 " * 2000)
+sample = {{"net_input": {{"src_tokens": torch.tensor([[4, 2]])}}, "target": torch.tensor([[3, 2]])}}
+for call in (
+    lambda: SequenceScorer(Dictionary(), compute_alignment=True).generate([Model()], sample),
+    lambda: TransformerModel.from_pretrained({folder!r}, "checkpoint_last.pt", {data!r}).translate("w1 " * 2000),
+):
+    try:
+        call()
+    except ValueError as error:
+        print(error)
 """
 
 
-def test_generation_and_evaluation(
+def test_sentences(
     translation_data: Path, stock_checkpoint: Path, language_data: Path, language_checkpoint: Path, tmp_path: Path
 ) -> None:
     missing, bad = tmp_path / "missing", tmp_path / "bad"
@@ -38,6 +44,17 @@ def test_generation_and_evaluation(
     generate = ["generate", translation_data, "--path", stock_checkpoint]
     evaluate = ["eval_lm", language_data, "--path", language_checkpoint]
     replace = [*generate, *PAIR, "--print-alignment", "--replace-unk"]
+    metric = "--best-checkpoint-metric"
+    trained = {
+        ("--update-freq", "0"): "--update-freq (0) must be at least 1",
+        ("--max-tokens", "0"): "--max-tokens (0) must be at least 1",
+        ("--eval-bleu", "--eval-bleu-args", "{beam"): "--eval-bleu-args ({beam) is not JSON: Expecting property name "
+        "enclosed in double quotes: line 1 column 2 (char 1); write it like '{\"beam\": 4}'",
+        ("--lr-scheduler", "polynomial_decay"): "--total-num-update is missing",
+        (metric, "bleu"): f"{metric} bleu needs --eval-bleu, without which it is not measured",
+        (metric, "f1"): f"{metric} f1 is not among the figures of validation; they are loss, ppl",
+        (metric, "ppl"): "success",
+    }
     commands = {
         (
             *generate,
@@ -60,19 +77,9 @@ def test_generation_and_evaluation(
         ("eval_lm", language_data, "--path", "a:b"): "--path names 2 checkpoints, and fairseq-eval-lm evaluates one: "
         "give one of them",
     }
-    assert sentences_of(list(commands)) == list(commands.values())
-
-
-def test_training(translation_data: Path, tmp_path: Path) -> None:
-    options = {
-        ("--update-freq", "0"): "--update-freq (0) must be at least 1",
-        ("--max-tokens", "0"): "--max-tokens (0) must be at least 1",
-        ("--eval-bleu", "--eval-bleu-args", "{beam"): "--eval-bleu-args ({beam) is not JSON: Expecting property name "
-        "enclosed in double quotes: line 1 column 2 (char 1); write it like '{\"beam\": 4}'",
-        ("--lr-scheduler", "polynomial_decay"): "--total-num-update is missing",
-    }
-    commands = [["train", *training(translation_data, tmp_path, *words)] for words in options]
-    assert sentences_of(commands) == list(options.values())
+    train = [["train", *training(translation_data, tmp_path, *words)] for words in trained]
+    assert sentences_of([*commands, *train]) == [*commands.values(), *trained.values()]
+    assert (tmp_path / "checkpoint_best.pt").exists()
 
 
 def test_unknown_words_are_replaced_by_the_words_they_are_aligned_with() -> None:
@@ -81,6 +88,7 @@ def test_unknown_words_are_replaced_by_the_words_they_are_aligned_with() -> None
     assert run_beside_fairseq(code, plugin=True).check().stdout.endswith("a x b Y\n")
 
 
+@pytest.mark.slow
 def test_replacing_unknown_words_without_a_table(
     translation_data: Path, stock_checkpoint: Path, shared_folder: Path, tmp_path: Path
 ) -> None:
@@ -94,26 +102,8 @@ def test_replacing_unknown_words_without_a_table(
     assert all(word.startswith("w") for line in hypotheses for word in line.split())
 
 
-def test_alignment_of_a_reference_without_attention_weights() -> None:
-    assert (
-        "--score-reference with --print-alignment needs attention" in run_beside_fairseq(SCORE, plugin=True).last_line
-    )
-
-
-def test_best_checkpoint_metric(translation_data: Path, tmp_path: Path) -> None:
-    metrics = {
-        "bleu": "--best-checkpoint-metric bleu needs --eval-bleu, without which it is not measured",
-        "f1": "--best-checkpoint-metric f1 is not among the figures of validation; they are loss, ppl",
-        "ppl": "success",
-    }
-    commands = [
-        ["train", *training(translation_data, tmp_path / name, "--best-checkpoint-metric", name)] for name in metrics
-    ]
-    assert sentences_of(commands) == list(metrics.values())
-    assert (tmp_path / "ppl" / "checkpoint_best.pt").exists()
-
-
-def test_text_that_is_too_long_for_the_api(stock_checkpoint: Path, translation_data: Path) -> None:
-    code = TRANSLATE.format(folder=str(stock_checkpoint.parent), data=str(translation_data))
-    line = run_beside_fairseq(code, plugin=True).last_line
-    assert "has 2001 source tokens (with </s>), and the model 1024 source positions; shorten it" in line
+def test_api(stock_checkpoint: Path, translation_data: Path) -> None:
+    code = API.format(folder=str(stock_checkpoint.parent), data=str(translation_data))
+    output = run_beside_fairseq(code, plugin=True).check().stdout
+    assert "--score-reference with --print-alignment needs attention weights" in output
+    assert "has 2001 source tokens (with </s>), and the model 1024 source positions; shorten it" in output

@@ -118,7 +118,8 @@ def test_published_report_is_of_this_script(study: ModuleType) -> None:
 @pytest.mark.slow
 def test_whole_comparison_in_its_small_form(tmp_path: Path) -> None:
     corpus, data = tmp_path / "corpus", tmp_path / "data"
-    run_program([sys.executable, REPOSITORY / "scripts/data/cldr_corpus.py", corpus, "--train-pairs", 600]).check()
+    sizes = ["--train-pairs", 600, "--valid-pairs", 12, "--test-pairs", 12]
+    run_program([sys.executable, REPOSITORY / "scripts/data/cldr_corpus.py", corpus, *sizes]).check()
     splits = [word for split in ("train", "valid", "test") for word in (f"--{split}", corpus / split)]
     prepare = [sys.executable, REPOSITORY / "scripts/data/prepare_translation.py", *splits, "--output", data]
     run_program([*prepare, "--source-lang", "en", "--target-lang", "de", "--vocab-size", 400]).check()

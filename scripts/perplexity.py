@@ -7,18 +7,16 @@ without loss.
 
 import argparse
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import sentencepiece
 
+from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.core.reporting import run_command
+
 TOKENS = re.compile(r"Evaluated ([\d,]+) tokens")
 LOSS = re.compile(r"Loss \(base 2\): ([\d.]+)")
-
-
-class InputError(Exception):
-    """What is wrong with the user's input, and a way out, in one line."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +33,7 @@ class Score:
 
 def main() -> int:
     options = parse_options()
-    try:
-        score = read_score(options.log, options.data)
-    except InputError as error:
-        print(f"perplexity.py: {error}", file=sys.stderr)
-        return 1
+    score = read_score(options.log, options.data)
     print(table(score))
     return 0
 
@@ -94,4 +88,4 @@ def table(score: Score) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

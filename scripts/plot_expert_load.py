@@ -3,9 +3,11 @@
 last values. A run without experts takes part with its loss."""
 
 import argparse
-import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.core.reporting import run_command
 
 INNER, VALID = "train_inner", "valid"
 
@@ -35,10 +37,6 @@ Curve = list[tuple[int, float]]
 """Updates and values."""
 
 
-class InputError(Exception):
-    """What is wrong with the user's input, and a way out, in one line."""
-
-
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -50,13 +48,9 @@ def parse_options() -> argparse.Namespace:
 
 def main() -> int:
     options = parse_options()
-    try:
-        curves = {name_of(run): read_curves(run) for run in options.runs}
-        print(table(curves))
-        draw(curves, options.output)
-    except InputError as error:
-        print(f"plot_expert_load.py: {error}", file=sys.stderr)
-        return 1
+    curves = {name_of(run): read_curves(run) for run in options.runs}
+    print(table(curves))
+    draw(curves, options.output)
     print(f"wrote {options.output}")
     return 0
 
@@ -147,4 +141,4 @@ def draw(runs: dict[str, dict[tuple[str, str], Curve]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

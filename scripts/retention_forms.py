@@ -6,7 +6,6 @@ token at a time, with a state of constant size. Tokens are the likeliest ones. E
 
 import argparse
 import fileinput
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,12 @@ from torch import Tensor
 
 from torchscale_fairseq import plugin
 from torchscale_fairseq.core.architectures.retnet import RetNetDecoder
+from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.layers.retention import MultiScaleRetention
+from torchscale_fairseq.core.reporting import run_command
 
 ALLOWED = 1e-3
 """Largest difference of a log-probability."""
-
-
-class InputError(Exception):
-    """What is wrong with the user's input, and a way out, in one line."""
 
 
 class Continuation:
@@ -106,13 +103,9 @@ def agree(continuation: Continuation, text: str, length: int) -> bool:
 def main() -> int:
     options = parse_options()
     plugin.register()
-    try:
-        continuation = Continuation(options.checkpoint, options.data)
-        with fileinput.input([options.input], encoding="utf-8") as lines:
-            verdicts = [agree(continuation, line.strip(), options.length) for line in lines]
-    except (InputError, OSError) as error:
-        print(f"retention_forms.py: {error}", file=sys.stderr)
-        return 1
+    continuation = Continuation(options.checkpoint, options.data)
+    with fileinput.input([options.input], encoding="utf-8") as lines:
+        verdicts = [agree(continuation, line.strip(), options.length) for line in lines]
     return 0 if all(verdicts) else 1
 
 
@@ -133,4 +126,4 @@ def parse_options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -2,19 +2,17 @@
 
 import argparse
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import sacrebleu
 
+from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.core.reporting import run_command
+
 DETOKENISED = re.compile(r"D-(\d+)\t[^\t]*\t(.*)")
 """A line of fairseq-generate: number of the sentence, score, text."""
-
-
-class InputError(Exception):
-    """What is wrong with the user's input, and a way out, in one line."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +26,10 @@ class Score:
 
 def main() -> int:
     options = parse_options()
-    try:
-        references = read_lines(options.reference)
-        hypotheses = read_hypotheses(options.hypotheses, len(references))
-        kinds = read_parallel(options.kinds, references) if options.kinds else None
-        sources = read_parallel(options.source, references) if options.source else None
-    except InputError as error:
-        print(f"score_translation.py: {error}", file=sys.stderr)
-        return 1
+    references = read_lines(options.reference)
+    hypotheses = read_hypotheses(options.hypotheses, len(references))
+    kinds = read_parallel(options.kinds, references) if options.kinds else None
+    sources = read_parallel(options.source, references) if options.source else None
     print(table(score_by_kind(hypotheses, references, kinds)))
     for index in spread(len(references), options.samples):
         print()
@@ -130,4 +124,4 @@ def spread(count: int, samples: int) -> list[int]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -5,15 +5,15 @@ has learnt anything from the words around is well below. Reads the data director
 """
 
 import argparse
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from torchscale_fairseq.core.reporting import run_command
 from torchscale_fairseq.data.pieces import PieceEncoder
-from torchscale_fairseq.data.problems import DataError, Problems
+from torchscale_fairseq.data.problems import Problems
 from torchscale_fairseq.data.sources import read_sources
 
 LINES_AT_ONCE = 10_000
@@ -24,12 +24,8 @@ def main() -> int:
     parser.add_argument("data", type=Path, help="the directory that scripts/data/shard_corpus.py made")
     parser.add_argument("--subset", default="test", help="to be guessed; default test")
     options = parser.parse_args()
-    try:
-        encoder = PieceEncoder(options.data / "sentencepiece.bpe.model")
-        train, guessed = (count_tokens(options.data, split, encoder) for split in ("train", options.subset))
-    except DataError as error:
-        print(f"unigram_perplexity.py: {error}", file=sys.stderr)
-        return 1
+    encoder = PieceEncoder(options.data / "sentencepiece.bpe.model")
+    train, guessed = (count_tokens(options.data, split, encoder) for split in ("train", options.subset))
     print(f"guessing by frequency: perplexity {perplexity(train, guessed):.1f} for {guessed.sum():,} tokens")
     return 0
 
@@ -66,4 +62,4 @@ def perplexity(train: NDArray[np.int64], guessed: NDArray[np.int64]) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

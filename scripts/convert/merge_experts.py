@@ -3,11 +3,10 @@
 of processes resumes and every command of fairseq reads by itself."""
 
 import argparse
-import sys
 
 from command_line import converter_parser
 
-from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.core.reporting import run_command
 from torchscale_fairseq.hooks.checkpoint_writing import write_checkpoint
 from torchscale_fairseq.hooks.checkpoints import CheckpointError, load_checkpoint, read_mapped
 from torchscale_fairseq.hooks.expert_shards import ENTRY
@@ -24,17 +23,13 @@ def parse_options() -> argparse.Namespace:
 
 def main() -> int:
     options = parse_options()
-    try:
-        if ENTRY not in read_mapped(options.input):
-            raise CheckpointError(f"{options.input} has no experts in files of their own: nothing to merge")
-        state = load_checkpoint(options.input)
-        write_checkpoint(state, options.output)
-    except (InputError, OSError) as error:
-        print(f"merge_experts.py: {error}", file=sys.stderr)
-        return 1
+    if ENTRY not in read_mapped(options.input):
+        raise CheckpointError(f"{options.input} has no experts in files of their own: nothing to merge")
+    state = load_checkpoint(options.input)
+    write_checkpoint(state, options.output)
     print(f"wrote {options.output}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

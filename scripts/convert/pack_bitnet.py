@@ -7,7 +7,6 @@ in the checkpoint that was packed. Embeddings, norms and output projection stay 
 """
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,14 @@ from torch import Tensor
 
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.layers.bit_linear import PackedWeight
+from torchscale_fairseq.core.reporting import run_command
 from torchscale_fairseq.hooks.checkpoint_writing import write_checkpoint
 from torchscale_fairseq.hooks.checkpoints import load_checkpoint
 
 
 def main() -> int:
     options = parse_options()
-    try:
-        note = pack_checkpoint(options.input, options.output)
-    except (InputError, OSError) as error:
-        print(f"pack_bitnet.py: {error}", file=sys.stderr)
-        return 1
+    note = pack_checkpoint(options.input, options.output)
     print(f"wrote {options.output}: {note}")
     return 0
 
@@ -94,4 +90,4 @@ def pack_all(parameters: dict[str, Tensor], scheme: str) -> tuple[dict[str, Any]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

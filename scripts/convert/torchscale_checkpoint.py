@@ -13,7 +13,6 @@ Mixture-of-experts models and adaptive softmaxes are refused.
 """
 
 import argparse
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,28 +26,25 @@ from ours_to_official import to_official
 from torch import Tensor
 
 from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.core.reporting import run_command
 from torchscale_fairseq.hooks.checkpoint_writing import write_checkpoint
 from torchscale_fairseq.hooks.checkpoints import load_checkpoint
 
 
 def main() -> int:
     options = parse_options()
-    try:
-        state = load_checkpoint(options.input)
-        if options.to_official:
-            conversion = to_official(state, options.input)
-        else:
-            conversion = to_ours(state, options.input, options.torchscale_version)
-        converted = {
-            **conversion.state,
-            "last_optimizer_state": None
-            if options.no_optimizer_state
-            else optimizer_state(state.get("last_optimizer_state"), conversion, state["model"], options.input),
-        }
-        write_checkpoint(converted, options.output)
-    except (InputError, OSError) as error:
-        print(f"torchscale_checkpoint.py: {error}", file=sys.stderr)
-        return 1
+    state = load_checkpoint(options.input)
+    if options.to_official:
+        conversion = to_official(state, options.input)
+    else:
+        conversion = to_ours(state, options.input, options.torchscale_version)
+    converted = {
+        **conversion.state,
+        "last_optimizer_state": None
+        if options.no_optimizer_state
+        else optimizer_state(state.get("last_optimizer_state"), conversion, state["model"], options.input),
+    }
+    write_checkpoint(converted, options.output)
     print(f"wrote {options.output}: {len(converted['model'])} tensors")
     for note in conversion.notes:
         print(note)
@@ -91,4 +87,4 @@ def optimizer_state(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -19,8 +19,10 @@ def sentence_of(error: BaseException) -> str | None:
     """The sentence to show for an error, or None for one that only a traceback explains."""
     if isinstance(error, InputError):
         return str(error)
-    if not isinstance(error, OSError) or error.errno is None:
+    if not isinstance(error, OSError):
         return None
+    if error.errno is None:
+        return str(error) or None
     if error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return f"{error.strerror}; make room and run this again" if error.errno in NO_ROOM else None

@@ -49,7 +49,8 @@ esac
 training=(
   "${task[@]}" --optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 1.0
   --lr-scheduler polynomial_decay --lr "$lr" --warmup-updates "$warmup" --total-num-update "$max_update"
-  --max-tokens "$max_tokens" --batch-size-valid 8 --max-update "$max_update" --seed 1
+  --max-tokens "$max_tokens" --max-tokens-valid $((4 * max_tokens)) --batch-size-valid 8
+  --max-update "$max_update" --seed 1
   --validate-interval-updates 400 --save-interval-updates 400 --keep-interval-updates 1 --no-epoch-checkpoints
   --log-interval 50
 )

@@ -27,13 +27,14 @@ OPTIMIZERS: dict[str, list[str]] = {
     "adadelta": ["--lr", "1"],
     "adafactor": ["--lr", "1e-2", "--scale-parameter"],
     "adagrad": ["--lr", "1e-2"],
-    "adam": ["--lr", "1e-2"],
-    "adamax": ["--lr", "1e-2"],
-    "nag": ["--lr", "0.3", "--momentum", "0.9"],
-    "sgd": ["--lr", "1"],
-    "fused_adam_torch": ["--lr", "1e-2"],
+    "adam": ["--lr", "3e-3"],
+    "adamax": ["--lr", "3e-3"],
+    "nag": ["--lr", "3e-3", "--momentum", "0.9"],
+    "sgd": ["--lr", "0.03"],
+    "fused_adam_torch": ["--lr", "3e-3"],
 }
-"""All but those that need apex (lamb), deepspeed (cpu_adam) or a configuration of their own (composite)."""
+"""All but those that need apex (lamb), deepspeed (cpu_adam) or a configuration of their own (composite). Learning rates
+are low: at high ones a factor of 1 + 2e-7 on stock's own gradients moves the losses of bf16 by ten per cent and more."""
 ADAM_OPTIONS = {"lr": [0.1], "adam_betas": "(0.9, 0.98)", "adam_eps": 1e-8, "weight_decay": 0.0}
 RELATIVE = {"float32": 1e-6, "bf16": 1e-2, "fp16": 1e-2}
 """Of losses over fifty updates, as promised: rounding of the precision."""
@@ -73,7 +74,7 @@ def test_losses_are_those_of_stock(
         as_stock(patch)
         _, expected = curve(language_data, tmp_path, updates, *flags)
     _, found = curve(language_data, tmp_path, updates, *flags)
-    assert expected[-1]["loss"] < 0.9 * expected[0]["loss"]
+    assert expected[-1]["loss"] < (0.9 if updates == 50 else 1.0) * expected[0]["loss"]
     for one, other in zip(found, expected, strict=True):
         assert one.keys() == other.keys()
         assert one["loss"] == pytest.approx(other["loss"], rel=RELATIVE[precision], abs=1e-3)

@@ -131,7 +131,7 @@ def after(error: OptionError, remedy: Options, typed: list[str]) -> list[str]:
 
 def same_option(word: str, other: str) -> bool:
     def bare(text: str) -> str:
-        return shlex.split(text)[0].split("=")[0]
+        return shlex.split(text)[0].split("=")[0].lstrip("+")
 
     return bare(word) == bare(other)
 
@@ -226,10 +226,7 @@ def test_experts_beside_overrides_of_fairseq(given: Options, monkeypatch: pytest
     def attempt(words: list[str]) -> None:
         root = OmegaConf.structured(FairseqConfig())
         root.optimizer = {"_name": "adam"}
-        groups = [word for word in words if word.startswith("optimizer=")]
-        apply_overrides(root, [word for word in words if word not in groups])
-        for word in groups:
-            root.optimizer._name = word.partition("=")[2]
+        apply_overrides(root, words)
         prepare_options(root, several_processes=True)
 
     check_remedies(attempt, spelt(HydraOverrides(), given))

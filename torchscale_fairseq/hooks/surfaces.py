@@ -59,18 +59,20 @@ class Flags(_Typed):
 
 
 class HydraOverrides(_Typed):
-    """``model.name=value``."""
+    """``model.name=value``, to be typed with ``++``, which serves whether or not a configuration file has the key."""
 
     def name(self, option: str) -> str:
         if option == "arch":
             return "model._name"
-        return option if "." in option or option in GROUPS else f"model.{option}"
+        if option in GROUPS:
+            return f"{option}._name"
+        return option if "." in option else f"model.{option}"
 
     def mention(self, option: str, value: Any) -> str:
         return f"{self.name(option)}={_hydra_value(value)}"
 
     def setting(self, option: str, value: Any) -> str | None:
-        override = self.mention(option, value)
+        override = f"++{self.mention(option, value)}"
         typed = f'"{override}"' if "'" in override else shlex.quote(override)
         return typed if self._can_type(option) else None
 

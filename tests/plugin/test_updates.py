@@ -33,8 +33,8 @@ OPTIMIZERS: dict[str, list[str]] = {
     "sgd": ["--lr", "0.03"],
     "fused_adam_torch": ["--lr", "3e-3"],
 }
-"""All but those that need apex (lamb), deepspeed (cpu_adam) or a configuration of their own (composite). Learning rates
-are low: at high ones a factor of 1 + 2e-7 on stock's own gradients moves the losses of bf16 by ten per cent and more."""
+"""All but those that need apex (lamb), deepspeed (cpu_adam) or a configuration of their own (composite). Learning
+rates are low: at high ones a factor of 1 + 2e-7 on stock's own gradients moves the losses of bf16 by ten per cent."""
 ADAM_OPTIONS = {"lr": [0.1], "adam_betas": "(0.9, 0.98)", "adam_eps": 1e-8, "weight_decay": 0.0}
 RELATIVE = {"float32": 1e-6, "bf16": 1e-2, "fp16": 1e-2}
 """Of losses over fifty updates, as promised: rounding of the precision."""

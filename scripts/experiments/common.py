@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 import torchscale_fairseq
+from torchscale_fairseq.core.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,10 +61,6 @@ Result = dict[str, Any]
 """What was measured, as JSON holds it."""
 Loss = Callable[[Tensor, torch.Generator], Tensor]
 """From windows (batch, bytes), and a generator for what is random, to the mean loss in nats."""
-
-
-class InputError(Exception):
-    """What is wrong with the user's input, and a way out, in one line."""
 
 
 @dataclass(frozen=True)

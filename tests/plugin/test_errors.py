@@ -121,6 +121,7 @@ def test_command_prints_the_sentence_or_by_a_switch_the_traceback(tmp_path: Path
     ("word", "sentence"),
     [
         ("model._name=mt_depnorm", "there is no model 'mt_depnorm'; did you mean mt_deepnorm? (model._name)"),
+        ("+optimization.max_updat=3", "there is no key optimization.max_updat; did you mean max_update?"),
         pytest.param(
             "optimizer._name=adamm",
             "there is no optimizer 'adamm'; did you mean adam? (optimizer._name)",

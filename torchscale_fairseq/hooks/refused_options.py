@@ -1,6 +1,7 @@
 """Options that cannot work together or in a command are refused before data is read, where stock fails later."""
 
 import ast
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -8,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from fairseq.dataclass import initialize
+from fairseq.dataclass.configs import FairseqConfig
 from fairseq.optim import OPTIMIZER_REGISTRY
 
-from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.core.errors import InputError, did_you_mean
 from torchscale_fairseq.hooks.patching import replace, running
 
 ALONE = "@@ "
@@ -55,6 +57,7 @@ def check_training(cfg: Any) -> None:
     Raises:
         InputError: with the option, its value and the condition.
     """
+    _check_keys(cfg)
     if cfg.get("optimizer") is None or getattr(cfg.optimizer, "_name", None) is None:
         names = ", ".join(sorted(OPTIMIZER_REGISTRY))
         raise InputError(f"the optimizer is missing: give --optimizer (in Hydra, optimizer._name), one of {names}")
@@ -65,6 +68,17 @@ def check_training(cfg: Any) -> None:
                 raise InputError(f"--{name.replace('_', '-')} ({value}) must be at least {least}")
     for name in ("eval_bleu_args", "eval_bleu_detok_args"):
         _check_json(f"--{name.replace('_', '-')}", getattr(cfg.task, name, None))
+
+
+def _check_keys(cfg: Any) -> None:
+    """Refuse keys that Hydra added with ``+`` and that nothing reads."""
+    for group in dataclasses.fields(FairseqConfig):
+        if not dataclasses.is_dataclass(group.type) or cfg.get(group.name) is None:
+            continue
+        known = {field.name for field in dataclasses.fields(group.type)}
+        for key in cfg[group.name]:
+            if key not in known:
+                raise InputError(f"there is no key {group.name}.{key}{did_you_mean(key, known)}")
 
 
 def _check_json(flag: str, text: str | None) -> None:

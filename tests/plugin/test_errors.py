@@ -74,6 +74,10 @@ def test_sentences(stock_checkpoint: Path, translation_data: Path, tmp_path: Pat
     cases = [
         (without("--batch-size", words), "the size of a batch is missing: give --max-tokens or --batch-size "),
         (without("--optimizer", words), "the optimizer is missing: give --optimizer (in Hydra, optimizer._name), "),
+        (
+            ["unused", "--arch", "transformer_lm", "--task", "translation", "--optimizer", "adam"],
+            "--arch transformer_lm does not fit --task translation, which has no --tokens-per-sample; give ",
+        ),
         (training(nowhere, run), f"the data folder {nowhere} does not exist"),
         (training(nowhere, run, *LANGUAGES), f"the data folder {nowhere} does not exist"),
         (training(raw, run), f"{raw} has no training data of a pair of languages: {TO_BINARISE}"),

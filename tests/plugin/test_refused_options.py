@@ -68,7 +68,8 @@ def test_sentences(
             *PAIR,
             "--replace-unk",
             "",
-        ): "--replace-unk needs --print-alignment, which finds the source word of each unknown word",
+        ): "--replace-unk needs --print-alignment, which finds the source word of each unknown word, "
+        "and a model that keeps attention weights, such as --arch transformer",
         (*replace, missing): f"{missing}: No such file or directory",
         (*replace, bad): f"--replace-unk {bad}, line 2 must hold a source word and its translation",
         (*evaluate, "--remove-bpe", "sentencepiece"): "--remove-bpe sentencepiece is unknown to fairseq-eval-lm, which "

@@ -123,7 +123,10 @@ def _check_overrides(text: str) -> None:
 
 def _check_replacements(cfg: Any) -> None:
     if cfg.generation.print_alignment != "hard":
-        raise InputError("--replace-unk needs --print-alignment, which finds the source word of each unknown word")
+        raise InputError(
+            "--replace-unk needs --print-alignment, which finds the source word of each unknown word, and a model that "
+            "keeps attention weights, such as --arch transformer"
+        )
     if cfg.generation.replace_unk == ALONE:
         cfg.generation.replace_unk = ""
     if cfg.generation.replace_unk:

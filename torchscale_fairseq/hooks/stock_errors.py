@@ -18,7 +18,7 @@ from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq.optim import OPTIMIZER_REGISTRY
 from fairseq.tasks import TASK_REGISTRY
 from hydra.errors import ConfigCompositionException
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from torchscale_fairseq.core.errors import InputError, did_you_mean
 from torchscale_fairseq.core.reporting import TRACEBACK
@@ -178,6 +178,12 @@ def _unfit_value(error: BaseException, local: Locals) -> str:
     return f"{flag} is missing" if value == "null" else f"{flag} ({value}) cannot be read: {' '.join(reason[:1])}"
 
 
+def _unfit_task(error: BaseException, local: Locals) -> str:
+    args, key = local["args"], str(error).split("'")[1]
+    flag = f"--{key.rpartition('.')[2].replace('_', '-')}"
+    return f"--arch {args.arch} does not fit --task {args.task}, which has no {flag}; give another --task"
+
+
 def _model_key(error: BaseException, local: Locals) -> str:
     key = str(getattr(error, "key", None) or error)
     name = getattr(local["cfg"], "_name", None)
@@ -215,6 +221,12 @@ KNOWN = (
         ConfigCompositionException,
         "Error merging override ",
         _unfit_value,
+    ),
+    Known(
+        r"fairseq\.dataclass\.utils\.convert_namespace_to_omegaconf",
+        InterpolationKeyError,
+        "Interpolation key 'task.",
+        _unfit_task,
     ),
     Known(r"fairseq\.models\.build_model", AssertionError, "Could not infer model type", _unknown_model),
     Known(r"fairseq\.models\.build_model", KeyError, "\"'_name'\"", _unknown_model),

@@ -41,6 +41,7 @@ def register() -> None:
         from torchscale_fairseq.hooks import (
             best_metric,
             configuration_log,
+            deferred_nodes,
             embedding_files,
             evaluation,
             experts,
@@ -73,8 +74,9 @@ def register() -> None:
         whole_help.apply()
         sharding.apply()
         fitting.apply()
-        for name in _REGISTERING:
-            _import_modules(f"{__package__}.{name}")
+        with deferred_nodes.conversion_deferred():
+            for name in _REGISTERING:
+                _import_modules(f"{__package__}.{name}")
     except BaseException:
         _registered = False
         raise

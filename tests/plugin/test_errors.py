@@ -84,6 +84,7 @@ def test_sentences(stock_checkpoint: Path, translation_data: Path, tmp_path: Pat
         (training(raw, run, *LANGUAGES), f"{raw} has no dict.en.txt: {TO_BINARISE}"),
         (language, f"{raw} has no dict.txt: {TO_BINARISE}"),
         ([*words, *french], f"{translation_data} has no data in the language fr, but in de, en: mend --source-lang"),
+        ([*words, "--source-lang", "fr"], f"--source-lang fr is not in {translation_data}, whose languages are "),
         ([*words, "--valid-subset", "vlid"], f"{translation_data} has no split 'vlid', but test, train, valid"),
         ([*words, "--log-file", nowhere / "log"], f"{nowhere}/log: No such file or directory"),
         (["--optimizer", "sgd"], f"{resumed} --optimizer adam, and this run has sgd; resume with that one, or add "),

@@ -210,6 +210,19 @@ def test_r_drop_leaves_the_batch_to_bleu(data: Path) -> None:
     assert logged["_bleu_sys_len"] > 0
 
 
+def test_missing_inputs_of_ranking_are_named(data: Path) -> None:
+    words = [*words_of("sentence_ranking", data), "--num-classes", "3", *shrunk("bert_magneto")]
+    _, task, _ = built([*words, "--criterion", "sentence_ranking"])
+    with pytest.raises(InputError, match=r"input3 has no split 'train': --num-classes \(3\) needs .* input0 to input3"):
+        task.load_dataset("train")
+
+
+def test_one_language_is_completed_by_the_pair_of_the_data(data: Path) -> None:
+    words = [data / "pairs", "--task", "translation", "--source-lang", "de", *shrunk("mt_deepnorm"), "--optimizer", "adam"]
+    _, task, _ = built([str(word) for word in words])
+    assert (task.cfg.source_lang, task.cfg.target_lang) == ("de", "en")
+
+
 @pytest.mark.parametrize(
     ("nodes", "message"),
     [

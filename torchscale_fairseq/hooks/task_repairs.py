@@ -8,13 +8,16 @@ import contextlib
 import inspect
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from fairseq import utils
 from fairseq.criterions import label_smoothed_cross_entropy_with_rdrop
-from fairseq.data import resampling_dataset
+from fairseq.data import data_utils, indexed_dataset, resampling_dataset
 from fairseq.data.legacy.masked_lm_dictionary import MaskedLMDictionary
 from fairseq.tasks.sentence_prediction import SentencePredictionConfig, SentencePredictionTask
 from fairseq.tasks.sentence_ranking import SentenceRankingTask
+from fairseq.tasks.translation import TranslationTask
 from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretrainedBARTTask
 
 from torchscale_fairseq.core.errors import InputError
@@ -62,6 +65,51 @@ def let_sentence_ranking_have_a_length() -> None:
 
     if "--max-positions" not in SentenceRankingTask.add_args.__code__.co_consts:
         SentenceRankingTask.add_args = make(SentenceRankingTask.add_args)
+
+
+def name_missing_inputs_of_ranking() -> None:
+    """``--task sentence_ranking`` with fewer folders ``input1``, ``input2``, … than ``--num-classes`` ends with
+    ``AttributeError: 'NoneType' object has no attribute 'sizes'``. Now the folder is named."""
+
+    def load_dataset(self: Any, split: str, combine: bool = False, **more: Any) -> Any:
+        for index in range(self.args.num_classes + 1):
+            path = Path(self.args.data, f"input{index}", split)
+            if not indexed_dataset.dataset_exists(str(path), impl=None):
+                raise InputError(
+                    f"{path.parent} has no split {split!r}: --num-classes ({self.args.num_classes}) needs the folders "
+                    f"input0 to input{self.args.num_classes} in {self.args.data}, each made by fairseq-preprocess."
+                )
+        return stock(self, split, combine=combine, **more)
+
+    stock = SentenceRankingTask.load_dataset
+    if stock.__module__ != __name__:
+        SentenceRankingTask.load_dataset = load_dataset
+
+
+def heed_one_language() -> None:
+    """``--task translation`` ignores ``--source-lang`` without ``--target-lang``, and the reverse: it takes the pair
+    that it finds in the data. Now the missing language is the other one of the pair, and a language outside of the
+    pair is named."""
+
+    def setup_task(cls: type, cfg: Any, **arguments: Any) -> Any:
+        given = cfg.source_lang or cfg.target_lang
+        if given is not None and None in (cfg.source_lang, cfg.target_lang):
+            found = data_utils.infer_language_pair(utils.split_paths(cfg.data)[0])
+            if None not in found:
+                _complete_pair(cfg, given, found)
+        return stock(cls, cfg, **arguments)
+
+    stock = TranslationTask.setup_task.__func__
+    if stock.__module__ != __name__:
+        TranslationTask.setup_task = classmethod(setup_task)
+
+
+def _complete_pair(cfg: Any, given: str, found: tuple[str, str]) -> None:
+    flag = "--target-lang" if cfg.source_lang is None else "--source-lang"
+    if given not in found:
+        raise InputError(f"{flag} {given} is not in {cfg.data}, whose languages are {found[0]} and {found[1]}.")
+    other = found[1 - found.index(given)]
+    cfg.source_lang, cfg.target_lang = cfg.source_lang or other, cfg.target_lang or other
 
 
 def classify_without_a_criterion() -> None:
@@ -141,6 +189,8 @@ REPAIRS: tuple[Callable[[], None], ...] = (
     load_masked_dictionaries,
     give_bart_translation_its_options,
     let_sentence_ranking_have_a_length,
+    name_missing_inputs_of_ranking,
+    heed_one_language,
     classify_without_a_criterion,
     count_labels_before_training,
     sample_languages_in_proportion,

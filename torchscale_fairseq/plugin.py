@@ -8,7 +8,10 @@ say for its core; a program that does so calls :func:`register` itself, or impor
 
 import importlib
 import importlib.util
+import logging
 import pkgutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _REGISTERING = ("criterions", "models", "optim", "tasks")
@@ -38,6 +41,8 @@ def register() -> None:
         )
     _registered = True  # first, since the packages imported below call this function
     try:
+        with _root_logger_unchanged():
+            importlib.import_module("fairseq.models")
         from torchscale_fairseq.hooks import (
             best_metric,
             configuration_log,
@@ -80,6 +85,19 @@ def register() -> None:
     except BaseException:
         _registered = False
         raise
+
+
+@contextmanager
+def _root_logger_unchanged() -> Iterator[None]:
+    """Restore the level and the handlers of the root logger: a module of fairseq sets it to DEBUG when it is imported,
+    so that a program would log the debug messages of every library."""
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.handlers[:] = handlers
 
 
 def _import_modules(package_name: str) -> None:

@@ -58,6 +58,17 @@ def test_without_fairseq_the_error_says_how_to_install_it() -> None:
     assert last_line.startswith("ModuleNotFoundError") and "pip install" in last_line
 
 
+def test_registering_leaves_the_root_logger_alone() -> None:
+    """A module of fairseq sets it to DEBUG."""
+    code = """
+        import logging
+        from torchscale_fairseq import plugin
+        plugin.register()
+        print(logging.root.level == logging.WARNING, logging.root.handlers)
+    """
+    assert run_python(code).check().stdout.strip() == "True []"
+
+
 def test_user_dir_registers() -> None:
     assert "\nregistered" in "\n" + run_beside_fairseq(AS_FAIRSEQ_IMPORTS + REGISTERED, plugin=False).check().stdout
 

@@ -81,12 +81,13 @@ def errors_named(path: Path) -> Iterator[None]:
 
 
 def load_vips() -> Any:
-    """libvips, without its cache of results, which would keep files half read, and its reports on each image.
+    """libvips, without its cache of results, which would keep files half read, and without its log: what it reports of
+    a file is in the exception, too.
 
     Raises:
         ModuleNotFoundError: pyvips is not installed.
     """
-    logging.getLogger("pyvips").setLevel(logging.WARNING)
+    logging.getLogger("pyvips").setLevel(logging.ERROR)
     try:
         import pyvips
     except (ImportError, OSError):

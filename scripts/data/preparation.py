@@ -140,7 +140,9 @@ def train_tokenizer(
             **settings,
         )
     except RuntimeError as error:
-        reason = str(error).split("] ", 1)[-1].strip()
+        reason = str(error).split("] ", 1)[-1].strip().replace("--character_coverage", "--character-coverage")
+        if not reason:
+            raise InputError("the text to learn from is empty") from error
         raise InputError(f"--vocab-size {options.vocab_size} does not fit this text: {reason}") from error
     return sentencepiece.SentencePieceProcessor(model_proto=content.getvalue())
 

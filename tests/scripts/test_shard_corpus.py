@@ -155,6 +155,14 @@ def test_text_of_blank_lines_is_refused(made: Path, tmp_path: Path) -> None:
     run_script(SHARDS, data, "--workers", 1, "--train", made / "valid.txt").check()
 
 
+def test_a_tokenizer_is_not_trained_on_nothing(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("\n \n")
+    refused = run_script(TOKENIZER, text, "--output", tmp_path / "data", "--vocab-size", 300, "--workers", 1)
+    assert refused.returncode == 1 and refused.last_line == "train_tokenizer.py: the text to learn from is empty"
+    assert not (tmp_path / "data").exists()
+
+
 def test_a_tokenizer_that_loses_text_is_refused(made: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()

@@ -218,8 +218,8 @@ def test_missing_inputs_of_ranking_are_named(data: Path) -> None:
 
 
 def test_one_language_is_completed_by_the_pair_of_the_data(data: Path) -> None:
-    words = [data / "pairs", "--task", "translation", "--source-lang", "de", *shrunk("mt_deepnorm"), "--optimizer", "adam"]
-    _, task, _ = built([str(word) for word in words])
+    words = [str(data / "pairs"), *shrunk("mt_deepnorm"), "--task", "translation", "--optimizer", "adam"]
+    _, task, _ = built([*words, "--source-lang", "de"])
     assert (task.cfg.source_lang, task.cfg.target_lang) == ("de", "en")
 
 

@@ -46,8 +46,8 @@ def parse_with_names(stock: Callable[..., Any]) -> Callable[..., Any]:
     def parse_embedding(embed_path: str) -> Any:
         if not Path(embed_path).is_file():
             raise InputError(
-                f"{_FLAGS} {embed_path} is not there; mend the path, or leave the option out if this run resumes from a "
-                "checkpoint."
+                f"{_FLAGS} {embed_path} is not there; mend the path, or leave the option out if this run resumes from "
+                "a checkpoint."
             )
         try:
             return stock(embed_path)

@@ -132,6 +132,15 @@ def test_loss_scale_reaches_the_smallest_gradients() -> None:
         assert weight.grad[1, 0].item() / scale == pytest.approx(1.02e-9, rel=0.03)
 
 
+def test_the_sum_may_be_changed_in_place() -> None:
+    """fairseq multiplies the loss of a batch that does not count by 0."""
+    features, weight, bias, target = problem(14)
+    loss, nll_loss = summed_linear_cross_entropy(features, weight, target, bias=bias, ignore_index=PADDING)
+    loss *= 0
+    nll_loss *= 0
+    assert not any(gradient.any() for gradient in torch.autograd.grad(loss, (features, weight, bias)))
+
+
 def test_autocast() -> None:
     features, weight, _, target = problem(14, dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):

@@ -161,7 +161,7 @@ class _Summed(torch.autograd.Function):
                 into_bias = _add(into_bias, gradient.sum(0, dtype=wide))
         ctx.save_for_backward(torch.cat(into_features) if for_features else None, into_weight, into_bias)
         ctx.scale, ctx.dtype = scale, features.dtype
-        loss, nll_loss = sums.unbind()
+        loss, nll_loss = sums[0].clone(), sums[1].clone()  # views could not be changed in place, as fairseq does
         ctx.mark_non_differentiable(nll_loss)
         return loss, nll_loss
 

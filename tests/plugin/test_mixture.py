@@ -160,4 +160,4 @@ def test_another_number_of_experts_is_refused_by_name(data: Path, tmp_path: Path
 
 def test_a_contradiction_is_one_line(data: Path, tmp_path: Path) -> None:
     done = train(data, tmp_path, *LANGUAGE, "--moe-freq", "1")
-    assert "--moe-freq asks for experts: --moe-expert-count (0) must be at least 1" in done.last_line
+    assert "--moe-freq requests experts: --moe-expert-count (0) must be at least 1" in done.last_line

@@ -200,7 +200,7 @@ def test_files_of_embeddings_are_checked(tmp_path: Path) -> None:
     file = tmp_path / "vectors.txt"
     words = Dictionary()
     words.add_symbol("w1")
-    with pytest.raises(InputError, match=r"vectors.txt is not there; a run that resumes .* leave the option out"):
+    with pytest.raises(InputError, match=r"vectors.txt is not there; mend the path, or leave the option out"):
         utils.parse_embedding(str(file))
     file.write_text("w1\nw1 x\n")
     with pytest.raises(InputError, match=r"--encoder-embed-path .*vectors.txt is not a file of vectors"):

@@ -127,7 +127,7 @@ def main(words: list[str]) -> None:
     from fairseq_cli.train import cli_main
 
     from torchscale_fairseq import plugin
-    from torchscale_fairseq.hooks.trainer import Trainer
+    from torchscale_fairseq.hooks.training.trainer import Trainer
 
     plugin.register()
     Trainer.train_step = profiled(Trainer.train_step, options.first, options.updates)  # type: ignore[method-assign]

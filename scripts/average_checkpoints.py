@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from torchscale_fairseq.checkpoints.reading import load_checkpoint
+from torchscale_fairseq.checkpoints.writing import write_checkpoint
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.reporting import run_command
-from torchscale_fairseq.hooks.checkpoint_writing import write_checkpoint
-from torchscale_fairseq.hooks.checkpoints import load_checkpoint
 
 EPOCH_NAME = re.compile(r"checkpoint(\d+)\.pt")
 UPDATE_NAME = re.compile(r"checkpoint_\d+_(\d+)\.pt")

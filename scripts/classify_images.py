@@ -17,10 +17,10 @@ from typing import Any
 import torch
 
 from torchscale_fairseq import plugin
+from torchscale_fairseq.checkpoints.reading import CheckpointError
 from torchscale_fairseq.core.errors import InputError
-from torchscale_fairseq.data.image_patches import ImagePatches
+from torchscale_fairseq.data.images.patches import ImagePatches
 from torchscale_fairseq.data.problems import DataError
-from torchscale_fairseq.hooks.checkpoints import CheckpointError
 
 
 class Classifier:

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchscale_fairseq.core.reporting import run_command
-from torchscale_fairseq.data.pieces import PieceEncoder
 from torchscale_fairseq.data.problems import Problems
-from torchscale_fairseq.data.sources import read_sources
+from torchscale_fairseq.data.text.pieces import PieceEncoder
+from torchscale_fairseq.data.text.sources import read_sources
 
 LINES_AT_ONCE = 10_000
 

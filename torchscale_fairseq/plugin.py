@@ -43,25 +43,19 @@ def register() -> None:
     try:
         with _root_logger_unchanged():
             importlib.import_module("fairseq.models")
-        from torchscale_fairseq.hooks import (
-            best_metric,
-            configuration_log,
-            deferred_nodes,
-            embedding_files,
-            evaluation,
-            experts,
-            finished,
-            fitting,
-            mixed_precision,
-            preemption,
-            refused_options,
-            reporting,
-            sharding,
-            stock_repairs,
-            task_repairs,
-            unknown_options,
-            whole_help,
-        )
+        from torchscale_fairseq.hooks import sharding
+        from torchscale_fairseq.hooks.errors import reporting
+        from torchscale_fairseq.hooks.experts import training as experts
+        from torchscale_fairseq.hooks.generation import evaluation
+        from torchscale_fairseq.hooks.monitoring import configuration_log
+        from torchscale_fairseq.hooks.options import deferred_nodes, fitting, whole_help
+        from torchscale_fairseq.hooks.options import refused as refused_options
+        from torchscale_fairseq.hooks.options import unknown as unknown_options
+        from torchscale_fairseq.hooks.runs import finished, preemption
+        from torchscale_fairseq.hooks.stock import best_metric, embedding_files
+        from torchscale_fairseq.hooks.stock import repairs as stock_repairs
+        from torchscale_fairseq.hooks.stock import tasks as task_repairs
+        from torchscale_fairseq.hooks.training import mixed_precision
 
         stock_repairs.apply()
         reporting.apply()

@@ -6,10 +6,10 @@ import argparse
 
 from command_line import converter_parser
 
+from torchscale_fairseq.checkpoints.reading import CheckpointError, load_checkpoint, read_mapped
+from torchscale_fairseq.checkpoints.shards import ENTRY
+from torchscale_fairseq.checkpoints.writing import write_checkpoint
 from torchscale_fairseq.core.reporting import run_command
-from torchscale_fairseq.hooks.checkpoint_writing import write_checkpoint
-from torchscale_fairseq.hooks.checkpoints import CheckpointError, load_checkpoint, read_mapped
-from torchscale_fairseq.hooks.expert_shards import ENTRY
 
 
 def parse_options() -> argparse.Namespace:

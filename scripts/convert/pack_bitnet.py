@@ -14,11 +14,11 @@ from checkpoint_files import build, model_options
 from command_line import converter_parser
 from torch import Tensor
 
+from torchscale_fairseq.checkpoints.reading import load_checkpoint
+from torchscale_fairseq.checkpoints.writing import write_checkpoint
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.layers.bit_linear import PackedWeight
 from torchscale_fairseq.core.reporting import run_command
-from torchscale_fairseq.hooks.checkpoint_writing import write_checkpoint
-from torchscale_fairseq.hooks.checkpoints import load_checkpoint
 
 
 def main() -> int:

@@ -21,11 +21,11 @@ from checkpoint_files import build, core_config, is_ours, model_options
 from command_line import converter_parser
 from torch import Tensor, nn
 
+from torchscale_fairseq.checkpoints.reading import load_checkpoint
+from torchscale_fairseq.checkpoints.writing import write_checkpoint
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.files import make_directory_atomically
 from torchscale_fairseq.core.saving import WEIGHTS_FILE, read_tensors, write_folder, write_tensors
-from torchscale_fairseq.hooks.checkpoint_writing import write_checkpoint
-from torchscale_fairseq.hooks.checkpoints import load_checkpoint
 
 HEADS_FILE = "heads.safetensors"
 FAIRSEQ_FILE = "fairseq.json"

@@ -25,10 +25,10 @@ from optimizer_order import UnknownLayout, reordered
 from ours_to_official import to_official
 from torch import Tensor
 
+from torchscale_fairseq.checkpoints.reading import load_checkpoint
+from torchscale_fairseq.checkpoints.writing import write_checkpoint
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.reporting import run_command
-from torchscale_fairseq.hooks.checkpoint_writing import write_checkpoint
-from torchscale_fairseq.hooks.checkpoints import load_checkpoint
 
 
 def main() -> int:

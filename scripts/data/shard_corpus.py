@@ -26,10 +26,10 @@ from tqdm import tqdm
 
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.files import make_directory, write_atomically
-from torchscale_fairseq.data.corpus import index_path
-from torchscale_fairseq.data.index import split_line, unit_text
-from torchscale_fairseq.data.pieces import PieceEncoder
 from torchscale_fairseq.data.problems import DataError
+from torchscale_fairseq.data.text.corpus import index_path
+from torchscale_fairseq.data.text.index import split_line, unit_text
+from torchscale_fairseq.data.text.pieces import PieceEncoder
 
 PROGRAM = "shard_corpus.py"
 DOCUMENT_WITHIN = 1 << 20

@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.files import make_directory, write_atomically
-from torchscale_fairseq.data.captions import read_captions
-from torchscale_fairseq.data.index import split_line
+from torchscale_fairseq.data.images.captions import read_captions
 from torchscale_fairseq.data.problems import Problems
+from torchscale_fairseq.data.text.index import split_line
 
 PROGRAM = "train_tokenizer.py"
 MASK = "<mask>"

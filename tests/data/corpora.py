@@ -7,13 +7,13 @@ from typing import Any
 
 import sentencepiece
 
-from torchscale_fairseq.data.blocks import BREAK_MODES
-from torchscale_fairseq.data.corpus import Corpus
-from torchscale_fairseq.data.masking import Masking
-from torchscale_fairseq.data.order import SampleOrder
-from torchscale_fairseq.data.pieces import PieceEncoder, TextEncoder, load_dictionary
-from torchscale_fairseq.data.pretraining_dataset import PretrainingDataset
 from torchscale_fairseq.data.problems import Problems
+from torchscale_fairseq.data.text.blocks import BREAK_MODES
+from torchscale_fairseq.data.text.corpus import Corpus
+from torchscale_fairseq.data.text.masking import Masking
+from torchscale_fairseq.data.text.order import SampleOrder
+from torchscale_fairseq.data.text.pieces import PieceEncoder, TextEncoder, load_dictionary
+from torchscale_fairseq.data.text.pretraining_dataset import PretrainingDataset
 
 WORDS = [a + b + c for a in "bdfgklmn" for b in "aeiou" for c in "rst"]
 LINES = {"a": 211, "b": 97, "c": 150}

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torchscale_fairseq.data.blocks import BREAK_MODES, cut
-from torchscale_fairseq.data.index import UNIT
+from torchscale_fairseq.data.text.blocks import BREAK_MODES, cut
+from torchscale_fairseq.data.text.index import UNIT
 
 
 def units_of(lines: list[list[int]]) -> np.ndarray:

@@ -7,9 +7,9 @@ import pytest
 
 from tests.data.image_files import KINDS
 from tests.fairseq_cli import run_beside_fairseq
-from torchscale_fairseq.data import image_check
-from torchscale_fairseq.data.image_check import readable_images
-from torchscale_fairseq.data.images import load_image
+from torchscale_fairseq.data.images import check as image_check
+from torchscale_fairseq.data.images.check import readable_images
+from torchscale_fairseq.data.images.reading import load_image
 from torchscale_fairseq.data.problems import DataError, Problems
 
 
@@ -82,8 +82,8 @@ def test_processes_of_a_fresh_one_check_images(images: list[Path], tmp_path: Pat
         import sys
         from concurrent.futures import ProcessPoolExecutor
         from pathlib import Path
-        from torchscale_fairseq.data.image_check import readable_images
-        from torchscale_fairseq.data.images import load_image
+        from torchscale_fairseq.data.images.check import readable_images
+        from torchscale_fairseq.data.images.reading import load_image
         from torchscale_fairseq.data.problems import Problems
         images = [Path(name) for name in {[str(image) for image in images]}]
         print("kept", readable_images(images, 32, Path({str(tmp_path)!r}), "train", Problems(skip=True)))

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from tests.data.image_files import GREY, KINDS, SIDE, SMOOTH, largest_error
-from torchscale_fairseq.data.image_patches import ImagePatches
-from torchscale_fairseq.data.images import load_image
+from torchscale_fairseq.data.images.patches import ImagePatches
+from torchscale_fairseq.data.images.reading import load_image
 from torchscale_fairseq.data.problems import DataError
 
 

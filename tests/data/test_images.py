@@ -9,10 +9,10 @@ from PIL import Image
 from torch import Tensor
 
 from tests.fairseq_cli import run_python
-from torchscale_fairseq.data.image_dataset import ImageDataset, drawn_evenly
-from torchscale_fairseq.data.image_folders import read_classes, read_folders
-from torchscale_fairseq.data.image_patches import ImagePatches
-from torchscale_fairseq.data.image_views import Augmentation, View
+from torchscale_fairseq.data.images.dataset import ImageDataset, drawn_evenly
+from torchscale_fairseq.data.images.folders import read_classes, read_folders
+from torchscale_fairseq.data.images.patches import ImagePatches
+from torchscale_fairseq.data.images.views import Augmentation, View
 from torchscale_fairseq.data.problems import DataError
 
 SIDE, PATCH = 48, 8
@@ -184,7 +184,7 @@ MEMORY = """
     from pathlib import Path
     import pyvips, torch
     from torchscale_fairseq.core.ops.patch_embedding import embed_patches
-    from torchscale_fairseq.data.image_patches import ImagePatches
+    from torchscale_fairseq.data.images.patches import ImagePatches
 
     path, size, patch = Path({path!r}), 16384, 32
     rows = pyvips.Image.xyz(size, size)[1] // 64

@@ -11,10 +11,10 @@ import pytest
 from tests.data.corpora import made_corpus, opened, write_dictionary, write_json
 from tests.small_disk import fill, small_disk
 from torchscale_fairseq.core.files import WriteError
-from torchscale_fairseq.data import index as index_module
-from torchscale_fairseq.data.index import LONGEST_UNIT, IndexPath, split_line, unit_text
-from torchscale_fairseq.data.pieces import load_dictionary
 from torchscale_fairseq.data.problems import DataError
+from torchscale_fairseq.data.text import index as index_module
+from torchscale_fairseq.data.text.index import LONGEST_UNIT, IndexPath, split_line, unit_text
+from torchscale_fairseq.data.text.pieces import load_dictionary
 
 
 @pytest.fixture

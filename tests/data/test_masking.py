@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from torchscale_fairseq.data.masking import Masking, draw_mask, draw_spans
+from torchscale_fairseq.data.text.masking import Masking, draw_mask, draw_spans
 
 SIGNIFICANCE = 1e-4
 """Each of these tests, with its fixed seed, would fail a right implementation this seldom with another seed."""

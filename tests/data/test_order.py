@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from torchscale_fairseq.data.order import SampleOrder
+from torchscale_fairseq.data.text.order import SampleOrder
 
 PARTS = [np.array([5, 17, 1, 30]), np.array([8, 3])]
 

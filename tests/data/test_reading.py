@@ -12,10 +12,10 @@ import torch
 
 from tests.data.corpora import made_corpus, opened, write_json
 from tests.fairseq_cli import run_python
-from torchscale_fairseq.data.batch_iterator import PretrainingIterator
-from torchscale_fairseq.data.blocks import BREAK_MODES
-from torchscale_fairseq.data.masking import Masking
-from torchscale_fairseq.data.pretraining_dataset import PretrainingDataset
+from torchscale_fairseq.data.text.batch_iterator import PretrainingIterator
+from torchscale_fairseq.data.text.blocks import BREAK_MODES
+from torchscale_fairseq.data.text.masking import Masking
+from torchscale_fairseq.data.text.pretraining_dataset import PretrainingDataset
 
 BOS, PAD, EOS = 0, 1, 2
 MASKING = Masking(0.3, 1.0, 0.1, 0.1, mask=4, replacements=(4, 381))
@@ -208,7 +208,7 @@ MEMORY_TEST = """
     import random, resource, sys
     from pathlib import Path
     from tests.data.corpora import made_line, opened, write_json
-    from torchscale_fairseq.data.batch_iterator import PretrainingIterator
+    from torchscale_fairseq.data.text.batch_iterator import PretrainingIterator
 
     data, megabytes = Path({data!r}), {megabytes}
     generator = random.Random(1)

@@ -126,7 +126,7 @@ def check_traffic() -> None:
 
 def check_batches() -> None:
     """Three processes' slices of a batch are the batch, filled up with padding, and count its tokens once."""
-    from torchscale_fairseq.hooks.sequence import SequenceSharing, SlicesOfTokens
+    from torchscale_fairseq.hooks.sequence_parallel import SequenceSharing, SlicesOfTokens
 
     group = dist.group.WORLD
     sharing = SequenceSharing(group, SlicesOfTokens(group, padding=1), sentence_avg=False)

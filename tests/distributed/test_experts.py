@@ -15,7 +15,7 @@ from tests.fairseq_cli import Finished, run_fairseq, run_processes, tiny_transla
 from tests.plugin.shrunk import shrunk
 from tests.plugin.test_translation_cli import COMMON, assert_same_weights, weights
 from tests.printed import assert_logged_alike, printed
-from torchscale_fairseq.hooks.checkpoints import load_checkpoint
+from torchscale_fairseq.checkpoints.reading import load_checkpoint
 
 ARCH = "mt_xmoe_small"
 CRITERION = ["--criterion", "moe_label_smoothed_cross_entropy", "--label-smoothing", "0.1"]

@@ -16,7 +16,7 @@ from tests.fairseq_cli import (
     run_fairseq,
     run_program,
 )
-from torchscale_fairseq.hooks.checkpoints import load_checkpoint
+from torchscale_fairseq.checkpoints.reading import load_checkpoint
 
 TWO_PROCESSES = """
 import os, tempfile, traceback
@@ -145,7 +145,7 @@ def test_peers_come_from_slurm_or_torchrun(tmp_path: Path) -> None:
         os.environ.update(SLURM_STEP_NODELIST="node1", SLURM_NNODES="1", SLURM_NTASKS_PER_NODE="2")
         os.environ.update(SLURM_PROCID="1", SLURM_LOCALID="1", PATH="{tmp_path}:" + os.environ["PATH"])
         from fairseq.dataclass.configs import DistributedTrainingConfig
-        from torchscale_fairseq.hooks.launch import _find_peers
+        from torchscale_fairseq.hooks.runs.launch import _find_peers
         for port in (29500, -1):
             found = DistributedTrainingConfig(distributed_world_size=2, distributed_port=port)
             _find_peers(found)

@@ -10,8 +10,8 @@ import torchscale_fairseq.models  # noqa: F401 - registers them
 from tests.fairseq_cli import FEW_UPDATES, Finished, run_processes, run_program, tiny_language_data
 from tests.plugin.shrunk import shrunk
 from tests.plugin.test_translation_cli import assert_same_weights
-from torchscale_fairseq.hooks.checkpoints import load_checkpoint
-from torchscale_fairseq.hooks.preemption import ASKED
+from torchscale_fairseq.checkpoints.reading import load_checkpoint
+from torchscale_fairseq.hooks.runs.preemption import ASKED
 
 UPDATES = 7
 ONE_GETS_IT = """

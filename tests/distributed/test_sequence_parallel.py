@@ -12,7 +12,7 @@ from tests.fairseq_cli import Finished, run_fairseq, run_gloo, run_processes, ti
 from tests.plugin.test_translation_cli import assert_same_weights
 from tests.printed import assert_logged_alike
 from torchscale_fairseq import DecoderConfig, LongNetDecoder
-from torchscale_fairseq.hooks.sequence import _check_options
+from torchscale_fairseq.hooks.sequence_parallel import _check_options
 
 BRANCHES = ["--segment-length", "[8,20,64]", "--dilated-ratio", "[1,2,3]"]
 SIZES = ["layers", "2", "embed-dim", "16", "ffn-embed-dim", "32", "attention-heads", "2"]

@@ -11,7 +11,7 @@ from tests.distributed.test_experts import ADAM, assert_same_state, data, train
 from tests.fairseq_cli import REPOSITORY, run_fairseq
 from tests.plugin.test_translation_cli import assert_same_weights
 from tests.scripts.in_process import run_script
-from torchscale_fairseq.hooks.checkpoints import load_checkpoint, read_file
+from torchscale_fairseq.checkpoints.reading import load_checkpoint, read_file
 
 __all__ = ["data"]
 SHARDED = ["--moe-checkpoint-format", "sharded"]

@@ -174,7 +174,7 @@ class TestCommands:
     @pytest.mark.parametrize("experts", [4, 1], ids=["split", "replicated"])
     def test_two_gpus_equal_one(self, experts: int, backend: str, data: Path, tmp_path: Path) -> None:
         """Weights after three updates by SGD, over NCCL. fairseq itself compares the norms of the gradients."""
-        from torchscale_fairseq.hooks.checkpoints import load_checkpoint
+        from torchscale_fairseq.checkpoints.reading import load_checkpoint
 
         flags = ["--optimizer", "sgd", "--lr", "0.1", "--moe-expert-count", experts]
         flags += ["--moe-top1-expert"] if experts == 1 else []

@@ -9,7 +9,7 @@ from tests.fairseq_cli import FEW_UPDATES, TINY_TRANSFORMER, run_beside_fairseq
 
 SENTENCES = """
 import importlib, json, sys
-from torchscale_fairseq.hooks.reporting import sentence_of
+from torchscale_fairseq.hooks.errors.reporting import sentence_of
 for command, *words in {commands!r}:
     sys.argv = ["fairseq-" + command, *words]
     try:

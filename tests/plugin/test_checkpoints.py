@@ -19,7 +19,7 @@ from tests.fairseq_cli import (
     run_beside_fairseq,
     run_fairseq,
 )
-from torchscale_fairseq.hooks.checkpoints import CheckpointError, load_checkpoint
+from torchscale_fairseq.checkpoints.reading import CheckpointError, load_checkpoint
 
 CONTENTS = {
     "cut": lambda whole: whole[: len(whole) // 2],
@@ -114,7 +114,7 @@ def test_stock_types_survive(tmp_path: Path) -> None:
 def test_loading_leaves_the_list_of_safe_types_as_it_was(stock_checkpoint: Path, registered: bool) -> None:
     code = f"""
         import argparse, torch
-        from torchscale_fairseq.hooks.checkpoints import load_checkpoint
+        from torchscale_fairseq.checkpoints.reading import load_checkpoint
         before = torch.serialization.get_safe_globals()
         load_checkpoint({str(stock_checkpoint)!r})
         assert set(torch.serialization.get_safe_globals()) == set(before)
@@ -126,7 +126,7 @@ def test_loading_leaves_the_list_of_safe_types_as_it_was(stock_checkpoint: Path,
 def test_loading_needs_no_fairseq(stock_checkpoint: Path) -> None:
     code = f"""import sys
 sys.modules["fairseq"] = None
-from torchscale_fairseq.hooks.checkpoints import load_checkpoint
+from torchscale_fairseq.checkpoints.reading import load_checkpoint
 print(load_checkpoint({str(stock_checkpoint)!r})["cfg"]["model"].arch)"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
     assert done.stdout.strip() == "transformer"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from torchscale_fairseq.hooks import configuration_log
+from torchscale_fairseq.hooks.monitoring import configuration_log
 
 
 def test_configuration_goes_to_files_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ pytest.importorskip("fairseq")
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from torchscale_fairseq.hooks.deferred_nodes import DeferredNode, conversion_deferred
+from torchscale_fairseq.hooks.options.deferred_nodes import DeferredNode, conversion_deferred
 
 
 @dataclass

@@ -37,7 +37,7 @@ import multiprocessing, sys, types
 from pathlib import Path
 from unittest import mock
 from torchscale_fairseq.core.errors import InputError
-from torchscale_fairseq.hooks.noting import Noting
+from torchscale_fairseq.hooks.errors.noting import Noting
 def fail(sentence):
     raise InputError(sentence)
 fail.__module__ = "command"

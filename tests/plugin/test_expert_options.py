@@ -9,7 +9,7 @@ pytest.importorskip("fairseq")
 
 from fairseq.dataclass import configs
 
-from torchscale_fairseq.hooks.expert_options import prepare_options
+from torchscale_fairseq.hooks.experts.options import prepare_options
 
 
 def config(**given: Any) -> SimpleNamespace:

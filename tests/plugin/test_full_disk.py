@@ -10,9 +10,9 @@ import torch
 from tests.fairseq_cli import FEW_UPDATES, REPOSITORY, TINY_TRANSFORMER, run_fairseq
 from tests.scripts.in_process import run_script
 from tests.small_disk import fill, small_disk
+from torchscale_fairseq.checkpoints.reading import load_checkpoint
+from torchscale_fairseq.checkpoints.writing import size_of, write_checkpoint
 from torchscale_fairseq.core.files import WriteError
-from torchscale_fairseq.hooks.checkpoint_writing import size_of, write_checkpoint
-from torchscale_fairseq.hooks.checkpoints import load_checkpoint
 
 ROOM = 1 << 14
 AVERAGE = REPOSITORY / "scripts/average_checkpoints.py"

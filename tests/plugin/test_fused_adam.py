@@ -21,7 +21,7 @@ from tests.fairseq_cli import FEW_UPDATES, Finished, run_fairseq, tiny_language_
 from tests.helpers import assert_close
 from tests.plugin.shrunk import EXPERTS, shrunk
 from tests.plugin.test_translation_cli import assert_same_weights
-from torchscale_fairseq.hooks.checkpoints import load_checkpoint
+from torchscale_fairseq.checkpoints.reading import load_checkpoint
 from torchscale_fairseq.optim import fused_adam_torch
 from torchscale_fairseq.optim.fused_adam_torch import KERNELS, FusedAdam
 

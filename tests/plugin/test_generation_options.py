@@ -24,8 +24,11 @@ import torchscale_fairseq.models  # noqa: F401 - registers them
 from tests.fairseq_cli import run_fairseq, run_processes
 from tests.plugin.built import tiny, words
 from torchscale_fairseq.core.errors import InputError
-from torchscale_fairseq.hooks import evaluation, generation_options, module_switches, precision
-from torchscale_fairseq.hooks.evaluation_processes import refuse_processes
+from torchscale_fairseq.hooks.generation import evaluation
+from torchscale_fairseq.hooks.generation import options as generation_options
+from torchscale_fairseq.hooks.generation.processes import refuse_processes
+from torchscale_fairseq.hooks.options import module_switches
+from torchscale_fairseq.hooks.stock import precision
 
 LANGUAGE = ["gpt_deepnorm_small", "gpt_xpos_small", "longnet_small", "retnet_small", "bitnet_small"]
 TRANSLATION = ["mt_deepnorm_small", "mt_magneto_small", "mt_xmoe_small", "mt_retnet_small"]

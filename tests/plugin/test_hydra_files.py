@@ -14,7 +14,7 @@ from tests.data.corpora import made_corpus
 from tests.fairseq_cli import REPOSITORY, USER_DIR, Finished, run_fairseq, run_program
 from tests.plugin.drawings import make_drawings, make_folders
 from tests.plugin.shrunk import shrunk
-from torchscale_fairseq.hooks.checkpoints import load_checkpoint
+from torchscale_fairseq.checkpoints.reading import load_checkpoint
 
 ARCH = re.compile(r"^model:\n  _name: (\w+)", re.MULTILINE)
 TASK = re.compile(r"^task:\n  _name: (\w+)", re.MULTILINE)

@@ -12,12 +12,12 @@ pytest.importorskip("fairseq")
 
 from tests.fairseq_cli import Finished, run_fairseq
 from tests.plugin.drawings import make_drawings
+from torchscale_fairseq.checkpoints.reading import load_checkpoint
 from torchscale_fairseq.core.config import BEiT3Config
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.criterions.image_text import normalised_patches
-from torchscale_fairseq.data.captions import read_captions
+from torchscale_fairseq.data.images.captions import read_captions
 from torchscale_fairseq.data.problems import DataError
-from torchscale_fairseq.hooks.checkpoints import load_checkpoint
 from torchscale_fairseq.models.beit3 import ImageTextModel
 from torchscale_fairseq.tasks._images import check_size
 

@@ -19,7 +19,7 @@ from tests.fairseq_cli import FEW_UPDATES, Finished, run_fairseq
 from tests.plugin.shrunk import shrunk
 from tests.plugin.test_translation_cli import assert_same_weights, column
 from tests.printed import assert_printed_alike, validated
-from torchscale_fairseq.hooks.checkpoints import load_checkpoint
+from torchscale_fairseq.checkpoints.reading import load_checkpoint
 
 CAUSAL = ("gpt_deepnorm", "gpt_magneto", "gpt_xpos", "longnet", "lm_base")
 MASKED = ("bert_magneto", "bert_deepnorm", "mlm_base")

@@ -26,7 +26,7 @@ from tests.fairseq_cli import (
 from tests.helpers import TOLERANCES, assert_close
 from tests.plugin.shrunk import shrunk
 from torchscale_fairseq import plugin
-from torchscale_fairseq.hooks.checkpoints import load_checkpoint
+from torchscale_fairseq.checkpoints.reading import load_checkpoint
 
 plugin.register()
 

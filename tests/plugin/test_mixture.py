@@ -15,13 +15,13 @@ from fairseq.logging import metrics
 
 from tests.fairseq_cli import FEW_UPDATES, Finished, run_fairseq, tiny_language_data
 from tests.plugin.shrunk import EXPERTS, shrunk
+from torchscale_fairseq.checkpoints.reading import load_checkpoint
 from torchscale_fairseq.core.layers.moe import RoutingReport
 from torchscale_fairseq.core.parallel.groups import ExpertSplit
 from torchscale_fairseq.criterions import _mixture
 from torchscale_fairseq.criterions._mixture import LOGGED, MixtureCriterion, MixtureOptions
-from torchscale_fairseq.hooks import gradient_clipping
-from torchscale_fairseq.hooks.checkpoints import load_checkpoint
-from torchscale_fairseq.hooks.gradient_clipping import ExpertGradients, clip_with_experts
+from torchscale_fairseq.hooks.experts import gradient_clipping
+from torchscale_fairseq.hooks.experts.gradient_clipping import ExpertGradients, clip_with_experts
 
 LANGUAGE = ["--task", "language_modeling", "--tokens-per-sample", "16", "--criterion", "moe_cross_entropy"]
 MASKED = ["--task", "masked_lm", "--tokens-per-sample", "16", "--criterion", "masked_lm_moe_cross_entropy"]

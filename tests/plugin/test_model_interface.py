@@ -18,8 +18,8 @@ from tests.plugin.drawings import make_drawings, make_folders
 from tests.plugin.shrunk import shrunk
 from tests.plugin.stock_tasks import LENGTH, built, save_untrained, stock_data, words_of
 from torchscale_fairseq import plugin
+from torchscale_fairseq.checkpoints.reading import CheckpointError
 from torchscale_fairseq.core.errors import InputError
-from torchscale_fairseq.hooks.checkpoints import CheckpointError
 
 plugin.register()
 

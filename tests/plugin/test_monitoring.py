@@ -17,8 +17,8 @@ from tests.fairseq_cli import FEW_UPDATES, Finished, run_fairseq, run_processes,
 from tests.plugin.shrunk import EXPERTS, shrunk
 from torchscale_fairseq.core.config import DecoderConfig
 from torchscale_fairseq.core.flops import Load, training_flops
-from torchscale_fairseq.hooks.layer_norms import layer_of
-from torchscale_fairseq.hooks.speed import SpeedMeter, _known_peak, speed_meter
+from torchscale_fairseq.hooks.monitoring.layer_norms import layer_of
+from torchscale_fairseq.hooks.monitoring.speed import SpeedMeter, _known_peak, speed_meter
 
 LAYERS = {"decoder.embed_tokens", "decoder.layers.0", "decoder.layer_norm", "decoder.output_projection"}
 

@@ -25,9 +25,9 @@ from tests.plugin.registered import OF_THE_TASK, WORDS, config_class, config_of
 from torchscale_fairseq import Decoder
 from torchscale_fairseq.core.config import BEiT3Config, DecoderConfig, EncoderConfig, LongViTConfig, RetNetConfig
 from torchscale_fairseq.core.option_error import OptionError, Surface
-from torchscale_fairseq.hooks.expert_options import prepare_options
-from torchscale_fairseq.hooks.sequence import _check_options
-from torchscale_fairseq.hooks.surfaces import Flags, HydraOverrides
+from torchscale_fairseq.hooks.experts.options import prepare_options
+from torchscale_fairseq.hooks.options.surfaces import Flags, HydraOverrides
+from torchscale_fairseq.hooks.sequence_parallel import _check_options
 from torchscale_fairseq.models._options import core_config
 
 Options = dict[str, Any]

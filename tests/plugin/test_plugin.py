@@ -31,7 +31,7 @@ utils.import_user_module(Namespace(user_dir={str(USER_DIR)!r}))
 def test_importing_the_package_imports_no_fairseq() -> None:
     code = """
         import sys
-        import torchscale_fairseq, torchscale_fairseq.plugin, torchscale_fairseq.hooks.checkpoints
+        import torchscale_fairseq, torchscale_fairseq.plugin, torchscale_fairseq.checkpoints.reading
         torchscale_fairseq.EncoderConfig(vocab_size=10)
         print([name for name in sys.modules if name.startswith("fairseq")])
     """

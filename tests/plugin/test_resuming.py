@@ -12,8 +12,8 @@ pytest.importorskip("fairseq")
 import torchscale_fairseq.models  # noqa: F401 - registers them
 from tests.fairseq_cli import FEW_UPDATES, TINY_LANGUAGE_MODEL, TINY_TRANSFORMER, Finished, run_fairseq, run_processes
 from torchscale_fairseq.core.errors import InputError
-from torchscale_fairseq.hooks import finished, save_dir
-from torchscale_fairseq.hooks.trainer import Trainer
+from torchscale_fairseq.hooks.runs import finished, save_dir
+from torchscale_fairseq.hooks.training.trainer import Trainer
 
 
 def train_language(data: Path, folder: Path, *flags: object, **options: Any) -> Finished:

@@ -21,7 +21,7 @@ from tests.fairseq_cli import (
     run_beside_fairseq,
     run_fairseq,
 )
-from torchscale_fairseq.hooks.checkpoints import load_checkpoint
+from torchscale_fairseq.checkpoints.reading import load_checkpoint
 
 TRAIN = ["{data}", *TINY_TRANSFORMER, *FEW_UPDATES, "--save-dir", "{save}"]
 TRAIN_LANGUAGE = ["{language}", *TINY_LANGUAGE_MODEL, *FEW_UPDATES, "--save-dir", "{save}"]
@@ -233,7 +233,7 @@ def test_noise_is_hidden(run: Any) -> None:
 def test_applying_twice_changes_nothing() -> None:
     code = """
         import sys
-        from torchscale_fairseq.hooks import stock_repairs
+        from torchscale_fairseq.hooks.stock import repairs as stock_repairs
         def state():
             modules = [module for name, module in sorted(sys.modules.items()) if name.startswith("fairseq")]
             return [(module.__name__, name, id(value)) for module in modules for name, value in vars(module).items()]
@@ -245,7 +245,8 @@ def test_applying_twice_changes_nothing() -> None:
 
 
 def test_documentation_lists_every_repair() -> None:
-    from torchscale_fairseq.hooks import stock_repairs, task_repairs
+    from torchscale_fairseq.hooks.stock import repairs as stock_repairs
+    from torchscale_fairseq.hooks.stock import tasks as task_repairs
 
     page = (REPOSITORY / "docs/stock_repairs.md").read_text()
     repairs = (*stock_repairs.REPAIRS, *task_repairs.REPAIRS)

@@ -23,7 +23,7 @@ from tests.plugin.shrunk import shrunk
 from tests.plugin.stock_tasks import CRITERIONS, LENGTH, built, stock_data, words_of
 from torchscale_fairseq import plugin
 from torchscale_fairseq.core.errors import InputError
-from torchscale_fairseq.hooks.fitting import refuse_unfit
+from torchscale_fairseq.hooks.options.fitting import refuse_unfit
 
 plugin.register()
 

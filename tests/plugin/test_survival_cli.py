@@ -14,11 +14,11 @@ from tests.fairseq_cli import REPOSITORY, Finished, run_fairseq, run_processes, 
 from tests.helpers import assert_close
 from tests.plugin.test_image_classification_cli import classify
 from tests.printed import assert_printed_alike, validated
+from torchscale_fairseq.checkpoints.reading import load_checkpoint
 from torchscale_fairseq.core.ops.survival import concordance_index, survival_loss
 from torchscale_fairseq.criterions.image_classification import ImageClassificationCriterion, ImageClassificationOptions
 from torchscale_fairseq.criterions.survival import SurvivalCriterion, SurvivalOptions
 from torchscale_fairseq.data.survival import bins_of, read_survival, time_edges
-from torchscale_fairseq.hooks.checkpoints import load_checkpoint
 from torchscale_fairseq.tasks.image_classification import ImageClassificationTask, ImageConfig
 
 TASK = ["--task", "image_classification", "--labels", "survival.csv"]

@@ -13,7 +13,7 @@ from fairseq.models import MODEL_REGISTRY
 import torchscale_fairseq.models
 from tests.fairseq_cli import FEW_UPDATES, Finished, run_fairseq, run_program, tiny_translation_data
 from tests.plugin.shrunk import shrunk
-from torchscale_fairseq.hooks.checkpoints import load_checkpoint
+from torchscale_fairseq.checkpoints.reading import load_checkpoint
 
 TRANSLATION = sorted(
     name

@@ -17,9 +17,9 @@ from fairseq.optim.adam import Adam, FairseqAdam
 
 from tests.plugin.shrunk import EXPERTS
 from tests.plugin.trainers import make_batch, make_trainer, update
-from torchscale_fairseq.hooks import deferring_trainer as ours
-from torchscale_fairseq.hooks.checkpoints import load_checkpoint
-from torchscale_fairseq.hooks.padding import padding_mask
+from torchscale_fairseq.checkpoints.reading import load_checkpoint
+from torchscale_fairseq.hooks.training import deferring_trainer as ours
+from torchscale_fairseq.hooks.training.padding import padding_mask
 from torchscale_fairseq.optim.fused_adam_torch import FusedAdam
 
 FUSED = ["--optimizer", "fused_adam_torch"]

@@ -15,7 +15,7 @@ from tests.fairseq_cli import (
     tiny_translation_data,
 )
 from tests.scripts.in_process import run_script
-from torchscale_fairseq.hooks.checkpoints import load_checkpoint
+from torchscale_fairseq.checkpoints.reading import load_checkpoint
 
 SCRIPT = REPOSITORY / "scripts/average_checkpoints.py"
 

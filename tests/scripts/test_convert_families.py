@@ -15,7 +15,7 @@ from tests.scripts.families import FAMILIES, write_checkpoint
 from tests.scripts.in_process import run_script
 from tests.scripts.same import assert_same
 from torchscale_fairseq import load_pretrained
-from torchscale_fairseq.hooks.checkpoints import load_checkpoint
+from torchscale_fairseq.checkpoints.reading import load_checkpoint
 
 SCRIPTS = REPOSITORY / "scripts"
 TOKENS = torch.tensor([[5, 6, 7, 8, 9, 2]])

@@ -15,11 +15,11 @@ from tests.scripts.in_process import run_script
 from tests.scripts.official_checkpoints import KINDS, case_of, official_checkpoint, write_dictionaries
 from tests.scripts.same import assert_same
 from torchscale_fairseq import DecoderConfig, EncoderDecoder, load_pretrained
+from torchscale_fairseq.checkpoints.reading import load_checkpoint
 from torchscale_fairseq.core.architectures.decoder import Decoder
 from torchscale_fairseq.core.layers.embedding import TextEmbedding
 from torchscale_fairseq.core.ops.positions import absolute_positions
 from torchscale_fairseq.core.saving import write_folder
-from torchscale_fairseq.hooks.checkpoints import load_checkpoint
 
 pytest.importorskip("safetensors")
 pytest.importorskip("fairseq")

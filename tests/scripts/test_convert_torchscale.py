@@ -16,7 +16,7 @@ from tests.helpers import assert_close
 from tests.scripts.in_process import run_script
 from tests.scripts.official_checkpoints import KINDS, case_of, official_checkpoint, write_dictionaries
 from tests.scripts.same import assert_same
-from torchscale_fairseq.hooks.checkpoints import load_checkpoint
+from torchscale_fairseq.checkpoints.reading import load_checkpoint
 
 pytest.importorskip("fairseq")
 

@@ -21,7 +21,7 @@ import torchscale_fairseq.models  # noqa: F401 - registers them
 from tests.distributed.test_preemption import updates, words
 from tests.fairseq_cli import ENVIRONMENT, REPOSITORY, USER_DIR, Finished, run_program, tiny_language_data
 from tests.plugin.test_translation_cli import assert_same_weights
-from torchscale_fairseq.hooks import preemption
+from torchscale_fairseq.hooks.runs import preemption
 
 LAUNCH = REPOSITORY / "scripts" / "launch"
 SRUN = """#!/usr/bin/env bash

@@ -7,7 +7,7 @@ from fairseq.criterions import FairseqCriterion
 from fairseq.logging import metrics
 from torch import Tensor
 
-from torchscale_fairseq.hooks.sequence import SLICE
+from torchscale_fairseq.hooks.sequence_parallel import SLICE
 
 
 class ImageCriterion(FairseqCriterion):

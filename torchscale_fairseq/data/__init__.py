@@ -1,1 +1,1 @@
-"""Text in TorchScale's format (docs/pretraining.md), images, captions and tables on disk, as samples for training."""
+"""Data on disk: text, images, and tables that belong to them."""

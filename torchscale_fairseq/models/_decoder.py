@@ -9,7 +9,7 @@ from torchscale_fairseq.core.architectures.blocks import SideOptions
 from torchscale_fairseq.core.architectures.decoder import Decoder
 from torchscale_fairseq.core.architectures.retnet import AnyRetNetConfig, RetNetDecoder
 from torchscale_fairseq.core.config import DecoderConfig, EncoderDecoderConfig
-from torchscale_fairseq.hooks.padding import padding_mask
+from torchscale_fairseq.hooks.training.padding import padding_mask
 
 from ._dictionary import upgrade_state_dict
 

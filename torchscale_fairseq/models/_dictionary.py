@@ -5,8 +5,8 @@ from typing import Any
 from fairseq import utils
 from torch import Tensor
 
+from torchscale_fairseq.checkpoints.reading import CheckpointError
 from torchscale_fairseq.core.layers.embedding import TextEmbedding
-from torchscale_fairseq.hooks.checkpoints import CheckpointError
 
 FAIRSEQ_CONSTANTS = ("version", "embed_positions._float_tensor", "embed_positions.weights")
 """What TorchScale's checkpoints hold beside parameters."""

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from torchscale_fairseq.core.layers.attention import MultiheadAttention
-from torchscale_fairseq.hooks.generation import dropout_names
+from torchscale_fairseq.hooks.generation.repairs import dropout_names
 
 
 class RetainsDropout:

@@ -1,6 +1,6 @@
 """Which tasks and criterions, of fairseq and of this package, each family of models trains with.
 
-docs/stock_tasks.md says why the others do not fit; ``hooks/fitting.py`` refuses them.
+docs/stock_tasks.md says why the others do not fit; ``hooks/options/fitting.py`` refuses them.
 """
 
 from collections.abc import Mapping

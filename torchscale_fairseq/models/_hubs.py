@@ -8,9 +8,9 @@ from fairseq.models.roberta import RobertaHubInterface
 from torch import Tensor, nn
 
 from torchscale_fairseq.core.errors import InputError
-from torchscale_fairseq.data.image_patches import ImagePatches
-from torchscale_fairseq.data.images import load_image
-from torchscale_fairseq.data.pieces import MASK
+from torchscale_fairseq.data.images.patches import ImagePatches
+from torchscale_fairseq.data.images.reading import load_image
+from torchscale_fairseq.data.text.pieces import MASK
 
 HEAD = "sentence_classification_head"
 """The name that fairseq's tasks give to the head."""

@@ -12,7 +12,7 @@ from typing import Any, Optional, TypeVar
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 
-from torchscale_fairseq.hooks.surfaces import spelt_as_typed
+from torchscale_fairseq.hooks.options.surfaces import spelt_as_typed
 
 Preset = Mapping[str, Any]
 

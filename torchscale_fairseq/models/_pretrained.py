@@ -7,8 +7,8 @@ from typing import Any
 from fairseq import hub_utils
 from fairseq.utils import split_paths
 
+from torchscale_fairseq.checkpoints.reading import CheckpointError, load_checkpoint
 from torchscale_fairseq.core.errors import InputError
-from torchscale_fairseq.hooks.checkpoints import CheckpointError, load_checkpoint
 
 PIECES = "sentencepiece.bpe.model"
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"

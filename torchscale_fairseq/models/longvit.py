@@ -9,11 +9,11 @@ from typing import Any, Optional
 from fairseq.models import BaseFairseqModel, register_model
 from torch import Tensor
 
+from torchscale_fairseq.checkpoints.reading import CheckpointError, read_file
 from torchscale_fairseq.core.architectures.longvit import LongViTClassifier, resized_positions
 from torchscale_fairseq.core.config import LongViTConfig
 from torchscale_fairseq.core.ops.patch_embedding import Bands
 from torchscale_fairseq.core.parallel.sequence import SequenceSlice
-from torchscale_fairseq.hooks.checkpoints import CheckpointError, read_file
 
 from ._fits import IMAGES as FITTING_TASKS
 from ._hubs import ImageHub

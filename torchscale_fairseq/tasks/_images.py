@@ -12,9 +12,9 @@ from torch import Tensor
 
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.criterions._images import ImageCriterion
-from torchscale_fairseq.data.image_check import readable_images
-from torchscale_fairseq.data.image_dataset import ImageDataset
-from torchscale_fairseq.data.image_views import Augmentation
+from torchscale_fairseq.data.images.check import readable_images
+from torchscale_fairseq.data.images.dataset import ImageDataset
+from torchscale_fairseq.data.images.views import Augmentation
 from torchscale_fairseq.data.problems import DataError, Problems
 
 HEAD = "head."

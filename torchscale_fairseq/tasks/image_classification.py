@@ -9,7 +9,7 @@ import torch
 from fairseq.tasks import register_task
 from torch import Tensor
 
-from torchscale_fairseq.data.image_folders import read_classes, read_folders
+from torchscale_fairseq.data.images.folders import read_classes, read_folders
 from torchscale_fairseq.data.problems import Problems
 
 from ._images import ImageConfig, ImageTask

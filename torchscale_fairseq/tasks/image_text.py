@@ -9,12 +9,12 @@ from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II, MISSING
 
 from torchscale_fairseq.core.errors import InputError
-from torchscale_fairseq.data.captions import read_captions
-from torchscale_fairseq.data.image_check import readable_images
-from torchscale_fairseq.data.image_text_dataset import ImageTextDataset
-from torchscale_fairseq.data.masking import Masking
-from torchscale_fairseq.data.pieces import PieceEncoder, TextEncoder, load_dictionary
+from torchscale_fairseq.data.images.captions import read_captions
+from torchscale_fairseq.data.images.check import readable_images
+from torchscale_fairseq.data.images.image_text_dataset import ImageTextDataset
 from torchscale_fairseq.data.problems import DataError, Problems
+from torchscale_fairseq.data.text.masking import Masking
+from torchscale_fairseq.data.text.pieces import PieceEncoder, TextEncoder, load_dictionary
 
 from ._images import SKIP_INVALID, check_size
 

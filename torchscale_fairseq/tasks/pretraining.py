@@ -17,14 +17,14 @@ from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II, MISSING
 
 from torchscale_fairseq.core.errors import InputError
-from torchscale_fairseq.data.batch_iterator import PretrainingIterator
-from torchscale_fairseq.data.blocks import BREAK_MODES
-from torchscale_fairseq.data.corpus import Corpus
-from torchscale_fairseq.data.masking import Masking
-from torchscale_fairseq.data.order import SampleOrder
-from torchscale_fairseq.data.pieces import MASK, PieceEncoder, TextEncoder, load_dictionary
-from torchscale_fairseq.data.pretraining_dataset import PretrainingDataset
 from torchscale_fairseq.data.problems import Problems
+from torchscale_fairseq.data.text.batch_iterator import PretrainingIterator
+from torchscale_fairseq.data.text.blocks import BREAK_MODES
+from torchscale_fairseq.data.text.corpus import Corpus
+from torchscale_fairseq.data.text.masking import Masking
+from torchscale_fairseq.data.text.order import SampleOrder
+from torchscale_fairseq.data.text.pieces import MASK, PieceEncoder, TextEncoder, load_dictionary
+from torchscale_fairseq.data.text.pretraining_dataset import PretrainingDataset
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Reading, writing and explaining checkpoints, without fairseq."""

@@ -1,0 +1,1 @@
+"""Image files, their labels and captions."""

@@ -1,0 +1,1 @@
+"""Text on disk, in TorchScale's format."""

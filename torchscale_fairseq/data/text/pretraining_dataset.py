@@ -1,0 +1,173 @@
+"""Samples of a corpus, tokenized as they are read, as batches for fairseq's models and criterions."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from fairseq.data import FairseqDataset
+from numpy.typing import NDArray
+
+from torchscale_fairseq.data.problems import DataError
+from torchscale_fairseq.data.text.corpus import Corpus
+from torchscale_fairseq.data.text.index import unit_text
+from torchscale_fairseq.data.text.masking import Masking
+from torchscale_fairseq.data.text.order import SampleOrder
+from torchscale_fairseq.data.text.pieces import TextEncoder
+
+Batch = dict[str, Any]
+
+
+class PretrainingDataset(FairseqDataset):
+    """Batches by their place in an epoch's order.
+
+    Args:
+        corpus: where the samples lie.
+        order: in which they are read.
+        encoder: text to tokens of the dictionary.
+        dictionary: fairseq's.
+        masking: None for a causal language model.
+        seed: of the masking.
+        pad_to: tokens that each row is padded to; 0 for the longest of its batch.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        order: SampleOrder,
+        encoder: TextEncoder,
+        dictionary: Any,
+        *,
+        masking: Masking | None,
+        seed: int,
+        pad_to: int = 0,
+    ):
+        self.corpus, self.order = corpus, order
+        self._encoder, self._masking, self._seed, self._pad_to = encoder, masking, seed, pad_to
+        self._bos, self._eos, self._pad = dictionary.bos(), dictionary.eos(), dictionary.pad()
+        self._windows = lru_cache(maxsize=2)(self._locate)
+
+    def __len__(self) -> int:
+        """Samples of an epoch."""
+        return len(self.order)
+
+    def batch(self, epoch: int, start: int, stop: int) -> Batch:
+        """The samples from one place of an epoch to another.
+
+        Args:
+            epoch: counted from 0.
+            start, stop: places; none between them gives an empty batch, which fairseq takes for a dummy.
+
+        Returns:
+            ``id`` (batch,), the samples' numbers in the corpus; ``net_input`` with ``src_tokens`` (batch, seq) and
+            ``src_lengths`` (batch,); ``target`` (batch, seq), padding where nothing is to be predicted;
+            ``nsentences`` and ``ntokens``.
+
+        Raises:
+            DataError: the text on disk is not what its index says.
+        """
+        if start >= stop:
+            return {}
+        found = []
+        while start < stop:
+            number = self.order.window_of(start)
+            first, end = self.order.start_of(number), min(stop, self.order.start_of(number + 1))
+            rows, passes = self._windows(epoch, number)
+            found.append((rows[start - first : end - first], passes[start - first : end - first]))
+            start = end
+        rows, passes = (np.concatenate(column) for column in zip(*found, strict=True))
+        return self._collate(rows, passes, self.read(rows))
+
+    def read(self, rows: NDArray[Any]) -> list[NDArray[np.int64]]:
+        """The tokens of samples, from disk."""
+        texts: list[bytes] = []
+        units: list[NDArray[Any]] = []
+        for row in rows:
+            index = self.corpus.index(int(row["shard"]))
+            chosen = index.units(int(row["first"]), int(row["units"]))
+            content = _read_bytes(str(self.corpus.shards[row["shard"]]), int(row["byte"]), int(row["bytes"]))
+            stops = np.cumsum(chosen["bytes"]).tolist()
+            texts += [
+                unit_text(content[start:stop])
+                for start, stop, tokens in zip([0, *stops[:-1]], stops, chosen["tokens"].tolist(), strict=True)
+                if tokens
+            ]
+            units.append(chosen[chosen["tokens"] > 0])
+        pieces, counts = self._encoder(texts)
+        all_units = np.concatenate(units)
+        self._check(rows, units, counts, all_units)
+        tokens = np.full(int(all_units["tokens"].sum()), self._eos)
+        stops = np.cumsum(all_units["tokens"], dtype=np.int64)
+        is_piece = np.ones(len(tokens), dtype=np.bool_)
+        is_piece[stops[all_units["ends"]] - 1] = False
+        tokens[is_piece] = pieces
+        starts = np.cumsum([0, *(int(chosen["tokens"].sum()) for chosen in units[:-1])]) + rows["skip"]
+        return [tokens[start : start + size] for start, size in zip(starts, rows["size"], strict=True)]
+
+    def _check(self, rows: NDArray[Any], units: list[NDArray[Any]], counts: Any, all_units: NDArray[Any]) -> None:
+        wrong = np.flatnonzero(counts + all_units["ends"] != all_units["tokens"])
+        if len(wrong):
+            row = rows[np.searchsorted(np.cumsum([len(chosen) for chosen in units]), wrong[0], side="right")]
+            shard = self.corpus.shards[row["shard"]]
+            raise DataError(
+                f"{shard}, after byte {row['byte']:,}: the text has changed since it was indexed; run again, and it "
+                "is indexed anew."
+            )
+
+    def _locate(self, epoch: int, number: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        parts, within, passes = self.order.window(epoch, number)
+        return self.corpus.rows(parts, within), passes
+
+    def _collate(self, rows: NDArray[Any], passes: NDArray[np.int64], samples: list[NDArray[np.int64]]) -> Batch:
+        prefix = int(self._masking is not None)
+        lengths = np.array([len(sample) + prefix for sample in samples])
+        shape = (len(samples), max(int(lengths.max()), self._pad_to))
+        source, target = np.full(shape, self._pad), np.full(shape, self._pad)
+        for row, (sample, number, repetition) in enumerate(zip(samples, rows["id"], passes, strict=True)):
+            if self._masking is None:
+                source[row, 0] = self._eos
+                source[row, 1 : len(sample)] = sample[:-1]
+                target[row, : len(sample)] = sample
+            else:
+                rng = np.random.default_rng([self._seed, 2, int(number), int(repetition)])
+                read, wanted = self._masking(sample, rng)
+                source[row, 0] = self._bos
+                source[row, 1 : len(sample) + 1] = read
+                target[row, 1 : len(sample) + 1][wanted] = sample[wanted]
+        return {
+            "id": torch.from_numpy(rows["id"].astype(np.int64)),
+            "net_input": {"src_tokens": torch.from_numpy(source), "src_lengths": torch.from_numpy(lengths)},
+            "target": torch.from_numpy(target),
+            "nsentences": len(samples),
+            "ntokens": int(lengths.sum()),
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_windows"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._windows = lru_cache(maxsize=2)(self._locate)
+
+
+def _read_bytes(path: str, start: int, size: int) -> bytes:
+    with _open(path) as descriptor:
+        content = os.pread(descriptor, size, start)
+    if len(content) < size:
+        raise DataError(f"{path} ends before byte {start + size:,}: it has changed since it was indexed.")
+    return content
+
+
+@contextmanager
+def _open(path: str) -> Iterator[int]:
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; it was there when training began.") from error
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

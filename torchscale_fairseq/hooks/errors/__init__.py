@@ -1,0 +1,1 @@
+"""Errors as one sentence each, from every process of a command."""

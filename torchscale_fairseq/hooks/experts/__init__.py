@@ -1,0 +1,1 @@
+"""Training with experts that several processes hold."""

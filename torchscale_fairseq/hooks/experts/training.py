@@ -1,0 +1,46 @@
+"""Where training with experts enters stock fairseq: four functions, each stock's own for a model without experts."""
+
+from collections.abc import Callable
+from typing import Any
+
+from fairseq import checkpoint_utils, models, utils
+from fairseq.optim import FairseqOptimizer
+
+from torchscale_fairseq.core.parallel.groups import splitting_experts
+from torchscale_fairseq.hooks.experts.gradient_clipping import clip_with_experts, reduce_with_replicas
+from torchscale_fairseq.hooks.options.surfaces import spelt_as_typed
+from torchscale_fairseq.hooks.patching import replace
+
+
+def apply() -> None:
+    """Put all of them in place. Idempotent."""
+    replace(models, "build_model", split_while_training)
+    replace(utils, "clip_grad_norm_", clip_with_experts)
+    replace(FairseqOptimizer, "all_reduce_grads", reduce_with_replicas)
+    replace(checkpoint_utils, "save_checkpoint", save_together)
+
+
+def split_while_training(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """``fairseq.models.build_model``: a model to be trained by several processes shares out its experts. One that is
+    built for a checkpoint to be evaluated does not, since evaluating processes do not keep step."""
+
+    def build_model(cfg: Any, task: Any, from_checkpoint: bool = False) -> Any:
+        if from_checkpoint:
+            return stock(cfg, task, from_checkpoint)
+        with splitting_experts(), spelt_as_typed():
+            return stock(cfg, task, from_checkpoint)
+
+    return build_model
+
+
+def save_together(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """``fairseq.checkpoint_utils.save_checkpoint`` with what our Trainer does after it."""
+
+    def save_checkpoint(cfg: Any, trainer: Any, *arguments: Any) -> Any:
+        before = getattr(trainer, "states_taken", 0)
+        result = stock(cfg, trainer, *arguments)
+        if hasattr(trainer, "finish_saving") and not cfg.no_save:
+            trainer.finish_saving(before)
+        return result
+
+    return save_checkpoint

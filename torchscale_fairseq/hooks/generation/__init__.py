@@ -1,0 +1,1 @@
+"""Repairs of the commands that generate, score and evaluate."""

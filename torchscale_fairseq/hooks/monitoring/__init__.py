@@ -1,0 +1,1 @@
+"""Figures and configuration that a run logs."""

@@ -1,0 +1,1 @@
+"""Options of fairseq's commands: their spelling, help, checks and Hydra nodes."""

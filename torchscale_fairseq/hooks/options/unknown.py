@@ -1,0 +1,75 @@
+"""Errors of fairseq's command line in one sentence, with the architectures that know an unknown option."""
+
+import argparse
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from fairseq import options
+from fairseq.models import MODEL_DATACLASS_REGISTRY, MODEL_REGISTRY
+
+from torchscale_fairseq.core.errors import did_you_mean
+from torchscale_fairseq.hooks.patching import replace
+
+MOST_CHOICES = 20
+"""More are not listed in an error."""
+
+
+def apply() -> None:
+    """Let errors on the command line name the nearest choice, or the architectures that have an option, without the
+    usage of all options."""
+    replace(options, "parse_args_and_arch", _with_hint)
+
+
+def _with_hint(stock: Callable[..., Any]) -> Callable[..., Any]:
+    def parse_args_and_arch(parser: argparse.ArgumentParser, *arguments: Any, **more: Any) -> Any:
+        def error(message: str) -> NoReturn:
+            parser.exit(2, f"{parser.prog}: error: {message}{hint(message)}\n")
+
+        parser.error = error  # type: ignore[method-assign]
+        parser._check_value = check_value  # type: ignore[method-assign]
+        return stock(parser, *arguments, **more)
+
+    return parse_args_and_arch
+
+
+def check_value(action: argparse.Action, value: Any) -> None:
+    """Refuse a value that is not among an option's choices, as argparse does, without listing many of them.
+
+    Raises:
+        ArgumentError: it is not.
+    """
+    if action.choices is None or value in action.choices:
+        return
+    names = sorted(map(str, action.choices))
+    listed = f"; choose from {', '.join(names)}" if len(names) <= MOST_CHOICES else "; --help lists all"
+    raise argparse.ArgumentError(action, f"there is no {value!r}{did_you_mean(str(value), names) or listed}")
+
+
+def hint(message: str) -> str:
+    """What to add to a message of argparse."""
+    if not message.startswith("unrecognized arguments"):
+        return ""
+    flags_of: dict[str, list[str]] = {}
+    for flag in dict.fromkeys(re.findall(r"--[a-z][\w-]*", message)):
+        names = ", ".join(_architectures_with(flag.removeprefix("--").replace("-", "_")))
+        if names:
+            flags_of.setdefault(names, []).append(flag)
+    lines = [
+        f"\n{' and '.join(flags)}: for --arch {names}; the --arch of this command has no such option."
+        for names, flags in flags_of.items()
+    ]
+    return "".join(lines)
+
+
+def _architectures_with(option: str) -> list[str]:
+    """Ours that have it, without their sizes; first those that are made with it."""
+    ours = [name for name, model in MODEL_REGISTRY.items() if model.__module__.startswith("torchscale_fairseq.")]
+    having = {
+        name
+        for name in ours
+        if option in {f.name for f in dataclasses.fields(MODEL_DATACLASS_REGISTRY[name])}
+        and not any(name.startswith(f"{family}_") for family in ours)
+    }
+    return sorted(having, key=lambda name: (option not in MODEL_REGISTRY[name].preset, name))

@@ -1,0 +1,1 @@
+"""How a run starts, stops and is kept from running twice."""

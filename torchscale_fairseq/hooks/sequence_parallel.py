@@ -1,0 +1,216 @@
+"""--seq-parallel: neighbouring processes get the same batch, and take their own slice of its sequences."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from fairseq import utils
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from torchscale_fairseq.core.config.dilated import EXAMPLE
+from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.core.layers.dilated_attention import DilatedAttention
+from torchscale_fairseq.core.layers.experts import Experts
+from torchscale_fairseq.core.option_error import OptionError
+from torchscale_fairseq.core.parallel.sequence import SequenceSlice, sequence_group
+from torchscale_fairseq.hooks.experts.options import DDP_ADVICE
+from torchscale_fairseq.hooks.options.surfaces import spelt_as_typed
+
+SLICE = "sequence_slice"
+"""The argument by which a model learns what it is given."""
+
+
+def batches_at_once(cfg: Any) -> int:
+    """How many batches the processes of a run's configuration compute at once."""
+    processes: int = cfg["distributed_training"]["distributed_world_size"]
+    return processes // _processes_per_batch(cfg["model"], processes)
+
+
+def _processes_per_batch(model: Any, processes: int) -> int:
+    options = model if isinstance(model, Mapping) else vars(model)
+    if not options.get("seq_parallel") or processes == 1:
+        return 1
+    return options.get("seq_parallel_size") or processes
+
+
+def sharing_of(cfg: Any, task: Any, model: nn.Module) -> "SequenceSharing | None":
+    """How a run shares out sequences; None if it does not.
+
+    Raises:
+        InputError: the model cannot read slices, or options do not go together.
+    """
+    _check_options(cfg, model)
+    size = _processes_per_batch(cfg.model, cfg.distributed_training.distributed_world_size)
+    if size == 1:
+        return None
+    with spelt_as_typed():
+        group = sequence_group(size)
+    if hasattr(task, "share_sequences"):
+        task.share_sequences(dist.get_rank(group), size)
+        return SequenceSharing(group, SlicesAsRead(group, task.sequence_length), sentence_avg=True)
+    cut = SlicesOfTokens(group, task.source_dictionary.pad())
+    return SequenceSharing(group, cut, sentence_avg=cfg.optimization.sentence_avg)
+
+
+class SequenceSharing:
+    """What one process does with the batches of its group.
+
+    Args:
+        group: the processes.
+        cut: makes of a batch this process's part.
+        sentence_avg: whether the sample size counts sentences, or images.
+    """
+
+    def __init__(self, group: ProcessGroup, cut: Callable[[dict[str, Any]], dict[str, Any]], *, sentence_avg: bool):
+        self.size, self._cut, self._sentence_avg = dist.get_world_size(group), cut, sentence_avg
+
+    @contextmanager
+    def batches_for_groups(self, task: Any) -> Iterator[None]:
+        """Meanwhile, a task asked for this process's batches gives those of its group."""
+        of_process = task.get_batch_iterator
+
+        def of_group(*args: Any, num_shards: int, shard_id: int, **kwargs: Any) -> Any:
+            shards = max(1, num_shards // self.size)
+            return of_process(*args, num_shards=shards, shard_id=shard_id // self.size, **kwargs)
+
+        task.get_batch_iterator = of_group
+        try:
+            yield
+        finally:
+            del task.get_batch_iterator
+
+    def slice(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """This process's part of a batch, with a ``SequenceSlice`` for the model. A batch that is one already stays as
+        it is.
+
+        Raises:
+            InputError: rows do not begin with a token, or have padding inside.
+        """
+        return sample if SLICE in sample["net_input"] else self._cut(sample)
+
+    def count_once(self, logged: list[dict[str, Any]], sums: tuple[Any, ...]) -> tuple[list[dict[str, Any]], Any]:
+        """What a process adds to the sums over all, so that they count a sentence once. Tokens are counted once as
+        they are.
+
+        Args:
+            logged: by the criterion, per batch.
+            sums: the sample size, and others that have nothing to do with sentences.
+        """
+        counts = ["nsentences"]
+        if self._sentence_avg:  # the sample size is in sentences
+            counts.append("sample_size")
+            sums = (sums[0] / self.size, *sums[1:])
+        return [{k: v / self.size if k in counts else v for k, v in log.items()} for log in logged], sums
+
+
+class SlicesAsRead:
+    """For tasks that read this process's slices alone.
+
+    Args:
+        group: the processes.
+        length: of whole sequences.
+    """
+
+    def __init__(self, group: ProcessGroup, length: int):
+        self._group, self._length = group, length
+
+    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """The batch with its ``SequenceSlice``."""
+        size = dist.get_world_size(self._group)
+        uneven = self._length % size > 0
+        lengths = torch.full((sample["nsentences"],), self._length) if uneven else None
+        mine = SequenceSlice(self._group, -(-self._length // size), lengths)
+        return {**sample, "net_input": {**sample["net_input"], SLICE: mine}}
+
+
+class SlicesOfTokens:
+    """For tasks that read whole texts.
+
+    Args:
+        group: the processes.
+        padding: index of the padding token.
+    """
+
+    def __init__(self, group: ProcessGroup, padding: int):
+        self._group, self._padding = group, padding
+
+    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """Of each tensor (batch, seq) of a batch its slice, filled up at the end; ``ntokens`` of that slice; and a
+        ``SequenceSlice``.
+
+        Raises:
+            InputError: rows do not begin with a token, or have padding inside.
+        """
+        tokens: Tensor = sample["net_input"]["src_tokens"]
+        real = tokens.ne(self._padding)
+        lengths = real.sum(1)
+        if bool((real[:, 1:] & ~real[:, :-1]).any()):
+            raise InputError(
+                "--seq-parallel needs padding at the end of a row, but a row of this batch has some before a token "
+                "(left_pad, say)."
+            )
+        size = dist.get_world_size(self._group)
+        length = -(-tokens.size(1) // size)
+        padded = length * size > tokens.size(1) or not bool(real.all())
+        mine = SequenceSlice(self._group, length, lengths if padded else None)
+
+        def own(x: Tensor) -> Tensor:
+            if x.shape != tokens.shape:
+                return x
+            fill = 0 if x.is_floating_point() else self._padding
+            return F.pad(x, (0, mine.total - x.size(1)), value=fill)[:, mine.start : mine.start + length].contiguous()
+
+        result: dict[str, Any] = utils.apply_to_sample(own, sample)
+        result["net_input"][SLICE] = mine
+        result["ntokens"] = int((lengths - mine.start).clamp(0, length).sum())
+        return result
+
+
+def _check_options(cfg: Any, model: nn.Module) -> None:
+    """Refuse what sequences that are distributed over processes do not go with.
+
+    Raises:
+        OptionError: the model cannot read slices, or options do not go together.
+    """
+    with spelt_as_typed():
+        _check_size(cfg.model)
+        if getattr(cfg.model, "seq_parallel", False):
+            for error in _contradictions(cfg, model):
+                raise error
+
+
+def _check_size(options: Any) -> None:
+    size = getattr(options, "seq_parallel_size", 0)
+    if size and not getattr(options, "seq_parallel", False):
+        ways = ({"seq_parallel": True}, {"seq_parallel_size": None})
+        raise OptionError("seq_parallel_size", size, "{seq_parallel_size()} has no use without {seq_parallel}", ways)
+    if size < 0:
+        condition = "{seq_parallel_size()} must be at least 1, or 0 for all"
+        raise OptionError("seq_parallel_size", size, condition, [{"seq_parallel_size": 0}])
+
+
+def _contradictions(cfg: Any, model: nn.Module) -> Iterator[OptionError]:
+    options, backend = cfg.model, cfg.distributed_training.ddp_backend
+    modules = list(model.modules())
+    if not any(isinstance(module, DilatedAttention) for module in modules):
+        condition = f"{{arch}} {options._name}, whose attention is dense"
+        yield _contradiction(condition, dict(EXAMPLE), advice="use longnet, or {}")
+    if any(isinstance(module, Experts) for module in modules):
+        yield _contradiction("experts, which count places per batch", {"moe_freq": 0})
+    if options.torchscale_compatible:
+        reason = "{torchscale_compatible}, where the mixing of branches has no gradient"
+        yield _contradiction(reason, {"torchscale_compatible": None}, {"seq_parallel": None})
+    if cfg.optimization.use_bmuf:
+        reason = "{optimization.use_bmuf}, which lets processes update by themselves"
+        yield _contradiction(reason, {"optimization.use_bmuf": None}, {"seq_parallel": None})
+    if backend not in ("c10d", "pytorch_ddp", "legacy_ddp", "no_c10d"):
+        ways = ({"distributed_training.ddp_backend": name} for name in ("legacy_ddp", "pytorch_ddp"))
+        yield _contradiction(f"{{distributed_training.ddp_backend}} {backend}", *ways, advice=DDP_ADVICE)
+
+
+def _contradiction(what: str, *ways: dict[str, Any], advice: str = "{}") -> OptionError:
+    return OptionError("seq_parallel", True, f"{{seq_parallel}} does not go with {what}", ways, advice=advice)

@@ -1,0 +1,1 @@
+"""Repairs of stock fairseq, listed in docs/stock_repairs.md."""

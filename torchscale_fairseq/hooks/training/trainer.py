@@ -1,0 +1,311 @@
+"""The Trainer that fairseq's train command builds when this package is its --user-dir."""
+
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from fairseq import checkpoint_utils
+from fairseq.logging import metrics
+
+from torchscale_fairseq.checkpoints import shards as expert_shards
+from torchscale_fairseq.checkpoints.reading import CheckpointError, describe_mismatch, read_mapped
+from torchscale_fairseq.checkpoints.shards import write_shard
+from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.core.layers.experts import Experts
+from torchscale_fairseq.hooks import sequence_parallel as sequence
+from torchscale_fairseq.hooks.experts import checkpoints as expert_checkpoints
+from torchscale_fairseq.hooks.experts import gradient_clipping
+from torchscale_fairseq.hooks.experts.options import prepare_options
+from torchscale_fairseq.hooks.generation import evaluation
+from torchscale_fairseq.hooks.monitoring.layer_norms import LayerNorms
+from torchscale_fairseq.hooks.monitoring.speed import speed_meter
+from torchscale_fairseq.hooks.options import module_switches
+from torchscale_fairseq.hooks.runs import finished, preemption, save_dir
+from torchscale_fairseq.hooks.stock import precision
+from torchscale_fairseq.hooks.training.deferring_trainer import DeferringTrainer
+
+logger = logging.getLogger(__name__)
+
+CRASH = "crash.pt"
+
+
+class Trainer(DeferringTrainer):
+    """fairseq's Trainer, with five repairs (docs/stock_repairs.md), what experts and sequences that processes share
+    out need (docs/distributed.md), and what a cluster asks for: figures on speed and health, and an end in good order
+    when told (docs/launching.md)."""
+
+    def __init__(self, cfg: Any, task: Any, model: Any, criterion: Any, quantizer: Any = None):
+        precision.check_flags(cfg.common)
+        evaluation.refuse_shards(cfg.dataset)
+        module_switches.refuse_product_quantization(cfg.common, model)
+        self._split = expert_checkpoints.split_of(model)
+        """How experts are held, if several processes hold them."""
+        self._states_taken = 0
+        has_experts = any(isinstance(module, Experts) for module in model.modules())
+        if has_experts:
+            prepare_options(cfg, several_processes=self._split is not None)
+        if self._split is not None:
+            experts = [name for name, p in model.named_parameters() if hasattr(p, "expert")]
+            model._ddp_params_and_buffers_to_ignore = experts
+        gradient_clipping.watch(model)
+        self._sharing = sequence.sharing_of(cfg, task, model)
+        """How sequences are shared out, if they are."""
+        super().__init__(cfg, task, model, criterion, quantizer)
+        self._claim_save_dir()
+        self.finished = False
+        """Whether the run had reached its end when it was resumed; see ``finished.py``."""
+        if not self.cuda and self.is_data_parallel_master:
+            precision.warn_of_training_on_cpu(cfg.common)
+        if has_experts and not hasattr(criterion, "mixture") and self.is_data_parallel_master:
+            logger.warning(
+                "--criterion %s leaves out the experts' balance loss (--moe-gate-loss-wt); moe_cross_entropy, "
+                "moe_label_smoothed_cross_entropy and masked_lm_moe_cross_entropy have it",
+                getattr(cfg.criterion, "_name", type(criterion).__name__),
+            )
+        half = cfg.common.fp16 or cfg.common.bf16 or cfg.common.amp
+        self._speed = speed_meter(self._model, self.device, getattr(cfg.model, "peak_tflops", None), half=half)
+        self._work: list[Any] = []
+        """Tokens and FLOPs of the update being made, until they are logged."""
+        self._norms = self._layer_norms(getattr(cfg.model, "log_norms_interval", 0))
+        self._stop: signal.Signals | None = None
+        if preemption.asked():
+            preemption.listen()
+
+    def _claim_save_dir(self) -> None:
+        options = self.cfg.checkpoint
+        save_dir.check_restore_file(options, self.checkpoint_suffix)
+        if self.should_save_checkpoint_on_current_rank and not options.no_save:
+            self._lock = save_dir.claim(Path(options.save_dir), self.checkpoint_suffix)
+
+    def _layer_norms(self, interval: int) -> LayerNorms | None:
+        if interval < 0:
+            raise InputError(f"--log-norms-interval ({interval}) must be at least 0; 0 logs none.")
+        if not interval:
+            return None
+        folder = self.cfg.common.tensorboard_logdir
+        if not folder:
+            raise InputError(f"--log-norms-interval ({interval}) writes to TensorBoard: give --tensorboard-logdir too.")
+        return LayerNorms(self._model, interval, folder if self.is_data_parallel_master else None, self._split)
+
+    def train_step(self, samples: Any, raise_oom: bool = False) -> Any:
+        """Skips an update whose gradients overflow in fp16 on the CPU as well, where stock goes on to create a
+        CUDA tensor. Where processes exchange more than gradients, one that runs out of memory does not try to go on
+        without the others."""
+        if self._speed is not None:
+            self._work = self._speed.measure(samples, shared_by=1 if self._sharing is None else self._sharing.size)
+        with ExitStack() if self.cuda else _cuda_is_identity():
+            output = super().train_step(samples, raise_oom or self._in_step)
+        if output is not None and self._speed is not None:
+            self._speed.log(*self._work)
+        self._work = []
+        if output is not None and self._norms is not None:
+            self._norms.after_update(self.optimizer, self.get_num_updates())
+        return output
+
+    def clip_grad_norm(self, clip_norm: float) -> Any:
+        """The norm; before it, gradients of an update to be logged are measured."""
+        if self._norms is not None:
+            self._norms.before_update(self.optimizer, self.get_num_updates() + 1)
+        return super().clip_grad_norm(clip_norm)
+
+    def valid_step(self, sample: Any, raise_oom: bool = False) -> Any:
+        """The same for validation, which ends where processes have agreed to stop."""
+        output = super().valid_step(sample, raise_oom or self._in_step)
+        self.stop_if_told()
+        return output
+
+    def _aggregate_logging_outputs(self, logging_outputs: Any, *more: Any, ignore: bool = False) -> Any:
+        """Stock's, which also exchanges how much each process computes and which signals it has received. A sentence
+        that several processes share counts once."""
+        if self._sharing is not None:
+            logging_outputs, more = self._sharing.count_once(logging_outputs, more)
+        told = preemption.counts() if preemption.asked() else []
+        outputs, sums = super()._aggregate_logging_outputs(logging_outputs, *more, *self._work, *told, ignore=ignore)
+        first, last = len(more), len(more) + len(self._work)
+        self._work = [total / self.data_parallel_world_size for total in sums[first:last]]
+        if told:
+            self._stop = preemption.agreed(sums[last:])
+        return outputs, sums[:first]
+
+    def stop_if_told(self) -> None:
+        """Raise StopRequested if the processes have agreed to, or the only one was told to."""
+        reason = preemption.agreed(preemption.counts()) if self.data_parallel_world_size == 1 else self._stop
+        if reason is not None:
+            raise preemption.StopRequested(reason)
+
+    @property
+    def _in_step(self) -> bool:
+        """Whether processes wait for each other within a forward pass."""
+        return self._split is not None or self._sharing is not None
+
+    def get_train_iterator(self, epoch: int, *args: Any, **kwargs: Any) -> Any:
+        """Batches for this process, or for the group that shares their sequences. They are made in the first epoch of
+        a process, from a seed that counts epochs, and shuffled in each. A run that is resumed in a later epoch makes
+        those of epoch 1 first, which it had when it began and keeps, instead of others."""
+        with self._batches_for_groups():
+            if epoch > 1 and kwargs.get("load_dataset", True) and not kwargs.get("disable_iterator_cache", False):
+                super().get_train_iterator(1, *args, **kwargs)
+                kwargs["load_dataset"] = False
+            return super().get_train_iterator(epoch, *args, **kwargs)
+
+    def get_valid_iterator(self, *args: Any, **kwargs: Any) -> Any:
+        """The same for validation."""
+        with self._batches_for_groups():
+            return super().get_valid_iterator(*args, **kwargs)
+
+    def _batches_for_groups(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._sharing is None else self._sharing.batches_for_groups(self.task)
+
+    def _prepare_sample(self, sample: Any, is_dummy: bool = False) -> Any:
+        """The batch on the device; of a batch of the group this process's slice."""
+        if self._sharing is not None and isinstance(sample, dict) and sample:
+            sample = self._sharing.slice(sample)
+        return super()._prepare_sample(sample, is_dummy)
+
+    @property
+    def always_call_state_dict_during_save_checkpoint(self) -> bool:
+        """Whether the processes that write no checkpoint take part in collecting it."""
+        return self._split is not None or bool(super().always_call_state_dict_during_save_checkpoint)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What one process would write, in the first process; with --moe-checkpoint-format sharded, without the
+        experts, which each process writes itself."""
+        state: dict[str, Any] = super().state_dict()
+        if self.cfg.checkpoint.patience > 0:
+            state["extra_state"][finished.EARLY_STOP] = finished.early_stop_counts()
+        if self._split is None:
+            return state
+        self._states_taken += 1
+        if self._writes_shards:
+            folder = Path(self.cfg.checkpoint.save_dir)
+            write_shard(state, folder, self._split, self._expert_indices(), self.get_num_updates())
+        else:
+            expert_checkpoints.gather(state, self._split, self._expert_indices())
+        return state
+
+    def save_checkpoint(self, filename: str, extra_state: dict[str, Any]) -> Any:
+        """Stock's; what is left of a crash holds the experts of its process alone, as the others may be gone."""
+        if self._split is None or os.path.basename(filename) != CRASH:
+            return super().save_checkpoint(filename, extra_state)
+        split, self._split = self._split, None
+        try:
+            return super().save_checkpoint(filename, extra_state)
+        finally:
+            self._split = split
+
+    def finish_saving(self, before: int) -> None:
+        """What comes after a chance to write a checkpoint. Where the first process, this one, found nothing to write,
+        it takes part in what the others were made to do; files that belong to checkpoints since removed go.
+
+        Args:
+            before: ``states_taken`` before.
+        """
+        if self._split is not None and self._states_taken == before:
+            self.state_dict()
+        if self._writes_shards and self.is_data_parallel_master:
+            expert_shards.remove_unused(Path(self.cfg.checkpoint.save_dir), read_mapped)
+
+    @property
+    def states_taken(self) -> int:
+        """How often ``state_dict`` was called."""
+        return self._states_taken
+
+    @property
+    def _own_experts(self) -> range | None:
+        """None for all."""
+        split = self._split
+        return None if split is None else range(split.first, split.first + split.local)
+
+    @property
+    def _writes_shards(self) -> bool:
+        return self._split is not None and getattr(self.cfg.model, "moe_checkpoint_format", "merged") == "sharded"
+
+    def _expert_indices(self) -> list[int]:
+        return expert_checkpoints.expert_indices(chain(self._model.parameters(), self._criterion.parameters()))
+
+    def load_checkpoint(
+        self,
+        filename: str,
+        reset_optimizer: bool = False,
+        reset_lr_scheduler: bool = False,
+        optimizer_overrides: Any = None,
+        reset_meters: bool = False,
+    ) -> Any:
+        """Adapts the checkpoint to this run, and says which architectures meet where it does not fit the model. Stock
+        loses the start of ``wall`` and, for ``--patience``, the validations without improvement; and it counts the
+        hours of a pretrained model as those of its fine-tuning."""
+        wall = metrics.get_meter("default", "wall")
+        resets = (reset_optimizer, reset_lr_scheduler, optimizer_overrides, reset_meters)
+        extra_state = self._load_or_explain(filename, *resets)
+        metrics.get_meter("default", "wall").start_time = wall.start_time
+        if reset_meters:
+            self._previous_training_time = 0
+        elif extra_state is not None:
+            finished.restore_early_stop(extra_state)
+        return extra_state
+
+    def _load_or_explain(self, filename: str, *resets: Any) -> Any:
+        try:
+            with _adapting_checkpoints(self._adapt), expert_shards.reading_only(self._own_experts):
+                return super().load_checkpoint(filename, *resets)
+        except CheckpointError:
+            raise
+        except Exception as error:
+            if not str(error).startswith("Cannot load model parameters"):
+                raise
+            mismatch = describe_mismatch(filename, self.get_model(), self.cfg.model)
+            if mismatch is None:
+                raise
+            raise CheckpointError(mismatch) from None
+
+    def _adapt(self, state: dict[str, Any]) -> None:
+        """Things that stock leaves out: --store-ema on a checkpoint without an average, where it fails with
+        ``KeyError: 'model'``, starts from the weights; and the place in the data, kept in batches per process
+        or group, is counted anew for another number of them. Optimizer states of experts elsewhere are left out. Tasks
+        that remember what they were trained on look, too."""
+        extra, config = state["extra_state"], state["cfg"]
+        if self.cfg.ema.store_ema:
+            extra.setdefault("ema", state["model"])
+        place = extra["train_iterator"]
+        if place.get("iterations_in_epoch") and config is not None:
+            shards = sequence.batches_at_once(config)
+            place["iterations_in_epoch"] = place["iterations_in_epoch"] * shards // sequence.batches_at_once(self.cfg)
+        if self._split is not None:
+            expert_checkpoints.take_own(state, self._split, self._expert_indices())
+        if hasattr(self.task, "adapt_checkpoint"):
+            fine_tuning = bool(self.cfg.checkpoint.finetune_from_model)
+            keep_optimizer = not (fine_tuning or self.cfg.checkpoint.reset_optimizer)
+            self.task.adapt_checkpoint(state, fine_tuning=fine_tuning, keep_optimizer=keep_optimizer)
+
+
+@contextmanager
+def _cuda_is_identity() -> Iterator[None]:
+    to_cuda = torch.Tensor.cuda
+    torch.Tensor.cuda = lambda tensor, *args, **kwargs: tensor  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.Tensor.cuda = to_cuda  # type: ignore[method-assign]
+
+
+@contextmanager
+def _adapting_checkpoints(adapt: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """Meanwhile, ``adapt`` sees each checkpoint read before anyone else."""
+    read = checkpoint_utils.load_checkpoint_to_cpu
+
+    def read_and_adapt(*args: Any, **kwargs: Any) -> Any:
+        state = read(*args, **kwargs)
+        adapt(state)
+        return state
+
+    checkpoint_utils.load_checkpoint_to_cpu = read_and_adapt
+    try:
+        yield
+    finally:
+        checkpoint_utils.load_checkpoint_to_cpu = read

@@ -1,7 +1,7 @@
 VENV ?= $(CURDIR)/.venv
 export VENV
 
-.PHONY: setup test lint format quickstart
+.PHONY: setup test lint format docs quickstart
 
 setup:
 	scripts/setup.sh
@@ -17,6 +17,9 @@ lint: setup
 format: setup
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+
+docs:
+	scripts/docs.sh
 
 quickstart:
 	scripts/quickstart.sh

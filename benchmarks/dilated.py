@@ -2,7 +2,7 @@
 
     python benchmarks/dilated.py                          # time over length on a CPU, in float32
     python benchmarks/dilated.py memory                   # 262,144 tokens: dilated attention alone, and a whole layer
-    python benchmarks/dilated.py --device cuda --json docs/dilated_attention.json      # 16k to 1M tokens in bfloat16
+    python benchmarks/dilated.py --device cuda --json docs/figures/dilated_attention.json   # 16k to 1M tokens, bfloat16
 
 Segments of 2,048 to 32,768 tokens with ratios 1 to 16, 8 heads of 64 channels. Output and gradients are compared with
 the definition first; where they disagree nothing is timed and the exit status is 1. From the file of --json,

@@ -7,14 +7,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.documents import code_blocks
+from tests.documents import PLACEHOLDERS, code_blocks
 from tests.fairseq_cli import ENVIRONMENT, Finished, run_fairseq, run_program
 from tests.plugin.shrunk import shrunk
 
 NOT_HERE = ("scripts/quickstart", "scripts/test.sh", "scripts/setup.sh", "source ", "pip install", "sbatch ")
 """Commands that have tests of their own, install something or need a cluster."""
-PLACEHOLDERS = ("DATA", "...", "…")
-"""What stands for the reader's own words in a line that cannot run."""
 UPDATES = 12
 HALF = ("--fp16", "--bf16", "--compile")
 AT_MOST = {

@@ -13,12 +13,11 @@ import torch
 pytest.importorskip("fairseq")
 
 from tests.documented_commands import commands, run
+from tests.documents import RUNNABLE
 from tests.fairseq_cli import REPOSITORY
 from tests.plugin.drawings import make_folders
 from tests.scripts.families import Family, build
 from tests.scripts.official_checkpoints import case_of, official_checkpoint, write_dictionaries
-
-DOCUMENTS = [REPOSITORY / "README.md", REPOSITORY / "docs" / "generation.md"]
 
 
 def make_workplace(folder: Path) -> Path:
@@ -68,7 +67,7 @@ def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_workplace(tmp_path / "workplace")
     monkeypatch.setenv("VENV", sys.prefix)
     failed, ran = [], 0
-    for command in (command for document in DOCUMENTS for command in commands(document)):
+    for command in (command for document in RUNNABLE for command in commands(document)):
         if "plot_expert_load" in command.text and find_spec("matplotlib") is None:
             continue
         done = run(command.text, folder)

@@ -1,11 +1,11 @@
-"""README.md's commands are understood: fairseq's parsers take every option, and scripts know theirs."""
+"""The commands of the documents are understood: fairseq's parsers accept every option, and scripts know theirs."""
 
 import re
 import shlex
 
 import pytest
 
-from tests.documents import code_blocks
+from tests.documents import DOCUMENTS, PLACEHOLDERS, code_blocks
 from tests.fairseq_cli import REPOSITORY, run_beside_fairseq
 
 PARSE = """
@@ -27,32 +27,31 @@ for words in {commands!r}:
 
 
 def commands() -> list[list[str]]:
-    """Words of every command in the README's bash blocks."""
-    text = "\n".join(block.text for block in code_blocks(REPOSITORY / "README.md") if block.language == "bash")
-    lines = text.replace("\\\n", " ").splitlines()
-    return [part for line in lines if (words := shlex.split(line, comments=True)) for part in _parts(words)]
+    """The words of every command in the documents' bash blocks, but for lines with a placeholder."""
+    blocks = [block for document in DOCUMENTS for block in code_blocks(document) if block.language == "bash"]
+    lines = "\n".join(block.text for block in blocks).replace("\\\n", " ").splitlines()
+    complete = [line for line in lines if not any(word in line for word in PLACEHOLDERS)]
+    return [part for line in complete if (words := shlex.split(line, comments=True)) for part in _parts(words)]
 
 
 def _parts(words: list[str]) -> list[list[str]]:
-    """A launcher, and the command that it is given."""
-    if words[0] != "scripts/launch/local.sh":
-        return [words]
-    start = next(i for i, word in enumerate(words) if word.startswith("fairseq-"))
-    return [words[:start], words[start:]]
+    """A launcher and the command of fairseq that it starts; other commands in one part."""
+    starts = [i for i, word in enumerate(words) if re.match("fairseq-[a-z]", word)]
+    return [words[: starts[0]], words[starts[0] :]] if starts and starts[0] else [words]
 
 
 def test_fairseq_understands_its_commands() -> None:
     ours = [words for words in commands() if re.match("fairseq-(?!hydra)", words[0])]
-    assert len(ours) > 12
+    assert len(ours) > 25
     run_beside_fairseq(PARSE.format(commands=ours), plugin=True).check()
 
 
-SCRIPTS = [words for words in commands() if any(word.startswith("scripts/") for word in words[:2])]
+SCRIPTS = [words for words in commands() if any(re.match("(scripts|benchmarks)/", word) for word in words[:2])]
 
 
 @pytest.mark.parametrize("words", SCRIPTS, ids=lambda words: " ".join(words)[:60])
 def test_scripts_know_their_options(words: list[str]) -> None:
-    script = next(REPOSITORY / word for word in words if word.startswith("scripts/"))
+    script = next(REPOSITORY / word for word in words if re.match("(scripts|benchmarks)/", word))
     assert script.exists()
     known = "".join(path.read_text() for path in script.parent.iterdir() if path.suffix in (".py", ".sh"))
     for option in (word for word in words if word.startswith("--")):

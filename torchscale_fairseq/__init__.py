@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # for editors and type checkers, the names of _HOME once more
     from .core.ops.dilated import dilated_attention as dilated_attention
     from .core.saving import load_pretrained as load_pretrained
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "EncoderConfig": "core.config",

@@ -58,3 +58,10 @@ def test_every_public_name_has_a_place_in_the_api() -> None:
     assert set(re.findall(r"^::: torchscale_fairseq\.(\w+)$", pages, flags=re.MULTILINE)) == set(
         torchscale_fairseq.__all__
     )
+
+
+def test_the_changelog_has_the_release_of_this_version() -> None:
+    """Its sections are, newest first, Unreleased and the releases with their dates; the newest release is ours."""
+    sections = re.findall(r"^## (.+)$", (REPOSITORY / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    assert sections[0] == "Unreleased"
+    assert re.fullmatch(re.escape(torchscale_fairseq.__version__) + r" - \d{4}-\d{2}-\d{2}", sections[1])

@@ -26,7 +26,7 @@ from compare import positive
 from report import OURS, STOCK, DisagreementError, Row, document
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-SCRIPTS = REPOSITORY / "scripts/data"
+TOOL = ("-m", "torchscale_fairseq")
 SEED = 1
 
 
@@ -67,13 +67,13 @@ def prepare(folder: Path, options: argparse.Namespace) -> Data:
     """Writes the text in both formats, with one tokenizer."""
     text = options.text
     if text is None:
-        run(SCRIPTS / "python_corpus.py", folder / "corpus")
+        run(*TOOL, "data", "python-corpus", folder / "corpus")
         text = folder / "corpus/train.txt"
     lines = [line for line in text.read_text(encoding="utf-8").splitlines() if line.strip()]
     (folder / "train.txt").write_text("".join(f"{line}\n" for line in lines * options.copies), encoding="utf-8")
     shards, binary = folder / "shards", folder / "binary"
-    run(SCRIPTS / "train_tokenizer.py", text, "--output", shards, "--vocab-size", options.vocab_size)
-    run(SCRIPTS / "shard_corpus.py", shards, "--train", folder / "train.txt")
+    run(*TOOL, "data", "train-tokenizer", text, "--output", shards, "--vocab-size", options.vocab_size)
+    run(*TOOL, "data", "shard-corpus", shards, "--train", folder / "train.txt")
     with (folder / "pieces").open("w", encoding="utf-8") as file:
         for line in (shards / "shard/train/en/00000.txt").open(encoding="utf-8"):
             file.write(" ".join(tokenizer(shards).encode(line.strip(), out_type=str)) + "\n")

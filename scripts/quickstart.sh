@@ -50,10 +50,10 @@ generation=(--beam 5 --max-len-a 2 --max-len-b 10 --max-tokens 4000)
 set_up 1/6
 
 step "2/6 Corpus: dates, times, money, units, places and numbers in English and German"
-make_once "$corpus" python scripts/data/cldr_corpus.py "$corpus"
+make_once "$corpus" torchscale-fairseq data cldr-corpus "$corpus"
 
 step "3/6 Data: a SentencePiece model, and the text in fairseq's binary format"
-make_once "$data" scripts/data/prepare_translation.sh --source-lang en --target-lang de \
+make_once "$data" torchscale-fairseq data prepare-translation --source-lang en --target-lang de \
   --train "$corpus/train" --valid "$corpus/valid" --test "$corpus/test" \
   --output "$data" --vocab-size 2000 --model-type bpe --split-digits
 
@@ -66,5 +66,5 @@ run fairseq-generate "$data" --user-dir torchscale_fairseq --path "$run/checkpoi
   "${generation[@]}" "${device[@]}" --results-path "$run"
 
 step "6/6 Scores"
-run python scripts/score_translation.py "$run/generate-test.txt" --reference "$data/raw/test.de" \
+run torchscale-fairseq score-translation "$run/generate-test.txt" --reference "$data/raw/test.de" \
   --source "$data/raw/test.en" --kinds "$corpus/test.kind" --samples 5

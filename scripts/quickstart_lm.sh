@@ -62,16 +62,16 @@ generation=(
 set_up 1/6
 
 step "2/6 Corpus: what Python's standard library says about itself"
-make_once "$corpus" python scripts/data/python_corpus.py "$corpus"
+make_once "$corpus" torchscale-fairseq data python-corpus "$corpus"
 
 splits=(--train "$corpus/train.txt" --valid "$corpus/valid.txt" --test "$corpus/test.txt")
 if [ "${task[1]}" = pretraining ]; then
   step "3/6 Data: a SentencePiece model, and the text in shards"
-  run python scripts/data/train_tokenizer.py "$corpus/train.txt" --output "$data" --vocab-size 4000
-  run python scripts/data/shard_corpus.py "$data" "${splits[@]}"
+  run torchscale-fairseq data train-tokenizer "$corpus/train.txt" --output "$data" --vocab-size 4000
+  run torchscale-fairseq data shard-corpus "$data" "${splits[@]}"
 else
   step "3/6 Data: a SentencePiece model, and the text in fairseq's binary format"
-  make_once "$data" scripts/data/prepare_language.sh "${splits[@]}" --output "$data" --vocab-size 4000
+  make_once "$data" torchscale-fairseq data prepare-language "${splits[@]}" --output "$data" --vocab-size 4000
 fi
 
 step "4/6 Training: $arch for $max_update updates"
@@ -80,18 +80,18 @@ train "$run" "$data" --user-dir torchscale_fairseq --arch "$arch" "${training[@]
 if [ "${task[1]}" = pretraining ]; then
   step "5/6 Perplexity of the masked tokens of the test set, beside that of guessing by frequency"
   run fairseq-validate "$data" "${model[@]}" --task pretraining --valid-subset test --batch-size 8 "${device[@]}"
-  run python scripts/unigram_perplexity.py "$data" --subset test
+  run torchscale-fairseq unigram-perplexity "$data" --subset test
 
   step "6/6 Masked words"
   printf '%s\n' "Return a <mask> of all the keys in the dictionary." "Raise <mask> if the file does not exist." \
     "The <mask> argument is a string or None." >"$run/masked.txt"
-  run python scripts/fill_masks.py --checkpoint "$run/checkpoint_best.pt" --data "$data" --input "$run/masked.txt"
+  run torchscale-fairseq fill-masks --checkpoint "$run/checkpoint_best.pt" --data "$data" --input "$run/masked.txt"
   exit
 fi
 
 step "5/6 Perplexity of the test set"
 run_into "$run/eval-lm.log" fairseq-eval-lm "$data" "${model[@]}" "${evaluation[@]}" "${device[@]}"
-run python scripts/perplexity.py "$run/eval-lm.log" --data "$data"
+run torchscale-fairseq perplexity "$run/eval-lm.log" --data "$data"
 
 step "6/6 Text: what the model writes after the beginning of a sentence"
 printf '%s\n' "Return a list of" "If the file does not exist," "This module" >"$run/prompts.txt"

@@ -115,7 +115,11 @@ def parse_options() -> argparse.Namespace:
     )
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="of a RetNet language model")
     parser.add_argument(
-        "--data", type=Path, required=True, metavar="DIR", help="the directory that prepare_language.sh made"
+        "--data",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="the directory of its dict.txt and SentencePiece model",
     )
     parser.add_argument("--input", default="-", metavar="FILE", help="beginnings of texts; default: what is typed")
     parser.add_argument("--length", type=int, default=30, metavar="N", help="tokens to add; default 30")

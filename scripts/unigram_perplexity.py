@@ -1,65 +1,7 @@
-"""Perplexity of a subset under a unigram model: what guessing by frequency alone comes to.
+"""The old name of ``torchscale-fairseq unigram-perplexity``."""
 
-Frequencies are those of the training text, each token counted once more than it occurs. A masked language model that
-has learnt anything from the words around is well below. Reads the data directory of --task pretraining.
-"""
+import sys
 
-import argparse
-from collections.abc import Iterator
-from pathlib import Path
+from torchscale_fairseq.tools.command import main
 
-import numpy as np
-from numpy.typing import NDArray
-
-from torchscale_fairseq.core.reporting import run_command
-from torchscale_fairseq.data.problems import Problems
-from torchscale_fairseq.data.text.pieces import PieceEncoder
-from torchscale_fairseq.data.text.sources import read_sources
-
-LINES_AT_ONCE = 10_000
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help="the directory that scripts/data/shard_corpus.py made")
-    parser.add_argument("--subset", default="test", help="to be guessed; default test")
-    options = parser.parse_args()
-    encoder = PieceEncoder(options.data / "sentencepiece.bpe.model")
-    train, guessed = (count_tokens(options.data, split, encoder) for split in ("train", options.subset))
-    print(f"guessing by frequency: perplexity {perplexity(train, guessed):.1f} for {guessed.sum():,} tokens")
-    return 0
-
-
-def count_tokens(data: Path, split: str, encoder: PieceEncoder) -> NDArray[np.int64]:
-    """How often each piece occurs, and at the end how many lines there are, which is how often </s> does."""
-    counts = np.zeros(len(encoder.pieces()) + 1, dtype=np.int64)
-    for source in read_sources(data, split, Problems(skip=False)):
-        for shard in source.shards:
-            for lines in _chunks(shard):
-                encoded = encoder(lines)
-                pieces = [piece for line in encoded for piece in line]
-                counts[:-1] += np.bincount(np.array(pieces, dtype=np.int64), minlength=len(counts) - 1)
-                counts[-1] += sum(map(bool, encoded))
-    return counts
-
-
-def _chunks(shard: Path) -> Iterator[list[bytes]]:
-    lines = []
-    with shard.open("rb") as file:
-        for line in file:
-            lines.append(line.rstrip(b"\r\n"))
-            if len(lines) == LINES_AT_ONCE:
-                yield lines
-                lines = []
-    if lines:
-        yield lines
-
-
-def perplexity(train: NDArray[np.int64], guessed: NDArray[np.int64]) -> float:
-    """Of counted tokens under the frequencies of others, each raised by one."""
-    log_probabilities = np.log(train + 1) - np.log((train + 1).sum())
-    return float(np.exp(-(guessed * log_probabilities).sum() / guessed.sum()))
-
-
-if __name__ == "__main__":
-    run_command(main)
+main(["unigram-perplexity", *sys.argv[1:]])

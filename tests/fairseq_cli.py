@@ -27,6 +27,8 @@ USER_DIR = REPOSITORY / "torchscale_fairseq"
 COMMANDS = ("train", "generate", "interactive", "validate", "eval_lm", "preprocess", "hydra_train")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 """As torchrun, which an environment that borrows another one's torch has no script of."""
+TOOL = [sys.executable, "-m", "torchscale_fairseq"]
+"""As torchscale-fairseq, of this copy of the package."""
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPOSITORY)}
 
 TINY_TRANSFORMER = shlex.split(

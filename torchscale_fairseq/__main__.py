@@ -1,5 +1,7 @@
-"""``python -m torchscale_fairseq`` prints the path to give to fairseq as ``--user-dir``."""
+"""``python -m torchscale_fairseq`` is ``torchscale-fairseq``; alone it prints the path to give as ``--user-dir``."""
 
-from torchscale_fairseq.plugin import user_dir
+import sys
 
-print(user_dir())
+from torchscale_fairseq.tools.command import main
+
+main(sys.argv[1:] or ["user-dir"])

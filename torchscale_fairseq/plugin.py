@@ -1,6 +1,6 @@
 """What makes stock fairseq see this package.
 
-``--user-dir torchscale_fairseq`` (or the path that ``python -m torchscale_fairseq`` prints) is all a command
+``--user-dir torchscale_fairseq`` (or the path that ``torchscale-fairseq user-dir`` prints) is all a command
 line needs: fairseq then imports the modules in ``tasks/`` and ``models/``, and those two packages call
 :func:`register`. fairseq skips both folders when ``torchscale_fairseq`` is already imported in the process,
 say for its core; a program that does so calls :func:`register` itself, or imports ``torchscale_fairseq.models``.
@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+INSTALL_FAIRSEQ = "pip install --no-build-isolation --no-deps fairseq-fixed==0.12.3.1"
+"""Installs the fairseq that this package is tested with (docs/stock_repairs.md)."""
 _REGISTERING = ("criterions", "models", "optim", "tasks")
 _registered = False
 
@@ -36,7 +38,7 @@ def register() -> None:
     if importlib.util.find_spec("fairseq") is None:
         raise ModuleNotFoundError(
             "torchscale_fairseq's models, tasks and criterions need fairseq; install it with "
-            "pip install --no-build-isolation --no-deps fairseq-fixed==0.12.3.1 (docs/stock_repairs.md)",
+            f"{INSTALL_FAIRSEQ} (docs/stock_repairs.md)",
             name="fairseq",
         )
     _registered = True  # first, since the packages imported below call this function

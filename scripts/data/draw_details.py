@@ -1,63 +1,7 @@
-"""Draws images in which a small square decides the class, in a folder per class as --task image_classification reads.
+"""The old name of ``torchscale-fairseq data draw-details``."""
 
-Each image is a ground of greyish rectangles with one square, red or blue, somewhere. The ground is tinted so that the
-mean colour of an image tells nothing.
-"""
-
-import argparse
-import random
 import sys
-from pathlib import Path
 
-from drawings import drawing_parser, write_splits
-from PIL import Image, ImageDraw
+from torchscale_fairseq.tools.command import main
 
-CLASSES = {"blue": (0, 0, 255), "red": (255, 0, 0)}
-GREY, SPREAD, TINT = 128, 12, 2
-RECTANGLES = 40
-
-
-def main() -> int:
-    options = parse_options()
-    rng = random.Random(options.seed)
-
-    def write(folder: Path, count: int) -> None:
-        for name in CLASSES:
-            (folder / name).mkdir()
-        for number in range(count):
-            name = sorted(CLASSES)[number % len(CLASSES)]
-            image = draw(CLASSES[name], rng, options.img_size, options.detail)
-            image.save(folder / name / f"{number}.png", compress_level=1)
-
-    return write_splits("draw_details.py", options, write)
-
-
-def draw(colour: tuple[int, int, int], rng: random.Random, size: int, detail: int) -> Image.Image:
-    """An image with a square of the colour."""
-
-    def tone() -> tuple[int, ...]:
-        grey = rng.randint(GREY - SPREAD, GREY + SPREAD)
-        return tuple(grey + rng.randint(-TINT, TINT) for _ in range(3))
-
-    image = Image.new("RGB", (size, size), tone())
-    pen = ImageDraw.Draw(image)
-    for _ in range(RECTANGLES):
-        left, top = rng.randrange(size), rng.randrange(size)
-        width, height = (rng.randint(size // 40, size // 3) for _ in range(2))
-        pen.rectangle((left, top, left + width, top + height), tone())
-    left, top = rng.randrange(size - detail + 1), rng.randrange(size - detail + 1)
-    pen.rectangle((left, top, left + detail - 1, top + detail - 1), colour)
-    return image
-
-
-def parse_options() -> argparse.Namespace:
-    parser = drawing_parser("draw_details.py", __doc__, train=400, valid=100, img_size=2048)
-    parser.add_argument("--detail", type=int, default=8, metavar="N", help="pixels of the square's side; default 8")
-    options = parser.parse_args()
-    if not 0 < options.detail <= options.img_size:
-        parser.error(f"--detail ({options.detail}) must lie between 1 and --img-size ({options.img_size})")
-    return options
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+main(["data", "draw-details", *sys.argv[1:]])

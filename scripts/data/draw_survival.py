@@ -1,57 +1,7 @@
-"""Draws discs whose size sets a hazard, with tables of times, for --task image_classification --labels survival.csv.
+"""The old name of ``torchscale-fairseq data draw-survival``."""
 
-The larger the disc, the sooner the event, whose hazard grows with the exponential of the disc's width. About a third of
-the events is censored. Whoever knows the widths reaches a concordance index of 0.9.
-"""
-
-import csv
-import math
-import random
 import sys
-from pathlib import Path
 
-from drawings import drawing_parser, write_splits
-from PIL import Image, ImageDraw
+from torchscale_fairseq.tools.command import main
 
-COLOUR = (50, 80, 220)
-SMALLEST, LARGEST = 1 / 8, 7 / 8
-"""Widths, as shares of an image's."""
-SLOPE = 13.0
-"""Of the logarithm of the hazard, in such shares."""
-CENSORED_BEFORE = 3 / 8
-"""Observation ends with the hazard that a disc of this width has."""
-
-
-def main() -> int:
-    options = drawing_parser("draw_survival.py", __doc__, train=800, valid=200, img_size=32).parse_args()
-    rng = random.Random(options.seed)
-
-    def write(folder: Path, count: int) -> None:
-        with (folder / "survival.csv").open("w", newline="") as file:
-            table = csv.writer(file)
-            table.writerow(["image", "time", "event"])
-            for number in range(count):
-                width = rng.uniform(SMALLEST, LARGEST)
-                draw(width, rng, options.img_size).save(folder / f"{number}.png", compress_level=1)
-                event, end = (waiting_time(share, rng) for share in (width, CENSORED_BEFORE))
-                table.writerow([f"{number}.png", f"{min(event, end):.3f}", int(event <= end)])
-
-    return write_splits("draw_survival.py", options, write)
-
-
-def draw(width: float, rng: random.Random, size: int) -> Image.Image:
-    """A disc somewhere on a grey ground."""
-    image = Image.new("RGB", (size, size), (rng.randint(90, 150),) * 3)
-    pixels = round(width * size)
-    left, top = rng.randint(0, size - pixels), rng.randint(0, size - pixels)
-    ImageDraw.Draw(image).ellipse((left, top, left + pixels - 1, top + pixels - 1), COLOUR)
-    return image
-
-
-def waiting_time(width: float, rng: random.Random) -> float:
-    """Weibull's, of shape 4: of one order of magnitude."""
-    return 100 * float(rng.expovariate(math.exp(SLOPE * width)) ** 0.25)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+main(["data", "draw-survival", *sys.argv[1:]])

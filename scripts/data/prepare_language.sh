@@ -3,4 +3,4 @@
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 "$root/scripts/setup.sh"
-exec "${VENV:-$root/.venv}/bin/python" "$root/scripts/data/prepare_language.py" "$@"
+exec "${VENV:-$root/.venv}/bin/python" -m torchscale_fairseq data prepare-language "$@"

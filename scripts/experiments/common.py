@@ -1,6 +1,6 @@
 """What the experiments share: text, training, processes side by side, the report and its figure.
 
-Models read bytes of the English that scripts/data/python_corpus.py finds in the Python that runs it.
+Models read bytes of the English that torchscale-fairseq data python-corpus finds in the Python that runs it.
 """
 
 import argparse
@@ -209,10 +209,10 @@ def versions() -> dict[str, str]:
 
 
 def load_text(folder: Path) -> Text:
-    """The corpus in a folder, written by scripts/data/python_corpus.py if the folder is missing."""
+    """The corpus in a folder, written by torchscale-fairseq data python-corpus if the folder is missing."""
     if not folder.exists():
-        script = ROOT / "scripts/data/python_corpus.py"
-        done = subprocess.run([sys.executable, script, folder], capture_output=True, text=True)
+        words = [sys.executable, "-m", "torchscale_fairseq", "data", "python-corpus", folder]
+        done = subprocess.run(words, capture_output=True, text=True)
         if done.returncode:
             raise InputError(f"no corpus: {done.stderr.strip()}")
     splits = {split: (folder / f"{split}.txt").read_bytes() for split in ("train", "valid", "test")}

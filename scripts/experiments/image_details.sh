@@ -32,7 +32,7 @@ while read -r size train valid batch rate updates; do
   data=${work}data/details-$size
   run=${work}runs/details-$size
   step "images of $size pixels"
-  [ -d "$data" ] || python scripts/data/draw_details.py "$data" --img-size "$size" --train "$train" --valid "$valid"
+  [ -d "$data" ] || torchscale-fairseq data draw-details "$data" --img-size "$size" --train "$train" --valid "$valid"
   fairseq-train "$data" --user-dir torchscale_fairseq --task image_classification \
     --criterion image_classification --arch longvit_tiny --img-size "$size" --flip --rotate \
     --batch-size "$batch" --optimizer adam --lr "$rate" --clip-norm 1.0 --max-update "$updates" --cpu \

@@ -4,8 +4,8 @@ Stock fairseq's transformer, post-norm and pre-norm, next to this package's tran
 each with the same batches at four learning rates, then the best rate with a second seed, then the better of its
 neighbours. fairseq-generate translates the test set at the best rate. A second call resumes where the first stopped.
 
-    python scripts/data/catalog_corpus.py data/catalog.en-de
-    scripts/data/prepare_translation.sh --source-lang en --target-lang de --train data/catalog.en-de/train \\
+    torchscale-fairseq data catalog-corpus data/catalog.en-de
+    torchscale-fairseq data prepare-translation --source-lang en --target-lang de --train data/catalog.en-de/train \\
       --valid data/catalog.en-de/valid --test data/catalog.en-de/test --output data/catalog.en-de.bin --vocab-size 4000
     python scripts/experiments/translation_depth.py --gpus 4 --processes 36 --output docs/claims
 """

@@ -54,8 +54,8 @@ xmoe=(--arch mt_xmoe_small --criterion moe_label_smoothed_cross_entropy "${narro
 set_up 1/3
 
 step "2/3 Data: as in scripts/quickstart.sh"
-make_once "$corpus" python scripts/data/cldr_corpus.py "$corpus"
-make_once "$data" scripts/data/prepare_translation.sh --source-lang en --target-lang de \
+make_once "$corpus" torchscale-fairseq data cldr-corpus "$corpus"
+make_once "$data" torchscale-fairseq data prepare-translation --source-lang en --target-lang de \
   --train "$corpus/train" --valid "$corpus/valid" --test "$corpus/test" \
   --output "$data" --vocab-size 2000 --model-type bpe --split-digits
 
@@ -67,5 +67,5 @@ train "$runs/no_sparse_clip" "$data" --user-dir torchscale_fairseq "${xmoe[@]}" 
 train "$runs/no_balance_loss" "$data" --user-dir torchscale_fairseq "${xmoe[@]}" --moe-gate-loss-wt 0 \
   "${training[@]}" "${device[@]}"
 
-run python scripts/plot_expert_load.py "$runs/dense" "$runs/xmoe" "$runs/no_sparse_clip" "$runs/no_balance_loss" \
+run torchscale-fairseq plot-expert-load "$runs/dense" "$runs/xmoe" "$runs/no_sparse_clip" "$runs/no_balance_loss" \
   --output "$output/xmoe_domains.png"

@@ -1,6 +1,6 @@
 """TorchScale 0.3.0, which the golden vectors are not from, computes the same as our models of its parameters.
 
-scripts/convert/torchscale_checkpoint.py relies on that: the versions differ in where deepnorm and subln move norms,
+torchscale-fairseq convert from-torchscale relies on that: the versions differ in where deepnorm and subln move norms,
 and the names of the parameters tell where they are.
 """
 

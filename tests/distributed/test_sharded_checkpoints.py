@@ -8,14 +8,13 @@ import torch
 pytest.importorskip("fairseq")
 
 from tests.distributed.test_experts import ADAM, assert_same_state, data, train
-from tests.fairseq_cli import REPOSITORY, run_fairseq
+from tests.fairseq_cli import run_fairseq
 from tests.plugin.test_translation_cli import assert_same_weights
-from tests.scripts.in_process import run_script
+from tests.tools.in_process import run_tool
 from torchscale_fairseq.checkpoints.reading import load_checkpoint, read_file
 
 __all__ = ["data"]
 SHARDED = ["--moe-checkpoint-format", "sharded"]
-MERGE = REPOSITORY / "scripts/convert/merge_experts.py"
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +54,8 @@ def test_equals_the_merged_format(data: Path, sharded: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_resumes_in_any_number_of_processes(processes: int, data: Path, sharded: Path, tmp_path: Path) -> None:
     merged = tmp_path / "merged.pt"
-    assert run_script(MERGE, sharded / "checkpoint_last.pt", merged).check().stdout == f"wrote {merged}\n"
+    done = run_tool("convert", "merge-experts", sharded / "checkpoint_last.pt", merged).check()
+    assert done.stdout == f"wrote {merged}\n"
     for name, path in (("a", sharded / "checkpoint_last.pt"), ("b", merged)):
         train(processes, data, tmp_path / name, *ADAM, "--store-ema", "--restore-file", path, updates=5).check()
     assert_same_weights(tmp_path / "a", tmp_path / "b", 1e-7)
@@ -78,7 +78,7 @@ def test_a_missing_or_truncated_shard_is_named(data: Path, sharded: Path, tmp_pa
     shard.unlink()
     done = train(1, data, tmp_path, *ADAM, *SHARDED, updates=5)
     assert done.returncode == 1 and str(shard) in done.output
-    assert run_script(MERGE, tmp_path / "checkpoint_last.pt", tmp_path / "merged.pt").returncode == 1
+    assert run_tool("convert", "merge-experts", tmp_path / "checkpoint_last.pt", tmp_path / "merged.pt").returncode == 1
 
 
 def test_shards_of_removed_checkpoints_go(data: Path, tmp_path: Path) -> None:
@@ -89,5 +89,5 @@ def test_shards_of_removed_checkpoints_go(data: Path, tmp_path: Path) -> None:
 
 def test_nothing_to_merge(data: Path, tmp_path: Path) -> None:
     train(1, data, tmp_path, *ADAM, updates=1).check()
-    done = run_script(MERGE, tmp_path / "checkpoint_last.pt", tmp_path / "merged.pt")
+    done = run_tool("convert", "merge-experts", tmp_path / "checkpoint_last.pt", tmp_path / "merged.pt")
     assert "has no experts in files of their own" in done.stderr

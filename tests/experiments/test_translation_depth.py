@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.fairseq_cli import REPOSITORY, run_program
+from tests.fairseq_cli import REPOSITORY, TOOL, run_program
 
 SCRIPTS = REPOSITORY / "scripts" / "experiments"
 LOG = """\
@@ -119,9 +119,9 @@ def test_published_report_is_of_this_script(study: ModuleType) -> None:
 def test_whole_comparison_in_its_small_form(tmp_path: Path) -> None:
     corpus, data = tmp_path / "corpus", tmp_path / "data"
     sizes = ["--train-pairs", 600, "--valid-pairs", 12, "--test-pairs", 12]
-    run_program([sys.executable, REPOSITORY / "scripts/data/cldr_corpus.py", corpus, *sizes]).check()
+    run_program([*TOOL, "data", "cldr-corpus", corpus, *sizes]).check()
     splits = [word for split in ("train", "valid", "test") for word in (f"--{split}", corpus / split)]
-    prepare = [sys.executable, REPOSITORY / "scripts/data/prepare_translation.py", *splits, "--output", data]
+    prepare = [*TOOL, "data", "prepare-translation", *splits, "--output", data]
     run_program([*prepare, "--source-lang", "en", "--target-lang", "de", "--vocab-size", 400]).check()
     words = ["--small", "--data", data, "--work-dir", tmp_path / "work", "--output", tmp_path, "--processes", 2]
     run_program([sys.executable, SCRIPTS / "translation_depth.py", *words], timeout=1200).check()

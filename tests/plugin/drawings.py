@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from tests.fairseq_cli import REPOSITORY, run_program
+from tests.tools.in_process import run_tool
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 170, 60), "blue": (50, 80, 220), "yellow": (230, 200, 40)}
 SHAPES = ("circle", "square", "triangle", "cross")
@@ -46,8 +46,8 @@ def make_drawings(folder: Path, **splits: int) -> Path:
             draw(shape, colour, rng).save(folder / name)
             lines.append(json.dumps({"image": name, "caption": f"a {colour} {shape}"}))
         (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
-    words = ["python", REPOSITORY / "scripts/data/train_tokenizer.py", folder / "train.jsonl", "--output", folder]
-    run_program([*words, "--model-type", "bpe", "--vocab-size", "320"]).check()
+    words = ["data", "train-tokenizer", folder / "train.jsonl", "--output", folder, "--model-type", "bpe"]
+    run_tool(*words, "--vocab-size", "320").check()
     return folder
 
 

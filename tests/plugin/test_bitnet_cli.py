@@ -9,8 +9,9 @@ import torch
 pytest.importorskip("fairseq")
 
 import torchscale_fairseq.models  # noqa: F401 - registers what shrunk looks up
-from tests.fairseq_cli import FEW_UPDATES, REPOSITORY, Finished, run_fairseq, run_program
+from tests.fairseq_cli import FEW_UPDATES, Finished, run_fairseq
 from tests.plugin.shrunk import shrunk
+from tests.tools.in_process import run_tool
 
 LENGTH = 32
 
@@ -33,7 +34,7 @@ def trained(language_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(scope="module")
 def packed(trained: Path) -> Path:
     path = trained.with_name("packed.pt")
-    done = run_program(["python", REPOSITORY / "scripts/convert/pack_bitnet.py", trained, path]).check()
+    done = run_tool("convert", "pack-bitnet", trained, path).check()
     path.with_suffix(".txt").write_text(done.stdout)
     return path
 
@@ -87,7 +88,7 @@ def test_packed_checkpoint_is_not_trained(language_data: Path, packed: Path, tmp
 
 def test_packing_what_is_no_bitnet_is_refused(language_checkpoint: Path, packed: Path, tmp_path: Path) -> None:
     for path, message in ((language_checkpoint, "without --bitnet"), (packed, "is packed already")):
-        done = run_program(["python", REPOSITORY / "scripts/convert/pack_bitnet.py", path, tmp_path / "out.pt"])
+        done = run_tool("convert", "pack-bitnet", path, tmp_path / "out.pt")
         assert done.returncode == 1 and message in done.last_line
 
 

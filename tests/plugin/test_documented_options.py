@@ -1,4 +1,5 @@
-"""The commands of the documents are understood: fairseq's parsers accept every option, and scripts know theirs."""
+"""The commands of the documents are understood: fairseq's parsers accept every option, and so does
+torchscale-fairseq; scripts know theirs."""
 
 import re
 import shlex
@@ -7,6 +8,7 @@ import pytest
 
 from tests.documents import DOCUMENTS, PLACEHOLDERS, code_blocks
 from tests.fairseq_cli import REPOSITORY, run_beside_fairseq
+from torchscale_fairseq.tools.command import PROGRAM, make_parser
 
 PARSE = """
 from fairseq import options
@@ -56,3 +58,13 @@ def test_scripts_know_their_options(words: list[str]) -> None:
     known = "".join(path.read_text() for path in script.parent.iterdir() if path.suffix in (".py", ".sh"))
     for option in (word for word in words if word.startswith("--")):
         assert option in known
+
+
+TOOLS = [words[words.index(PROGRAM) + 1 :] for words in commands() if PROGRAM in words]
+
+
+@pytest.mark.parametrize("words", TOOLS, ids=lambda words: " ".join(words)[:60])
+def test_the_command_understands_its_words(words: list[str]) -> None:
+    """Up to the words that a shell takes for itself."""
+    end = next((i for i, word in enumerate(words) if word in ("|", "<", ">", ";")), len(words))
+    make_parser().parse_args(words[:end])

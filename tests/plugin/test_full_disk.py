@@ -7,15 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.fairseq_cli import FEW_UPDATES, REPOSITORY, TINY_TRANSFORMER, run_fairseq
-from tests.scripts.in_process import run_script
+from tests.fairseq_cli import FEW_UPDATES, TINY_TRANSFORMER, run_fairseq
 from tests.small_disk import fill, small_disk
+from tests.tools.in_process import run_tool
 from torchscale_fairseq.checkpoints.reading import load_checkpoint
 from torchscale_fairseq.checkpoints.writing import size_of, write_checkpoint
 from torchscale_fairseq.core.files import WriteError
 
 ROOM = 1 << 14
-AVERAGE = REPOSITORY / "scripts/average_checkpoints.py"
 
 
 @pytest.fixture
@@ -49,12 +48,12 @@ def test_training_keeps_the_last_checkpoint_and_resumes_after_room_is_made(
 def test_averaging_leaves_no_file(disk: Path, stock_checkpoint: Path) -> None:
     filler, averaged = fill(disk, ROOM), disk / "average.pt"
     words = ["--inputs", stock_checkpoint, "--output", averaged]
-    done = run_script(AVERAGE, *words)
+    done = run_tool("average-checkpoints", *words)
     assert done.returncode == 1
     assert done.stderr.startswith(f"average_checkpoints.py: {averaged} cannot be written: No space left on device ")
     assert [path.name for path in disk.iterdir()] == [filler.name]
     filler.unlink()
-    run_script(AVERAGE, *words).check()
+    run_tool("average-checkpoints", *words).check()
     assert load_checkpoint(averaged)["model"].keys() == load_checkpoint(stock_checkpoint)["model"].keys()
 
 

@@ -11,9 +11,10 @@ from fairseq.models import MODEL_REGISTRY
 
 import torchscale_fairseq.models  # noqa: F401 - registers them
 from tests.data.corpora import made_corpus
-from tests.fairseq_cli import REPOSITORY, USER_DIR, Finished, run_fairseq, run_program
+from tests.fairseq_cli import USER_DIR, Finished, run_fairseq
 from tests.plugin.drawings import make_drawings, make_folders
 from tests.plugin.shrunk import shrunk
+from tests.tools.in_process import run_tool
 from torchscale_fairseq.checkpoints.reading import load_checkpoint
 
 ARCH = re.compile(r"^model:\n  _name: (\w+)", re.MULTILINE)
@@ -59,8 +60,7 @@ def test_finished_run_is_left_alone(data_of: dict[str, Path], tmp_path: Path) ->
 
 
 def test_survival_by_the_overrides_that_the_file_names(tmp_path: Path) -> None:
-    words = ["python", REPOSITORY / "scripts/data/draw_survival.py", tmp_path / "discs", "--train", "8", "--valid", "4"]
-    run_program(words).check()
+    run_tool("data", "draw-survival", tmp_path / "discs", "--train", "8", "--valid", "4").check()
     overrides = re.search(r"^#   (\+task.labels=.*)$", FILES["longvit_small"], re.MULTILINE)[1].split()
     done = train("longvit_small", tmp_path / "discs", tmp_path, *overrides).check()
     assert re.search(r"valid on 'valid' subset .*\bc_index ", done.output)

@@ -4,7 +4,6 @@ import math
 import re
 import shutil
 import signal
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ import torch
 
 pytest.importorskip("fairseq")
 
-from tests.fairseq_cli import REPOSITORY, Finished, run_beside_fairseq, run_fairseq, run_processes, run_program
+from tests.fairseq_cli import REPOSITORY, TOOL, Finished, run_beside_fairseq, run_fairseq, run_processes, run_program
 from tests.plugin.drawings import make_folders
 from tests.plugin.test_translation_cli import assert_same_weights, weights
 from tests.printed import assert_logged_alike, assert_printed_alike, printed, validated
@@ -89,12 +88,11 @@ def test_the_checkpoint_knows_its_classes(folders: Path, straight: tuple[Path, F
 
 
 def classify(checkpoint: Path, *images: Path) -> Finished:
-    words = [REPOSITORY / "scripts/classify_images.py", "--checkpoint", checkpoint, "--device", "cpu", *images]
+    words = ["classify-images", "--checkpoint", checkpoint, "--device", "cpu", *images]
     return run_beside_fairseq(
         f"""
-        import runpy, sys
-        sys.argv = {[str(word) for word in words]}
-        runpy.run_path(sys.argv[0], run_name="__main__")
+        from torchscale_fairseq.tools.command import main
+        main({[str(word) for word in words]})
         """,
         plugin=False,
     )
@@ -114,14 +112,14 @@ def test_probabilities_of_files(folders: Path, straight: tuple[Path, Finished], 
         assert header.split("\t")[2 + values.index(max(values))] == found
         right += Path(file).parent.name == found
     assert_printed_alike([100 * right / 8], validated(straight[1].output, "accuracy"))
-    script = [sys.executable, REPOSITORY / "scripts/classify_images.py", "--checkpoint", checkpoint, folders / "valid"]
-    nobody_reads = run_program(["bash", "-c", 'set -o pipefail; "$@" | :', "bash", *script])
-    assert nobody_reads.returncode == 128 + signal.SIGPIPE and "classify_images.py: " not in nobody_reads.stderr
+    command = [*TOOL, "classify-images", "--checkpoint", checkpoint, folders / "valid"]
+    nobody_reads = run_program(["bash", "-c", 'set -o pipefail; "$@" | :', "bash", *command])
+    assert nobody_reads.returncode == 128 + signal.SIGPIPE and "torchscale-fairseq" not in nobody_reads.stderr
     (tmp_path / "text.png").write_text("no image")
     done = classify(checkpoint, tmp_path / "text.png", folders / "valid" / "blue")
     assert done.returncode == 1 and done.stdout.splitlines() == [header, *lines[:2]]
-    assert "classify_images.py: 1 of 3 files could not be read; the others stand in the table" in done.last_line
-    assert re.search(r"classify_images\.py: .*text\.png is not an image that can be read", done.stderr)
+    assert done.last_line.endswith("classify-images: 1 of 3 files could not be read; the others stand in the table")
+    assert re.search(r"classify-images: .*text\.png is not an image that can be read", done.stderr)
 
 
 def test_figures_of_two_processes_are_those_of_one(folders: Path, tmp_path: Path) -> None:

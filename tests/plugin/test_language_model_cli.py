@@ -343,7 +343,7 @@ def test_prompts_that_are_too_long(
 def test_masked_models_do_not_generate(command: str, task: list[str], masked_run: Path, language_data: Path) -> None:
     result = run_fairseq(command, [language_data, *task, "--path", masked_run, "--cpu"], stdin="w1\n")
     assert result.returncode != 0
-    assert "masked language model" in result.last_line and "scripts/fill_masks.py" in result.last_line
+    assert "masked language model" in result.last_line and "torchscale-fairseq fill-masks" in result.last_line
 
 
 def test_dictionary_of_another_size(causal_run: Path, language_data: Path, tmp_path: Path) -> None:

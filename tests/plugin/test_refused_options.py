@@ -73,8 +73,8 @@ def test_sentences(
         (*replace, missing): f"{missing}: No such file or directory",
         (*replace, bad): f"--replace-unk {bad}, line 2 must hold a source word and its translation",
         (*evaluate, "--remove-bpe", "sentencepiece"): "--remove-bpe sentencepiece is unknown to fairseq-eval-lm, which "
-        "joins pieces of subword_nmt alone: leave it out; scripts/perplexity.py gives figures that do not depend on "
-        "the pieces",
+        "joins pieces of subword_nmt alone: leave it out; torchscale-fairseq perplexity gives figures that do not "
+        "depend on the pieces",
         ("eval_lm", language_data, "--path", "a:b"): "--path names 2 checkpoints, and fairseq-eval-lm evaluates one: "
         "give one of them",
     }

@@ -20,7 +20,7 @@ from tests.plugin.test_language_model_cli import (
     load,
 )
 from tests.plugin.test_translation_cli import assert_same_weights, column
-from tests.scripts.official_checkpoints import case_of, official_checkpoint, write_dictionaries
+from tests.tools.official_checkpoints import case_of, official_checkpoint, write_dictionaries
 from torchscale_fairseq.models.retnet import RetNetLanguageModel
 
 CHUNKS = ["--chunkwise-recurrent", "--recurrent-chunk-size", "5"]
@@ -83,11 +83,11 @@ def test_from_pretrained(run: Path) -> None:
 
 
 def test_official_checkpoints_need_their_option(tmp_path: Path) -> None:
-    """One that TorchScale's fairseq wrote, read without scripts/convert/torchscale_checkpoint.py."""
+    """One that TorchScale's fairseq wrote, read without torchscale-fairseq convert from-torchscale."""
     case = case_of("fs_retnet")
     write_dictionaries(tmp_path, case)
     torch.save(official_checkpoint(case, tmp_path), tmp_path / "official.pt")
-    with pytest.raises(ValueError, match=r"scripts/convert/torchscale_checkpoint.py"):
+    with pytest.raises(ValueError, match=r"torchscale-fairseq convert from-torchscale"):
         load_model_ensemble_and_task([str(tmp_path / "official.pt")])
 
 

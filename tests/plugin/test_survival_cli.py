@@ -10,10 +10,11 @@ import torch
 
 pytest.importorskip("fairseq")
 
-from tests.fairseq_cli import REPOSITORY, Finished, run_fairseq, run_processes, run_program
+from tests.fairseq_cli import Finished, run_fairseq, run_processes
 from tests.helpers import assert_close
 from tests.plugin.test_image_classification_cli import classify
 from tests.printed import assert_printed_alike, validated
+from tests.tools.in_process import run_tool
 from torchscale_fairseq.checkpoints.reading import load_checkpoint
 from torchscale_fairseq.core.ops.survival import concordance_index, survival_loss
 from torchscale_fairseq.criterions.image_classification import ImageClassificationCriterion, ImageClassificationOptions
@@ -36,8 +37,7 @@ def discs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def draw(folder: Path, train: int, valid: int) -> Path:
-    words = ["python", REPOSITORY / "scripts/data/draw_survival.py", folder, "--train", train, "--valid", valid]
-    run_program(words).check()
+    run_tool("data", "draw-survival", folder, "--train", train, "--valid", valid).check()
     return folder
 
 

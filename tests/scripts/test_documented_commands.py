@@ -16,8 +16,8 @@ from tests.documented_commands import commands, run
 from tests.documents import RUNNABLE
 from tests.fairseq_cli import REPOSITORY
 from tests.plugin.drawings import make_folders
-from tests.scripts.families import Family, build
-from tests.scripts.official_checkpoints import case_of, official_checkpoint, write_dictionaries
+from tests.tools.families import Family, build
+from tests.tools.official_checkpoints import case_of, official_checkpoint, write_dictionaries
 
 
 def make_workplace(folder: Path) -> Path:

@@ -2,15 +2,14 @@
 
 import random
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.fairseq_cli import REPOSITORY, Finished, run_beside_fairseq, run_fairseq, run_program
+from tests.fairseq_cli import REPOSITORY, Finished, run_beside_fairseq, run_fairseq
+from tests.tools.in_process import run_tool
 
 SCRIPT = REPOSITORY / "scripts/retention_forms.py"
-PREPARE = REPOSITORY / "scripts/data/prepare_language.py"
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"]
 TINY = shlex.split(
     "--task language_modeling --optimizer adam --lr 1e-2 --batch-size 32 --num-workers 0 --tokens-per-sample 16 "
@@ -35,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines = [" ".join((WORDS * 2)[start : start + 7]) + "." for start in starts]
         (folder / f"{split}.txt").write_text("\n".join(lines) + "\n")
     splits = [word for split in ("train", "valid", "test") for word in (f"--{split}", folder / f"{split}.txt")]
-    run_program([sys.executable, PREPARE, *splits, "--output", folder / "data", "--vocab-size", 285]).check()
+    run_tool("data", "prepare-language", *splits, "--output", folder / "data", "--vocab-size", 285).check()
     run_fairseq("train", [folder / "data", *TINY, *RETNET, "--save-dir", folder / "retnet"]).check()
     return folder
 

@@ -11,8 +11,9 @@ from .files import NO_ROOM
 
 TRACEBACK = "TORCHSCALE_TRACEBACK"
 """Environment variable; with the value 1 every error comes with its traceback."""
-FAILED, INTERRUPTED = 1, 130
-"""Exit codes: an error that the user can mend; Ctrl-C (128 + SIGINT)."""
+FAILED, INTERRUPTED, UNREAD = 1, 130, 141
+"""Exit codes: an error that the user can mend; Ctrl-C (128 + SIGINT); a reader such as head that has left
+(128 + SIGPIPE)."""
 
 
 def sentence_of(error: BaseException) -> str | None:
@@ -33,30 +34,40 @@ def wants_traceback() -> bool:
     return os.environ.get(TRACEBACK) == "1"
 
 
-def print_sentence(sentence: str) -> None:
-    """Print ``program: sentence`` to stderr, after what is still to be written to stdout."""
+def print_sentence(sentence: str, program: str | None = None) -> None:
+    """Print ``program: sentence`` to stderr, after what is still to be written to stdout.
+
+    Args:
+        sentence: what the user should know.
+        program: the command as it was typed; None: the file that the process was started with.
+    """
     sys.stdout.flush()
-    print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr, flush=True)
+    print(f"{program or Path(sys.argv[0]).name}: {sentence}", file=sys.stderr, flush=True)
 
 
-def run_command(main: Callable[[], int | None]) -> NoReturn:
+def run_command(main: Callable[[], int | None], program: str | None = None) -> NoReturn:
     """Run a command and end the process with its exit code.
 
     Args:
         main: the command; returns its exit code, or None for 0.
+        program: the command as it was typed; None: the file that the process was started with.
 
     Raises:
         SystemExit: always, except where only a traceback explains the error.
     """
     try:
         code = main() or 0
+        sys.stdout.flush()
     except KeyboardInterrupt:
-        print_sentence("interrupted by Ctrl-C")
+        print_sentence("interrupted by Ctrl-C", program)
         code = INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes it once more
+        code = UNREAD
     except Exception as error:
         sentence = sentence_of(error)
         if sentence is None or wants_traceback():
             raise
-        print_sentence(sentence)
+        print_sentence(sentence, program)
         code = FAILED
     sys.exit(code)

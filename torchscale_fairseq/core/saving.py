@@ -29,6 +29,7 @@ from .config import (
     RetNetConfig,
     RetNetEncoderDecoderConfig,
 )
+from .errors import InputError
 from .layers.embedding import TextEmbedding
 from .layers.heads import MaskedLanguageModelHead
 from .ops.positions import PADDING_POSITION
@@ -40,7 +41,7 @@ Model = Encoder | Decoder | EncoderDecoder | RetNetDecoder | BEiT3 | LongViTClas
 
 
 def load_pretrained(folder: str | Path) -> Model:
-    """The model in a folder that ``scripts/convert/to_safetensors.py`` has written.
+    """The model in a folder that ``torchscale-fairseq convert to-safetensors`` has written.
 
     Padding is the caller's: pass ``encoder_padding_mask`` or ``self_attn_padding_mask`` where tokens are padded. A
     left-padded batch for an encoder made with torchscale_compatible=True also needs
@@ -53,7 +54,7 @@ def load_pretrained(folder: str | Path) -> Model:
     Raises:
         ModuleNotFoundError: the package safetensors is missing.
         FileNotFoundError: one of the two files is.
-        ValueError: they are damaged, or do not belong together.
+        InputError: they are damaged, or do not belong together.
         TypeError: the config has an option that this version lacks.
     """
     folder = Path(folder)
@@ -63,7 +64,7 @@ def load_pretrained(folder: str | Path) -> Model:
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        raise ValueError(f"{folder / WEIGHTS_FILE} does not fit {CONFIG_FILE}: {error}") from None
+        raise InputError(f"{folder / WEIGHTS_FILE} does not fit {CONFIG_FILE}: {error}") from None
     return model.eval()
 
 
@@ -104,7 +105,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not iterable)
             tied = json.loads((file.metadata() or {}).get("tied", "{}"))
     except package.SafetensorError as error:
-        raise ValueError(f"{path} is truncated or no safetensors file: {error}") from None
+        raise InputError(f"{path} is truncated or no safetensors file: {error}") from None
     return {**tensors, **{name: tensors[owner] for name, owner in tied.items()}}
 
 
@@ -123,8 +124,8 @@ def _safetensors() -> ModuleType:
 def _require(path: Path) -> None:
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} does not exist; scripts/convert/to_safetensors.py writes it, beside its companion, from a "
-            "checkpoint of fairseq."
+            f"{path} does not exist; torchscale-fairseq convert to-safetensors writes it, next to its companion, "
+            "from a checkpoint of fairseq."
         )
 
 
@@ -135,7 +136,7 @@ def _read_config(path: Path) -> AnyConfig:
         kind = CONFIGS[content["config"]]
         options = content["options"]
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not the config of a model ({type(error).__name__}: {error})") from None
+        raise InputError(f"{path} is not the config of a model ({type(error).__name__}: {error})") from None
     return kind(**options)
 
 
@@ -173,7 +174,7 @@ def _beit3(config: BEiT3Config, tensors: Mapping[str, Tensor]) -> BEiT3:
 
 def _longvit(config: LongViTConfig, tensors: Mapping[str, Tensor]) -> LongViTClassifier:
     if "head.bias" not in tensors:
-        raise ValueError(f"{WEIGHTS_FILE} lacks head.bias, the head that scores classes.")
+        raise InputError(f"{WEIGHTS_FILE} lacks head.bias, the head that scores classes.")
     return LongViTClassifier(config, len(tensors["head.bias"]))
 
 
@@ -191,7 +192,7 @@ CONFIGS = {config.__name__: config for config in BUILDERS}
 
 def _embedding(tensors: Mapping[str, Tensor], name: str) -> TextEmbedding:
     if name not in tensors:
-        raise ValueError(f"{WEIGHTS_FILE} lacks {name}, the embedding of tokens.")
+        raise InputError(f"{WEIGHTS_FILE} lacks {name}, the embedding of tokens.")
     entries, width = tensors[name].shape
     return TextEmbedding(entries, width, padding_idx=PADDING_POSITION)
 

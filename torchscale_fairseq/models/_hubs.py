@@ -124,7 +124,7 @@ class ImageHub(_ModelOfImages):
         """The likeliest class and the probability of each; of a survival model, the risk and the survival at each time.
 
         Returns:
-            The columns and cells of ``scripts/classify_images.py``.
+            The columns and cells of ``torchscale-fairseq classify-images``.
 
         Raises:
             DataError: the file is no image.

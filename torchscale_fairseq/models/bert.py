@@ -51,7 +51,7 @@ class MaskedLanguageModel(Pretrained, FairseqEncoderModel):
     fits = FITTING_TASKS
     instead = (
         "A masked language model reads a whole sequence at once and does not predict the next token: "
-        "scripts/fill_masks.py fills masked words, and fairseq-validate measures it."
+        "torchscale-fairseq fill-masks fills masked words, and fairseq-validate measures it."
     )
     """What to add where it is refused."""
     config_class = EncoderConfig

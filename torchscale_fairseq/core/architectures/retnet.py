@@ -291,7 +291,7 @@ def _take_official_constants(module: nn.Module, state_dict: dict[str, Tensor], p
         raise ValueError(
             "these weights are of TorchScale's RetNet, which rotates by other angles; load them into a model with "
             "torchscale_compatible=True, or convert the checkpoint of fairseq with "
-            "scripts/convert/torchscale_checkpoint.py."
+            "torchscale-fairseq convert from-torchscale."
         )
     if stored["decay"] is not None:
         ours = log_decays(config.decoder_retention_heads, config.retention_decay)

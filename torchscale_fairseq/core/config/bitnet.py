@@ -25,7 +25,9 @@ class BitNetOptions(Config):
         "details of bitnet: those of the authors' later notes and code, or of the papers; unset: faq",
         choices=RECIPES,
     )
-    bitnet_packed: bool = option(False, "weights are packed by scripts/convert/pack_bitnet.py, and are not trained")
+    bitnet_packed: bool = option(
+        False, "weights are packed by torchscale-fairseq convert pack-bitnet, and are not trained"
+    )
 
     def _check(self) -> None:
         super()._check()

@@ -2,7 +2,7 @@
 
 It is what makes any sample of a shard findable without reading what comes before. It depends on the text and the
 SentencePiece model alone, not on the length of samples, their order or the number of processes; it is made once, by
-``scripts/data/shard_corpus.py`` or by the first run that needs it, at the speed of the tokenizer.
+``torchscale-fairseq data shard-corpus`` or by the first run that needs it, at the speed of the tokenizer.
 
 A *unit* is what is tokenized at once: a line, or a piece of a line longer than :data:`LONGEST_UNIT` bytes, cut at a
 space. A *part* is a run of some 32 MiB of lines; no sample reaches from one part into the next, so that memory is

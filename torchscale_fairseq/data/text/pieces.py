@@ -34,7 +34,8 @@ class PieceEncoder:
             content = model.read_bytes()
         except OSError as error:
             raise DataError(
-                f"--spm-model: cannot read {model}: {error.strerror}; scripts/data/train_tokenizer.py makes one."
+                f"--spm-model: cannot read {model}: {error.strerror}; torchscale-fairseq data train-tokenizer makes "
+                "one."
             ) from error
         self.path = model
         self.fingerprint = hashlib.sha256(content).hexdigest()[:16]
@@ -119,7 +120,7 @@ def load_dictionary(path: Path, *, with_mask: bool) -> Any:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise DataError(
-            f"--dict-file: cannot read {path}: {error.strerror}; scripts/data/train_tokenizer.py makes one."
+            f"--dict-file: cannot read {path}: {error.strerror}; torchscale-fairseq data train-tokenizer makes one."
         ) from error
     seen: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):

@@ -37,7 +37,7 @@ def read_sources(data: Path, split: str, problems: Problems) -> list[Source]:
         known = ", ".join(sorted(other.stem for other in path.parent.glob("*.json"))) or "none"
         raise DataError(
             f"{path} does not exist; it lists the shards of the subset '{split}' (there: {known}). "
-            "scripts/data/shard_corpus.py writes it; training without validation: --disable-validation."
+            "torchscale-fairseq data shard-corpus writes it; training without validation: --disable-validation."
         ) from None
     except json.JSONDecodeError as error:
         raise DataError(f"{path}, line {error.lineno}: not JSON: {error.msg}.") from None

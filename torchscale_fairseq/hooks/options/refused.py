@@ -143,5 +143,5 @@ def _check_eval_lm(options: Any) -> None:
     if options.post_process not in JOINED:
         raise InputError(
             f"--remove-bpe {options.post_process} is unknown to fairseq-eval-lm, which joins pieces of subword_nmt "
-            "alone: leave it out; scripts/perplexity.py gives figures that do not depend on the pieces"
+            "alone: leave it out; torchscale-fairseq perplexity gives figures that do not depend on the pieces"
         )

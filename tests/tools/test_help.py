@@ -1,0 +1,84 @@
+"""Help comes at once: it waits for neither torch nor fairseq nor optional packages, and needs none of them."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.fairseq_cli import REPOSITORY, run_python
+from tests.tools.in_process import run_tool
+from torchscale_fairseq.tools.command import SubcommandParser, make_parser
+
+HEAVY = ("torch", "fairseq", "numpy", "sentencepiece", "sacrebleu", "babel", "num2words", "PIL", "matplotlib")
+EXPERIMENTS = [
+    path
+    for path in sorted((REPOSITORY / "scripts").rglob("*.py"))
+    if "__main__" in path.read_text()  # others are imported
+]
+SHOW = """
+import runpy, sys
+
+sys.modules["fairseq"] = sys.modules["torch._dynamo"] = None
+for script, folder in {scripts!r}:
+    sys.argv, sys.path[0] = [script, "--help"], folder
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as request:
+        assert not request.code, script
+    except ImportError as error:
+        sys.exit(f"{{script}} --help: {{error}}")
+    else:
+        sys.exit(f"{{script}} ran")
+"""
+LOAD_ALL = """
+import sys
+
+sys.modules.update(dict.fromkeys({heavy!r}))
+from torchscale_fairseq.tools.command import make_parser
+
+def load(parser):
+    parser.load()
+    return 1 + sum(map(load, parser.subcommands.values()))
+
+print(load(make_parser()))
+"""
+
+
+def parsers(parser: SubcommandParser) -> Iterator[SubcommandParser]:
+    """A parser and all parsers of its subcommands."""
+    parser.load()
+    yield parser
+    for subcommand in parser.subcommands.values():
+        yield from parsers(subcommand)
+
+
+ALL = [parser.prog.split()[1:] for parser in parsers(make_parser())]
+
+
+def test_subcommands_import_nothing_heavy() -> None:
+    """So their help, and the completion, come within a moment and without optional packages."""
+    assert int(run_python(LOAD_ALL.format(heavy=HEAVY)).check().stdout) == len(ALL) > 25
+
+
+def test_overview_imports_no_subcommand() -> None:
+    code = """
+    import sys
+    from torchscale_fairseq.tools.command import make_parser
+    make_parser().format_help()
+    print([name for name in sys.modules if name.startswith("torchscale_fairseq.tools.")])
+    """
+    loaded = {"torchscale_fairseq.tools.command", "torchscale_fairseq.tools.packages"}
+    assert set(eval(run_python(code).check().stdout)) == loaded
+
+
+@pytest.mark.parametrize("words", ALL, ids=" ".join)
+def test_help(words: list[str]) -> None:
+    shown = run_tool(*words, "--help").check().stdout
+    assert shown.startswith(f"usage: {' '.join(['torchscale-fairseq', *words])} ")
+    assert "\nexample:\n  " in shown or "SUBCOMMAND --help explains" in shown
+
+
+def test_help_of_scripts_waits_for_nothing() -> None:
+    assert len(EXPERIMENTS) > 8
+    scripts = [(str(path), str(path.parent)) for path in EXPERIMENTS]
+    shown = run_python(SHOW.format(scripts=scripts)).check().stdout
+    assert shown.count("usage: ") >= len(EXPERIMENTS)

@@ -1,0 +1,22 @@
+"""Tools to run before and after fairseq's commands: prepare data, convert checkpoints, evaluate models."""
+
+SUBCOMMANDS = {
+    "average-checkpoints": "average the parameters of several checkpoints into one",
+    "classify-images": "print the likeliest class, or the risk, of image files",
+    "completion": "print a script that completes this command in bash, zsh or fish",
+    "convert": "checkpoints: TorchScale's, safetensors, packed BitNet weights, sharded experts",
+    "data": "prepare text for training; make corpora and images to try things on",
+    "environment": "report versions, optional packages and the backends that can be chosen",
+    "fill-masks": "fill the masked words of texts with a masked language model",
+    "perplexity": "perplexity per token and per byte from the output of fairseq-eval-lm",
+    "plot-expert-load": "draw how the experts of training runs were used",
+    "score-translation": "BLEU, chrF and exact match of translations",
+    "unigram-perplexity": "perplexity of guessing by frequency, to compare a masked model with",
+    "user-dir": "print the path to give to fairseq as --user-dir",
+    "version": "print the version of this package",
+}
+"""Name and summary of each subcommand and group, as the help lists them.
+
+A subcommand is the module of its name, with underscores for dashes, and has the parts of ``command.Subcommand``. A
+group is a folder with ``SUBCOMMANDS`` of its own.
+"""

@@ -1,0 +1,36 @@
+"""Print a script that completes subcommands, options and file names of this command when Tab is pressed.
+
+bash: in ~/.bashrc, eval "$(torchscale-fairseq completion bash)"
+zsh:  torchscale-fairseq completion zsh > a folder of $fpath/_torchscale-fairseq
+fish: torchscale-fairseq completion fish > ~/.config/fish/completions/torchscale-fairseq.fish
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+EXAMPLE = "torchscale-fairseq completion bash > torchscale-fairseq.bash"
+SHELLS = ("bash", "zsh", "fish")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shell", choices=SHELLS)
+
+
+def run(options: argparse.Namespace) -> None:
+    import shtab
+
+    from torchscale_fairseq.tools.command import SubcommandParser, make_parser
+
+    def loaded(parser: SubcommandParser) -> Iterator[argparse.ArgumentParser]:
+        parser.load()
+        yield parser
+        for subcommand in parser.subcommands.values():
+            yield from loaded(subcommand)
+
+    whole = make_parser()
+    for parser in loaded(whole):
+        for action in parser._actions:
+            if action.type is Path:
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
+    print(shtab.complete(whole, options.shell))

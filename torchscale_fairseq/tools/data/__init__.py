@@ -1,0 +1,14 @@
+"""Prepare text for training, and make corpora and images to try things on."""
+
+SUBCOMMANDS = {
+    "catalog-corpus": "write an English-German corpus from the message catalogues of free programs",
+    "cldr-corpus": "write an English-German corpus from Unicode CLDR",
+    "draw-details": "draw images whose class a small square decides",
+    "draw-survival": "draw discs whose size sets a hazard, with tables of times",
+    "encode-text": "split lines into the pieces of a SentencePiece model",
+    "prepare-language": "make a data directory for language models from text",
+    "prepare-translation": "make a data directory for translation from parallel text",
+    "python-corpus": "write an English corpus from the standard library of Python",
+    "shard-corpus": "make the shards and the index that --task pretraining reads",
+    "train-tokenizer": "train the tokenizer of a data directory for --task pretraining",
+}

@@ -1,0 +1,47 @@
+"""Write text to the data directory of --task pretraining: shards, their index, and json/SPLIT.json.
+
+The files are UTF-8, a sentence or paragraph a line, documents apart by an empty line; a file ends a document too. White
+space of any kind and length becomes one space. torchscale-fairseq data train-tokenizer comes first: each shard is read
+back and tokenized, and its tokens must give back the same text.
+
+It works in parallel, and resumes when it is run again. Another source is added by another call with another
+--name; --weight then says how much of each an epoch holds.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.tools.data.splits import SPLITS
+from torchscale_fairseq.tools.options import positive
+
+EXAMPLE = "torchscale-fairseq data shard-corpus data/shards --train text/train.txt --valid text/valid.txt"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("output", type=Path, metavar="DIR", help="the data directory, which holds the tokenizer")
+    for split in SPLITS:
+        parser.add_argument(f"--{split}", type=Path, nargs="+", default=[], metavar="FILE", help=f"text of {split}")
+    parser.add_argument("--name", help="of this source; default: its language")
+    parser.add_argument("--source-lang", default="en", metavar="LANGUAGE", help="default en")
+    parser.add_argument(
+        "--weight", type=float, help="of this source, relative to others; default: its share of the text"
+    )
+    parser.add_argument("--shard-size", type=positive, default=64, metavar="MB", help="default 64")
+    parser.add_argument("--workers", type=positive, default=os.cpu_count(), metavar="N", help="default: all cores")
+    parser.add_argument("--skip-invalid", action="store_true", help="count and leave out lines that are not text")
+    parser.add_argument(
+        "--lossy", action="store_true", help="accept a tokenizer that does not give the text back, such as NFKC ones"
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    from torchscale_fairseq.tools.data.shards import shard
+
+    if not any(getattr(options, split) for split in SPLITS):
+        raise InputError("name the text: --train, --valid or --test")
+    if options.weight is not None and not options.weight > 0:
+        raise InputError(f"--weight ({options.weight}) must be above 0")
+    options.name = options.name or options.source_lang
+    shard(options)

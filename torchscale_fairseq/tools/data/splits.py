@@ -1,0 +1,3 @@
+"""The splits that data is divided into."""
+
+SPLITS = ("train", "valid", "test")

@@ -1,0 +1,112 @@
+"""Train the tokenizer of a data directory for --task pretraining: a SentencePiece model and its dict.txt.
+
+The files are UTF-8. White space of any kind and length counts as one space, as torchscale-fairseq data shard-corpus
+writes it. Nothing else is changed, and nothing is unknown: characters that do not occur here are encoded as bytes. The
+vocabulary has a piece <mask> for masked models, and causal models have the same dictionary.
+
+A tokenizer that exists already is left as it is.
+"""
+
+import argparse
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.core.files import make_directory, write_atomically
+from torchscale_fairseq.tools.data import preparation
+from torchscale_fairseq.tools.options import positive
+
+if TYPE_CHECKING:
+    from torchscale_fairseq.data.problems import Problems
+
+EXAMPLE = "torchscale-fairseq data train-tokenizer text/train.txt --output data/shards --vocab-size 400"
+MASK = "<mask>"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "text",
+        type=Path,
+        nargs="+",
+        help="files of text to learn from; of .jsonl files (--task image_text), the captions",
+    )
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="the data directory")
+    parser.add_argument("--vocab-size", type=positive, default=32000, metavar="N", help="pieces; default 32000")
+    parser.add_argument("--model-type", choices=["unigram", "bpe"], default="unigram")
+    parser.add_argument("--character-coverage", type=float, default=1.0, metavar="SHARE", help="default 1.0")
+    parser.add_argument("--split-digits", action="store_true", help="make every digit a piece of its own")
+    parser.add_argument(
+        "--lines",
+        type=positive,
+        default=5_000_000,
+        metavar="N",
+        help="learn from a random draw of lines; default 5,000,000",
+    )
+    parser.add_argument("--skip-invalid", action="store_true", help="count and leave out lines that are not text")
+    parser.add_argument(
+        "--workers", type=positive, default=os.cpu_count(), metavar="N", help="threads; default: all cores"
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    from torchscale_fairseq.data.problems import Problems
+
+    directory: Path = options.output
+    made = [directory / preparation.MODEL_FILE, directory / "dict.txt"]
+    if all(path.exists() for path in made):
+        print(f"{made[0]} and {made[1].name} are there already; remove them to make others")
+        return
+    for path in options.text:
+        if not path.is_file():
+            raise InputError(f"cannot read {path}: no such file")
+    problems = Problems(skip=options.skip_invalid)
+    tokenizer = preparation.train_tokenizer(
+        text_lines(options.text, problems),
+        options,
+        byte_fallback=True,
+        user_defined_symbols=[MASK],
+        normalization_rule_name="identity",
+        input_sentence_size=options.lines,
+        shuffle_input_sentence=True,
+        num_threads=options.workers,
+        train_extremely_large_corpus=options.model_type == "unigram" and options.lines > 10_000_000,
+    )
+    make_directory(directory)
+    with write_atomically(made[0]) as scratch:
+        preparation.write_tokenizer(tokenizer, scratch)
+    with write_atomically(made[1]) as scratch:
+        preparation.write_dictionary(tokenizer, scratch)
+    for kind, count in problems.counts.items():
+        print(f"left out {count:,} {kind}, the first: {problems.first[kind]}")
+    print(f"wrote {made[0]} and {made[1].name}: {tokenizer.get_piece_size()} pieces")
+
+
+def text_lines(paths: list[Path], problems: "Problems") -> Iterator[str]:
+    """Yield lines of text; one that is too long for SentencePiece in pieces."""
+    from tqdm import tqdm
+
+    from torchscale_fairseq.data.images.captions import read_captions
+    from torchscale_fairseq.data.text.index import split_line
+
+    total = sum(path.stat().st_size for path in paths)
+    with tqdm(total=total, unit="B", unit_scale=True, desc="reading", disable=None) as bar:
+        for path in paths:
+            if path.suffix == ".jsonl":
+                yield from (pair.caption for pair in read_captions(path, problems))
+                continue
+            with path.open("rb") as file:
+                for number, line in enumerate(file, start=1):
+                    bar.update(len(line))
+                    try:
+                        words = line.decode("utf-8").replace("\0", " ").split()
+                    except UnicodeDecodeError as error:
+                        problems.found(
+                            "invalid lines",
+                            f"{path}, line {number}: byte 0x{line[error.start]:02x} is not UTF-8; convert it, as with: "
+                            "iconv -f ISO-8859-1 -t UTF-8",
+                        )
+                        continue
+                    if words:
+                        yield from (unit.decode().strip() for unit in split_line(" ".join(words).encode()))

@@ -1,0 +1,133 @@
+"""Fill the masked words of texts, one per line, with a masked language model: the likeliest pieces for each <mask>.
+
+A <mask> stands for one piece of the vocabulary, mostly a word. A piece that continues the word before it is printed
+with three dots in front. Empty lines stay empty; a line that cannot be filled is named, and the next ones are filled.
+"""
+
+import argparse
+import fileinput
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.core.reporting import print_sentence
+from torchscale_fairseq.tools.options import positive
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+EXAMPLE = (
+    "echo 'The <mask> argument is a string.' |\n"
+    "    torchscale-fairseq fill-masks --checkpoint runs/masked/checkpoint_best.pt --data data/text"
+)
+MASK = "<mask>"
+WORD_START = "\u2581"
+"""What SentencePiece writes for the space before a word."""
+
+Candidate = tuple[str, float]
+"""A piece and its probability."""
+
+
+class MaskFiller:
+    """A model with what it needs to read text.
+
+    Args:
+        checkpoint: of a model that was trained with --task masked_lm or --task pretraining.
+        data: the directory with its dictionary and SentencePiece model.
+
+    Raises:
+        InputError: the model is not a masked one.
+        OSError: one of the files cannot be read.
+    """
+
+    def __init__(self, checkpoint: Path, data: Path):
+        import sentencepiece
+
+        from torchscale_fairseq import plugin
+
+        plugin.register()
+        from fairseq import checkpoint_utils, utils
+
+        pieces = (data / "sentencepiece.bpe.model").read_bytes()
+        self.tokenizer = sentencepiece.SentencePieceProcessor(model_proto=pieces)
+        models, config, task = checkpoint_utils.load_model_ensemble_and_task(
+            [str(checkpoint)], arg_overrides={"data": str(data)}
+        )
+        if getattr(task, "objective", config.task._name) not in ("masked", "masked_lm"):
+            raise InputError(
+                f"{checkpoint} was trained with --task {config.task._name}; a model of --task masked_lm, or of --task "
+                "pretraining with --objective masked, fills masks"
+            )
+        self.model: Any = models[0].eval()
+        self.dictionary = task.source_dictionary
+        self.max_tokens = utils.resolve_max_positions(task.max_positions(), self.model.max_positions())
+
+    def fill(self, text: str, count: int) -> list[list[Candidate]]:
+        """Returns the likeliest candidates for each mask of the text, in order.
+
+        Raises:
+            InputError: the text has no mask, or is too long.
+        """
+        import torch
+
+        tokens = self.encode(text)
+        masks = tokens == self.dictionary.index(MASK)
+        with torch.no_grad():
+            probabilities = self.model(tokens[None])[0][0, masks].float().softmax(-1)
+        best = probabilities.topk(min(count, len(self.dictionary)))
+        return [
+            [(self.dictionary[index], value) for index, value in zip(row, values, strict=True)]
+            for row, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+
+    def encode(self, text: str) -> "Tensor":
+        """The input that the model is trained on: <s>, pieces, </s>; a mask takes the space before it along."""
+        pieces = " ".join(["<s>", *self.tokenizer.encode(text, out_type=str)])
+        pieces = pieces.replace(f" {WORD_START} {MASK}", f" {MASK}")
+        if MASK not in pieces.split():
+            raise InputError(f"'{text}' has no {MASK}, or the SentencePiece model does not know it")
+        tokens = self.dictionary.encode_line(pieces, add_if_not_exist=False).long()
+        if len(tokens) > self.max_tokens:
+            raise InputError(
+                f"'{text[:40]}...' is {len(tokens)} tokens with <s> and </s>, but the model reads {self.max_tokens}; "
+                "shorten it"
+            )
+        return tokens
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="of a masked model")
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="DIR", help="the directory of its dict.txt and SentencePiece model"
+    )
+    parser.add_argument(
+        "--input", default="-", metavar="FILE", help=f"lines with {MASK} in them; default: what is typed"
+    )
+    parser.add_argument("--top-k", type=positive, default=5, metavar="N", help="candidates for each mask; default 5")
+
+
+def run(options: argparse.Namespace) -> int:
+    filler = MaskFiller(options.checkpoint, options.data)
+    with fileinput.input([options.input], encoding="utf-8") as lines:
+        answered = [answer(filler, line.strip(), number, options) for number, line in enumerate(lines, 1)]
+    return 0 if all(answered) else 1
+
+
+def answer(filler: MaskFiller, text: str, number: int, options: argparse.Namespace) -> bool:
+    """Print a line and the candidates for its masks, or say why there are none; returns whether there are."""
+    try:
+        rows = filler.fill(text, options.top_k) if text else []
+    except InputError as error:
+        print_sentence(f"line {number}: {error}", options.program)
+        return False
+    print(text)
+    for row in rows:
+        print("   ", "  ".join(f"{spelled(piece)} {probability:.1%}" for piece, probability in row))
+    return True
+
+
+def spelled(piece: str) -> str:
+    """A piece as people read it; punctuation and symbols such as </s> as they are."""
+    if piece.startswith(WORD_START):
+        return piece.removeprefix(WORD_START)
+    return f"...{piece}" if piece[0].isalnum() else piece

@@ -1,0 +1,66 @@
+"""Packages that some subcommands and models need, and how they are installed."""
+
+import contextlib
+import importlib.metadata
+import importlib.util
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.plugin import INSTALL_FAIRSEQ
+
+
+class Package(NamedTuple):
+    """A package that the core works without."""
+
+    module: str
+    """The name by which Python imports it."""
+    distribution: str
+    """The name by which pip installs it."""
+
+    @property
+    def install(self) -> str:
+        """A command that installs it."""
+        return INSTALL_FAIRSEQ if self.module == "fairseq" else f"pip install {self.distribution}"
+
+    def version(self) -> str | None:
+        """Its version, or None if it is not installed."""
+        if importlib.util.find_spec(self.module) is None:
+            return None
+        try:
+            return importlib.metadata.version(self.distribution)
+        except importlib.metadata.PackageNotFoundError:
+            return "of unknown version"
+
+
+OPTIONAL = [
+    Package("fairseq", "fairseq-fixed"),
+    Package("sentencepiece", "sentencepiece"),
+    Package("sacrebleu", "sacrebleu"),
+    Package("babel", "babel"),
+    Package("num2words", "num2words"),
+    Package("PIL", "pillow"),
+    Package("pyvips", "pyvips"),
+    Package("matplotlib", "matplotlib"),
+    Package("tensorboard", "tensorboard"),
+    Package("flash_attn", "flash-attn"),
+    Package("fla", "flash-linear-attention"),
+]
+"""All of them."""
+
+
+@contextlib.contextmanager
+def explaining_missing_packages() -> Iterator[None]:
+    """Turn the ModuleNotFoundError of an optional package into a sentence that says how to install it.
+
+    Raises:
+        InputError: one of ``OPTIONAL`` is missing.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        package = next((package for package in OPTIONAL if package.module == module), None)
+        if package is None:
+            raise
+        raise InputError(f"this needs {package.distribution}, which is not installed: {package.install}") from error

@@ -198,7 +198,7 @@ def test_refuses_to_draw_more_lines_than_there_are(text: Path, tmp_path: Path) -
         ("", "name either --train, --valid and --test, or --input"),
         ("--input a --train b", "name either --train, --valid and --test, or --input"),
         ("--train a --test b", "--train, --test without --valid; to split one pair of files, use --input"),
-        ("--input a --target-lang en", "--source-lang and --target-lang are both 'en'"),
+        ("--input a --target-lang en", "--source-lang and --target-lang are both 'en'; name two languages"),
     ],
 )
 def test_refuses_options_that_do_not_go_together(options: str, message: str, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.fairseq_cli import REPOSITORY, run_program
+from tests.fairseq_cli import REPOSITORY, TOOL, run_program
 
 SCRIPTS = REPOSITORY / "scripts" / "experiments"
 
@@ -132,7 +132,7 @@ def test_largest_segment_alone_shows_a_planted_pair(common: ModuleType) -> None:
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("experiments") / "text"
-    run_program([sys.executable, REPOSITORY / "scripts" / "data" / "python_corpus.py", folder]).check()
+    run_program([*TOOL, "data", "python-corpus", folder]).check()
     return folder
 
 

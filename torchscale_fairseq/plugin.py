@@ -45,36 +45,10 @@ def register() -> None:
     try:
         with _root_logger_unchanged():
             importlib.import_module("fairseq.models")
-        from torchscale_fairseq.hooks import sharding
-        from torchscale_fairseq.hooks.errors import reporting
-        from torchscale_fairseq.hooks.experts import training as experts
-        from torchscale_fairseq.hooks.generation import evaluation
-        from torchscale_fairseq.hooks.monitoring import configuration_log
-        from torchscale_fairseq.hooks.options import deferred_nodes, fitting, whole_help
-        from torchscale_fairseq.hooks.options import refused as refused_options
-        from torchscale_fairseq.hooks.options import unknown as unknown_options
-        from torchscale_fairseq.hooks.runs import finished, preemption
-        from torchscale_fairseq.hooks.stock import best_metric, embedding_files
-        from torchscale_fairseq.hooks.stock import repairs as stock_repairs
-        from torchscale_fairseq.hooks.stock import tasks as task_repairs
-        from torchscale_fairseq.hooks.training import mixed_precision
+        from torchscale_fairseq.hooks import patches
+        from torchscale_fairseq.hooks.options import deferred_nodes
 
-        stock_repairs.apply()
-        reporting.apply()
-        configuration_log.apply()
-        task_repairs.apply()
-        embedding_files.apply()
-        experts.apply()
-        mixed_precision.apply()
-        preemption.apply()
-        finished.apply()
-        best_metric.apply()
-        refused_options.apply()
-        evaluation.apply()
-        unknown_options.apply()
-        whole_help.apply()
-        sharding.apply()
-        fitting.apply()
+        patches.apply()
         with deferred_nodes.conversion_deferred():
             for name in _REGISTERING:
                 _import_modules(f"{__package__}.{name}")

@@ -10,7 +10,7 @@ from torchscale_fairseq.hooks.monitoring import configuration_log
 
 
 def test_configuration_goes_to_files_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    configuration_log.apply()
+    configuration_log.log_configuration_to_files()
     logger = logging.getLogger("fairseq_cli.train")
     file, terminal = logging.FileHandler(tmp_path / "log"), logging.StreamHandler()
     logger.addHandler(file)

@@ -14,7 +14,6 @@ import torch
 
 from tests.fairseq_cli import (
     FEW_UPDATES,
-    REPOSITORY,
     TINY_LANGUAGE_MODEL,
     TINY_TRANSFORMER,
     Finished,
@@ -228,29 +227,6 @@ def test_noise_is_hidden(run: Any) -> None:
     stock, mended = (run("train", TRAIN, plugin=plugin).check().stderr for plugin in (False, True))
     assert "is no longer experimental" in stock
     assert not re.search("hydra|pin_memory|FutureWarning", mended), mended
-
-
-def test_applying_twice_changes_nothing() -> None:
-    code = """
-        import sys
-        from torchscale_fairseq.hooks.stock import repairs as stock_repairs
-        def state():
-            modules = [module for name, module in sorted(sys.modules.items()) if name.startswith("fairseq")]
-            return [(module.__name__, name, id(value)) for module in modules for name, value in vars(module).items()]
-        before = state()
-        stock_repairs.apply()
-        print("unchanged" if state() == before else "changed")
-    """
-    assert "unchanged" in run_beside_fairseq(code, plugin=True).check().output
-
-
-def test_documentation_lists_every_repair() -> None:
-    from torchscale_fairseq.hooks.stock import repairs as stock_repairs
-    from torchscale_fairseq.hooks.stock import tasks as task_repairs
-
-    page = (REPOSITORY / "docs/stock_repairs.md").read_text()
-    repairs = (*stock_repairs.REPAIRS, *task_repairs.REPAIRS)
-    assert [repair.__name__ for repair in repairs if f"`{repair.__name__}`" not in page] == []
 
 
 def test_eval_lm_leaves_no_text_out(language_data: Path, language_checkpoint: Path) -> None:

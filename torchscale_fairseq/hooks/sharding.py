@@ -11,25 +11,16 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from fairseq import models
-from fairseq.distributed import fully_sharded_data_parallel
 from fairseq.models import MODEL_REGISTRY
 
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.flops import Load, training_flops
-from torchscale_fairseq.hooks.patching import replace
 
 BYTES_PER_PARAMETER = 12
 """With --memory-efficient-fp16: weights and gradients in half precision, two states of Adam in float32."""
 
 _requested: bool | ImportError = False
 """Whether models are built to be sharded; the error, if fairscale is missing."""
-
-
-def apply() -> None:
-    """Put both functions in place. Idempotent."""
-    replace(fully_sharded_data_parallel, "fsdp_enable_wrap", remember_request)
-    replace(models, "build_model", refuse_ours)
 
 
 def remember_request(stock: Callable[..., Any]) -> Callable[..., Any]:

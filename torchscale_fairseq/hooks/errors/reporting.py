@@ -15,28 +15,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from fairseq.distributed import utils as distributed_utils
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobStatus
 from torch.multiprocessing.spawn import ProcessException
 
 from torchscale_fairseq.core import reporting
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.hooks.errors import noting, stock_errors
-from torchscale_fairseq.hooks.patching import replace
 
 
-def apply() -> None:
+def report_errors_of_this_process() -> None:
     """Report errors by sentences if one of fairseq's commands is running; programs in Python keep their tracebacks."""
-    if not _within_a_command():
-        return
-    sys.excepthook = _with_sentences(sys.excepthook)
-    noting.leave_ctrl_c_to_this_process()
-    replace(distributed_utils, "call_main", _with_sentences_of_processes)
-    stock: Any = JobReturn.return_value
-    JobReturn.return_value = property(_result_or_sentence(stock.fget), stock.fset)
+    if within_a_command():
+        sys.excepthook = _with_sentences(sys.excepthook)
+        noting.leave_ctrl_c_to_this_process()
 
 
-def _within_a_command() -> bool:
+def within_a_command() -> bool:
+    """Whether this is called from one of fairseq's commands."""
     frame: Any = sys._getframe()
     while frame is not None:
         if frame.f_globals.get("__name__", "").startswith("fairseq_cli."):
@@ -78,7 +73,9 @@ def interruption(error: BaseException) -> str:
     return f"interrupted by Ctrl-C; there is no {last}, so the same command starts from the beginning"
 
 
-def _result_or_sentence(stock: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def report_errors_of_hydra(stock: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """``JobReturn.return_value``, which raises the error of a job that failed."""
+
     def return_value(job: Any) -> Any:
         sentence = sentence_of(job._return_value) if job.status == JobStatus.FAILED else None
         if sentence is None:
@@ -89,7 +86,9 @@ def _result_or_sentence(stock: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return return_value
 
 
-def _with_sentences_of_processes(stock: Callable[..., Any]) -> Callable[..., Any]:
+def report_errors_of_processes(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """``fairseq.distributed.utils.call_main``, whose processes leave the sentence of an error to this one."""
+
     def call_main(cfg: Any, main: Callable[..., Any], **kwargs: Any) -> Any:
         logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it warns that it ends the others
         with tempfile.TemporaryDirectory() as folder:

@@ -1,23 +1,10 @@
-"""Where training with experts enters stock fairseq: four functions, each stock's own for a model without experts."""
+"""Models whose experts several processes hold: they are built and saved by all processes together."""
 
 from collections.abc import Callable
 from typing import Any
 
-from fairseq import checkpoint_utils, models, utils
-from fairseq.optim import FairseqOptimizer
-
 from torchscale_fairseq.core.parallel.groups import splitting_experts
-from torchscale_fairseq.hooks.experts.gradient_clipping import clip_with_experts, reduce_with_replicas
 from torchscale_fairseq.hooks.options.surfaces import spelt_as_typed
-from torchscale_fairseq.hooks.patching import replace
-
-
-def apply() -> None:
-    """Put all of them in place. Idempotent."""
-    replace(models, "build_model", split_while_training)
-    replace(utils, "clip_grad_norm_", clip_with_experts)
-    replace(FairseqOptimizer, "all_reduce_grads", reduce_with_replicas)
-    replace(checkpoint_utils, "save_checkpoint", save_together)
 
 
 def split_while_training(stock: Callable[..., Any]) -> Callable[..., Any]:

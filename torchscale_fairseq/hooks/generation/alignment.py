@@ -3,25 +3,21 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fairseq import sequence_scorer, tokenizer, utils
+from fairseq import tokenizer
 
 from torchscale_fairseq.core.errors import InputError
-from torchscale_fairseq.hooks.patching import replace
 
 
-def replace_unknown_words() -> None:
+def replace_unknown_words(stock: Callable[..., Any]) -> Callable[..., Any]:
     """``--replace-unk`` ends with ``IndexError`` without ``--print-alignment`` and with ``TypeError`` next to it, since
     it takes pairs of words for places. Now each unknown word is replaced by the source word it is aligned with."""
 
-    def make(stock: Callable[..., Any]) -> Callable[..., Any]:
-        def replace_unk(hypo_str: str, src_str: str, alignment: Any, align_dict: Any, unk: str) -> Any:
-            if unk not in tokenizer.tokenize_line(hypo_str):
-                return hypo_str
-            return stock(hypo_str, src_str, _source_words(alignment), align_dict, unk)
+    def replace_unk(hypo_str: str, src_str: str, alignment: Any, align_dict: Any, unk: str) -> Any:
+        if unk not in tokenizer.tokenize_line(hypo_str):
+            return hypo_str
+        return stock(hypo_str, src_str, _source_words(alignment), align_dict, unk)
 
-        return replace_unk
-
-    replace(utils, "replace_unk", make)
+    return replace_unk
 
 
 def _source_words(alignment: Sequence[tuple[int, int]]) -> dict[int, int]:
@@ -32,21 +28,18 @@ def _source_words(alignment: Sequence[tuple[int, int]]) -> dict[int, int]:
     return sources
 
 
-def refuse_alignment_without_attention() -> None:
+def refuse_alignment_without_attention(stock: Callable[..., Any]) -> Callable[..., Any]:
     """``--score-reference --print-alignment`` ends with ``TypeError: 'NoneType' object is not iterable`` for models
     that return no attention weights. Now it is an error that says so."""
 
-    def make(stock: Callable[..., Any]) -> Callable[..., Any]:
-        def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
-            scored = stock(self, *args, **kwargs)
-            if self.compute_alignment and any(best[0]["alignment"] is None for best in scored):
-                raise InputError(
-                    "--score-reference with --print-alignment needs attention weights, which this model does not "
-                    "return; leave out --print-alignment, or align the text with a word aligner (fast_align, "
-                    "awesome-align)"
-                )
-            return scored
+    def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
+        scored = stock(self, *args, **kwargs)
+        if self.compute_alignment and any(best[0]["alignment"] is None for best in scored):
+            raise InputError(
+                "--score-reference with --print-alignment needs attention weights, which this model does not "
+                "return; leave out --print-alignment, or align the text with a word aligner (fast_align, "
+                "awesome-align)"
+            )
+        return scored
 
-        return generate
-
-    replace(sequence_scorer.SequenceScorer, "generate", make)
+    return generate

@@ -17,7 +17,6 @@ from torchscale_fairseq.hooks.generation import options as generation_options
 from torchscale_fairseq.hooks.generation.loading import after_loading
 from torchscale_fairseq.hooks.generation.processes import leave_out_empty_batches, refuse_processes
 from torchscale_fairseq.hooks.options import refused as refused_options
-from torchscale_fairseq.hooks.patching import replace, running
 from torchscale_fairseq.hooks.stock.precision import in_evaluation
 
 logger = logging.getLogger(__name__)
@@ -25,36 +24,30 @@ logger = logging.getLogger(__name__)
 COMMANDS = ("generate", "interactive", "validate", "eval_lm")
 
 
-def apply() -> None:
-    """Let the command that this process runs heed its options. Idempotent."""
-    for name in COMMANDS:
-        command = running(name)
-        if command is not None:
-            replace(command, "main", heed_options(name))
+def heed_options(stock: Callable[..., Any], *, command: str) -> Callable[..., Any]:
+    """A command's ``main`` that reads its shard of the data, computes in the requested precision, and names options
+    that would change nothing.
 
+    Args:
+        stock: fairseq's.
+        command: one of COMMANDS.
+    """
 
-def heed_options(command: str) -> Callable[..., Any]:
-    """What makes of a command's ``main`` one that reads its shard of the data, in the precision asked for, and names
-    options that would change nothing."""
+    def main(cfg: Any, *args: Any, **kwargs: Any) -> Any:
+        cfg = convert_namespace_to_omegaconf(cfg) if isinstance(cfg, Namespace) else cfg
+        refused_options.check_evaluation(cfg, command)
+        refuse_processes(cfg, command)
+        if command in ("generate", "interactive"):
+            generation_options.check(cfg, interactive=command == "interactive")
+        with ExitStack() as meanwhile:
+            meanwhile.enter_context(_one_shard(cfg, command))
+            meanwhile.enter_context(in_evaluation(cfg.common))
+            meanwhile.enter_context(after_loading(_compare_with(cfg.common_eval.model_overrides)))
+            if command == "validate":
+                meanwhile.enter_context(after_loading(leave_out_empty_batches))
+            return stock(cfg, *args, **kwargs)
 
-    def make(stock: Callable[..., Any]) -> Callable[..., Any]:
-        def main(cfg: Any, *args: Any, **kwargs: Any) -> Any:
-            cfg = convert_namespace_to_omegaconf(cfg) if isinstance(cfg, Namespace) else cfg
-            refused_options.check_evaluation(cfg, command)
-            refuse_processes(cfg, command)
-            if command in ("generate", "interactive"):
-                generation_options.check(cfg, interactive=command == "interactive")
-            with ExitStack() as meanwhile:
-                meanwhile.enter_context(_one_shard(cfg, command))
-                meanwhile.enter_context(in_evaluation(cfg.common))
-                meanwhile.enter_context(after_loading(_compare_with(cfg.common_eval.model_overrides)))
-                if command == "validate":
-                    meanwhile.enter_context(after_loading(leave_out_empty_batches))
-                return stock(cfg, *args, **kwargs)
-
-        return main
-
-    return make
+    return main
 
 
 @contextmanager

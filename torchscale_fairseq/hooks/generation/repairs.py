@@ -11,31 +11,25 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fairseq import ngram_repeat_block, search, sequence_generator
-from fairseq.models import BaseFairseqModel
 from fairseq.modules import FairseqDropout
 from torch import Tensor
 
 from torchscale_fairseq.core.errors import InputError
-from torchscale_fairseq.hooks.patching import replace
 
 GENERATORS = (sequence_generator.SequenceGenerator, sequence_generator.SequenceGeneratorWithAlignment)
 
 
-def refuse_prompts_that_would_be_cut() -> None:
+def refuse_prompts_that_would_be_cut(stock: Callable[..., Any]) -> Callable[..., Any]:
     """A prompt longer than ``--max-len-a``, ``--max-len-b`` and the model's positions allow is cut without a
     word, and nothing is generated. Now it is an error."""
 
-    def check_prompt(stock: Callable[..., Any]) -> Callable[..., Any]:
-        def generate(self: Any, models: Any, sample: Any, **kwargs: Any) -> Any:
-            prefix = kwargs.get("prefix_tokens")
-            if prefix is not None and not self.match_source_len:
-                _check_prompt(self, sample["net_input"]["src_tokens"].size(1), prefix)
-            return stock(self, models, sample, **kwargs)
+    def generate(self: Any, models: Any, sample: Any, **kwargs: Any) -> Any:
+        prefix = kwargs.get("prefix_tokens")
+        if prefix is not None and not self.match_source_len:
+            _check_prompt(self, sample["net_input"]["src_tokens"].size(1), prefix)
+        return stock(self, models, sample, **kwargs)
 
-        return generate
-
-    for generator in GENERATORS:
-        replace(generator, "generate", check_prompt)
+    return generate
 
 
 def _check_prompt(generator: Any, source: int, prefix: Tensor) -> None:
@@ -53,69 +47,61 @@ def _check_prompt(generator: Any, source: int, prefix: Tensor) -> None:
         )
 
 
-def count_diverse_beams_within_the_batch() -> None:
+def count_diverse_beams_within_the_batch(stock: Callable[..., Any]) -> Callable[..., Any]:
     """``--diverse-beam-groups`` looks up its memory of a sentence by the sentence's place in the data set
     instead of in the batch, and fails on data sets of more than one batch."""
 
-    def leave_out_ids(stock: Callable[..., Any]) -> Callable[..., Any]:
-        def generate(self: Any, models: Any, sample: Any, **kwargs: Any) -> Any:
-            if isinstance(self.search, search.DiverseBeamSearch):
-                sample = {name: value for name, value in sample.items() if name != "id"}
-            return stock(self, models, sample, **kwargs)
+    def generate(self: Any, models: Any, sample: Any, **kwargs: Any) -> Any:
+        if isinstance(self.search, search.DiverseBeamSearch):
+            sample = {name: value for name, value in sample.items() if name != "id"}
+        return stock(self, models, sample, **kwargs)
 
-        return generate
-
-    for generator in GENERATORS:
-        replace(generator, "generate", leave_out_ids)
+    return generate
 
 
-def block_ngrams_without_the_extension() -> None:
+def block_ngrams_without_the_extension(stock: type) -> type:
     """``--no-repeat-ngram-size`` blocks nothing where fairseq's CUDA extension is missing: the fallback in Python
     compares n-grams with the padding after the text instead of with its last words. The one that replaces it runs
     where the tokens are."""
 
-    def make(stock: type) -> type:
-        class NGramRepeatBlock(stock):
-            def _no_repeat_ngram(self, tokens: Tensor, lprobs: Tensor, bsz: int, beam_size: int, step: int) -> Tensor:
-                """Rule out each token that would complete an n-gram of the text so far.
+    if "banned_tokens" not in ngram_repeat_block.NGramRepeatBlock._no_repeat_ngram.__code__.co_varnames:
+        return stock
 
-                Args:
-                    tokens: (bsz * beam_size, longest), of which the first begins the sentence and ``step`` more are
-                        chosen.
-                    lprobs: (bsz * beam_size, vocabulary), changed in place.
-                """
-                n = self.no_repeat_ngram_size
-                if step >= n:
-                    ngrams = tokens[:, 1 : step + 1].unfold(1, n, 1)
-                    last = tokens[:, step + 2 - n : step + 1].unsqueeze(1)
-                    repeats = (ngrams[:, :, : n - 1] == last).all(dim=2).nonzero()
-                    rows, places = repeats[:, 0], repeats[:, 1]
-                    lprobs[rows, ngrams[rows, places, n - 1]] = -math.inf
-                return lprobs
+    class NGramRepeatBlock(stock):
+        def _no_repeat_ngram(self, tokens: Tensor, lprobs: Tensor, bsz: int, beam_size: int, step: int) -> Tensor:
+            """Rule out each token that would complete an n-gram of the text so far.
 
-        return NGramRepeatBlock
+            Args:
+                tokens: (bsz * beam_size, longest), of which the first begins the sentence and ``step`` more are
+                    chosen.
+                lprobs: (bsz * beam_size, vocabulary), changed in place.
+            """
+            n = self.no_repeat_ngram_size
+            if step >= n:
+                ngrams = tokens[:, 1 : step + 1].unfold(1, n, 1)
+                last = tokens[:, step + 2 - n : step + 1].unsqueeze(1)
+                repeats = (ngrams[:, :, : n - 1] == last).all(dim=2).nonzero()
+                rows, places = repeats[:, 0], repeats[:, 1]
+                lprobs[rows, ngrams[rows, places, n - 1]] = -math.inf
+            return lprobs
 
-    if "banned_tokens" in ngram_repeat_block.NGramRepeatBlock._no_repeat_ngram.__code__.co_varnames:
-        replace(ngram_repeat_block, "NGramRepeatBlock", make)
+    return NGramRepeatBlock
 
 
-def retain_dropout_by_name() -> None:
+def retain_dropout_by_name(stock: Callable[..., Any]) -> Callable[..., Any]:
     """``--retain-dropout-modules`` finds no layers of stock's transformers, whose classes now end in ``Base``, and
     takes ``TransformerEncoderLayer`` for ``TransformerEncoder`` as well; a name that fits nothing is passed over. Names
     are now read as a list, with or without ``Base``, and each must fit a module."""
 
-    def make(stock: Callable[..., Any]) -> Callable[..., Any]:
-        def make_generation_fast_(self: Any, **kwargs: Any) -> None:
-            if kwargs.get("retain_dropout_modules") is not None:
-                dropouts = [module for module in self.modules() if isinstance(module, FairseqDropout)]
-                found = {module.module_name for module in dropouts} - {None}
-                names = dropout_names(kwargs["retain_dropout_modules"], {_without_base(name) for name in found})
-                kwargs["retain_dropout_modules"] = [name for name in found if _without_base(name) in names]
-            stock(self, **kwargs)
+    def make_generation_fast_(self: Any, **kwargs: Any) -> None:
+        if kwargs.get("retain_dropout_modules") is not None:
+            dropouts = [module for module in self.modules() if isinstance(module, FairseqDropout)]
+            found = {module.module_name for module in dropouts} - {None}
+            names = dropout_names(kwargs["retain_dropout_modules"], {_without_base(name) for name in found})
+            kwargs["retain_dropout_modules"] = [name for name in found if _without_base(name) in names]
+        stock(self, **kwargs)
 
-        return make_generation_fast_
-
-    replace(BaseFairseqModel, "make_generation_fast_", make)
+    return make_generation_fast_
 
 
 def _without_base(name: str) -> str:
@@ -141,11 +127,3 @@ def dropout_names(given: str | Sequence[str], known: set[str]) -> list[str]:
                 f"{', '.join(sorted(known))}."
             )
     return list(given)
-
-
-REPAIRS: tuple[Callable[[], None], ...] = (
-    refuse_prompts_that_would_be_cut,
-    count_diverse_beams_within_the_batch,
-    block_ngrams_without_the_extension,
-    retain_dropout_by_name,
-)

@@ -12,8 +12,8 @@ from omegaconf import DictConfig
 COMMANDS = ("train", "generate", "interactive", "validate", "eval_lm", "preprocess")
 
 
-def apply() -> None:
-    """Filter what fairseq's commands log. Idempotent."""
+def log_configuration_to_files() -> None:
+    """Filter the log of each of fairseq's commands."""
     for command in COMMANDS:
         logging.getLogger(f"fairseq_cli.{command}").addFilter(only_to_files)
 

@@ -8,23 +8,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fairseq import models, options
 from fairseq.criterions import CRITERION_REGISTRY
-from fairseq.dataclass import initialize
 from fairseq.models import MODEL_REGISTRY
 from fairseq.tasks import TASK_REGISTRY
 
 from torchscale_fairseq.core.errors import InputError
-from torchscale_fairseq.hooks.patching import replace
 
 _KNOWN = ("fairseq.", "torchscale_fairseq.")
-
-
-def apply() -> None:
-    """Check command lines, Hydra's configurations and checkpoints. Idempotent."""
-    replace(options, "parse_args_and_arch", check_command_line)
-    replace(initialize, "add_defaults", check_configuration)
-    replace(models, "build_model", check_checkpoint)
 
 
 def refuse_unfit(arch: str | None, task: str | None, criterion: str | None = None, typed: Sequence[str] = ()) -> None:

@@ -8,12 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fairseq.dataclass import initialize
 from fairseq.dataclass.configs import FairseqConfig
 from fairseq.optim import OPTIMIZER_REGISTRY
 
 from torchscale_fairseq.core.errors import InputError, did_you_mean
-from torchscale_fairseq.hooks.patching import replace, running
 
 ALONE = "@@ "
 """The value that fairseq gives to ``--replace-unk`` without a file, and then opens as a file."""
@@ -32,13 +30,7 @@ LEAST = {
 """The least value of each option; stock fairseq fails below it, or divides by zero."""
 
 
-def apply() -> None:
-    """Check configurations of training, from the command line and from Hydra. Idempotent."""
-    if running("train") is not None:
-        replace(initialize, "add_defaults", _check_training)
-
-
-def _check_training(stock: Callable[..., Any]) -> Callable[..., Any]:
+def check_before_training(stock: Callable[..., Any]) -> Callable[..., Any]:
     """``fairseq.dataclass.initialize.add_defaults``, with which training begins."""
 
     def add_defaults(cfg: Any) -> None:

@@ -6,23 +6,18 @@ import re
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from fairseq import options
 from fairseq.models import MODEL_DATACLASS_REGISTRY, MODEL_REGISTRY
 
 from torchscale_fairseq.core.errors import did_you_mean
-from torchscale_fairseq.hooks.patching import replace
 
 MOST_CHOICES = 20
 """More are not listed in an error."""
 
 
-def apply() -> None:
-    """Let errors on the command line name the nearest choice, or the architectures that have an option, without the
-    usage of all options."""
-    replace(options, "parse_args_and_arch", _with_hint)
+def name_what_is_near(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """``fairseq.options.parse_args_and_arch`` whose errors name the nearest choice, or the architectures that have an
+    option, without the usage of all options."""
 
-
-def _with_hint(stock: Callable[..., Any]) -> Callable[..., Any]:
     def parse_args_and_arch(parser: argparse.ArgumentParser, *arguments: Any, **more: Any) -> Any:
         def error(message: str) -> NoReturn:
             parser.exit(2, f"{parser.prog}: error: {message}{hint(message)}\n")

@@ -5,18 +5,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from fairseq import options
 
-from torchscale_fairseq.hooks.patching import replace
+def list_chosen_options(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """``fairseq.options.parse_args_and_arch``, which reads a command line twice: first to learn which architecture,
+    task and optimizer are chosen, then with their options. Now --help waits for the second time."""
 
-
-def apply() -> None:
-    """fairseq reads a command line twice: first to learn what is chosen, then with the options of that. Let --help
-    wait for the second time."""
-    replace(options, "parse_args_and_arch", _with_whole_help)
-
-
-def _with_whole_help(stock: Callable[..., Any]) -> Callable[..., Any]:
     def parse_args_and_arch(parser: argparse.ArgumentParser, *arguments: Any, **more: Any) -> Any:
         parse = parser.parse_known_args
 

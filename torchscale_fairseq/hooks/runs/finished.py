@@ -8,22 +8,12 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from fairseq import checkpoint_utils
-
-from torchscale_fairseq.hooks.patching import replace, running
+from torchscale_fairseq.hooks.patching import running
 
 logger = logging.getLogger(__name__)
 
 EARLY_STOP = "early_stop"
 """The entry of a checkpoint's ``extra_state`` that counts validations without improvement."""
-
-
-def apply() -> None:
-    """Let fairseq-train look for the end of a run where it resumes one. Idempotent."""
-    train = running("train")
-    if train is not None:
-        replace(checkpoint_utils, "load_checkpoint", look_for_the_end)
-        replace(train, "train", train_unless_finished)
 
 
 def look_for_the_end(stock: Callable[..., Any]) -> Callable[..., Any]:

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 _TORCHRUN = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")
 
 
-def call_main_on_cpu_too(stock: Callable[..., Any]) -> Callable[..., Any]:
+def launch_processes_on_cpu(stock: Callable[..., Any]) -> Callable[..., Any]:
     """``fairseq.distributed.utils.call_main`` that also starts processes without GPUs, over gloo."""
 
     def call_main(cfg: Any, main: Callable[..., Any], **kwargs: Any) -> Any:

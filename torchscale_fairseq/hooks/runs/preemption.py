@@ -22,8 +22,6 @@ from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
 from torch.multiprocessing.spawn import ProcessExitedException
 
-from torchscale_fairseq.hooks.patching import replace, running
-
 logger = logging.getLogger(__name__)
 
 ASKED = "TORCHSCALE_SAVE_ON_SIGNAL"
@@ -39,13 +37,6 @@ class StopRequested(Exception):
     def __init__(self, reason: signal.Signals):
         super().__init__(f"stopping, since {reason.name} was received")
         self.reason = reason
-
-
-def apply() -> None:
-    """Let fairseq-train look, after each update, whether it is to stop. Idempotent."""
-    train = running("train")
-    if train is not None and asked():
-        replace(train, "validate_and_save", save_when_told)
 
 
 def asked() -> bool:

@@ -6,19 +6,12 @@ Stock fairseq looks it up after the first epoch, and ends with ``KeyError`` befo
 from collections.abc import Callable
 from typing import Any
 
-from fairseq import checkpoint_utils
 from fairseq.logging import metrics
 
 from torchscale_fairseq.core.errors import InputError, did_you_mean
-from torchscale_fairseq.hooks.patching import replace
 from torchscale_fairseq.hooks.runs.preemption import StopRequested
 
 THROUGHPUT = {"bsz", "wpb", "wps"}
-
-
-def apply() -> None:
-    """Check where fairseq-train has loaded its checkpoint, right before it trains. Idempotent."""
-    replace(checkpoint_utils, "load_checkpoint", check_after_loading)
 
 
 def check_after_loading(stock: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,20 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fairseq import models, utils
-
 from torchscale_fairseq.core.errors import InputError
-from torchscale_fairseq.hooks.patching import replace
 
 OPTIONS = ("encoder_embed_path", "decoder_embed_path")
 _FLAGS = "--encoder-embed-path (or --decoder-embed-path)"
-
-
-def apply() -> None:
-    """Put all three functions in place. Idempotent."""
-    replace(models, "build_model", build_without_files)
-    replace(utils, "parse_embedding", parse_with_names)
-    replace(utils, "load_embedding", load_of_a_width)
 
 
 def build_without_files(stock: Callable[..., Any]) -> Callable[..., Any]:

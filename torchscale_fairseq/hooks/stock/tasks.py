@@ -1,7 +1,4 @@
-"""What stock fairseq's own tasks and criterions get wrong for every model, each mended by one function.
-
-Like ``repairs.py``, and listed with it in ``docs/stock_repairs.md``.
-"""
+"""What stock fairseq's own tasks and criterions get wrong for every model, each mended by one function."""
 
 import argparse
 import contextlib
@@ -12,62 +9,48 @@ from pathlib import Path
 from typing import Any
 
 from fairseq import utils
-from fairseq.criterions import label_smoothed_cross_entropy_with_rdrop
-from fairseq.data import data_utils, indexed_dataset, resampling_dataset
+from fairseq.data import data_utils, indexed_dataset
 from fairseq.data.legacy.masked_lm_dictionary import MaskedLMDictionary
-from fairseq.tasks.sentence_prediction import SentencePredictionConfig, SentencePredictionTask
-from fairseq.tasks.sentence_ranking import SentenceRankingTask
-from fairseq.tasks.translation import TranslationTask
-from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretrainedBARTTask
+from fairseq.tasks.sentence_prediction import SentencePredictionConfig
 
 from torchscale_fairseq.core.errors import InputError
-from torchscale_fairseq.hooks.patching import replace
 
 
-def apply() -> None:
-    """Mend all that is listed in :data:`REPAIRS`. Idempotent."""
-    for repair in REPAIRS:
-        repair()
-
-
-def load_masked_dictionaries() -> None:
+def load_masked_dictionaries(stock: Callable[..., Any]) -> Callable[..., Any]:
     """``--task cross_lingual_lm``, ``legacy_masked_lm`` and ``translation_from_pretrained_xlm`` cannot load a
     dictionary: the loader passes an argument that their class of dictionary does not take."""
     if "add_special_symbols" in inspect.signature(MaskedLMDictionary.__init__).parameters:
-        return
+        return stock
 
     def load(cls: type, f: Any, add_special_symbols: bool = True) -> Any:
         dictionary = cls()
         dictionary.add_from_file(f)
         return dictionary
 
-    MaskedLMDictionary.load = classmethod(load)
+    return load
 
 
-def give_bart_translation_its_options() -> None:
+def give_bart_translation_its_options(stock: Any) -> Any:
     """``--task translation_from_pretrained_bart`` reads its options from ``args``, which a translation task has not
     had since its options became a dataclass."""
-    if not hasattr(TranslationFromPretrainedBARTTask, "args"):
-        TranslationFromPretrainedBARTTask.args = property(lambda self: self.cfg)
+    return property(lambda self: self.cfg) if stock is None else stock
 
 
-def let_sentence_ranking_have_a_length() -> None:
+def let_sentence_ranking_have_a_length(stock: Callable[..., Any]) -> Callable[..., Any]:
     """``--task sentence_ranking`` reads ``--max-positions``, which only some architectures declare. The task now
     declares it for the others, with the default of ``sentence_prediction``."""
+    if "--max-positions" in stock.__code__.co_consts:
+        return stock
 
-    def make(stock: Callable[..., Any]) -> Callable[..., Any]:
-        def add_args(parser: argparse.ArgumentParser) -> None:
-            stock(parser)
-            with contextlib.suppress(argparse.ArgumentError):
-                parser.add_argument("--max-positions", type=int, default=512, help="max tokens per example")
+    def add_args(parser: argparse.ArgumentParser) -> None:
+        stock(parser)
+        with contextlib.suppress(argparse.ArgumentError):
+            parser.add_argument("--max-positions", type=int, default=512, help="max tokens per example")
 
-        return staticmethod(add_args)
-
-    if "--max-positions" not in SentenceRankingTask.add_args.__code__.co_consts:
-        SentenceRankingTask.add_args = make(SentenceRankingTask.add_args)
+    return add_args
 
 
-def name_missing_inputs_of_ranking() -> None:
+def name_missing_inputs_of_ranking(stock: Callable[..., Any]) -> Callable[..., Any]:
     """``--task sentence_ranking`` with fewer folders ``input1``, ``input2``, … than ``--num-classes`` ends with
     ``AttributeError: 'NoneType' object has no attribute 'sizes'``. Now the folder is named."""
 
@@ -81,12 +64,10 @@ def name_missing_inputs_of_ranking() -> None:
                 )
         return stock(self, split, combine=combine, **more)
 
-    stock = SentenceRankingTask.load_dataset
-    if stock.__module__ != __name__:
-        SentenceRankingTask.load_dataset = load_dataset
+    return load_dataset
 
 
-def heed_one_language() -> None:
+def heed_one_language(stock: Callable[..., Any]) -> Callable[..., Any]:
     """``--task translation`` ignores ``--source-lang`` without ``--target-lang``, and the reverse: it takes the pair
     that it finds in the data. Now the missing language is the other one of the pair, and a language outside of the
     pair is named."""
@@ -99,9 +80,7 @@ def heed_one_language() -> None:
                 _complete_pair(cfg, given, found)
         return stock(cls, cfg, **arguments)
 
-    stock = TranslationTask.setup_task.__func__
-    if stock.__module__ != __name__:
-        TranslationTask.setup_task = classmethod(setup_task)
+    return setup_task
 
 
 def _complete_pair(cfg: Any, given: str, found: tuple[str, str]) -> None:
@@ -121,29 +100,24 @@ def classify_without_a_criterion() -> None:
             field.default = f"${{oc.select:criterion.{name},{default}}}"
 
 
-def count_labels_before_training() -> None:
+def count_labels_before_training(stock: Callable[..., Any]) -> Callable[..., Any]:
     """``--task sentence_prediction`` with fewer ``--num-classes`` than labels ends in the first update with
     ``IndexError: Target 2 is out of bounds``, on a GPU with an assertion of CUDA; without the option it ends with an
     ``AssertionError``. Now both are named before training."""
 
-    def make(stock: Callable[..., Any]) -> Callable[..., Any]:
-        def setup_task(cls: type, cfg: Any, **arguments: Any) -> Any:
-            if cfg.num_classes < 1:
-                raise InputError("--task sentence_prediction needs --num-classes, the number of labels.")
-            task = stock(cls, cfg, **arguments)
-            labels = [] if cfg.regression_target else _labels(task.label_dictionary)
-            if len(labels) > cfg.num_classes:
-                raise InputError(
-                    f"--num-classes ({cfg.num_classes}) is less than the {len(labels)} labels in "
-                    f"{cfg.data}/label/dict.txt, such as {labels[0]}; give --num-classes {len(labels)}."
-                )
-            return task
+    def setup_task(cls: type, cfg: Any, **arguments: Any) -> Any:
+        if cfg.num_classes < 1:
+            raise InputError("--task sentence_prediction needs --num-classes, the number of labels.")
+        task = stock(cls, cfg, **arguments)
+        labels = [] if cfg.regression_target else _labels(task.label_dictionary)
+        if len(labels) > cfg.num_classes:
+            raise InputError(
+                f"--num-classes ({cfg.num_classes}) is less than the {len(labels)} labels in "
+                f"{cfg.data}/label/dict.txt, such as {labels[0]}; give --num-classes {len(labels)}."
+            )
+        return task
 
-        return setup_task
-
-    stock = SentencePredictionTask.setup_task.__func__
-    if count_labels_before_training.__name__ not in stock.__qualname__:
-        SentencePredictionTask.setup_task = classmethod(make(stock))
+    return setup_task
 
 
 def _labels(dictionary: Any) -> list[str]:
@@ -152,47 +126,28 @@ def _labels(dictionary: Any) -> list[str]:
     return [symbol for symbol in symbols if symbol != "<mask>" and not symbol.startswith("madeupword")]
 
 
-def sample_languages_in_proportion() -> None:
+def sample_languages_in_proportion(stock: type) -> type:
     """``--task multilingual_language_modeling`` with its default ``--multilang-sampling-alpha 1`` ends with an
     ``AssertionError``: a share of exactly 1 counts as too large to draw without replacement."""
 
-    def make(stock: type) -> type:
-        class ResamplingDataset(stock):
-            def __init__(
-                self, dataset: Any, weights: Any = None, replace: bool = True, size_ratio: float = 1.0, **more: Any
-            ):
-                if not replace and size_ratio == 1:
-                    size_ratio = math.nextafter(1, 0)  # rounds up to all of the samples
-                super().__init__(dataset, weights, replace, size_ratio, **more)
+    class ResamplingDataset(stock):
+        def __init__(
+            self, dataset: Any, weights: Any = None, replace: bool = True, size_ratio: float = 1.0, **more: Any
+        ):
+            if not replace and size_ratio == 1:
+                size_ratio = math.nextafter(1, 0)  # rounds up to all of the samples
+            super().__init__(dataset, weights, replace, size_ratio, **more)
 
-        return ResamplingDataset
-
-    replace(resampling_dataset, "ResamplingDataset", make)
+    return ResamplingDataset
 
 
-def leave_batches_as_they_are() -> None:
+def leave_batches_as_they_are(stock: Callable[..., Any]) -> Callable[..., Any]:
     """``--criterion label_smoothed_cross_entropy_with_rdrop`` doubles a batch in place, so that ``--eval-bleu``, which
     translates the batch afterwards, ends with an ``IndexError``."""
 
-    def make(stock: Callable[..., Any]) -> Callable[..., Any]:
-        def duplicate_input(sample: dict[str, Any]) -> dict[str, Any]:
-            copy = {name: {**value} if name == "net_input" else value for name, value in sample.items()}
-            doubled: dict[str, Any] = stock(copy)
-            return doubled
+    def duplicate_input(sample: dict[str, Any]) -> dict[str, Any]:
+        copy = {name: {**value} if name == "net_input" else value for name, value in sample.items()}
+        doubled: dict[str, Any] = stock(copy)
+        return doubled
 
-        return duplicate_input
-
-    replace(label_smoothed_cross_entropy_with_rdrop, "duplicate_input", make)
-
-
-REPAIRS: tuple[Callable[[], None], ...] = (
-    load_masked_dictionaries,
-    give_bart_translation_its_options,
-    let_sentence_ranking_have_a_length,
-    name_missing_inputs_of_ranking,
-    heed_one_language,
-    classify_without_a_criterion,
-    count_labels_before_training,
-    sample_languages_in_proportion,
-    leave_batches_as_they_are,
-)
+    return duplicate_input

@@ -7,18 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from fairseq.optim import fp16_optimizer
 from torch import Tensor
-
-from torchscale_fairseq.hooks.patching import replace
-
-
-def apply() -> None:
-    """Put all of them in place. Idempotent."""
-    mixin = fp16_optimizer._FP16OptimizerMixin
-    replace(mixin, "_sync_fp16_grads_to_fp32", copy_gradients)
-    replace(mixin, "_sync_fp32_params_to_fp16", copy_parameters)
-    replace(mixin, "zero_grad", forget_gradients)
 
 
 def copy_gradients(stock: Callable[..., None]) -> Callable[..., None]:

@@ -284,6 +284,11 @@ class Trainer(DeferringTrainer):
             self.task.adapt_checkpoint(state, fine_tuning=fine_tuning, keep_optimizer=keep_optimizer)
 
 
+def build_our_trainer(stock: type) -> type:
+    """``fairseq.trainer.Trainer``, which fairseq-train builds."""
+    return Trainer
+
+
 @contextmanager
 def _cuda_is_identity() -> Iterator[None]:
     to_cuda = torch.Tensor.cuda

@@ -1,0 +1,55 @@
+"""Batches that stock fairseq leaves out, or cannot make with current numpy."""
+
+import inspect
+from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+from fairseq.data import data_utils, language_pair_dataset, token_block_dataset
+from fairseq.modules import dynamic_crf_layer
+
+
+def keep_the_last_batch(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """Training, validation and generation silently leave out the last batch where its size is no multiple of
+    ``--required-batch-size-multiple`` (8 by default): of 21 test sentences 16 are translated. Batches are
+    consecutive runs of the indices, so whatever they do not reach makes up the missing one."""
+
+    def batch_by_size(indices: Any, *args: Any, **kwargs: Any) -> Any:
+        if inspect.signature(stock).bind(indices, *args, **kwargs).arguments.get("fixed_shapes") is not None:
+            return stock(indices, *args, **kwargs)
+        if not isinstance(indices, np.ndarray):
+            indices = np.fromiter(indices, dtype=np.int64)
+        if len(indices) == 0:
+            return []
+        batches = stock(indices, *args, **kwargs)
+        batched = sum(len(batch) for batch in batches)
+        return batches if batched == len(indices) else [*batches, indices[batched:]]
+
+    return batch_by_size
+
+
+class _Numpy(ModuleType):
+    """numpy, with the names that fairseq uses and numpy has dropped."""
+
+    compat = SimpleNamespace(long=int)
+    int = int
+    float = float
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(np, name)
+
+    @staticmethod
+    def percentile(values: Any, percents: Any, interpolation: str = "linear") -> Any:
+        return np.percentile(values, percents, method=interpolation)  # type: ignore[call-overload]
+
+
+def speak_current_numpy() -> None:
+    """``--sample-break-mode eos`` and ``--num-batch-buckets`` (and span masking without overlap, and CRF
+    decoders) use names that numpy 1.24, 2.0 and 2.4 dropped. Only the modules concerned see them again."""
+    has_all = hasattr(np, "compat") and "interpolation" in inspect.signature(np.percentile).parameters
+    if has_all and hasattr(np, "int"):
+        return
+    for module in (data_utils, language_pair_dataset, token_block_dataset, dynamic_crf_layer):
+        if module.np is np:
+            module.np = _Numpy("numpy")

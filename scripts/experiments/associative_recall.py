@@ -8,7 +8,6 @@ values that they predict on examples they have not seen; thick lines are the bet
     python scripts/experiments/associative_recall.py --processes 2 --output docs/claims
 """
 
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -159,4 +158,4 @@ def draw(report: Result) -> "Figure":
 EXPERIMENT = Experiment("associative_recall", __doc__, runs, measure, draw, reads_text=False)
 
 if __name__ == "__main__":
-    sys.exit(main(EXPERIMENT))
+    main(EXPERIMENT)

@@ -8,7 +8,6 @@ by learning rate, and training losses at each one's best.
 """
 
 import math
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -119,4 +118,4 @@ def draw(report: Result) -> "Figure":
 EXPERIMENT = Experiment("bitnet_perplexity", __doc__, runs, measure, draw)
 
 if __name__ == "__main__":
-    sys.exit(main(EXPERIMENT))
+    main(EXPERIMENT)

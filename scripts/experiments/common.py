@@ -19,13 +19,14 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 import torchscale_fairseq
 from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.core.reporting import run_command
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -109,18 +110,12 @@ class Experiment:
     """Whether it needs the corpus; if not, ``measure`` is given an empty one."""
 
 
-def main(experiment: Experiment) -> int:
-    """Run what the command line asks for; the exit status."""
+def main(experiment: Experiment) -> NoReturn:
+    """Train or draw, as the command line says, and end the process with its exit code."""
     options = parse_options(experiment)
-    try:
-        if options.plot_only is None:
-            conduct(experiment, options)
-        else:
-            plot(experiment.name, experiment.draw, options.plot_only)
-    except (InputError, OSError) as error:
-        print(f"{experiment.name}.py: {error}", file=sys.stderr)
-        return 1
-    return 0
+    if options.plot_only is None:
+        run_command(partial(conduct, experiment, options))
+    run_command(partial(plot, experiment.name, experiment.draw, options.plot_only))
 
 
 def parse_options(experiment: Experiment) -> argparse.Namespace:

@@ -7,7 +7,6 @@ update and after the last.
     python scripts/experiments/deepnorm_depth.py --device cuda --processes 12 --output docs/claims
 """
 
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -124,4 +123,4 @@ def draw_run(run: Result, losses: "Axes", norms: "Axes") -> None:
 EXPERIMENT = Experiment("deepnorm_depth", __doc__, runs, measure, draw)
 
 if __name__ == "__main__":
-    sys.exit(main(EXPERIMENT))
+    main(EXPERIMENT)

@@ -9,7 +9,6 @@ queries have the same remainder, so that one of the four heads sees the value fr
     python scripts/experiments/longnet_distance.py --output docs/claims
 """
 
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -166,4 +165,4 @@ def draw(report: Result) -> "Figure":
 EXPERIMENT = Experiment("longnet_distance", __doc__, runs, measure, draw)
 
 if __name__ == "__main__":
-    sys.exit(main(EXPERIMENT))
+    main(EXPERIMENT)

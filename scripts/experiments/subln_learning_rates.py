@@ -7,7 +7,6 @@ to 0.1. The figure shows the loss on held-out text at the end.
     python scripts/experiments/subln_learning_rates.py --device cuda --processes 14 --output docs/claims
 """
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -172,4 +171,4 @@ def draw_line(panel: "Axes", runs: list[Result], residual: str, ceiling: float) 
 EXPERIMENT = Experiment("subln_learning_rates", __doc__, runs, measure, draw)
 
 if __name__ == "__main__":
-    sys.exit(main(EXPERIMENT))
+    main(EXPERIMENT)

@@ -21,12 +21,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from common import COLOURS, NO_MATPLOTLIB, ROOT, InputError, Result, has_matplotlib, machine, plot, versions
 from fairseq_jobs import Job, Jobs, training_result
 
 from torchscale_fairseq.core.files import write_atomically
+from torchscale_fairseq.core.reporting import run_command
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -209,18 +210,12 @@ def device(options: argparse.Namespace) -> list[str]:
 # The command line
 
 
-def main() -> int:
-    """Run what the command line asks for; the exit status."""
+def main() -> NoReturn:
+    """Train or draw, as the command line says, and end the process with its exit code."""
     options = parse_options()
-    try:
-        if options.plot_only:
-            plot(NAME, draw, options.plot_only)
-        else:
-            conduct(options)
-    except (InputError, OSError) as error:
-        print(f"{NAME}.py: {error}", file=sys.stderr)
-        return 1
-    return 0
+    if options.plot_only is None:
+        run_command(partial(conduct, options))
+    run_command(partial(plot, NAME, draw, options.plot_only))
 
 
 def parse_options() -> argparse.Namespace:
@@ -326,4 +321,4 @@ def draw_rates(runs: list[Result], panel: "Axes", style: dict[str, str]) -> None
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

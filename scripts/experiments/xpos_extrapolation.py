@@ -9,7 +9,6 @@ so that the perplexity of their last 128 bytes is that of the same bytes with mo
 """
 
 import math
-import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -162,4 +161,4 @@ def draw(report: Result) -> "Figure":
 EXPERIMENT = Experiment("xpos_extrapolation", __doc__, runs, measure, draw)
 
 if __name__ == "__main__":
-    sys.exit(main(EXPERIMENT))
+    main(EXPERIMENT)

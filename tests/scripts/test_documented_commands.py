@@ -17,6 +17,7 @@ from tests.documents import RUNNABLE
 from tests.fairseq_cli import REPOSITORY
 from tests.plugin.drawings import make_folders
 from tests.tools.families import Family, build
+from tests.tools.made_text import write_texts
 from tests.tools.official_checkpoints import case_of, official_checkpoint, write_dictionaries
 
 
@@ -28,7 +29,8 @@ def make_workplace(folder: Path) -> Path:
     (folder / "data").mkdir()
     (folder / "data/python.bin").symlink_to(folder / "data/text")  # quickstart_lm.sh makes it of other text
     generator = random.Random(1)
-    _write_texts(folder, generator)
+    write_texts(folder / "text", generator)
+    _label_texts(folder)
     _write_pictures(folder / "data/pictures", generator)
     make_folders(folder / "data/slides", train=2, valid=2)
     _, longvit = build(Family("longvit_small", "image_classification", {"img_size": 64, "patch_size": 32}))
@@ -38,13 +40,9 @@ def make_workplace(folder: Path) -> Path:
     return folder
 
 
-def _write_texts(folder: Path, generator: random.Random) -> None:
-    words = ["".join(generator.choices("abcdefghijklmnoprstuvwz", k=generator.randint(2, 7))) for _ in range(300)]
-    (folder / "text").mkdir()
-    for split, count in (("train", 150), ("valid", 20), ("test", 20)):
-        lines = [" ".join(generator.choices(words, k=generator.randint(3, 9))) for _ in range(count)]
-        for name, content in (("en", lines), ("de", [line[::-1] for line in lines]), ("txt", lines)):
-            (folder / f"text/{split}.{name}").write_text("\n".join(content) + "\n")
+def _label_texts(folder: Path) -> None:
+    for split in ("train", "valid", "test"):
+        lines = (folder / f"text/{split}.txt").read_text().splitlines()
         labelled = [f"{number % 2}\t{line}" for number, line in enumerate(lines)]
         (folder / f"{split}.tsv").write_text("\n".join(labelled) + "\n")
 
@@ -68,7 +66,7 @@ def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VENV", sys.prefix)
     failed, ran = [], 0
     for command in (command for document in RUNNABLE for command in commands(document)):
-        if "plot_expert_load" in command.text and find_spec("matplotlib") is None:
+        if "plot-expert-load" in command.text and find_spec("matplotlib") is None:
             continue
         done = run(command.text, folder)
         ran += 1

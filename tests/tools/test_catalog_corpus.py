@@ -1,33 +1,18 @@
 """The real parallel text that scripts/experiments/translation_depth.py trains on, from wheels made here."""
 
-import zipfile
-from io import BytesIO
 from pathlib import Path
 
 import pytest
-from babel.messages.catalog import Catalog
-from babel.messages.mofile import write_mo
 
 from tests.fairseq_cli import Finished
 from tests.tools.in_process import run_tool
+from tests.tools.wheels import add_wheel
 
 NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight"]
 
 
 def write(directory: Path, *options: object) -> Finished:
     return run_tool("data", "catalog-corpus", directory, *options)
-
-
-def add_wheel(folder: Path, name: str, messages: dict[str, str], catalogue: str) -> None:
-    catalog = Catalog(locale="de")
-    for english, german in messages.items():
-        catalog.add(english, german)
-    catalog.add(("%d new file", "%d new files"), ("%d neue Datei", "%d neue Dateien"))
-    content = BytesIO()
-    write_mo(content, catalog)
-    with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as archive:
-        archive.writestr(f"{name}/locale/{catalogue}", content.getvalue())
-        archive.writestr(f"{name}/locale/fr/LC_MESSAGES/django.mo", b"not read")
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import argparse
 
 from torchscale_fairseq.plugin import user_dir
 
-EXAMPLE = 'fairseq-train --user-dir "$(torchscale-fairseq user-dir)" --help'
+EXAMPLE = "torchscale-fairseq user-dir"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -20,7 +20,7 @@ from torchscale_fairseq.tools.data.splits import SPLITS
 
 EXAMPLE = (
     "torchscale-fairseq data prepare-language --train text/train.txt --valid text/valid.txt --test text/test.txt \\\n"
-    "    --output data/text --vocab-size 300"
+    "    --output data/text --vocab-size 1000"
 )
 MASK = "<mask>"
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 EXAMPLE = (
     "torchscale-fairseq data prepare-translation --source-lang en --target-lang de --train text/train \\\n"
-    "    --valid text/valid --test text/test --output data/en-de --vocab-size 300"
+    "    --valid text/valid --test text/test --output data/en-de --vocab-size 1000"
 )
 NORMALIZATION = "nmt_nfkc"
 LISTED = 10

@@ -21,7 +21,7 @@ from torchscale_fairseq.tools.options import positive
 if TYPE_CHECKING:
     from torchscale_fairseq.data.problems import Problems
 
-EXAMPLE = "torchscale-fairseq data train-tokenizer text/train.txt --output data/shards --vocab-size 400"
+EXAMPLE = "torchscale-fairseq data train-tokenizer text/train.txt --output data/shards --vocab-size 1000"
 MASK = "<mask>"
 
 

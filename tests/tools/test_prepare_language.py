@@ -10,6 +10,7 @@ import sentencepiece
 
 from tests.fairseq_cli import Finished, run_beside_fairseq
 from tests.tools.in_process import run_tool
+from tests.tools.preprocessing import preprocessing_in_server
 
 PROGRAM = "torchscale-fairseq data prepare-language"
 PIECES = ("--vocab-size", 310)
@@ -17,7 +18,8 @@ SIZES = {"train": 90, "valid": 11, "test": 13}
 
 
 def prepare(*options: object) -> Finished:
-    return run_tool("data", "prepare-language", *options)
+    with preprocessing_in_server():
+        return run_tool("data", "prepare-language", *options)
 
 
 STRANGE = ["Œuvre ½ … ﬁn", "日本語", "🜁 e\u0301 \u200b.", "a <unk> </s> <0x41>"]

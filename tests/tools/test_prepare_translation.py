@@ -11,6 +11,7 @@ import sentencepiece
 
 from tests.fairseq_cli import TOOL, Finished, run_beside_fairseq, run_program
 from tests.tools.in_process import run_tool
+from tests.tools.preprocessing import preprocessing_in_server
 
 PROGRAM = "torchscale-fairseq data prepare-translation"
 PREPARE = ("data", "prepare-translation")
@@ -22,7 +23,8 @@ SIZES = {"train": 90, "valid": 11, "test": 13}
 def prepare(*options: object, **environment: str) -> Finished:
     if environment:
         return run_program([*TOOL, *PREPARE, *LANGUAGES, *options], environment=environment)
-    return run_tool(*PREPARE, *LANGUAGES, *options)
+    with preprocessing_in_server():
+        return run_tool(*PREPARE, *LANGUAGES, *options)
 
 
 def split_options(folder: Path) -> list[object]:

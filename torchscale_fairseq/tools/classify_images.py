@@ -83,7 +83,7 @@ def print_table(classifier: Classifier, images: list[Path], program: str) -> int
     from torchscale_fairseq.data.problems import DataError
 
     headed, failed = False, 0
-    for image in progress(images, "classifying", "image"):
+    for image in progress(images, "classifying", "image", prints=True):
         try:
             names, cells = zip(*classifier(image), strict=True)
         except DataError as error:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.core.files import make_directory, write_atomically
 
 EXAMPLE = "torchscale-fairseq plot-expert-load runs/en-de-xmoe --output load.png"
 INNER, VALID = "train_inner", "valid"
@@ -127,5 +128,6 @@ def draw(runs: dict[str, dict[tuple[str, str], Curve]], path: Path) -> None:
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     axes.flat[0].legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    make_directory(path.parent)
+    with write_atomically(path) as scratch:
+        figure.savefig(scratch, dpi=150, format=path.suffix.removeprefix(".") or "png")

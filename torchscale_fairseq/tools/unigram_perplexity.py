@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torchscale_fairseq.tools.progress import progress
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -40,13 +42,13 @@ def count_tokens(data: Path, split: str, encoder: "PieceEncoder") -> "NDArray[np
     from torchscale_fairseq.data.text.sources import read_sources
 
     counts = np.zeros(len(encoder.pieces()) + 1, dtype=np.int64)
-    for source in read_sources(data, split, Problems(skip=False)):
-        for shard in source.shards:
-            for lines in _chunks(shard):
-                encoded = encoder(lines)
-                pieces = [piece for line in encoded for piece in line]
-                counts[:-1] += np.bincount(np.array(pieces, dtype=np.int64), minlength=len(counts) - 1)
-                counts[-1] += sum(map(bool, encoded))
+    shards = [shard for source in read_sources(data, split, Problems(skip=False)) for shard in source.shards]
+    for shard in progress(shards, f"counting {split}", "shard"):
+        for lines in _chunks(shard):
+            encoded = encoder(lines)
+            pieces = [piece for line in encoded for piece in line]
+            counts[:-1] += np.bincount(np.array(pieces, dtype=np.int64), minlength=len(counts) - 1)
+            counts[-1] += sum(map(bool, encoded))
     return counts
 
 

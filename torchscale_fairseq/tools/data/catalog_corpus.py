@@ -71,8 +71,9 @@ def download(folder: Path) -> Path:
     Raises:
         InputError: pip fails.
     """
+    quiet = [] if sys.stdout.isatty() else ["--quiet"]  # pip shows the progress of its downloads
     wanted = [f"{name}=={version}" for name, version in PACKAGES.items()]
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
+    pip = [sys.executable, "-m", "pip", "download", *quiet, "--no-deps", "--dest", str(folder)]
     # The wheels are read and not installed: the Python that they need does not matter.
     done = subprocess.run([*pip, "--only-binary=:all:", "--python-version=3.13", *wanted], stderr=subprocess.PIPE)
     if done.returncode:

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.tools.data.splits import SPLITS
 from torchscale_fairseq.tools.options import positive
+from torchscale_fairseq.tools.progress import progress
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
 
+LINES_AT_ONCE = 10_000
 MODEL_FILE = "sentencepiece.bpe.model"
 
 
@@ -137,6 +139,24 @@ def write_tokenizer(tokenizer: "SentencePieceProcessor", path: Path) -> None:
 def write_lines(lines: Iterable[str], path: Path) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_bytes("".join(f"{line}\n" for line in lines).encode("utf-8"))
+
+
+def write_pieces(tokenizer: "SentencePieceProcessor", lines: Sequence[str], path: Path, what: str) -> None:
+    """Write the pieces of each line with spaces between them.
+
+    Args:
+        tokenizer: splits lines.
+        lines: the text.
+        path: of the file.
+        what: the text is called in the progress bar.
+    """
+    chunks = [lines[first : first + LINES_AT_ONCE] for first in range(0, len(lines), LINES_AT_ONCE)]
+    encoded = (
+        " ".join(pieces)
+        for chunk in progress(chunks, f"encoding {what}", f"{LINES_AT_ONCE:,} lines")
+        for pieces in tokenizer.encode(chunk, out_type=str)
+    )
+    write_lines(encoded, path)
 
 
 def write_dictionary(tokenizer: "SentencePieceProcessor", path: Path) -> None:

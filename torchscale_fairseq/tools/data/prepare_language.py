@@ -44,8 +44,7 @@ def run(options: argparse.Namespace) -> None:
         )
         preparation.write_tokenizer(tokenizer, made / preparation.MODEL_FILE)
         for split, lines in splits.items():
-            encoded = tokenizer.encode(lines, out_type=str)
-            preparation.write_lines((" ".join(pieces) for pieces in encoded), work / split)
+            preparation.write_pieces(tokenizer, lines, work / split, split)
         preparation.write_lines(splits["test"], made / "raw" / "test.txt")
         preparation.write_dictionary(tokenizer, work / "dict.txt")
         preparation.preprocess(work, made, options, "--only-source")

@@ -9,15 +9,11 @@ The directory then holds what fairseq-train reads, and sentencepiece.bpe.model (
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.files import make_directory_atomically
 from torchscale_fairseq.tools.data import preparation
 from torchscale_fairseq.tools.data.splits import SPLITS
-
-if TYPE_CHECKING:
-    from sentencepiece import SentencePieceProcessor
 
 EXAMPLE = (
     "torchscale-fairseq data prepare-translation --source-lang en --target-lang de --train text/train \\\n"
@@ -48,7 +44,8 @@ def run(options: argparse.Namespace) -> None:
         tokenizer = preparation.train_tokenizer(lines, options, normalization_rule_name=NORMALIZATION)
         preparation.write_tokenizer(tokenizer, made / preparation.MODEL_FILE)
         for split, text in splits.items():
-            write_pieces(tokenizer, text, work / split)
+            for language, lines in text.items():
+                preparation.write_pieces(tokenizer, lines, work / f"{split}.{language}", f"{split}.{language}")
         for language, lines in splits["test"].items():
             preparation.write_lines(lines, made / "raw" / f"test.{language}")
         preparation.write_dictionary(tokenizer, work / "dict.txt")
@@ -107,9 +104,3 @@ def empty_lines(lines: list[str]) -> list[int]:
 def listed(lines: list[int]) -> str:
     shown = ", ".join(map(str, lines[:LISTED]))
     return shown if len(lines) <= LISTED else f"{shown} and {len(lines) - LISTED} more"
-
-
-def write_pieces(tokenizer: "SentencePieceProcessor", text: Text, prefix: Path) -> None:
-    for language, lines in text.items():
-        encoded = tokenizer.encode(lines, out_type=str)
-        preparation.write_lines((" ".join(pieces) for pieces in encoded), Path(f"{prefix}.{language}"))

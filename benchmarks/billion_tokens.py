@@ -1,6 +1,6 @@
 """What a sequence of a billion tokens takes, computed from the numbers of dilated.py.
 
-    python benchmarks/billion_tokens.py docs/figures/dilated_attention.json --memory-gb 80
+    python -m benchmarks.billion_tokens docs/figures/dilated_attention.json --memory-gb 80
 
 A device holds as many tokens as its memory has room for at the measured bytes per token: the difference of peaks
 between the two longest lengths over the difference of lengths. It takes the measured seconds per token of the longest

@@ -1,9 +1,9 @@
 """Our models beside official TorchScale 0.3.0 and stock fairseq: measured in one run, printed as one table.
 
     pip install --no-deps torchscale==0.3.0
-    python benchmarks/compare.py                        # a decoder's training step, and translation
-    python benchmarks/compare.py train --device cuda    # 125M, 350M and 1.3B parameters in bfloat16
-    python benchmarks/compare.py experts                # a layer with experts; the official one takes 20 GB
+    python -m benchmarks.compare                        # a decoder's training step, and translation
+    python -m benchmarks.compare train --device cuda    # 125M, 350M and 1.3B parameters in bfloat16
+    python -m benchmarks.compare experts                # a layer with experts; the official one takes 20 GB
 
 What should compute the same is compared first: logits and gradients, or hypotheses and scores. Where they disagree
 nothing is timed, and the exit status is 1.
@@ -18,12 +18,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from decoders import SIZES, Case, Size
-from experts import ExpertCase, compare_counts, compare_experts, prepare_official_experts
-from measure import matmul_rate
-from official import OfficialMissingError, load_official
-from report import COMPILED, DENSE, OFFICIAL, OURS, STOCK, DisagreementError, Row, document
-from training import compare_training
+
+from benchmarks.decoders import SIZES, Case, Size
+from benchmarks.experts import ExpertCase, compare_counts, compare_experts, prepare_official_experts
+from benchmarks.measure import matmul_rate
+from benchmarks.official import OfficialMissingError, load_official
+from benchmarks.report import COMPILED, DENSE, OFFICIAL, OURS, STOCK, DisagreementError, Row, document
+from benchmarks.training import compare_training
 
 
 @dataclass
@@ -94,7 +95,7 @@ def train(options: argparse.Namespace, results: Results) -> None:
 
 def generate(options: argparse.Namespace, results: Results) -> None:
     """Translation, one comparison."""
-    from generation import Sentences, compare_generation  # imports fairseq, which takes seconds
+    from benchmarks.generation import Sentences, compare_generation  # imports fairseq, which takes seconds
 
     sentences = Sentences(
         resized(SIZES["base"], options),

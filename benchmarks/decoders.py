@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from report import COMPILED, OFFICIAL
 from torch import Tensor, nn
 
+from benchmarks.report import COMPILED, OFFICIAL
 from torchscale_fairseq.core.architectures.decoder import Decoder
 from torchscale_fairseq.core.config import DecoderConfig
 from torchscale_fairseq.core.flops import Load, training_flops

@@ -1,8 +1,8 @@
 """Dilated attention beside dense causal attention by torch's flash kernel, and its memory: measured in one run.
 
-    python benchmarks/dilated.py                          # time over length on a CPU, in float32
-    python benchmarks/dilated.py memory                   # 262,144 tokens: dilated attention alone, and a whole layer
-    python benchmarks/dilated.py --device cuda --json docs/figures/dilated_attention.json   # 16k to 1M tokens, bfloat16
+    python -m benchmarks.dilated                          # time over length on a CPU, in float32
+    python -m benchmarks.dilated memory                   # 262,144 tokens: dilated attention alone, and a whole layer
+    python -m benchmarks.dilated --device cuda --json docs/figures/dilated_attention.json   # 16k to 1M tokens, bfloat16
 
 Segments of 2,048 to 32,768 tokens with ratios 1 to 16, 8 heads of 64 channels. Output and gradients are compared with
 the definition first; where they disagree nothing is timed and the exit status is 1. From the file of --json,
@@ -21,12 +21,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from compare import positive
-from measure import if_it_fits, in_fresh_process, peak_resident_bytes, resident_bytes, time_in_turns
-from report import DENSE, OURS, DisagreementError, Row, document, machine, versions
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks.compare import positive
+from benchmarks.measure import if_it_fits, in_fresh_process, peak_resident_bytes, resident_bytes, time_in_turns
+from benchmarks.report import DENSE, OURS, DisagreementError, Row, document, machine, versions
 from torchscale_fairseq import DecoderConfig, LongNetDecoder, dilated_attention
 from torchscale_fairseq.core.ops.dilated import naive_dilated_attention
 
@@ -240,7 +240,7 @@ def main(words: list[str] | None = None) -> int:
     if options.benchmark != "time" and options.device == "cpu":
         print("dilated.py: memory ...", file=sys.stderr)
         notes += memory_bars(options)
-    text = document([as_row(m) for m in found], notes, words, options.device, script="dilated.py")
+    text = document([as_row(m) for m in found], notes, words, options.device, module="dilated")
     print(text, end="")
     if options.output:
         options.output.write_text(text)
@@ -251,7 +251,7 @@ def main(words: list[str] | None = None) -> int:
 
 def report(found: list[Measured], words: list[str], options: argparse.Namespace) -> dict[str, Any]:
     return {
-        "command": " ".join(["python benchmarks/dilated.py", *words]),
+        "command": " ".join(["python -m benchmarks.dilated", *words]),
         "machine": machine(options.device),
         "versions": versions(),
         "dtype": str(options.dtype).removeprefix("torch."),

@@ -1,7 +1,7 @@
 """Draws cost over length from the numbers of dilated.py, beside them: FILE.json becomes FILE.png.
 
 pip install -r requirements/experiments.txt   # matplotlib
-python benchmarks/dilated_figure.py docs/figures/dilated_attention.json
+python -m benchmarks.dilated_figure docs/figures/dilated_attention.json
 """
 
 import argparse

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from measure import in_fresh_process, peak_resident_bytes, resident_bytes, time_in_turns
-from official import load_official
-from report import DENSE, OFFICIAL, OURS, DisagreementError, Row
 from torch import Tensor, nn
 
+from benchmarks.measure import in_fresh_process, peak_resident_bytes, resident_bytes, time_in_turns
+from benchmarks.official import load_official
+from benchmarks.report import DENSE, OFFICIAL, OURS, DisagreementError, Row
 from torchscale_fairseq.core.layers.experts import Experts
 from torchscale_fairseq.core.layers.feed_forward import FeedForwardNetwork
 from torchscale_fairseq.core.layers.moe import MixtureOfExperts, RoutingOptions

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from decoders import Size
 from fairseq.data import Dictionary
 from fairseq.models import (
     MODEL_REGISTRY,
@@ -22,10 +21,11 @@ from fairseq.models import (
 )
 from fairseq.modules import PositionalEmbedding
 from fairseq.sequence_generator import SequenceGenerator
-from measure import time_in_turns
-from report import OFFICIAL, OURS, STOCK, DisagreementError, Row
 from torch import Tensor, nn
 
+from benchmarks.decoders import Size
+from benchmarks.measure import time_in_turns
+from benchmarks.report import OFFICIAL, OURS, STOCK, DisagreementError, Row
 from torchscale_fairseq import plugin
 
 ALLOWED = 1e-4

@@ -1,7 +1,7 @@
 """LongViT's cost over the size of an image: inference and a training step of the released small model.
 
-    python benchmarks/longvit.py --sizes 1024 2048 4096                # on a CPU, in float32
-    python benchmarks/longvit.py --device cuda --output longvit.md     # 1,024 to 16,384 pixels in bfloat16
+    python -m benchmarks.longvit --sizes 1024 2048 4096                # on a CPU, in float32
+    python -m benchmarks.longvit --device cuda --output longvit.md     # 1,024 to 16,384 pixels in bfloat16
 
 Patches of 32 pixels, 12 layers of width 384, the released segments of each size; every layer is recomputed in the
 backward pass and its feed-forward network goes in chunks. Beside it, up to --dense-up-to, the same model with dense
@@ -16,10 +16,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from compare import positive
-from measure import if_it_fits, in_fresh_process, peak_resident_bytes, time_in_turns
-from report import DENSE, OURS, Row, document
 
+from benchmarks.compare import positive
+from benchmarks.measure import if_it_fits, in_fresh_process, peak_resident_bytes, time_in_turns
+from benchmarks.report import DENSE, OURS, Row, document
 from torchscale_fairseq import LongViTClassifier, LongViTConfig
 
 INFERENCE, TRAINING = "inference", "training step"
@@ -110,7 +110,7 @@ def main(words: list[str] | None = None) -> int:
                 rows.append(row_of(Case(size, side, work, options.device, options.ffn_chunk_size), options))
                 print(f"longvit.py: {rows[-1].benchmark}, {side}: {rows[-1].seconds} s", file=sys.stderr)
     torch.set_num_threads(options.threads)
-    text = document(rows, per_patch(rows), words, options.device, script="longvit.py")
+    text = document(rows, per_patch(rows), words, options.device, module="longvit")
     print(text, end="")
     if options.output:
         options.output.write_text(text)

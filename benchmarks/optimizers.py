@@ -1,7 +1,7 @@
 """An update by --optimizer fused_adam_torch beside fairseq's adam (without apex), measured in one run.
 
-    python benchmarks/optimizers.py                  # the 125M decoder's layers and 20,000 entries of vocabulary: 100M
-    python benchmarks/optimizers.py --layers 2
+    python -m benchmarks.optimizers                  # the 125M decoder's layers and 20,000 entries of vocabulary: 100M
+    python -m benchmarks.optimizers --layers 2
 
 All sides start from the same parameters and get the same gradients. What they make of the parameters is compared
 first; where it differs nothing is timed and the exit status is 1.
@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from compare import positive
-from measure import time_in_turns
-from report import DisagreementError, Row, document
 from torch import Tensor, nn
 
+from benchmarks.compare import positive
+from benchmarks.measure import time_in_turns
+from benchmarks.report import DisagreementError, Row, document
 from torchscale_fairseq import Decoder, DecoderConfig, plugin
 from torchscale_fairseq.core.layers.embedding import TextEmbedding
 from torchscale_fairseq.core.ops.positions import PADDING_POSITION
@@ -103,7 +103,7 @@ def main(words: list[str]) -> int:
         f"{side}: {seconds[ADAM] / seconds[side]:.2f} times as fast; parameters differ by {difference:.0e}"
         for side, difference in differences.items()
     ]
-    text = document(rows, notes, words, options.device, "optimizers.py")
+    text = document(rows, notes, words, options.device, "optimizers")
     print(text, end="")
     if options.output:
         options.output.write_text(text)

@@ -1,6 +1,6 @@
 """A plain training loop in PyTorch: the GPT of ``gpt_magneto``, compiled, with torch's own attention and fused AdamW.
 
-    python benchmarks/plain_loop.py 12 768 12 16 1024      # layers, width, heads, sequences, tokens in each
+    python -m benchmarks.plain_loop 12 768 12 16 1024      # layers, width, heads, sequences, tokens in each
 
 Float32 weights under bfloat16 autocast, learned positions, tied embeddings, gradients clipped to norm 1. One batch of
 random tokens stays on the device. ``benchmarks/throughput.py`` runs it; it prints one line of JSON.

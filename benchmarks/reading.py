@@ -1,7 +1,7 @@
 """The reader of --task pretraining beside fairseq's own binarised masked_lm: tokens per second, in one run, one table.
 
-    python benchmarks/reading.py                    # text of Python's standard library, four times over
-    python benchmarks/reading.py --text my.txt --workers 0 1 2
+    python -m benchmarks.reading                    # text of Python's standard library, four times over
+    python -m benchmarks.reading --text my.txt --workers 0 1 2
 
 The one tokenizes text as it reads, the other reads numbers that were tokenized before. Both mask, collate, and serve
 the same batches of the same text; that the tokens agree is checked first. Starting the workers is not timed.
@@ -22,8 +22,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from compare import positive
-from report import OURS, STOCK, DisagreementError, Row, document
+from benchmarks.compare import positive
+from benchmarks.report import OURS, STOCK, DisagreementError, Row, document
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TOOL = ("-m", "torchscale_fairseq")
@@ -47,7 +47,7 @@ def main() -> int:
         except DisagreementError as error:
             print(f"reading.py: {error}", file=sys.stderr)
             return 1
-    print(document(rows, notes, sys.argv[1:], "cpu", "reading.py"))
+    print(document(rows, notes, sys.argv[1:], "cpu", "reading"))
     return 0
 
 

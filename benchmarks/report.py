@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from official import official_version
 
 import torchscale_fairseq
+from benchmarks.official import official_version
 
 OFFICIAL, OURS, COMPILED, STOCK, DENSE = "official", "ours", "ours, compiled", "stock", "dense"
 """The sides: TorchScale 0.3.0, this package, the same under torch.compile, fairseq's
@@ -69,9 +69,9 @@ def _cells(row: Row, official_seconds: float | None) -> tuple[str, ...]:
     )
 
 
-def document(rows: list[Row], notes: list[str], words: list[str], device: str, script: str = "compare.py") -> str:
+def document(rows: list[Row], notes: list[str], words: list[str], device: str, module: str = "compare") -> str:
     """Command, machine, versions, table and notes, as Markdown for docs/performance.md."""
-    command = shlex.join(["python", f"benchmarks/{script}", *words])
+    command = shlex.join(["python", "-m", f"benchmarks.{module}", *words])
     listed = "\n".join(f"- {note}" for note in notes)
     return f"`{command}`\n\n{machine(device)}; {versions()}\n\n{table(rows)}\n\n{listed}\n"
 

@@ -1,9 +1,9 @@
 """RetNet beside official TorchScale 0.3.0 (its parallel form) and beside attention: measured in one run, one table.
 
     pip install --no-deps torchscale==0.3.0
-    python benchmarks/retention.py                      # training steps of a layer, retention alone, decoding
-    python benchmarks/retention.py train --lengths 4096 --figure cost.png
-    python benchmarks/retention.py --device cuda        # a retention layer in bfloat16, fla's own beside it
+    python -m benchmarks.retention                      # training steps of a layer, retention alone, decoding
+    python -m benchmarks.retention train --lengths 4096 --figure cost.png
+    python -m benchmarks.retention --device cuda        # a retention layer in bfloat16, fla's own beside it
 
 The official side and ours have the same weights and inputs; outputs and gradients are compared first, at each length
 (on a GPU at the shortest), and where they disagree nothing is timed and the exit status is 1. Official lengths above
@@ -19,17 +19,18 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import retention_steps
 import torch
-from compare import positive
-from measure import in_fresh_process, peak_resident_bytes, resident_bytes, time_in_turns
-from official import OfficialMissingError, load_official
-from report import OFFICIAL, OURS, DisagreementError, Row, document
-from retention_decoding import STEPS_PER_TURN, decoding
-from retention_figure import draw
-from retention_gpu import results_on_gpu
-from retention_steps import ATTENTION, Case, Step, layer_step, retention_step
 from torch import Tensor
+
+from benchmarks import retention_steps
+from benchmarks.compare import positive
+from benchmarks.measure import in_fresh_process, peak_resident_bytes, resident_bytes, time_in_turns
+from benchmarks.official import OfficialMissingError, load_official
+from benchmarks.report import OFFICIAL, OURS, DisagreementError, Row, document
+from benchmarks.retention_decoding import STEPS_PER_TURN, decoding
+from benchmarks.retention_figure import draw
+from benchmarks.retention_gpu import results_on_gpu
+from benchmarks.retention_steps import ATTENTION, Case, Step, layer_step, retention_step
 
 BENCHMARKS: dict[str, Callable[[Case, str], Step]] = {"layer": layer_step, "retention alone": retention_step}
 SHORT = 128
@@ -96,11 +97,11 @@ def main(words: list[str] | None = None) -> int:
             rows += found_rows
             notes += found_notes
             if options.output:  # now, so that a run that is cut off leaves what it measured
-                options.output.write_text(document(rows, notes, words, options.device, script="retention.py"))
+                options.output.write_text(document(rows, notes, words, options.device, module="retention"))
     except DisagreementError as error:
         print(f"retention.py: {error}", file=sys.stderr)
         status = 1
-    print(document(rows, notes, words, options.device, script="retention.py"), end="")
+    print(document(rows, notes, words, options.device, module="retention"), end="")
     if options.figure and rows:
         draw(rows, options.figure)
     return status

@@ -4,11 +4,11 @@ import argparse
 from typing import Any
 
 import torch
-from measure import time_in_turns
-from report import OURS, Row
-from retention_steps import ATTENTION, Case
 from torch import Tensor, nn
 
+from benchmarks.measure import time_in_turns
+from benchmarks.report import OURS, Row
+from benchmarks.retention_steps import ATTENTION, Case
 from torchscale_fairseq import Decoder, RetNetDecoder
 
 STEPS_PER_TURN = 32

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from report import Row
+from benchmarks.report import Row
 
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#56B4E9", "#CC79A7", "#000000")
 """Okabe and Ito's, which colour-blind readers tell apart."""

@@ -8,12 +8,12 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from measure import if_it_fits, time_in_turns
-from report import OFFICIAL, OURS, DisagreementError, Row
-from retention_steps import ALLOWED, ATTENTION, Case, Step, step
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks.measure import if_it_fits, time_in_turns
+from benchmarks.report import OFFICIAL, OURS, DisagreementError, Row
+from benchmarks.retention_steps import ALLOWED, ATTENTION, Case, Step, step
 from torchscale_fairseq.core.layers.attention import MultiheadAttention
 from torchscale_fairseq.core.layers.retention import MultiScaleRetention
 from torchscale_fairseq.core.ops.retention_tables import log_decays, retention_tables, token_counts

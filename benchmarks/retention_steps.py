@@ -7,9 +7,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from report import OURS
 from torch import Tensor, nn
 
+from benchmarks.report import OURS
 from torchscale_fairseq import Decoder, DecoderConfig, RetNetConfig, RetNetDecoder
 from torchscale_fairseq.core.ops.retention_forms import retention
 from torchscale_fairseq.core.ops.retention_tables import log_decays, retention_tables, token_counts

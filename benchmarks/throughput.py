@@ -1,8 +1,8 @@
 """fairseq-train beside a plain, compiled training loop in PyTorch: tokens per second of whole updates, in one run.
 
-    python benchmarks/throughput.py                                 # the four sizes of docs/performance.md, on a GPU
-    python benchmarks/throughput.py --cases base:16x1024 --profile  # and where the time of five updates goes
-    python benchmarks/throughput.py --cases small:2x32 --device cpu --vocab-size 1000 --updates 150
+    python -m benchmarks.throughput                                 # the four sizes of docs/performance.md, on a GPU
+    python -m benchmarks.throughput --cases base:16x1024 --profile  # and where the time of five updates goes
+    python -m benchmarks.throughput --cases small:2x32 --device cpu --vocab-size 1000 --updates 150
 
 Each case is a size of --family (base, medium, large, xl) and a batch: sequences x tokens. Our side is the command line
 as anyone types it, on data that this script writes: loading, logging every 50 updates, clipping and the optimizer are
@@ -24,10 +24,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from compare import positive
-from decoders import Size, flops_per_step
-from report import machine, versions
 
+from benchmarks.compare import positive
+from benchmarks.decoders import Size, flops_per_step
+from benchmarks.report import machine, versions
 from torchscale_fairseq import plugin
 
 HERE = Path(__file__).resolve().parent
@@ -180,7 +180,7 @@ def main(words: list[str]) -> int:
         plain = None if options.ours_alone else measure_plain(case, options)
         rows.append(row(case, ours, plain, options.vocab_size))
         print(rows[-1], file=sys.stderr, flush=True)
-    print(f"`{shlex.join(['python', 'benchmarks/throughput.py', *words])}`\n")
+    print(f"`{shlex.join(['python', '-m', 'benchmarks.throughput', *words])}`\n")
     print(f"{machine(options.device)}; {versions()}\n")
     print("\n".join([HEADER, "|---" * (HEADER.count("|") - 1) + "|", *rows]))
     return 0

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from decoders import Case, build, flops_per_step, official_weights, training_step
-from measure import if_it_fits, in_fresh_process, peak_resident_bytes, resident_bytes, time_in_turns
-from official import load_official
-from report import OFFICIAL, DisagreementError, Row
 from torch import Tensor
+
+from benchmarks.decoders import Case, build, flops_per_step, official_weights, training_step
+from benchmarks.measure import if_it_fits, in_fresh_process, peak_resident_bytes, resident_bytes, time_in_turns
+from benchmarks.official import load_official
+from benchmarks.report import OFFICIAL, DisagreementError, Row
 
 ALLOWED = 1e-4
 """Largest difference from the official side in float32, of logits relative to the largest logit, of each gradient

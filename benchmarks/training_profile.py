@@ -1,7 +1,7 @@
 """Where the time of some updates of fairseq-train goes on a GPU: milliseconds per update by group of kernels and by
 what the host waits for. ``benchmarks/throughput.py --profile`` runs it.
 
-    python benchmarks/training_profile.py --first 60 --updates 5 -- DATA --user-dir torchscale_fairseq ...
+    python -m benchmarks.training_profile --first 60 --updates 5 -- DATA --user-dir torchscale_fairseq ...
 """
 
 import argparse

@@ -70,6 +70,6 @@ EOF
 PATH=$venv/bin:$PATH
 if [ $# -gt 0 ]; then exec "$@"; fi
 python -m pytest -m gpu tests/gpu
-python benchmarks/compare.py train --device cuda --compile ${output:+--output "$output"}
-python benchmarks/retention.py --device cuda ${output:+--output "${output%.md}-retention.md"}
-exec python benchmarks/dilated.py --device cuda ${output:+--output "${output%.md}-dilated.md" --json "${output%.md}-dilated.json"}
+python -m benchmarks.compare train --device cuda --compile ${output:+--output "$output"}
+python -m benchmarks.retention --device cuda ${output:+--output "${output%.md}-retention.md"}
+exec python -m benchmarks.dilated --device cuda ${output:+--output "${output%.md}-dilated.md" --json "${output%.md}-dilated.json"}

@@ -5,14 +5,16 @@ once more, and the model is to predict the value that it had. The gaps follow a 
 gpt (DeepNorm) read 10,000 examples of 64 tokens over and over, at three learning rates. The figure shows the share of
 values that they predict on examples they have not seen; thick lines are the better rates.
 
-    python scripts/experiments/associative_recall.py --processes 2 --output docs/claims
+    python -m scripts.experiments.associative_recall --processes 2 --output docs/claims
 """
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from common import (
+from torch import Tensor
+
+from scripts.experiments.common import (
     COLOURS,
     VOCABULARY,
     Experiment,
@@ -25,8 +27,6 @@ from common import (
     side_options,
     updates,
 )
-from torch import Tensor
-
 from torchscale_fairseq import Decoder, DecoderConfig, RetNetConfig, RetNetDecoder
 
 if TYPE_CHECKING:

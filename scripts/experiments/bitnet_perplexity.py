@@ -4,7 +4,7 @@ BitNet, arXiv:2310.11453 (b1), and "The Era of 1-bit LLMs", arXiv:2402.17764 (b1
 several learning rates: in full precision, and with either kind of weights by each recipe. The figure shows perplexity
 by learning rate, and training losses at each one's best.
 
-    python scripts/experiments/bitnet_perplexity.py --device cuda --processes 15 --output docs/claims
+    python -m scripts.experiments.bitnet_perplexity --device cuda --processes 15 --output docs/claims
 """
 
 import math
@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from common import (
+from torch import Tensor
+
+from scripts.experiments.common import (
     COLOURS,
     UPDATES_PER_POINT,
     Experiment,
@@ -26,8 +28,6 @@ from common import (
     side_options,
     train,
 )
-from torch import Tensor
-
 from torchscale_fairseq import Decoder, DecoderConfig
 
 if TYPE_CHECKING:

@@ -147,7 +147,7 @@ def conduct(experiment: Experiment, options: argparse.Namespace) -> None:
     results = measure_all(experiment, runs, text, options)
     report = {
         "experiment": experiment.name,
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", "-m", f"scripts.experiments.{experiment.name}", *sys.argv[1:]]),
         "small": options.small,
         "machine": machine(options.device),
         "versions": versions(),
@@ -353,7 +353,7 @@ def plot(name: str, draw: Callable[[Result], "Figure"], path: Path) -> None:
         raise InputError(NO_MATPLOTLIB)
     report = read_report(path)
     if report["experiment"] != name:
-        raise InputError(f"{path} is a report of {report['experiment']}.py; draw it with that script")
+        raise InputError(f"{path} is a report of {report['experiment']}; draw it with that experiment")
     import matplotlib
 
     matplotlib.use("agg")

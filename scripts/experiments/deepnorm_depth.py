@@ -4,14 +4,16 @@ DeepNet, arXiv:2203.00555. Decoders of 18 to 200 layers learn to predict bytes, 
 pre-LN and DeepNorm. The figure shows their training losses, and the gradient norm of each layer before the first
 update and after the last.
 
-    python scripts/experiments/deepnorm_depth.py --device cuda --processes 12 --output docs/claims
+    python -m scripts.experiments.deepnorm_depth --device cuda --processes 12 --output docs/claims
 """
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from common import (
+from torch import Tensor
+
+from scripts.experiments.common import (
     COLOURS,
     UPDATES_PER_POINT,
     Experiment,
@@ -27,8 +29,6 @@ from common import (
     side_options,
     train,
 )
-from torch import Tensor
-
 from torchscale_fairseq import Decoder, DecoderConfig
 
 if TYPE_CHECKING:

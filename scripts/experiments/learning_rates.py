@@ -2,7 +2,7 @@
 
 Reads the data that the quick starts make (data/cldr.en-de.bin, data/python.bin, data/python.shards).
 
-    python scripts/experiments/learning_rates.py --gpus 1 --processes 12 --output docs/claims
+    python -m scripts.experiments.learning_rates --gpus 1 --processes 12 --output docs/claims
 """
 
 import argparse
@@ -15,9 +15,8 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from common import ROOT, Result, versions
-from fairseq_jobs import Job, Jobs, training_result
-
+from scripts.experiments.common import ROOT, Result, versions
+from scripts.experiments.fairseq_jobs import Job, Jobs, training_result
 from torchscale_fairseq.core.files import write_atomically
 
 NAME = "learning_rates"
@@ -122,7 +121,7 @@ def write(results: list[Result], options: argparse.Namespace, start: float) -> N
     """The report, after each training, since a run may be cut off."""
     report = {
         "experiment": NAME,
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", "-m", "scripts.experiments.learning_rates", *sys.argv[1:]]),
         "versions": versions(),
         "seconds": round(time.monotonic() - start, 1),
         "runs": sorted(results, key=lambda run: (run["kind"], run["architecture"], run["learning_rate"])),

@@ -6,14 +6,16 @@ texts of 32 bytes first, then longer ones: one with segments of 16, 256 and 4,09
 largest. Of every four bytes the largest segment keeps one for each head. The pair stands where its value and the
 queries have the same remainder, so that one of the four heads sees the value from there.
 
-    python scripts/experiments/longnet_distance.py --output docs/claims
+    python -m scripts.experiments.longnet_distance --output docs/claims
 """
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from common import (
+from torch import Tensor
+
+from scripts.experiments.common import (
     COLOURS,
     UPDATES_PER_POINT,
     VOCABULARY,
@@ -26,8 +28,6 @@ from common import (
     main,
     train,
 )
-from torch import Tensor
-
 from torchscale_fairseq import DecoderConfig, LongNetDecoder
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ Magneto, arXiv:2210.06423. Decoders that predict the next byte, encoders that fi
 encoder-decoders that repair the whole text are trained with post-LN, pre-LN and SubLN at learning rates from 0.0003
 to 0.1. The figure shows the loss on held-out text at the end.
 
-    python scripts/experiments/subln_learning_rates.py --device cuda --processes 14 --output docs/claims
+    python -m scripts.experiments.subln_learning_rates --device cuda --processes 14 --output docs/claims
 """
 
 from collections.abc import Callable
@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from common import (
+from torch import Tensor, nn
+
+from scripts.experiments.common import (
     BEGINNING,
     COLOURS,
     MASK,
@@ -28,8 +30,6 @@ from common import (
     side_options,
     train,
 )
-from torch import Tensor, nn
-
 from torchscale_fairseq import (
     Decoder,
     DecoderConfig,

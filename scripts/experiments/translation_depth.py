@@ -7,7 +7,7 @@ neighbours. fairseq-generate translates the test set at the best rate. A second 
     torchscale-fairseq data catalog-corpus data/catalog.en-de
     torchscale-fairseq data prepare-translation --source-lang en --target-lang de --train data/catalog.en-de/train \\
       --valid data/catalog.en-de/valid --test data/catalog.en-de/test --output data/catalog.en-de.bin --vocab-size 4000
-    python scripts/experiments/translation_depth.py --gpus 4 --processes 36 --output docs/claims
+    python -m scripts.experiments.translation_depth --gpus 4 --processes 36 --output docs/claims
 """
 
 import argparse
@@ -23,9 +23,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from common import COLOURS, NO_MATPLOTLIB, ROOT, InputError, Result, has_matplotlib, machine, plot, versions
-from fairseq_jobs import Job, Jobs, training_result
-
+from scripts.experiments.common import (
+    COLOURS,
+    NO_MATPLOTLIB,
+    ROOT,
+    InputError,
+    Result,
+    has_matplotlib,
+    machine,
+    plot,
+    versions,
+)
+from scripts.experiments.fairseq_jobs import Job, Jobs, training_result
 from torchscale_fairseq.core.files import write_atomically
 from torchscale_fairseq.core.reporting import run_command
 
@@ -258,7 +267,7 @@ def conduct(options: argparse.Namespace) -> None:
     jobs.run(study.jobs())
     report = {
         "experiment": NAME,
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", "-m", f"scripts.experiments.{NAME}", *sys.argv[1:]]),
         "machine": machine("cuda" if options.gpus else "cpu"),
         "versions": versions(),
         "seconds": round(time.monotonic() - start, 1),

@@ -5,7 +5,7 @@ A Length-Extrapolatable Transformer, arXiv:2212.10554. Decoders trained on windo
 that is, not at all) and xPos, the last two also with blockwise causal attention. All windows end at the same places,
 so that the perplexity of their last 128 bytes is that of the same bytes with more and more before them.
 
-    python scripts/experiments/xpos_extrapolation.py --device cuda --processes 6 --output docs/claims
+    python -m scripts.experiments.xpos_extrapolation --device cuda --processes 6 --output docs/claims
 """
 
 import math
@@ -13,7 +13,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from common import (
+from torch import Tensor, nn
+
+from scripts.experiments.common import (
     COLOURS,
     Experiment,
     Result,
@@ -27,8 +29,6 @@ from common import (
     train,
     windows_at,
 )
-from torch import Tensor, nn
-
 from torchscale_fairseq import Decoder, DecoderConfig
 
 if TYPE_CHECKING:

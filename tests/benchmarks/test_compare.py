@@ -7,16 +7,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import compare
-import decoders
-import official
 import pytest
-import report
 import torch
-import training
-from decoders import Case, Size
-from report import Row
 from torch import nn
+
+from benchmarks import compare, decoders, official, report, training
+from benchmarks.decoders import Case, Size
+from benchmarks.report import Row
 
 TINY = shlex.split("--layers 2 --width 16 --heads 2 --ffn-width 32 --vocab-size 40 --repeats 2 --threads 1")
 TRAIN = ["train", *TINY, *shlex.split("--lengths 12 --tokens-per-step 24")]
@@ -47,7 +44,7 @@ def test_training(torchscale: None, one_process: None, capsys: pytest.CaptureFix
     assert compare.main([*TRAIN, "--output", str(output)]) == 0
     text = capsys.readouterr().out
     assert output.read_text() == text
-    assert text.startswith(f"`python benchmarks/compare.py {' '.join(TRAIN)} --output {output}`\n")
+    assert text.startswith(f"`python -m benchmarks.compare {' '.join(TRAIN)} --output {output}`\n")
     assert f"torch {torch.__version__}, " in text
     assert "torchscale 0.3.0, " in text
     assert re.search(r"ours and official agree: in float32, 2 x 12, logits differ by \d.*, gradients by up to \d", text)

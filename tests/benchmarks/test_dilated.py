@@ -5,11 +5,10 @@ import shlex
 import sys
 from pathlib import Path
 
-import billion_tokens
-import dilated
-import dilated_figure
 import pytest
 import torch
+
+from benchmarks import billion_tokens, dilated, dilated_figure
 
 SMALL = shlex.split(
     "both --lengths 64 96 --dense-up-to 64 --memory-length 128 --ffn-chunk-size 32 --repeats 1 --threads 1"

@@ -1,11 +1,10 @@
 """benchmarks/compare.py experts on a tiny layer."""
 
-import compare
-import experts
-import official
 import pytest
 import torch
-from report import DENSE, OURS, DisagreementError
+
+from benchmarks import compare, experts, official
+from benchmarks.report import DENSE, OURS, DisagreementError
 
 
 def test_the_layers_agree_and_are_measured(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-import longvit
 import pytest
 
+from benchmarks import longvit
 from torchscale_fairseq import LongViTClassifier, LongViTConfig
 
 SMALL = ["--sizes", "64", "128", "--dense-up-to", "64", "--repeats", "1", "--threads", "1"]

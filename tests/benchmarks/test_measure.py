@@ -1,11 +1,10 @@
 """benchmarks/measure.py: turns, medians and memory."""
 
-import measure
 import pytest
-import report
 import torch
-import training
-from decoders import Case, Size
+
+from benchmarks import measure, report, training
+from benchmarks.decoders import Case, Size
 
 
 def test_sides_take_turns_and_medians_count(monkeypatch: pytest.MonkeyPatch) -> None:

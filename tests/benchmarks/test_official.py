@@ -6,11 +6,11 @@ and the names of the parameters tell where they are.
 
 from typing import Any
 
-import official
 import pytest
 import torch
 from torch import nn
 
+from benchmarks import official
 from tests.core.models import SIZES, VOCABULARY, randomize, tokens
 from tests.helpers import assert_close
 from torchscale_fairseq import Decoder, DecoderConfig, RetNetConfig, RetNetDecoder

@@ -1,8 +1,9 @@
 """benchmarks/optimizers.py on two parameters: its table, and what it refuses to time."""
 
-import optimizers
 import pytest
 import torch
+
+from benchmarks import optimizers
 
 WORDS = ["--repeats", "1"]
 

@@ -9,17 +9,13 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
-import official
 import pytest
-import retention
-import retention_figure
-import retention_gpu
-import retention_steps
 import torch
-from report import DisagreementError, Row
-from retention_gpu import PLAIN
 from torch import nn
 
+from benchmarks import official, retention, retention_figure, retention_gpu, retention_steps
+from benchmarks.report import DisagreementError, Row
+from benchmarks.retention_gpu import PLAIN
 from torchscale_fairseq.core.ops.retention import parallel_retention
 from torchscale_fairseq.core.ops.retention_tables import log_decays
 
@@ -44,7 +40,7 @@ def test_training_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert retention.main(["train", *TINY]) == 0
     printed = capsys.readouterr().out
     assert [row[1] for row in rows(printed)[2:]] == ["official", "ours", "attention", "official", "ours"]
-    assert printed.startswith("`python benchmarks/retention.py train")
+    assert printed.startswith("`python -m benchmarks.retention train")
     assert printed.count("output and gradients differ by up to") == 2
 
 

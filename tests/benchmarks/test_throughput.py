@@ -10,10 +10,7 @@ import torch
 
 pytest.importorskip("fairseq")
 
-import plain_loop
-import throughput
-import training_profile
-
+from benchmarks import plain_loop, throughput, training_profile
 from torchscale_fairseq import Decoder, DecoderConfig
 
 CASE = "small:2x8"

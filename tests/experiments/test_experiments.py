@@ -6,25 +6,16 @@ import json
 import math
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
+from scripts.experiments import associative_recall, common, longnet_distance
 from tests.fairseq_cli import REPOSITORY, TOOL, run_program
 
-SCRIPTS = REPOSITORY / "scripts" / "experiments"
 
-
-@pytest.fixture
-def common(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    monkeypatch.delitem(sys.modules, "common", raising=False)
-    return importlib.import_module("common")
-
-
-def test_learning_rate_rises_and_falls(common: ModuleType) -> None:
+def test_learning_rate_rises_and_falls() -> None:
     training = common.Training(learning_rate=1.0, updates=10, warmup=4, batch=1, length=2, seed=0)
     rates = [training.rate(update) for update in range(10)]
     assert rates[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
@@ -32,18 +23,18 @@ def test_learning_rate_rises_and_falls(common: ModuleType) -> None:
     assert rates[5:] == pytest.approx([5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])
 
 
-def test_entropy_of_bytes(common: ModuleType) -> None:
+def test_entropy_of_bytes() -> None:
     assert common.unigram_entropy(b"aabc") == pytest.approx(1.5 * math.log(2))
 
 
-def test_windows_are_pieces_of_the_text(common: ModuleType) -> None:
+def test_windows_are_pieces_of_the_text() -> None:
     text = common.as_tensor(bytes(range(50)), "cpu")
     windows = common.draw_windows(text, 20, 7, torch.Generator().manual_seed(0))
     assert windows.shape == (20, 7) and (windows.diff(dim=1) == 1).all()
     assert len(windows[:, 0].unique()) > 5
 
 
-def test_residual_schemes(common: ModuleType) -> None:
+def test_residual_schemes() -> None:
     from torchscale_fairseq import DecoderConfig
 
     def config(residual: str) -> DecoderConfig:
@@ -54,7 +45,7 @@ def test_residual_schemes(common: ModuleType) -> None:
     assert config("SubLN").uses_subln and config("DeepNorm").deepnorm
 
 
-def test_training_learns(common: ModuleType) -> None:
+def test_training_learns() -> None:
     from torchscale_fairseq import Decoder, DecoderConfig
 
     torch.manual_seed(0)
@@ -65,9 +56,9 @@ def test_training_learns(common: ModuleType) -> None:
     assert losses[0] > 2 and losses[-1] < 0.5
 
 
-def test_examples_of_associative_recall(common: ModuleType) -> None:
+def test_examples_of_associative_recall() -> None:
     """Four pairs, then each key once more at an even place, where its value is asked for."""
-    tokens, targets = importlib.import_module("associative_recall").draw_examples(50, 64, torch.Generator())
+    tokens, targets = associative_recall.draw_examples(50, 64, torch.Generator())
     assert tokens.shape == targets.shape == (50, 64) and tokens.min() >= 2 and tokens.max() < 256
     for row, asked in zip(tokens.tolist(), targets.tolist(), strict=True):
         pairs = dict(zip(row[:8:2], row[1:8:2], strict=True))
@@ -84,13 +75,13 @@ PUBLISHED = ["deepnorm_depth", "subln_learning_rates", "xpos_extrapolation", "bi
 def test_published_reports_are_of_these_scripts(name: str) -> None:
     report = json.loads((REPOSITORY / "docs" / "claims" / f"{name}.json").read_text())
     assert report["experiment"] == name and not report["small"]
-    assert report["command"].startswith(f"python scripts/experiments/{name}.py --device cuda")
+    assert report["command"].startswith(f"python -m scripts.experiments.{name} --device cuda")
 
 
 @pytest.mark.parametrize("name", ["deepnorm_depth", "xpos_extrapolation"])
-def test_published_reports_have_the_settings_of_their_scripts(name: str, common: ModuleType) -> None:
+def test_published_reports_have_the_settings_of_their_scripts(name: str) -> None:
     report = json.loads((REPOSITORY / "docs" / "claims" / f"{name}.json").read_text())
-    planned = [dataclasses.asdict(run) for run in importlib.import_module(name).runs(False, 1)]
+    planned = [dataclasses.asdict(run) for run in importlib.import_module(f"scripts.experiments.{name}").runs(False, 1)]
     assert [{key: run[key] for key in planned[0]} for run in report["runs"]] == planned
 
 
@@ -98,7 +89,7 @@ def test_published_reports_have_the_settings_of_their_scripts(name: str, common:
 def test_reports_of_a_cpu_are_of_their_scripts(name: str) -> None:
     report = json.loads((REPOSITORY / "docs" / "claims" / f"{name}.json").read_text())
     assert report["experiment"] == name and not report["small"]
-    assert report["command"].startswith(f"python scripts/experiments/{name}.py --processes 2")
+    assert report["command"].startswith(f"python -m scripts.experiments.{name} --processes 2")
 
 
 def test_report_on_distance_is_of_its_script() -> None:
@@ -108,14 +99,13 @@ def test_report_on_distance_is_of_its_script() -> None:
     assert full[4096] > 0.95 and near[256] > 0.85 and near[4096] < 0.25
 
 
-def test_largest_segment_alone_shows_a_planted_pair(common: ModuleType) -> None:
+def test_largest_segment_alone_shows_a_planted_pair() -> None:
     """By the definition: with it every query sees the value at once; without it not even in two steps."""
     from torchscale_fairseq.core.ops.dilated import Branch, _shown
 
-    distance = importlib.import_module("longnet_distance")
-    planted, values = distance.plant(torch.zeros(6, 512, dtype=torch.long), torch.Generator().manual_seed(0))
-    full, near = distance.runs(True, 1)
-    heads = torch.empty(1, 512, distance.HEADS, 1)
+    planted, values = longnet_distance.plant(torch.zeros(6, 512, dtype=torch.long), torch.Generator().manual_seed(0))
+    full, near = longnet_distance.runs(True, 1)
+    heads = torch.empty(1, 512, longnet_distance.HEADS, 1)
     sees = {}
     for run in (full, near):
         shown = [_shown(heads, Branch(*branch), None) for branch in zip(run.segments, run.ratios, strict=True)]
@@ -139,7 +129,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small(name: str, text: Path | None, output: Path) -> dict[str, Any]:
     """The report of an experiment in its small form; text: None if it reads none."""
     corpus = [] if text is None else ["--text", text]
-    words = [sys.executable, SCRIPTS / f"{name}.py", "--small", *corpus, "--output", output]
+    words = [sys.executable, "-m", f"scripts.experiments.{name}", "--small", *corpus, "--output", output]
     run_program(words, timeout=1200).check()
     return json.loads((output / f"{name}.json").read_text())
 

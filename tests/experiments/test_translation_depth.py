@@ -1,7 +1,6 @@
 """Many of fairseq's commands side by side, and which of them the comparison of translation models runs."""
 
 import argparse
-import importlib
 import json
 import shlex
 import sys
@@ -13,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from scripts.experiments import fairseq_jobs, translation_depth
 from tests.fairseq_cli import REPOSITORY, TOOL, run_program
 
-SCRIPTS = REPOSITORY / "scripts" / "experiments"
 LOG = """\
 num. shared model params: 1,000 (num. trained: 1,000)
 num. expert model params: 234 (num. trained: 234)
@@ -27,15 +26,13 @@ valid | {"valid_loss": "5.25", "valid_nll_loss": "%s"}
 @pytest.fixture
 def jobs(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The module, where a job's command is one of Python."""
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    module = importlib.import_module("fairseq_jobs")
-    monkeypatch.setattr(module, "runnable", lambda command: [sys.executable, "-c", *command])
-    return module
+    monkeypatch.setattr(fairseq_jobs, "runnable", lambda command: [sys.executable, "-c", *command])
+    return fairseq_jobs
 
 
 @pytest.fixture
 def study(jobs: ModuleType) -> ModuleType:
-    return importlib.import_module("translation_depth")
+    return translation_depth
 
 
 def test_jobs_start_with_the_most_expensive_and_then_those_that_follow(jobs: ModuleType, tmp_path: Path) -> None:
@@ -107,7 +104,7 @@ def test_both_seeds_of_the_longest_trainings_start_at_once(
 
 def test_published_report_is_of_this_script(study: ModuleType) -> None:
     report = json.loads((REPOSITORY / "docs/claims/translation_depth.json").read_text())
-    assert shlex.split(report["command"])[1] == "scripts/experiments/translation_depth.py"
+    assert shlex.split(report["command"])[2] == "scripts.experiments.translation_depth"
     first = {(run["architecture"], run["layers"], run["learning_rate"]) for run in report["runs"] if run["seed"] == 1}
     planned = {
         (name, layers, rate) for name in study.ARCHITECTURES for layers in study.RATES for rate in study.RATES[layers]
@@ -124,7 +121,7 @@ def test_whole_comparison_in_its_small_form(tmp_path: Path) -> None:
     prepare = [*TOOL, "data", "prepare-translation", *splits, "--output", data]
     run_program([*prepare, "--source-lang", "en", "--target-lang", "de", "--vocab-size", 400]).check()
     words = ["--small", "--data", data, "--work-dir", tmp_path / "work", "--output", tmp_path, "--processes", 2]
-    run_program([sys.executable, SCRIPTS / "translation_depth.py", *words], timeout=1200).check()
+    run_program([sys.executable, "-m", "scripts.experiments.translation_depth", *words], timeout=1200).check()
     report = json.loads((tmp_path / "translation_depth.json").read_text())
     assert len(report["runs"]) == 14 and not report["left_out"]
     assert all(run["nll"] > 0 and run["bleu"] is not None for run in report["runs"])

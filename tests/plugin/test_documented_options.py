@@ -3,6 +3,7 @@ torchscale-fairseq; scripts know theirs."""
 
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -48,13 +49,21 @@ def test_fairseq_understands_its_commands() -> None:
     run_beside_fairseq(PARSE.format(commands=ours), plugin=True).check()
 
 
-SCRIPTS = [words for words in commands() if any(re.match("(scripts|benchmarks)/", word) for word in words[:2])]
+def script_of(words: list[str]) -> Path | None:
+    """The file of the repository that a command runs by its path, or by its name after ``python -m``."""
+    if words[:2] == ["python", "-m"] and re.match("(scripts|benchmarks)", words[2]):
+        return REPOSITORY / f"{words[2].replace('.', '/')}.py"
+    paths = [word for word in words[:2] if re.match("(scripts|benchmarks)/", word)]
+    return REPOSITORY / paths[0] if paths else None
+
+
+SCRIPTS = [words for words in commands() if script_of(words)]
 
 
 @pytest.mark.parametrize("words", SCRIPTS, ids=lambda words: " ".join(words)[:60])
 def test_scripts_know_their_options(words: list[str]) -> None:
-    script = next(REPOSITORY / word for word in words if re.match("(scripts|benchmarks)/", word))
-    assert script.exists()
+    script = script_of(words)
+    assert script is not None and script.exists()
     known = "".join(path.read_text() for path in script.parent.iterdir() if path.suffix in (".py", ".sh"))
     for option in (word for word in words if word.startswith("--")):
         assert option in known

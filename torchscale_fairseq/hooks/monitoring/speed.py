@@ -112,7 +112,7 @@ def speed_meter(model: nn.Module, device: torch.device, peak_tflops: float | Non
     if peak is None:
         logger.info(
             f"model FLOPs utilisation (mfu) is not logged: the peak rate of this device ({name}, {precision}) is not "
-            "known; give it with --peak-tflops (benchmarks/compare.py train says the rate of a matrix product)"
+            "known; give it with --peak-tflops (python -m benchmarks.compare train says the rate of a matrix product)"
         )
     else:
         logger.info(f"model FLOPs utilisation (mfu) is relative to {peak:g} TFLOP/s ({name}, {precision})")

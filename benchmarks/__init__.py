@@ -1,0 +1,1 @@
+"""Measurements next to official TorchScale, stock fairseq and plain PyTorch: python -m benchmarks.NAME."""

@@ -1,0 +1,1 @@
+"""Claims of papers, tested in small experiments: python -m scripts.experiments.NAME."""

@@ -1,5 +1,7 @@
 # What the quick starts share: their options, and steps that say what they run. They source it.
 
+shared=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+
 fail() {
   echo "${0##*/}: $1; see --help" >&2
   exit 2
@@ -42,27 +44,9 @@ step() {
   printf '\n== %s\n' "$1"
 }
 
-# Prints a command as one would type it, in lines of at most 100 characters that keep options with their values.
+# Prints a command as one would type it.
 show() {
-  local line=$1 part="" last="" word
-  shift
-  for word in "$@" --; do
-    if [[ $last != --* || $word == --* ]]; then
-      if [ $((${#line} + ${#part})) -ge 98 ]; then
-        printf '%s \\\n' "$line"
-        line="   "
-      fi
-      line+=$part
-      part=""
-    fi
-    last=$word
-    case "$word" in
-      '|&') part+=" $word" ;;
-      '' | *[!A-Za-z0-9_./:=,-]*) part+=" ${word@Q}" ;;
-      *) part+=" $word" ;;
-    esac
-  done
-  printf '%s\n' "$line"
+  python3 "$shared/show_command.py" "$@"
 }
 
 run() {

@@ -4,6 +4,7 @@ import math
 import re
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 pytest.importorskip("fairseq")
 
-from tests.fairseq_cli import REPOSITORY, TOOL, Finished, run_beside_fairseq, run_fairseq, run_processes, run_program
+from tests.fairseq_cli import TOOL, Finished, run_beside_fairseq, run_fairseq, run_processes, run_program
 from tests.plugin.drawings import make_folders
 from tests.plugin.test_translation_cli import assert_same_weights, weights
 from tests.printed import assert_logged_alike, assert_printed_alike, printed, validated
@@ -238,5 +239,5 @@ def test_area_under_curve_of_three_classes() -> None:
 def test_a_detail_decides(tmp_path: Path) -> None:
     """A square of 8 pixels, whose colour decides the class of an image of 2,048 pixels, in more than 95 % of held-out
     images. The mean colour of an image, which the ground decides, does not tell."""
-    words = [REPOSITORY / "scripts/experiments/image_details.sh", "--work-dir", tmp_path]
+    words = [sys.executable, "-m", "scripts.experiments.image_details", "--work-dir", tmp_path]
     assert validated(run_program(words, timeout=3600).check().output, "accuracy")[0] > 95

@@ -46,8 +46,8 @@ def test_quickstart_refuses(options: str, message: str) -> None:
 def failing_training(tmp_path: Path) -> Path:
     """The script in a project that is set up and has its data, where every training ends with status 3."""
     (tmp_path / "scripts").mkdir()
-    for script in (QUICKSTART, QUICKSTART.parent / "lib.sh", QUICKSTART.parent / "recipes.tsv"):
-        shutil.copy(script, tmp_path / "scripts")
+    for name in (QUICKSTART.name, "lib.sh", "recipes.tsv", "show_command.py"):
+        shutil.copy(QUICKSTART.parent / name, tmp_path / "scripts")
     for program, status in {"scripts/setup.sh": 0, ".venv/bin/fairseq-train": 3}.items():
         path = tmp_path / program
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -45,7 +45,7 @@ def test_a_work_directory_that_cannot_be_made_ends_it(tmp_path: Path) -> None:
     ("words", "lines"),
     [
         (["one"], ["one"]),
-        (["one", "two words", "it's", "--none", ""], ["one 'two words' 'it'\\''s' --none ''"]),
+        (["one", "two words", "it's", "--none", ""], ["one 'two words' 'it'\"'\"'s' --none ''"]),
         (
             ["fairseq-train", "x" * 60, "--lr", "1e-3", "--adam-betas", "(0.9, 0.98)", "--cpu", "|&", "tee", "log"],
             [f"fairseq-train {'x' * 60} --lr 1e-3 \\", "    --adam-betas '(0.9, 0.98)' --cpu |& tee log"],

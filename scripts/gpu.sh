@@ -59,14 +59,7 @@ else
 fi
 
 nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader
-"$venv/bin/python" - <<'EOF'
-import platform
-
-import fairseq
-import torch
-
-print(f"python {platform.python_version()}, torch {torch.__version__}, fairseq {fairseq.__version__}")
-EOF
+"$venv/bin/python" -m torchscale_fairseq environment
 PATH=$venv/bin:$PATH
 if [ $# -gt 0 ]; then exec "$@"; fi
 python -m pytest -m gpu tests/gpu

@@ -17,6 +17,8 @@ if TYPE_CHECKING:  # for editors and type checkers, the names of _HOME once more
     from .core.architectures.longvit import LongViT as LongViT
     from .core.architectures.longvit import LongViTClassifier as LongViTClassifier
     from .core.architectures.retnet import RetNetDecoder as RetNetDecoder
+    from .core.architectures.slide_encoder import SlideClassifier as SlideClassifier
+    from .core.architectures.slide_encoder import SlideEncoder as SlideEncoder
     from .core.config import BEiT3Config as BEiT3Config
     from .core.config import DecoderConfig as DecoderConfig
     from .core.config import EncoderConfig as EncoderConfig
@@ -24,6 +26,7 @@ if TYPE_CHECKING:  # for editors and type checkers, the names of _HOME once more
     from .core.config import LongViTConfig as LongViTConfig
     from .core.config import RetNetConfig as RetNetConfig
     from .core.config import RetNetEncoderDecoderConfig as RetNetEncoderDecoderConfig
+    from .core.config import SlideEncoderConfig as SlideEncoderConfig
     from .core.ops.dilated import dilated_attention as dilated_attention
     from .core.saving import load_pretrained as load_pretrained
 
@@ -37,6 +40,7 @@ _HOME = {
     "LongViTConfig": "core.config",
     "RetNetConfig": "core.config",
     "RetNetEncoderDecoderConfig": "core.config",
+    "SlideEncoderConfig": "core.config",
     "Encoder": "core.architectures.encoder",
     "Decoder": "core.architectures.decoder",
     "EncoderDecoder": "core.architectures.encoder_decoder",
@@ -46,6 +50,8 @@ _HOME = {
     "LongViT": "core.architectures.longvit",
     "LongViTClassifier": "core.architectures.longvit",
     "RetNetDecoder": "core.architectures.retnet",
+    "SlideClassifier": "core.architectures.slide_encoder",
+    "SlideEncoder": "core.architectures.slide_encoder",
     "dilated_attention": "core.ops.dilated",
     "load_pretrained": "core.saving",
 }

@@ -10,6 +10,7 @@ from .experts import EXPERT_OPTIONS, ExpertOptions
 from .images import BEiT3Config, ImageOptions, LongViTConfig
 from .option import Config
 from .retention import RetentionSide, RetNetConfig, RetNetEncoderDecoderConfig
+from .slides import SlideEncoderConfig
 from .transformer import TransformerConfig
 
 __all__ = [
@@ -26,5 +27,6 @@ __all__ = [
     "RetNetConfig",
     "RetNetEncoderDecoderConfig",
     "RetentionSide",
+    "SlideEncoderConfig",
     "TransformerConfig",
 ]

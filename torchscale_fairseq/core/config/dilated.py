@@ -51,23 +51,35 @@ class DilatedOptions(TransformerConfig):
     @property
     def segment_lengths(self) -> tuple[int, ...]:
         """Tokens per segment, one entry per branch; none for dense attention."""
-        return _integers("segment_length", self.segment_length)
+        return parse_integers("segment_length", self.segment_length, example=EXAMPLE["segment_length"])
 
     @property
     def dilation_ratios(self) -> tuple[int, ...]:
         """Distance of the tokens that a segment keeps, likewise."""
-        return _integers("dilated_ratio", self.dilated_ratio)
+        return parse_integers("dilated_ratio", self.dilated_ratio, example=EXAMPLE["dilated_ratio"])
 
 
-def _integers(name: str, value: str | Sequence[int] | None) -> tuple[int, ...]:
-    """A list of positive integers, or a string that spells one."""
+def parse_integers(
+    name: str, value: str | Sequence[int] | None, *, at_least: int = 1, example: str
+) -> tuple[int, ...]:
+    """A list of whole numbers, or a string that spells one.
+
+    Args:
+        name: of the option.
+        value: the list, its spelling, or None for an empty one.
+        at_least: the smallest number that is valid.
+        example: a value that a message can suggest.
+
+    Raises:
+        OptionError: the value is no such list.
+    """
     if value is None or value == "":
         return ()
     try:
         parsed = ast.literal_eval(value) if isinstance(value, str) else value
     except (SyntaxError, ValueError):
         parsed = None
-    if not (isinstance(parsed, (list, tuple)) and all(type(n) is int and n >= 1 for n in parsed)):
-        condition = f"{{{name}()}} must be a list of whole numbers from 1 on, such as {EXAMPLE['segment_length']!r}"
-        raise OptionError(name, value, condition, [{name: EXAMPLE[name]}])
+    if not (isinstance(parsed, (list, tuple)) and all(type(n) is int and n >= at_least for n in parsed)):
+        condition = f"{{{name}()}} must be a list of whole numbers from {at_least} on, such as {example!r}"
+        raise OptionError(name, value, condition, [{name: example}])
     return tuple(parsed)

@@ -22,6 +22,7 @@ SECTIONS = {
     "Encoder-decoder": config.EncoderDecoderConfig,
     "Retention": config.RetentionSide,
     "Images": config.ImageOptions,
+    "Slides": config.SlideEncoderConfig,
 }
 HEADER = """# Options
 
@@ -55,7 +56,7 @@ def presets() -> dict[str, dict[str, Any]]:
     from torchscale_fairseq.models import _presets as tables  # and fairseq, which takes seconds that --help is spared
 
     families = (tables.TRANSLATION, tables.LANGUAGE, tables.MASKED, tables.RETENTION, tables.RETENTION_TRANSLATION)
-    families += (tables.IMAGE_TEXT, tables.IMAGES)
+    families += (tables.IMAGE_TEXT, tables.IMAGES, tables.SLIDES)
     return {name: preset for family in families for name, preset in family.items()}
 
 

@@ -49,7 +49,11 @@ def test_the_released_model() -> None:
     assert {name.removeprefix(layer) for name in shapes if name.startswith(layer)} == of_layer
     assert {name for name in shapes if ".layers." not in name} == {
         "cls_token",
-        *(f"{name}.{kind}" for name in ("patch_embed.proj", "norm", "encoder.layer_norm") for kind in ("weight", "bias")),
+        *(
+            f"{name}.{kind}"
+            for name in ("patch_embed.proj", "norm", "encoder.layer_norm")
+            for kind in ("weight", "bias")
+        ),
     }
     assert shapes["patch_embed.proj.weight"] == (768, 1536) and shapes["cls_token"] == (1, 1, 768)
     assert shapes[f"{layer}ffn.fc1.weight"] == (3072, 768) and model.norm.eps == 1e-6

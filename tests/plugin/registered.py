@@ -16,6 +16,7 @@ from torchscale_fairseq.core.config import (
     LongViTConfig,
     RetNetConfig,
     RetNetEncoderDecoderConfig,
+    SlideEncoderConfig,
 )
 from torchscale_fairseq.models._options import core_config
 from torchscale_fairseq.models.beit3 import ImageTextModel
@@ -23,6 +24,7 @@ from torchscale_fairseq.models.bert import MaskedLanguageModel
 from torchscale_fairseq.models.gpt import LanguageModel
 from torchscale_fairseq.models.longvit import LongViTModel
 from torchscale_fairseq.models.retnet import RetNetLanguageModel, RetNetTranslationModel
+from torchscale_fairseq.models.slide_encoder import SlideEncoderModel
 from torchscale_fairseq.models.translation import TranslationModel
 
 CONFIGS = {
@@ -33,6 +35,7 @@ CONFIGS = {
     MaskedLanguageModel: EncoderConfig,
     ImageTextModel: BEiT3Config,
     LongViTModel: LongViTConfig,
+    SlideEncoderModel: SlideEncoderConfig,
 }
 OF_THE_TASK = {
     "max_source_positions": 1024,
@@ -75,5 +78,5 @@ def parse(arch: str, *flags: str) -> argparse.Namespace:
 
 
 def config_of(arch: str, *flags: str) -> Any:
-    words = {} if config_class(arch) is LongViTConfig else {"vocab_size": WORDS}
+    words = {} if config_class(arch) in (LongViTConfig, SlideEncoderConfig) else {"vocab_size": WORDS}
     return core_config(parse(arch, *flags), config_class(arch), MODEL_REGISTRY[arch].preset, **words)

@@ -13,6 +13,7 @@ import torchscale_fairseq.models  # noqa: F401 - registers them
 from tests.data.corpora import made_corpus
 from tests.fairseq_cli import USER_DIR, Finished, run_fairseq
 from tests.plugin.drawings import make_drawings, make_folders
+from tests.plugin.drawn_slides import make_slides
 from tests.plugin.shrunk import shrunk
 from tests.tools.in_process import run_tool
 from torchscale_fairseq.checkpoints.reading import load_checkpoint
@@ -27,6 +28,8 @@ def train(name: str, data: Path, folder: Path, *overrides: str) -> Finished:
     flags = [word.removeprefix("--").replace("-", "_") for word in shrunk(ARCH.search(FILES[name])[1])[2:]]
     arguments = ["--config-dir", USER_DIR / "config", "--config-name", name, f"task.data={data}", "common.cpu=true"]
     arguments += [f"+model.{key}={value}" for key, value in zip(flags[::2], flags[1::2], strict=True)]
+    if name == "slide_encoder_small":
+        arguments.append("model.feature_dim=6")
     arguments += ["optimization.max_update=2", f"hydra.run.dir={folder}", *overrides]
     return run_fairseq("hydra_train", arguments, cwd=folder)
 
@@ -38,7 +41,8 @@ def data_of(language_data: Path, translation_data: Path, tmp_path_factory: pytes
     data = {"translation": translation_data, "language_modeling": language_data, "masked_lm": language_data}
     pictures = make_drawings(tmp_path_factory.mktemp("pictures") / "data", train=24, valid=4)
     folders = make_folders(tmp_path_factory.mktemp("folders") / "data", train=4, valid=1)
-    return {**data, "pretraining": shards, "image_text": pictures, "image_classification": folders}
+    slides = make_slides(tmp_path_factory.mktemp("slides") / "data", train=4, valid=2)
+    return {**data, "pretraining": shards, "image_text": pictures, "image_classification": folders, "slide_classification": slides}
 
 
 @pytest.mark.parametrize("name", FILES)

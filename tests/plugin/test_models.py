@@ -29,6 +29,7 @@ from torchscale_fairseq.core.config import (
     LongViTConfig,
     RetNetConfig,
     RetNetEncoderDecoderConfig,
+    SlideEncoderConfig,
 )
 from torchscale_fairseq.models._options import flag_fields
 
@@ -75,7 +76,7 @@ def parameters(c: Any) -> int:
     if not isinstance(c, LANGUAGE_CONFIGS):
         e = c.encoder_embed_dim
         total += side(e, c.encoder_ffn_embed_dim, c.encoder_layers, pre_norm=c.encoder_pre_norm, cross=False)
-        total += 0 if isinstance(c, LongViTConfig) else WORDS * e
+        total += 0 if isinstance(c, (LongViTConfig, SlideEncoderConfig)) else WORDS * e
         total += (1024 + 2) * e if c.encoder_learned_pos else 0
         total += 2 * e if c.layernorm_embedding else 0
     if isinstance(c, BEiT3Config):
@@ -85,6 +86,8 @@ def parameters(c: Any) -> int:
     if isinstance(c, LongViTConfig):
         total += c.num_patches * e + 3 * c.patch_size**2 * e + e  # positions and patches
         total += 2 * e + e * CLASSES + CLASSES - 2 * e  # the head, with its norm in the place of the encoder's
+    elif isinstance(c, SlideEncoderConfig):
+        total += 1536 * e + e + e + 2 * e + e * CLASSES + CLASSES  # tiles, class token, norm and head
     elif isinstance(c, EncoderConfig):
         total += e * e + e + 2 * e + WORDS  # the head, whose vectors are the embedding's
     else:
@@ -115,6 +118,7 @@ def test_the_documented_names_are_registered() -> None:
     names |= {f"bitnet{size}" for size in ("", "_small", "_base", "_700m", "_1_3b", "_3b")}
     names |= {f"beit3{size}" for size in ("", "_small", "_base", "_large")}
     names |= {f"longvit_{size}" for size in ("tiny", "small", "base")}
+    names |= {f"slide_encoder_{size}" for size in ("tiny", "small", "base")}
     names |= {f"mt_retnet{size}" for size in ("", "_small", "_base", "_large")}
     assert names == set(OURS)
 

@@ -20,6 +20,7 @@ from .architectures.encoder import Encoder
 from .architectures.encoder_decoder import EncoderDecoder
 from .architectures.longvit import LongViTClassifier
 from .architectures.retnet import AnyRetNetConfig, RetNetDecoder
+from .architectures.slide_encoder import SlideClassifier
 from .config import (
     BEiT3Config,
     DecoderConfig,
@@ -28,6 +29,7 @@ from .config import (
     LongViTConfig,
     RetNetConfig,
     RetNetEncoderDecoderConfig,
+    SlideEncoderConfig,
 )
 from .errors import InputError
 from .layers.embedding import TextEmbedding
@@ -37,7 +39,7 @@ from .ops.positions import PADDING_POSITION
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 AnyConfig = Config | AnyRetNetConfig
-Model = Encoder | Decoder | EncoderDecoder | RetNetDecoder | BEiT3 | LongViTClassifier
+Model = Encoder | Decoder | EncoderDecoder | RetNetDecoder | BEiT3 | LongViTClassifier | SlideClassifier
 
 
 def load_pretrained(folder: str | Path) -> Model:
@@ -48,8 +50,8 @@ def load_pretrained(folder: str | Path) -> Model:
     ``positions=absolute_positions(padding_mask)`` (``core.ops.positions``) to give what the fairseq model gives.
 
     Returns:
-        An Encoder, Decoder, EncoderDecoder, RetNetDecoder, BEiT3 or LongViTClassifier in evaluation mode, its
-        parameters in the file's dtype.
+        An Encoder, Decoder, EncoderDecoder, RetNetDecoder, BEiT3, LongViTClassifier or SlideClassifier in evaluation
+        mode, its parameters in the file's dtype.
 
     Raises:
         ModuleNotFoundError: the package safetensors is missing.
@@ -173,9 +175,17 @@ def _beit3(config: BEiT3Config, tensors: Mapping[str, Tensor]) -> BEiT3:
 
 
 def _longvit(config: LongViTConfig, tensors: Mapping[str, Tensor]) -> LongViTClassifier:
+    return LongViTClassifier(config, _classes(tensors))
+
+
+def _slide_encoder(config: SlideEncoderConfig, tensors: Mapping[str, Tensor]) -> SlideClassifier:
+    return SlideClassifier(config, _classes(tensors))
+
+
+def _classes(tensors: Mapping[str, Tensor]) -> int:
     if "head.bias" not in tensors:
         raise InputError(f"{WEIGHTS_FILE} lacks head.bias, the head that scores classes.")
-    return LongViTClassifier(config, len(tensors["head.bias"]))
+    return len(tensors["head.bias"])
 
 
 BUILDERS: dict[type[AnyConfig], Callable[..., Model]] = {
@@ -186,6 +196,7 @@ BUILDERS: dict[type[AnyConfig], Callable[..., Model]] = {
     RetNetEncoderDecoderConfig: _encoder_decoder,
     BEiT3Config: _beit3,
     LongViTConfig: _longvit,
+    SlideEncoderConfig: _slide_encoder,
 }
 CONFIGS = {config.__name__: config for config in BUILDERS}
 

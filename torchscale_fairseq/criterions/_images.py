@@ -10,6 +10,11 @@ from torch import Tensor
 from torchscale_fairseq.hooks.sequence_parallel import SLICE
 
 
+def predicts(task: Any) -> str:
+    """The kind of target that a task has: classes, labels (any number of them per example) or times."""
+    return getattr(task, "predicts", None) or ("times" if getattr(task.cfg, "labels", "") else "classes")
+
+
 class ImageCriterion(FairseqCriterion):
     """A mean over images. In validation, scores and targets of all images are gathered from all processes, each once,
     for figures that are no means."""
@@ -57,8 +62,17 @@ class ImageCriterion(FairseqCriterion):
         if "scores" in logging_outputs[0]:
             for name in ("scores", "targets"):
                 metrics.log_concat_tensor(f"_{name}", torch.cat([log[name] for log in logging_outputs]))
-            for name in cls.figures:
-                metrics.log_derived(name, lambda meters, name=name: cls._figure(meters, name))
+            for name, measured in cls.figures_of(logging_outputs[0]).items():
+                metrics.log_derived(name, lambda meters, measured=measured: cls._figure(meters, measured))
+
+    @classmethod
+    def figures_of(cls, logged: dict[str, Any]) -> dict[str, str]:
+        """Names under which figures are logged, and those that ``measure`` gives them.
+
+        Args:
+            logged: of a batch.
+        """
+        return {name: name for name in cls.figures}
 
     @classmethod
     def _figure(cls, meters: Any, name: str) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchscale_fairseq.core.errors import InputError
 
-from ._images import ImageCriterion
+from ._images import ImageCriterion, predicts
 
 
 @dataclass
@@ -29,15 +29,18 @@ class ImageClassificationCriterion(ImageCriterion):
         InputError: label smoothing is out of its range, or the task has times instead of classes.
     """
 
-    figures = ("auc",)
+    figures: tuple[str, ...] = ("auc",)
 
     def __init__(self, cfg: ImageClassificationOptions, task: Any):
         super().__init__(task)
-        if getattr(task.cfg, "labels", ""):
-            raise InputError(f"--labels ({task.cfg.labels}) is for --criterion survival; give that, or no labels.")
+        self._check_task(task)
         if not 0 <= cfg.label_smoothing < 1:
             raise InputError(f"--label-smoothing ({cfg.label_smoothing}) must be at least 0 and below 1.")
         self.label_smoothing = cfg.label_smoothing
+
+    def _check_task(self, task: Any) -> None:
+        if predicts(task) != "classes":
+            raise InputError(f"--labels ({task.cfg.labels}) is for --criterion survival; give that, or no labels.")
 
     def losses(self, scores: Tensor, targets: Tensor) -> Tensor:
         """(images, classes) and (images,) to (images,)."""

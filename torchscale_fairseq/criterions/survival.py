@@ -10,7 +10,7 @@ from torch import Tensor
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.ops.survival import concordance_index, risk, survival_loss
 
-from ._images import ImageCriterion
+from ._images import ImageCriterion, predicts
 
 
 @dataclass
@@ -35,8 +35,11 @@ class SurvivalCriterion(ImageCriterion):
 
     def __init__(self, cfg: SurvivalOptions, task: Any):
         super().__init__(task)
-        if not getattr(task.cfg, "labels", ""):
-            raise InputError("--criterion survival needs --task image_classification with --labels, a table of times.")
+        if predicts(task) != "times":
+            raise InputError(
+                "--criterion survival needs --task image_classification with --labels, a table of times, or --task "
+                "slide_classification with --label-columns time,event."
+            )
         if not 0 <= cfg.alpha_surv < 1:
             raise InputError(f"--alpha-surv ({cfg.alpha_surv}) must be at least 0 and below 1.")
         self.censored_wt = 1 - cfg.alpha_surv

@@ -1,6 +1,5 @@
 """Tables of survival: for each image, when an event was seen, or until when none was."""
 
-import csv
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from torchscale_fairseq.data.problems import DataError, Problems
+from torchscale_fairseq.data.tables import read_rows
 
 COLUMNS = ("image", "time", "event")
 NEEDED = "the columns image, time and event are needed"
@@ -39,7 +39,7 @@ def read_survival(path: Path, problems: Problems | None = None) -> Survival:
     problems = problems or Problems(skip=False)
     images: dict[Path, int] = {}
     times, events = [], []
-    for number, row in _rows(path):
+    for number, row in read_rows(path, COLUMNS, NEEDED):
         with problems.kind("invalid rows"):
             image, time, event = _read(row, path, number)
             if image in images:
@@ -54,26 +54,6 @@ def read_survival(path: Path, problems: Problems | None = None) -> Survival:
     return Survival(path, list(images), torch.tensor(times, dtype=torch.float64), torch.tensor(events))
 
 
-def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """With the line that each ends in."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            names = [name.strip() for name in reader.fieldnames or ()]
-            missing = [name for name in COLUMNS if name not in names]
-            if missing:
-                raise DataError(
-                    f"{path} has no column {missing[0]}, but {', '.join(names) or 'none at all'}; {NEEDED}."
-                )
-            reader.fieldnames = names
-            rows = [(reader.line_num, row) for row in reader]
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}; {NEEDED}.") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is not a CSV file in UTF-8 ({error}); convert it.") from None
-    return rows
-
-
 def _read(row: dict[str, str], path: Path, number: int) -> tuple[Path, float, bool]:
     where = f"{path}, line {number}"
     if any(row[name] is None or not row[name].strip() for name in COLUMNS):
@@ -81,17 +61,19 @@ def _read(row: dict[str, str], path: Path, number: int) -> tuple[Path, float, bo
     image = path.parent / row["image"].strip()
     if not image.is_file():
         raise DataError(f"{where} names {image}, which does not exist.")
-    return image, _time(row["time"].strip(), where), _event(row["event"].strip(), where)
+    return image, parse_time(row["time"].strip(), where), parse_event(row["event"].strip(), where)
 
 
-def _time(text: str, where: str) -> float:
+def parse_time(text: str, where: str) -> float:
+    """A time that is at least 0; ``where`` names the line for the DataError that is raised otherwise."""
     time = _number(text)
     if not 0 <= time < math.inf:
         raise DataError(f"{where} has the time {text}; it should be a number that is at least 0.")
     return time
 
 
-def _event(text: str, where: str) -> bool:
+def parse_event(text: str, where: str) -> bool:
+    """1 for True, 0 for False; ``where`` names the line for the DataError that is raised otherwise."""
     event = _number(text)
     if event not in (0, 1):
         raise DataError(f"{where} has the event {text}; it should be 1 where it was seen, and 0 where it was not.")

@@ -49,6 +49,8 @@ def sharing_of(cfg: Any, task: Any, model: nn.Module) -> "SequenceSharing | None
         return None
     with spelt_as_typed():
         group = sequence_group(size)
+    if hasattr(task, "sequence_cut"):
+        return SequenceSharing(group, task.sequence_cut(group), sentence_avg=True)
     if hasattr(task, "share_sequences"):
         task.share_sequences(dist.get_rank(group), size)
         return SequenceSharing(group, SlicesAsRead(group, task.sequence_length), sentence_avg=True)

@@ -48,3 +48,4 @@ MASKED: Fits = {
 }
 IMAGE_TEXT: Fits = {"image_text": ("image_text",)}
 IMAGES: Fits = {"image_classification": ("image_classification", "survival")}
+SLIDES: Fits = {"slide_classification": ("slide_classification", "multi_label", "survival")}

@@ -96,7 +96,7 @@ class MaskedLanguageHub(RobertaHubInterface):
         return dict(zip(labels, probabilities.tolist(), strict=False))
 
 
-class _ModelOfImages(nn.Module):
+class _ModelOfFiles(nn.Module):
     """A model with the task that says how images are read.
 
     Args:
@@ -116,7 +116,7 @@ class _ModelOfImages(nn.Module):
         self.eval()
 
 
-class ImageHub(_ModelOfImages):
+class ImageHub(_ModelOfFiles):
     """A model of --task image_classification that reads files."""
 
     @torch.no_grad()
@@ -144,7 +144,30 @@ class ImageHub(_ModelOfImages):
         return ImagePatches(Path(image), self.task.cfg.img_size, self.task.cfg.patch_size)
 
 
-class ImageTextHub(_ModelOfImages):
+class SlideHub(_ModelOfFiles):
+    """A model of --task slide_classification that reads files of tiles."""
+
+    @torch.no_grad()
+    def classify(self, slide: str | Path) -> dict[str, str]:
+        """The likeliest class and the probability of each; those of labels; or the risk and the survival at each time.
+
+        Raises:
+            DataError: the file is no slide.
+        """
+        return dict(self.task.reading(self.model(**self.task.model_input(Path(slide)))[0]))
+
+    @torch.no_grad()
+    def extract_features(self, slide: str | Path) -> Tensor:
+        """The slide's embedding (1, width).
+
+        Raises:
+            DataError: the file is no slide.
+        """
+        features: Tensor = self.model.extract_features(**self.task.model_input(Path(slide)))
+        return features
+
+
+class ImageTextHub(_ModelOfFiles):
     """A BEiT-3 that reads image files and captions."""
 
     def __init__(self, cfg: Any, task: Any, models: list[Any]):

@@ -233,3 +233,14 @@ IMAGES: dict[str, Preset] = {
     ).items()
 }
 """Small is the released model; tiny trains on a CPU in minutes."""
+
+SLIDES: dict[str, Preset] = {
+    f"slide_encoder_{size}": {"activation_fn": "gelu", **sizes}
+    for size, sizes in _sizes(
+        "encoder",
+        tiny=(2, 64, 256, 4),
+        small=(12, 384, 1536, 16),
+        base=(12, 768, 3072, 16),
+    ).items()
+}
+"""Base has the sizes of Prov-GigaPath's released slide encoder; tiny trains on a CPU in minutes."""

@@ -1,10 +1,8 @@
 """LongViT: ``longvit_small`` and other sizes, for tasks that read images of any size."""
 
-import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from fairseq.models import BaseFairseqModel, register_model
 from torch import Tensor
@@ -17,31 +15,19 @@ from torchscale_fairseq.core.parallel.sequence import SequenceSlice
 
 from ._fits import IMAGES as FITTING_TASKS
 from ._hubs import ImageHub
-from ._options import ModelOptions, Preset, core_config, fairseq_dataclass
+from ._options import Preset, core_config, fairseq_dataclass
 from ._presets import IMAGES
 from ._pretrained import Pretrained
-
-logger = logging.getLogger(__name__)
+from ._released import FreshHead, PretrainedOptions, begin_from, read_released
 
 FROM_TASK = ("img_size", "patch_size")
 POSITIONS = "model.pos_embed"
-ENTRIES = ("model", "teacher", "state_dict")
-"""Where a file of weights may have them, if not at its top."""
+ADVICE = "take the --arch and --patch-size that it was made for"
 WRAPPERS = ("module.", "backbone.", "model.")
 """What may stand before the names of LongViT's parameters."""
 
 
-@dataclass
-class LongViTOptions(ModelOptions):
-    """Options of fairseq's side alone."""
-
-    pretrained: Optional[str] = field(  # noqa: UP045 - fairseq reads typing's form only
-        default=None,
-        metadata={"help": "file of weights to begin from, such as the released ones, whose names are the same"},
-    )
-
-
-class LongViTModel(Pretrained, BaseFairseqModel, LongViTClassifier):
+class LongViTModel(FreshHead, Pretrained, BaseFairseqModel, LongViTClassifier):
     """A LongViT with a head that scores classes; each preset is a subclass. Parameters have the released names.
 
     Args:
@@ -82,21 +68,10 @@ class LongViTModel(Pretrained, BaseFairseqModel, LongViTClassifier):
             FileNotFoundError: there is no such file.
             CheckpointError: it is not of this architecture.
         """
-        given = _weights(read_file(path), path)
-        own = self.state_dict()
-        missing = [name for name in own if name.startswith("model.") and name not in given]
-        if missing:
-            raise CheckpointError(f"--pretrained {path} has no {missing[0]}; it is not a LongViT of this architecture.")
-        state = {name: given[name] for name in own if name in given}
-        self._adapt(state)
-        for name, value in state.items():
-            if value.shape != own[name].shape:
-                raise CheckpointError(
-                    f"--pretrained {path} has {name} of shape {tuple(value.shape)}, and this model "
-                    f"{tuple(own[name].shape)}; take the --arch and --patch-size that it was made for."
-                )
-        self.load_state_dict(state, strict=False)
-        logger.info("began from %s: %s of %s tensors", path, len(state), len(own))
+        bare = read_released(path, WRAPPERS)
+        given = {name if name.startswith(("fc_norm.", "head.")) else f"model.{name}": v for name, v in bare.items()}
+        self._adapt(given)
+        begin_from(self, given, path, kind="a LongViT", advice=ADVICE)
 
     def max_positions(self) -> None:
         """The task knows how large images are."""
@@ -108,32 +83,14 @@ class LongViTModel(Pretrained, BaseFairseqModel, LongViTClassifier):
         self._adapt(state_dict)
 
     def _adapt(self, state_dict: dict[str, Any]) -> None:
-        for key, value in self.head.state_dict(prefix="head.").items():
-            if key not in state_dict or state_dict[key].shape != value.shape:
-                logger.warning("left as initialised, since the checkpoint is for other classes: %s", key)
-                state_dict[key] = value
+        self.keep_head(state_dict)
         if POSITIONS in state_dict:
             side = self.model.config.img_size // self.model.config.patch_size
             state_dict[POSITIONS] = resized_positions(state_dict[POSITIONS], side, side)
 
 
-def _weights(state: Any, path: str | Path) -> dict[str, Tensor]:
-    """Tensors by our names."""
-    entry = next((name for name in ENTRIES if isinstance(state, Mapping) and name in state), None)
-    state = state if entry is None else state[entry]
-    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
-        raise CheckpointError(f"--pretrained {path} holds no weights by name.")
-    result = {}
-    for name, value in state.items():
-        bare = name
-        for wrapper in WRAPPERS:
-            bare = bare.removeprefix(wrapper)
-        result[bare if bare.startswith(("fc_norm.", "head.")) else f"model.{bare}"] = value
-    return result
-
-
 for _name, _preset in IMAGES.items():
     register_model(
         _name,
-        dataclass=fairseq_dataclass(f"{_name}_options", LongViTConfig, _preset, LongViTOptions, from_task=FROM_TASK),
+        dataclass=fairseq_dataclass(f"{_name}_options", LongViTConfig, _preset, PretrainedOptions, from_task=FROM_TASK),
     )(type(_name, (LongViTModel,), {"preset": _preset, "__doc__": LongViTModel.__doc__}))

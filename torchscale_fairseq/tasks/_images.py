@@ -1,23 +1,20 @@
 """What tasks that read images of any size have in common."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fairseq.dataclass import FairseqDataclass
-from fairseq.tasks import FairseqTask
 from omegaconf import II, MISSING
-from torch import Tensor
 
 from torchscale_fairseq.core.errors import InputError
-from torchscale_fairseq.criterions._images import ImageCriterion
 from torchscale_fairseq.data.images.check import readable_images
 from torchscale_fairseq.data.images.dataset import ImageDataset
 from torchscale_fairseq.data.images.views import Augmentation
-from torchscale_fairseq.data.problems import DataError, Problems
+from torchscale_fairseq.data.problems import Problems
 
-HEAD = "head."
+from ._labelled import LabelledTask
+
 SKIP_INVALID = (
     "name, count and leave out images that cannot be read, and invalid lines of tables, instead of ending with an error"
 )
@@ -76,7 +73,7 @@ class ImageConfig(FairseqDataclass):
     train_subset: str = II("dataset.train_subset")
 
 
-class ImageTask(FairseqTask):
+class ImageTask(LabelledTask):
     """Reads images and makes batches; what is predicted of an image is a subclass's.
 
     Args:
@@ -87,100 +84,20 @@ class ImageTask(FairseqTask):
     """
 
     cfg: ImageConfig
+    criterions = "--task image_classification needs --criterion image_classification or, with --labels, survival"
 
     def __init__(self, cfg: ImageConfig):
         super().__init__(cfg)
         _check(cfg)
         self._share = (0, 1)
 
-    @classmethod
-    def setup_task(cls, cfg: ImageConfig, from_checkpoint: bool = False, **_: Any) -> "ImageTask":
-        """Make the task; what scores mean it learns from the training split, unless a checkpoint is to tell it.
+    def check_resumed(self, state: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another --img-size.
 
         Raises:
-            DataError: something is wrong with the training split.
-        """
-        task = cls(cfg)
-        if not from_checkpoint:
-            task.state.merge_state_dict(task.learned())
-        return task
-
-    def learned(self) -> dict[str, list[Any]]:
-        """What the scores of a model mean, under a name in the plural; a checkpoint remembers it.
-
-        Raises:
-            DataError: something is wrong with the training split.
-        """
-        raise NotImplementedError
-
-    def adapt_checkpoint(self, state: dict[str, Any], *, fine_tuning: bool, keep_optimizer: bool) -> None:
-        """Look at a checkpoint before a run goes on from it. A run that begins from one whose scores mean something
-        else (fine_tuning) gets a new head.
-
-        Raises:
-            DataError: a run cannot go on, as its scores mean something else.
             InputError: see ``check_size``.
         """
-        if keep_optimizer:
-            check_size(state, self.cfg.img_size)
-        before, now = state.get("task_state"), self.state.state_dict
-        if not before or before == now:
-            return
-        if not fine_tuning:
-            (old, olds), (new, news) = next(iter(before.items())), next(iter(now.items()))
-            raise DataError(
-                f"the checkpoint's {old} are {', '.join(map(str, olds))}, and the {new} of "
-                f"{Path(self.cfg.data) / self.cfg.train_subset} {', '.join(map(str, news))}; give another --save-dir, "
-                "and the checkpoint as --finetune-from-model."
-            )
-        for name in [name for name in state["model"] if name.startswith(HEAD)]:
-            del state["model"][name]
-
-    @property
-    def num_classes(self) -> int:
-        """Scores that a model gives an image."""
-        raise NotImplementedError
-
-    def reading(self, scores: Tensor) -> list[tuple[str, str]]:
-        """What a model's scores of an image, (scores,), say: columns of a table, and their cells."""
-        raise NotImplementedError
-
-    def labelled(self, split: str, problems: Problems) -> tuple[Sequence[Path], Tensor, Sequence[int]]:
-        """The images of a split, their targets (images, ...), and which group each belongs to for --class-balanced.
-
-        Args:
-            split: such as "train".
-            problems: takes what is wrong with single images.
-
-        Raises:
-            DataError: something is wrong with the data.
-        """
-        raise NotImplementedError
-
-    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
-        """Build a model; if it is not to get a checkpoint's weights, with those of --pretrained.
-
-        Raises:
-            FileNotFoundError, CheckpointError: of --pretrained.
-        """
-        model = super().build_model(cfg, from_checkpoint)
-        if not from_checkpoint and cfg.pretrained is not None:
-            model.load_weights(cfg.pretrained)
-        return model
-
-    def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:
-        """Build a criterion.
-
-        Raises:
-            InputError: it is one for words, as is fairseq's default, which would take each patch for one.
-        """
-        criterion = super().build_criterion(cfg, from_checkpoint)
-        if not isinstance(criterion, ImageCriterion):
-            raise InputError(
-                f"--criterion {cfg._name} is not for images; --task image_classification needs --criterion "
-                "image_classification or, with --labels, survival."
-            )
-        return criterion
+        check_size(state, self.cfg.img_size)
 
     def load_dataset(self, split: str, **_: Any) -> None:
         """Open a split.
@@ -222,17 +139,6 @@ class ImageTask(FairseqTask):
     def sequence_length(self) -> int:
         """Patches of an image."""
         return (self.cfg.img_size // self.cfg.patch_size) ** 2
-
-    def max_positions(self) -> None:
-        """All images have the same size."""
-
-    @property
-    def source_dictionary(self) -> None:
-        """There are no words."""
-
-    @property
-    def target_dictionary(self) -> None:
-        """There are no words."""
 
 
 def check_size(state: dict[str, Any], img_size: int) -> None:

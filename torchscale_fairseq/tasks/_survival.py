@@ -17,16 +17,23 @@ from ._images import ImageTask
 logger = logging.getLogger(__name__)
 
 
-class SurvivalTask(ImageTask):
-    """Time is cut into bins after the training's events. A checkpoint remembers where."""
+class TimeBins:
+    """Of a task that predicts survival: time is cut into bins after the training's events, at edges that a checkpoint
+    remembers."""
+
+    cfg: Any
+    state: Any
+    examples = "images"
+    """A word for messages."""
 
     def learned(self) -> dict[str, list[Any]]:
         """Where all bins but the first begin, in the table's unit of time."""
         table = self._table(self.cfg.train_subset, Problems(skip=self.cfg.skip_invalid))
         edges = time_edges(table, self.cfg.time_bins)
         logger.info(
-            "%s images, %s events; bins of time begin at 0, %s",
+            "%s %s, %s events; bins of time begin at 0, %s",
             len(table.images),
+            self.examples,
             int(table.events.sum()),
             ", ".join(f"{edge:g}" for edge in edges),
         )
@@ -54,6 +61,14 @@ class SurvivalTask(ImageTask):
     def _edges(self) -> list[float]:
         edges: list[float] = self.state.state_dict["time edges"]
         return edges
+
+    def _table(self, split: str, problems: Problems) -> Survival:
+        """The times and events of a split."""
+        raise NotImplementedError
+
+
+class SurvivalTask(TimeBins, ImageTask):
+    """Survival of images, from a table in each split's folder."""
 
     def _table(self, split: str, problems: Problems) -> Survival:
         return read_survival(Path(self.cfg.data) / split / self.cfg.labels, problems)

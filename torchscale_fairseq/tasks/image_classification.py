@@ -13,13 +13,14 @@ from torchscale_fairseq.data.images.folders import read_classes, read_folders
 from torchscale_fairseq.data.problems import Problems
 
 from ._images import ImageConfig, ImageTask
+from ._labelled import ClassReading
 from ._survival import SurvivalTask
 
 logger = logging.getLogger(__name__)
 
 
 @register_task("image_classification", dataclass=ImageConfig)
-class ImageClassificationTask(ImageTask):
+class ImageClassificationTask(ClassReading, ImageTask):
     """Classes are the folders of the training split. A checkpoint remembers them."""
 
     @classmethod
@@ -34,16 +35,6 @@ class ImageClassificationTask(ImageTask):
         classes = read_classes(Path(self.cfg.data) / self.cfg.train_subset)
         logger.info("%s classes: %s", len(classes), ", ".join(classes))
         return {"classes": classes}
-
-    @property
-    def num_classes(self) -> int:
-        """Scores that a model gives an image."""
-        return len(self.state.classes)
-
-    def reading(self, scores: Tensor) -> list[tuple[str, str]]:
-        """The likeliest class, and the probability of each."""
-        shown = [f"{p:.4f}" for p in scores.double().softmax(-1).tolist()]
-        return [("class", self.state.classes[int(scores.argmax())]), *zip(self.state.classes, shown, strict=True)]
 
     def labelled(self, split: str, problems: Problems) -> tuple[Sequence[Path], Tensor, Sequence[int]]:
         """Images, and their classes as targets and groups."""

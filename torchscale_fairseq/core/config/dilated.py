@@ -59,9 +59,7 @@ class DilatedOptions(TransformerConfig):
         return parse_integers("dilated_ratio", self.dilated_ratio, example=EXAMPLE["dilated_ratio"])
 
 
-def parse_integers(
-    name: str, value: str | Sequence[int] | None, *, at_least: int = 1, example: str
-) -> tuple[int, ...]:
+def parse_integers(name: str, value: str | Sequence[int] | None, *, at_least: int = 1, example: str) -> tuple[int, ...]:
     """A list of whole numbers, or a string that spells one.
 
     Args:

@@ -4,18 +4,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from torchscale_fairseq.data.images.drawn_images import DrawnImages
+from torchscale_fairseq.data.drawn_order import DrawnOrder
 from torchscale_fairseq.data.images.patches import ImagePatches
 from torchscale_fairseq.data.images.views import Augmentation, View
 
 Example = dict[str, Any]
 
 
-class ImageDataset(DrawnImages):
+class ImageDataset(DrawnOrder):
     """Images and targets. An index is a place in the order of an epoch, in which images are shuffled or drawn.
 
     Args:
@@ -46,32 +45,17 @@ class ImageDataset(DrawnImages):
         self.img_size = img_size
         self.patch_size = patch_size
         self.augmentation = augmentation
-        self.groups = groups
         self.stream = stream
-        self.seed = seed
         self.patches = (img_size // patch_size) ** 2
         self.own = range(self.patches)
         """Which patches this process reads."""
-        self.set_epoch(1)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Another order, and other views."""
-        self.epoch = epoch
-        self._order = self._drawn(np.random.default_rng((self.seed, epoch)))
-
-    def _drawn(self, rng: np.random.Generator) -> Any:
-        count = len(self.images)
-        if self.augmentation is None:
-            return np.arange(count)
-        if self.groups is None:
-            return rng.permutation(count)
-        return rng.permutation(drawn_evenly(np.asarray(self.groups), rng))
+        super().__init__(len(images), shuffle=augmentation is not None, groups=groups, seed=seed)
 
     def __getitem__(self, index: int) -> Example:
-        image = int(self._order[index])
+        image = int(self.order[index])
         view = View()
         if self.augmentation is not None:
-            view = self.augmentation.draw(np.random.default_rng((self.seed, self.epoch, index)))
+            view = self.augmentation.draw(self.generator(index))
         patches = ImagePatches(self.images[image], self.img_size, self.patch_size, view, self.own.start, self.own.stop)
         return {
             "id": image,
@@ -93,9 +77,6 @@ class ImageDataset(DrawnImages):
             "target": torch.stack([example["target"] for example in examples]),
         }
 
-    def __len__(self) -> int:
-        return len(self.images)
-
     def num_tokens(self, index: int) -> int:
         """Patches of an image."""
         return self.patches
@@ -103,21 +84,3 @@ class ImageDataset(DrawnImages):
     def size(self, index: int) -> int:
         """The same."""
         return self.patches
-
-    def ordered_indices(self) -> Any:
-        """All of them."""
-        return np.arange(len(self))
-
-
-def drawn_evenly(groups: Any, rng: np.random.Generator) -> Any:
-    """As many indices as there are, of each group equally many up to one. Within a group, none comes up again before
-    all others have."""
-    present = rng.permutation(np.unique(groups))
-    shares = np.full(len(present), len(groups) // len(present))
-    shares[: len(groups) % len(present)] += 1
-    drawn = []
-    for group, share in zip(present, shares, strict=True):
-        members = np.flatnonzero(groups == group)
-        rounds = -(-share // len(members))
-        drawn.append(np.concatenate([rng.permutation(members) for _ in range(rounds)])[:share])
-    return np.concatenate(drawn)

@@ -1,0 +1,1 @@
+"""Whole slides as bags of tiles: features and coordinates."""

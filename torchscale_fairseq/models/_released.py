@@ -1,0 +1,99 @@
+"""Weights that others have released, read by our names (--pretrained)."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional
+
+from torch import Tensor, nn
+
+from torchscale_fairseq.checkpoints.reading import CheckpointError, read_file
+
+from ._options import ModelOptions
+
+logger = logging.getLogger(__name__)
+
+ENTRIES = ("model", "teacher", "state_dict")
+"""Where a file of weights may have them, if not at its top."""
+
+
+@dataclass
+class PretrainedOptions(ModelOptions):
+    """Options of fairseq's side alone, of models that begin from released weights."""
+
+    pretrained: Optional[str] = field(  # noqa: UP045 - fairseq reads typing's form only
+        default=None,
+        metadata={"help": "file of weights to begin from, such as the released ones, whose names are the same"},
+    )
+
+
+def read_released(path: str | Path, wrappers: Sequence[str]) -> dict[str, Tensor]:
+    """Tensors by their names, without what wrappers put before these.
+
+    Args:
+        path: of the file.
+        wrappers: beginnings of names to remove, in this order.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: it holds no weights.
+    """
+    state = read_file(path)
+    entry = next((name for name in ENTRIES if isinstance(state, Mapping) and name in state), None)
+    state = state if entry is None else state[entry]
+    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
+        raise CheckpointError(f"--pretrained {path} holds no weights by name.")
+    result = {}
+    for name, value in state.items():
+        for wrapper in wrappers:
+            name = name.removeprefix(wrapper)
+        result[name] = value
+    return result
+
+
+def begin_from(
+    model: nn.Module, given: Mapping[str, Tensor], path: str | Path, *, kind: str, advice: str, body: str = "model."
+) -> None:
+    """Load released weights into a model.
+
+    Args:
+        model: all of its tensors under ``body`` are needed; others, such as those of a head, may be missing.
+        given: the weights, by the model's names.
+        path: of their file, for messages.
+        kind: of model, with its article, for messages.
+        advice: what to do about tensors of other shapes, likewise.
+        body: the beginning of the names of what must be there.
+
+    Raises:
+        CheckpointError: the weights are those of another architecture.
+    """
+    own = model.state_dict()
+    missing = [name for name in own if name.startswith(body) and name not in given]
+    if missing:
+        raise CheckpointError(f"--pretrained {path} has no {missing[0]}; it is not {kind} of this architecture.")
+    state = {name: given[name] for name in own if name in given}
+    for name, value in state.items():
+        if value.shape != own[name].shape:
+            raise CheckpointError(
+                f"--pretrained {path} has {name} of shape {tuple(value.shape)}, and this model "
+                f"{tuple(own[name].shape)}; {advice}."
+            )
+    model.load_state_dict(state, strict=False)
+    logger.info("began from %s: %s of %s tensors", path, len(state), len(own))
+    unused = [name for name in given if name not in own]
+    if unused:
+        logger.warning("%s tensors of %s have no place in this model: %s", len(unused), path, ", ".join(unused))
+
+
+class FreshHead:
+    """Of a model whose ``head`` stays as initialised where weights are for other classes."""
+
+    head: nn.Linear
+
+    def keep_head(self, state_dict: dict[str, Any]) -> None:
+        """Put this model's own head in a state dict that has none of its shape."""
+        for key, value in self.head.state_dict(prefix="head.").items():
+            if key not in state_dict or state_dict[key].shape != value.shape:
+                logger.warning("left as initialised, since the checkpoint is for other classes: %s", key)
+                state_dict[key] = value

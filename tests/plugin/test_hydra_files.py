@@ -42,7 +42,13 @@ def data_of(language_data: Path, translation_data: Path, tmp_path_factory: pytes
     pictures = make_drawings(tmp_path_factory.mktemp("pictures") / "data", train=24, valid=4)
     folders = make_folders(tmp_path_factory.mktemp("folders") / "data", train=4, valid=1)
     slides = make_slides(tmp_path_factory.mktemp("slides") / "data", train=4, valid=2)
-    return {**data, "pretraining": shards, "image_text": pictures, "image_classification": folders, "slide_classification": slides}
+    return {
+        **data,
+        "pretraining": shards,
+        "image_text": pictures,
+        "image_classification": folders,
+        "slide_classification": slides,
+    }
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -7,7 +7,6 @@ from typing import Any
 from fairseq.models import BaseFairseqModel, register_model
 from torch import Tensor
 
-from torchscale_fairseq.checkpoints.reading import CheckpointError, read_file
 from torchscale_fairseq.core.architectures.longvit import LongViTClassifier, resized_positions
 from torchscale_fairseq.core.config import LongViTConfig
 from torchscale_fairseq.core.ops.patch_embedding import Bands

@@ -8,8 +8,8 @@ import torch
 from fairseq.data import data_utils
 from torch import Tensor
 
+from torchscale_fairseq.data.drawn_images import DrawnImages
 from torchscale_fairseq.data.images.captions import Captioned
-from torchscale_fairseq.data.images.drawn_images import DrawnImages
 from torchscale_fairseq.data.images.reading import load_image
 from torchscale_fairseq.data.problems import Problems
 from torchscale_fairseq.data.text.masking import Masking, draw_mask

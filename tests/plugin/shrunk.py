@@ -13,7 +13,7 @@ def shrunk(arch: str) -> list[str]:
     flags = ["--arch", arch]
     for field in dataclasses.fields(MODEL_DATACLASS_REGISTRY[arch]):
         for ending, value in _SMALL.items():
-            if field.name.endswith(ending):
+            if field.name.endswith(ending) and field.default is not None:
                 flags += [f"--{field.name.replace('_', '-')}", str(value)]
                 break
     if MODEL_DATACLASS_REGISTRY[arch]().moe_freq:

@@ -45,6 +45,7 @@ OPTIONAL = [
     Package("tensorboard", "tensorboard"),
     Package("flash_attn", "flash-attn"),
     Package("fla", "flash-linear-attention"),
+    Package("shtab", "shtab"),
 ]
 """All of them."""
 

@@ -12,6 +12,7 @@ A second call returns at once, until requirements/ or this script change.
 environment:
   VENV     absolute path of the virtual environment (default: .venv beside README.md)
   PYTHON   the interpreter to make it with (default: the first of python3.11, 3.12, 3.13, 3.10, python3)
+  TORCH    a version of torch in the place of the pinned one, as scripts/test.sh --torch needs it
 EOF
 }
 
@@ -46,7 +47,7 @@ is_supported() {
 
 fingerprint() {
   { cat "$root"/requirements/*.txt "$root/pyproject.toml" "${BASH_SOURCE[0]}"
-    echo "$root"; "$venv/bin/python" --version; } | cksum
+    echo "$root ${TORCH:-}"; "$venv/bin/python" --version; } | cksum
 }
 
 if [ -x "$venv/bin/python" ] && [ -f "$stamp" ] && [ "$(fingerprint)" = "$(cat "$stamp")" ] &&
@@ -96,22 +97,36 @@ fi
 python=$venv/bin/python
 rm -f "$stamp"
 
+requirements=$root/requirements
+if [ -n "${TORCH:-}" ]; then
+  requirements=$venv/requirements
+  mkdir -p "$requirements"
+  cp "$root"/requirements/*.txt "$requirements"
+  sed -i "s/^torch==.*/torch==$TORCH/" "$requirements/base.txt"
+  sed -i '/^sympy==/d' "$requirements/constraints.txt" # torch 2.6 pins another
+  export PIP_CONSTRAINT=/dev/null # the version that is named here counts, not the newest that the machine allows
+fi
+
 quiet=--quiet
 if [ -t 1 ]; then quiet=; fi # in a terminal, pip's bars show that the big downloads get on
 
 pip_install() {
-  "$python" -m pip --disable-pip-version-check ${quiet:+"$quiet"} install -c "$root/requirements/constraints.txt" "$@" ||
+  "$python" -m pip --disable-pip-version-check ${quiet:+"$quiet"} install -c "$requirements/constraints.txt" "$@" ||
     fail "pip could not install: ${*//$root\//}"
 }
 
 echo "setup: installing the packages of requirements/ (some minutes the first time)"
-pip_install -r "$root/requirements/build.txt"
-pip_install --no-build-isolation -r "$root/requirements/base.txt" -r "$root/requirements/fairseq.txt" \
-  -r "$root/requirements/data.txt" -r "$root/requirements/dev.txt"
+pip_install -r "$requirements/build.txt"
+pip_install --no-build-isolation -r "$requirements/base.txt" -r "$requirements/fairseq.txt" \
+  -r "$requirements/data.txt" -r "$requirements/dev.txt"
 echo "setup: building $fairseq (two minutes the first time)"
 # With CUDA_HOME fairseq's build wants sources that its archive lacks.
 (unset CUDA_HOME && pip_install --no-build-isolation --no-deps "$fairseq")
-pip_install --no-deps -r "$root/requirements/benchmarks.txt"
+if ! "$python" -c 'import torch, fairseq.libnat' 2>/dev/null; then
+  echo "setup: building it again, since pip kept a build for another torch"
+  (unset CUDA_HOME && pip_install --no-build-isolation --no-deps --no-cache-dir --force-reinstall "$fairseq")
+fi
+pip_install --no-deps -r "$requirements/benchmarks.txt"
 echo "setup: installing this project"
 pip_install --no-build-isolation --no-deps --editable "$root"
 # Beside fairseq, where it looks for --user-dir torchscale_fairseq from any folder, and type checkers look for packages.

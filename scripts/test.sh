@@ -1,10 +1,69 @@
 #!/usr/bin/env bash
-# Sets up like the other scripts and runs the tests; arguments go to pytest.
+# Sets up like the other scripts and runs the tests; --help lists the options.
 set -euo pipefail
+
+usage() {
+  cat <<'EOF'
+usage: scripts/test.sh [PYTEST ARGUMENTS]
+       scripts/test.sh [--torch VERSION] [--python 3.N]
+
+Installs everything into .venv and runs the tests. With one of the options it makes another environment in build/ and
+runs there the tests of the core, the parity tests and one command line run per family of models.
+
+  --torch VERSION   test with this version of torch; "oldest" is that of pyproject.toml, "newest" the package index's
+  --python 3.N      test with this interpreter, from PATH or pyenv; without it, the tests use the one of setup.sh, or
+                    are skipped if there is no --torch
+EOF
+}
+
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-"$root/scripts/setup.sh"
+source "$root/scripts/lib.sh"
 cd "$root"
-if [ $# -eq 0 ]; then
-  set -- -m "not slow and not gpu" --numprocesses 2 --dist loadfile
+torch=
+python=
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --torch | --python) [ $# -ge 2 ] && [ -n "$2" ] || fail "$1 needs a value" ;;
+  esac
+  case "$1" in
+    --torch) torch=$2 && shift 2 ;;
+    --python) python=$2 && shift 2 ;;
+    -h | --help) usage && exit 0 ;;
+    *) break ;;
+  esac
+done
+
+quick=(-m "not slow and not gpu" --numprocesses 2 --dist loadfile)
+if [ -z "$torch$python" ]; then
+  scripts/setup.sh
+  [ $# -gt 0 ] || set -- "${quick[@]}"
+  exec "${VENV:-$root/.venv}/bin/python" -m pytest "$@"
 fi
-exec "${VENV:-$root/.venv}/bin/python" -m pytest "$@"
+[ $# -eq 0 ] || fail "unknown argument '$1' next to --torch or --python"
+
+# Prints the path of python3.N, on PATH or among pyenv's versions.
+interpreter() {
+  local candidate
+  for candidate in "python$1" "${PYENV_ROOT:-$HOME/.pyenv}/versions/$1".*/bin/python; do
+    if "$candidate" -c '' 2>/dev/null; then
+      command -v "$candidate"
+      return
+    fi
+  done
+}
+
+PYTHON=${python:+$(interpreter "$python")}
+if [ -n "$python" ] && [ -z "$PYTHON" ]; then
+  echo "test.sh: python$python is not on this machine${torch:+; torch $torch is tested with another}"
+  [ -n "$torch" ] || exit 0
+fi
+case "$torch" in
+  oldest) torch=$(sed -n 's/.*"torch>=\([0-9.]*\)".*/\1/p' pyproject.toml) ;;
+  newest) torch=$("${PYTHON:-python3}" -m pip index versions torch 2>/dev/null | sed -n '1s/torch (\(.*\))/\1/p') ;;
+esac
+export PYTHON TORCH=$torch VENV=$root/build/venv${torch:+-torch$torch}${PYTHON:+-python$python}
+scripts/setup.sh
+"$VENV/bin/python" -c 'import sys, torch
+print(f"test.sh: torch {torch.__version__} on Python {sys.version.split()[0]}")'
+"$VENV/bin/python" -m pytest tests/core tests/parity "${quick[@]}"
+"$VENV/bin/python" -m pytest tests/plugin -m family --numprocesses 2 --dist loadfile

@@ -1,18 +1,22 @@
-"""The commands of the documents, made tiny: small models, few updates, on a CPU."""
+"""The commands of the documents, made tiny (small models, few updates, a CPU), and run in a new environment."""
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.documents import PLACEHOLDERS, code_blocks
-from tests.fairseq_cli import ENVIRONMENT, Finished, run_fairseq, run_program
+from tests.fairseq_cli import ENVIRONMENT, REPOSITORY, Finished
 from tests.plugin.shrunk import shrunk
 
-NOT_HERE = ("scripts/quickstart", "scripts/test.sh", "scripts/setup.sh", "source ", "pip install", "sbatch ")
-"""Commands that have tests of their own, install something or need a cluster."""
+NOT_HERE = ("scripts/test.sh", "scripts/setup.sh", "scripts/gpu.sh", "source ", "make ", "pytest ")
+"""Commands that set up, as a checkout has done already, or test everything."""
+ADDRESS = "://"
+"""In a line that needs more of the network than a package index."""
 UPDATES = 12
 HALF = ("--fp16", "--bf16", "--compile")
 AT_MOST = {
@@ -25,10 +29,17 @@ AT_MOST = {
     "--valid": 8,
     "--num-workers": 0,
     "--img-size": 64,
+    "--nproc-per-node": 2,
+    "--processes": 2,
+    "--gpus": 0,
 }
 """Largest numbers of options; larger ones in the documents are replaced."""
-BIN = Path(sys.executable).parent
+QUICK_START = re.compile(r"scripts/(quickstart\w*|experiments/\w+)\.sh")
+EXPERIMENT = re.compile(r"scripts[./]experiments[./]")
+PRESETS = {"quickstart": "mt_deepnorm_small", "quickstart_lm": "gpt_deepnorm_small"}
+"""The architecture that a quick start trains unless --arch names another."""
 SHELL_SYNTAX = re.compile(r"^for |\|")
+STDIN = "a text\n"
 
 
 @dataclass(frozen=True)
@@ -45,9 +56,13 @@ def commands(document: Path) -> list[Command]:
     for block in code_blocks(document):
         if block.language == "bash":
             texts = [text for text in _joined(block.text).splitlines() if text.strip()]
-            where = f"{document.name}:{block.line}"
+            where = f"{document.relative_to(REPOSITORY)}:{block.line}"
             found += [Command(text, where) for text in texts if not text.startswith(NOT_HERE)]
-    return [command for command in found if not any(word in command.text for word in PLACEHOLDERS)]
+    return [command for command in found if command.text.startswith("sbatch ") or not _has_placeholder(command.text)]
+
+
+def _has_placeholder(text: str) -> bool:
+    return any(word in text for word in (*PLACEHOLDERS, ADDRESS))
 
 
 def _joined(block: str) -> str:
@@ -57,29 +72,88 @@ def _joined(block: str) -> str:
     return re.sub(r"(?ms)^for [^\n]*; do\n.*?^done", lambda m: m[0].replace(" do\n", " do ").replace("\n", "; "), lines)
 
 
-def run(command: str, folder: Path) -> Finished:
-    """Run a command of a document in a folder, made tiny."""
-    if SHELL_SYNTAX.search(re.sub(r"'[^']*'|\"[^\"]*\"", "", command)):
-        return run_program(["bash", "-c", command], cwd=folder)
-    words = tiny(_expanded(command, folder))
-    if words[0].startswith("fairseq-"):
-        name = words[0].removeprefix("fairseq-").replace("-", "_")
-        return run_fairseq(name, words[1:], plugin=False, cwd=folder, stdin="a text\n", timeout=600)
-    return run_program(words, cwd=folder, timeout=600)
+@dataclass(frozen=True)
+class Checkout:
+    """A copy of the repository's files with an environment of its own, as a new user has them."""
 
+    folder: Path
 
-def _expanded(text: str, folder: Path) -> list[str]:
-    """The words that bash makes of a command."""
-    environment = {**os.environ, **ENVIRONMENT, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
-    words = ["bash", "-c", f"printf '%s\\0' {text}"]
-    printed = subprocess.run(words, capture_output=True, text=True, check=True, cwd=folder, env=environment).stdout
-    return printed.split("\0")[:-1]
+    @classmethod
+    def make(cls, folder: Path) -> "Checkout":
+        """Copy the files that git knows, and run scripts/setup.sh there without pip's cache."""
+        listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+        names = subprocess.run(listed, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.split("\0")
+        for name in filter(None, names):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(REPOSITORY / name, folder / name)
+        checkout = cls(folder)
+        checkout.run(["scripts/setup.sh"]).check()
+        return checkout
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables of a new shell in which the checkout's environment is active, and no other."""
+        ours = {"PYTHONPATH", "VENV", "VIRTUAL_ENV", "PYTHON"}
+        path = [entry for entry in os.environ["PATH"].split(os.pathsep) if Path(entry) != Path(sys.executable).parent]
+        threads = {name: value for name, value in ENVIRONMENT.items() if name not in ours}
+        return {
+            **{name: value for name, value in os.environ.items() if name not in ours},
+            **threads,
+            "PATH": os.pathsep.join([str(self.folder / ".venv/bin"), *path]),
+            "PIP_NO_CACHE_DIR": "1",
+        }
+
+    def run(self, words: Sequence[str], timeout: int = 1800) -> Finished:
+        """Run a program in the checkout."""
+        done = subprocess.run(
+            words,
+            capture_output=True,
+            text=True,
+            cwd=self.folder,
+            env=self.environment,
+            input=STDIN,
+            timeout=timeout,
+        )
+        return Finished(done.returncode, done.stdout, done.stderr)
+
+    def run_tiny(self, command: str) -> Finished:
+        """Run a command of a document, made tiny."""
+        if SHELL_SYNTAX.search(re.sub(r"'[^']*'|\"[^\"]*\"", "", command)):
+            return self.run(["bash", "-c", command])
+        if command.startswith("sbatch "):
+            command = re.sub(r"^sbatch (--\S+ )*(\S+)", r"bash \2 --dry-run", command)
+        return self.run(tiny(self._expanded(command)))
+
+    def _expanded(self, text: str) -> list[str]:
+        """The words that bash makes of a command."""
+        return self.run(["bash", "-c", f"printf '%s\\0' {text}"]).check().stdout.split("\0")[:-1]
 
 
 def tiny(words: list[str]) -> list[str]:
     """The command with small numbers; a launcher's own command too."""
+    script = QUICK_START.search(words[0])
+    if script:
+        return _tiny_quick_start(script[1], words)
+    if words[0] == "pip" and "-r" not in words:
+        return ["pip", "install", "--dry-run", *words[2:]]
+    if "--dry-run" in words:
+        return words
     start = next((i for i, word in enumerate(words) if word.startswith("fairseq-")), len(words))
-    return _smaller(words[:start]) + (_tiny_fairseq(words[start:]) if start < len(words) else [])
+    return _tiny_program(words[:start]) + (_tiny_fairseq(words[start:]) if start < len(words) else [])
+
+
+def _tiny_quick_start(name: str, words: list[str]) -> list[str]:
+    words = [*words, "--max-update", str(UPDATES)]
+    if name not in PRESETS:
+        return words
+    arch = words[words.index("--arch") + 1] if "--arch" in words else PRESETS[name]
+    return [*words, "--", *shrunk(arch)[2:]]
+
+
+def _tiny_program(words: list[str]) -> list[str]:
+    experiment = any(EXPERIMENT.search(word) for word in words)
+    smaller = ["cpu" if word == "cuda" else word for word in _smaller(words)]
+    return [*smaller, "--small"] if experiment else smaller
 
 
 def _tiny_fairseq(words: list[str]) -> list[str]:

@@ -58,6 +58,7 @@ def test_weight_decay_ends_with_the_first_phase(trained: Path) -> None:
     assert {group["weight_decay"] for group in state["last_optimizer_state"]["param_groups"]} == {0.0}
 
 
+@pytest.mark.family
 def test_packed_model_gives_the_same_loss(language_data: Path, trained: Path, packed: Path) -> None:
     assert loss(language_data, packed) == pytest.approx(loss(language_data, trained), abs=1e-3)
 

@@ -99,6 +99,7 @@ def classify(checkpoint: Path, *images: Path) -> Finished:
     )
 
 
+@pytest.mark.family
 def test_probabilities_of_files(folders: Path, straight: tuple[Path, Finished], tmp_path: Path) -> None:
     """They agree with what the validation measured."""
     checkpoint = straight[0] / "checkpoint_last.pt"

@@ -37,6 +37,7 @@ def train(data: Path, folder: Path, *flags: str, updates: int = 3, arch: str = "
     return run_fairseq("train", [*words, "--save-dir", folder, "--no-epoch-checkpoints", *flags], timeout=1200)
 
 
+@pytest.mark.family
 def test_trains_resumes_and_validates(drawings: Path, tmp_path: Path) -> None:
     first = train(drawings, tmp_path, *TINY).check().output
     for name in ("word_loss", "patch_loss", "match_loss", "match_accuracy"):

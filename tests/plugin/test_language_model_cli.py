@@ -98,6 +98,7 @@ def trained(language_data: Path, tmp_path: Path, request: pytest.FixtureRequest)
 
 
 @pytest.mark.parametrize("arch", CAUSAL)
+@pytest.mark.family
 def test_every_causal_model_trains_and_scores(arch: str, trained: Callable[[str], Path], language_data: Path) -> None:
     tokens, loss = evaluate(language_data, trained(arch))
     assert tokens == len(test_tokens(language_data))
@@ -105,6 +106,7 @@ def test_every_causal_model_trains_and_scores(arch: str, trained: Callable[[str]
 
 
 @pytest.mark.parametrize("arch", MASKED)
+@pytest.mark.family
 def test_every_masked_model_trains_and_validates(
     arch: str, trained: Callable[[str], Path], language_data: Path
 ) -> None:

@@ -25,6 +25,7 @@ def run(language_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "checkpoint_last.pt"
 
 
+@pytest.mark.family
 def test_scores_are_those_of_full_forwards(run: Path, language_data: Path) -> None:
     model, text = load(run, language_data), text_of(language_data)
     assert model.decoder.config.segment_lengths == (4, 8, 16)

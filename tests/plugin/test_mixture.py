@@ -101,6 +101,7 @@ def test_the_recorder_is_the_model_for_everybody_else() -> None:
         ("lm_base", [*LANGUAGE, "--use-xmoe"]),
     ],
 )
+@pytest.mark.family
 def test_trains_loads_and_evaluates(arch: str, flags: list[str], data: Path, tmp_path: Path) -> None:
     done = train(data, tmp_path, *flags, *EXPERTS, "--tensorboard-logdir", tmp_path / "tb", arch=arch).check()
     assert "moe_dropped=" in done.output

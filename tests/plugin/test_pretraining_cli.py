@@ -91,6 +91,7 @@ def loss_of(output: str) -> float:
     return float(re.search(r"Loss \(base 2\): ([\d.]+)", output)[1])
 
 
+@pytest.mark.family
 def test_eval_lm(causal_run: Path, shards: Path, tmp_path: Path) -> None:
     """fairseq-eval-lm of binarised text, by the stock task, and of the shards agree, line by line."""
     tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(shards / "sentencepiece.bpe.model"))
@@ -106,6 +107,7 @@ def test_eval_lm(causal_run: Path, shards: Path, tmp_path: Path) -> None:
     assert "--context-window (8) is not there for --task pretraining" in refused.last_line
 
 
+@pytest.mark.family
 def test_validate(masked_run: Path, shards: Path) -> None:
     """The masks of a validation set are the same each time, whatever the size of batches."""
     losses = []

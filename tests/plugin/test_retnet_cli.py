@@ -40,6 +40,7 @@ def run(language_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "checkpoint_last.pt"
 
 
+@pytest.mark.family
 def test_scores_are_the_same_in_every_form(run: Path, language_data: Path) -> None:
     """On the training text, of which it has learnt more than the words' frequencies."""
     flags = ["--gen-subset", "train"]

@@ -78,6 +78,7 @@ def test_one_process_measures_what_two_did(discs: Path, trained: tuple[Path, Fin
     assert_printed_alike(validated(alone.output, "loss", "c_index"), validated(done.output, "loss", "c_index"))
 
 
+@pytest.mark.family
 def test_risks_of_files(discs: Path, trained: tuple[Path, Finished]) -> None:
     """They rank images as validation found; the risk is minus the sum of the curve, whose last value is not shown."""
     checkpoint = trained[0] / "checkpoint_last.pt"

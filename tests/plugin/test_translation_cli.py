@@ -65,6 +65,7 @@ def column(output: str, tag: str, index: int = -1) -> dict[int, list[str]]:
 
 
 @pytest.mark.parametrize("arch", TRANSLATION)
+@pytest.mark.family
 def test_every_model_trains_and_generates(arch: str, data: Path, tmp_path: Path) -> None:
     result = train(data, tmp_path, arch=arch).check()
     assert "num_updates=4" in result.output.replace(" ", "") or "num_updates: 4" in result.output
@@ -199,6 +200,7 @@ def test_update_freq_equals_larger_batches(data: Path, tmp_path: Path) -> None:
     assert_same_weights(tmp_path / "whole", tmp_path / "parts", 1e-5)
 
 
+@pytest.mark.family
 def test_validate_interactive_and_score(run: Path, data: Path, tmp_path: Path) -> None:
     checkpoint = run / "checkpoint_last.pt"
     validated = run_fairseq("validate", [data, "--path", checkpoint, "--cpu", "--batch-size", "8"]).check()

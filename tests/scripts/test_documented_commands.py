@@ -1,10 +1,8 @@
-"""Every command of the documents runs, in the order in which they stand, on tiny data in a folder of its own."""
+"""Every command of the documents runs in a new environment, in a checkout of its own, on tiny data."""
 
 import json
 import random
-import shutil
-import sys
-from importlib.util import find_spec
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,23 +10,26 @@ import torch
 
 pytest.importorskip("fairseq")
 
-from tests.documented_commands import commands, run
-from tests.documents import RUNNABLE
+from tests.documented_commands import Checkout, Command, commands
+from tests.documents import DOCUMENTS, RUNNABLE
 from tests.fairseq_cli import REPOSITORY
 from tests.plugin.drawings import make_folders
 from tests.tools.families import Family, build
 from tests.tools.made_text import write_texts
 from tests.tools.official_checkpoints import case_of, official_checkpoint, write_dictionaries
 
+DOCS = REPOSITORY / "docs"
+CLAIMS = sorted((DOCS / "claims").glob("*.md"))
+FIRST = [DOCS / "quickstart.md", *RUNNABLE]
+GUIDES = [*FIRST, *(path for path in DOCUMENTS if DOCS in path.parents and path not in (*CLAIMS, *FIRST))]
 
-def make_workplace(folder: Path) -> Path:
-    """What the documents take for granted: text, labelled text, captioned images, slides, weights, a checkpoint."""
-    shutil.copytree(REPOSITORY / "scripts", folder / "scripts")
-    (folder / "scripts/setup.sh").write_text("#!/usr/bin/env bash\n")  # which has run: the tests need it
-    (folder / "torchscale_fairseq").symlink_to(REPOSITORY / "torchscale_fairseq")
-    (folder / "data").mkdir()
-    (folder / "data/python.bin").symlink_to(folder / "data/text")  # quickstart_lm.sh makes it of other text
-    generator = random.Random(1)
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """A new environment, and the data that the documents take for granted: text, labelled text, captioned images,
+    slides, weights, a checkpoint."""
+    made = Checkout.make(tmp_path_factory.mktemp("new") / "torchscale_fairseq")
+    folder, generator = made.folder, random.Random(1)
     write_texts(folder / "text", generator)
     _label_texts(folder)
     _write_pictures(folder / "data/pictures", generator)
@@ -37,7 +38,7 @@ def make_workplace(folder: Path) -> Path:
     torch.save({"model": longvit.state_dict()}, folder / "longvit_small_patch32_1024.pth")
     write_dictionaries(folder, case_of("fs_lm"))
     torch.save(official_checkpoint(case_of("fs_lm"), folder), folder / "official.pt")
-    return folder
+    return made
 
 
 def _label_texts(folder: Path) -> None:
@@ -60,19 +61,35 @@ def _write_pictures(folder: Path, generator: random.Random) -> None:
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
 
 
+def walk(documents: Sequence[Path], checkout: Checkout) -> list[str]:
+    """Run the commands of documents in order, and give a line for each that fails. A page may use files that a later
+    page makes, so failed commands run again as long as one more of them succeeds."""
+    waiting = [command for document in documents for command in commands(document)]
+    while waiting:
+        failed: list[tuple[Command, str]] = []
+        for command in waiting:
+            done = checkout.run_tiny(command.text)
+            if done.returncode:
+                failed.append((command, done.last_line))
+            print(f"{done.returncode:4} {command.where}: {command.text}", flush=True)
+            if "--save-dir runs/text " in command.text:  # a model that the next part evaluates
+                xpos = command.text.replace("gpt_deepnorm", "gpt_xpos").replace("runs/text ", "runs/text-xpos ")
+                checkout.run_tiny(xpos).check()
+        if len(failed) == len(waiting):
+            return [f"{command.where}: {command.text}\n    {line}" for command, line in failed]
+        waiting = [command for command, _ in failed]
+    return []
+
+
 @pytest.mark.slow
-def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = make_workplace(tmp_path / "workplace")
-    monkeypatch.setenv("VENV", sys.prefix)
-    failed, ran = [], 0
-    for command in (command for document in RUNNABLE for command in commands(document)):
-        if "plot-expert-load" in command.text and find_spec("matplotlib") is None:
-            continue
-        done = run(command.text, folder)
-        ran += 1
-        if done.returncode:
-            failed.append(f"{command.where}: {command.text}\n    {done.last_line}")
-        if "--save-dir runs/text" in command.text:  # the next part evaluates a model that is trained in the same way
-            run(command.text.replace("gpt_deepnorm", "gpt_xpos").replace("runs/text", "runs/text-xpos"), folder).check()
+def test_guides(checkout: Checkout) -> None:
+    assert sum(len(commands(document)) for document in GUIDES) > 40
+    failed = walk(GUIDES, checkout)
     assert not failed, "\n".join(failed)
-    assert ran > 35
+
+
+@pytest.mark.slow
+def test_claims(checkout: Checkout) -> None:
+    assert sum(len(commands(document)) for document in CLAIMS) > 8
+    failed = walk(CLAIMS, checkout)
+    assert not failed, "\n".join(failed)

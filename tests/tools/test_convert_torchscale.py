@@ -1,6 +1,5 @@
 """torchscale-fairseq convert from-torchscale and to-torchscale: official checkpoints in, and out again."""
 
-import re
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 
 from tests.fairseq_cli import FEW_UPDATES, TOOL, Finished, run_fairseq, run_program, tiny_language_data
 from tests.helpers import assert_close
+from tests.printed import assert_printed_alike, printed
 from tests.tools.in_process import run_tool
 from tests.tools.official_checkpoints import KINDS, case_of, official_checkpoint, write_dictionaries
 from tests.tools.same import assert_same
@@ -394,5 +394,6 @@ def test_training_resumes_after_a_round_trip(folder: Path) -> None:
     for name, start in (("a", last), ("b", folder / "back.pt")):
         more = ["--restore-file", start, "--save-dir", folder / name, "--max-update", "8", "--no-save"]
         done = run_fairseq("train", [*flags, *FEW_UPDATES, *more]).check()
-        losses.append(re.findall(r"train_inner .* loss=([0-9.]+)", done.output))
-    assert losses[0] == losses[1] and len(losses[0]) == 4
+        losses.append(printed(done.output, "loss", "train_inner"))
+    assert_printed_alike(*losses, "losses")
+    assert len(losses[0]) == 4

@@ -189,7 +189,7 @@ class Decoder(Stack):
             "not_routed": not_routed,
         }
         layer_states = [None] * len(self.layers) if state is None else state.layers
-        shared |= {"recompute": self.config.checkpoint_activations, "stepping": state is not None}
+        shared.update(recompute=self.config.checkpoint_activations, stepping=state is not None)
         run = self.layers if state is None else self.layers.forward  # a step is too small to profit from compiled code
         inner_states, reports = run(x, layer_states, **shared)
         x = inner_states[-1]

@@ -287,7 +287,7 @@ class _Call:
     """
 
     def __init__(self, part: Part, query: Tensor, real: Tensor | None, settings: Settings):
-        start, _, _ = part.tokens.indices(query.size(1))
+        start = range(query.size(1))[part.tokens].start
         self.rows = part.layout.rows(start, query.size(1))
         self.guest, self.backend = part.guest, settings.backend
         missing = part.layout.missing(None if real is None else real[:, part.tokens])
@@ -312,7 +312,7 @@ class _Call:
     def backward(self, upstream: Tensor, of: Partial, inputs: Tensors, guests: Sequence[Tensor]) -> Tensors:
         """The part's share of the gradients of a softmax with this output and log-sum-exp of its queries."""
         operands = self._operands(inputs, guests)
-        of = of._replace(log_sum_exp=self.log_sum(of.log_sum_exp, float("inf")))
+        of = Partial(of.output, self.log_sum(of.log_sum_exp, float("inf")), of.random)
         kernel = choose_kernel(PartialRequest(*operands, self.scores), self.backend)
         return kernel.backward(upstream, *operands, of, self.scores)
 

@@ -35,7 +35,7 @@ def is_traced() -> bool:
 def _is_exporting() -> bool:
     if hasattr(torch.compiler, "is_exporting"):
         return torch.compiler.is_exporting()
-    return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()  # before torch 2.7
+    return torch.compiler.is_compiling()  # before torch 2.7, which cannot tell the two apart
 
 
 def marked(mask: Tensor | None) -> Tensor | None:

@@ -22,15 +22,25 @@ UPDATE_NAME = re.compile(r"checkpoint_\d+_(\d+)\.pt")
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--inputs", type=Path, nargs="+", required=True, metavar="PATH", help="checkpoints, or one directory"
+        "--inputs",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="checkpoints to average, or one directory of them",
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the averaged checkpoint")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the checkpoint to write")
     newest = parser.add_mutually_exclusive_group()
-    newest.add_argument("--num-epoch-checkpoints", type=positive, metavar="N", help="newest N checkpointEPOCH.pt")
     newest.add_argument(
-        "--num-update-checkpoints", type=positive, metavar="N", help="newest N checkpoint_EPOCH_UPDATE.pt"
+        "--num-epoch-checkpoints", type=positive, metavar="N", help="average the newest N files checkpointEPOCH.pt"
     )
-    parser.add_argument("--checkpoint-upper-bound", type=int, metavar="N", help="leave out epochs or updates beyond N")
+    newest.add_argument(
+        "--num-update-checkpoints",
+        type=positive,
+        metavar="N",
+        help="average the newest N files checkpoint_EPOCH_UPDATE.pt",
+    )
+    parser.add_argument("--checkpoint-upper-bound", type=int, metavar="N", help="leave out epochs or updates after N")
 
 
 def run(options: argparse.Namespace) -> None:

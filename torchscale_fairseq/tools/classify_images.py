@@ -4,7 +4,7 @@ The first line names the columns. Each other line has a file, its likeliest clas
 A model that was trained with --labels gives a risk (the higher, the sooner the event) and the probabilities S(t) that
 the event has not come before time t, where bins of time meet.
 
-A file that is no image is named on stderr, and the next ones are classified; the exit code is then 1.
+A file that is not an image is named on stderr, and the other files are classified; the exit code is then 1.
 """
 
 import argparse
@@ -53,7 +53,7 @@ class Classifier:
         """Columns of the table, and their cells.
 
         Raises:
-            DataError: the file is no image.
+            DataError: the file is not an image.
         """
         import torch
 
@@ -65,9 +65,15 @@ class Classifier:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="of --task image_classification")
-    parser.add_argument("--device", help="where to compute; default: cuda if there is one, otherwise cpu")
-    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="files, or folders of them")
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="a model trained with --task image_classification",
+    )
+    parser.add_argument("--device", help="cpu or cuda, where the model runs (default: cuda if there is a GPU)")
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files, or folders of them")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -45,7 +45,7 @@ class Subcommand(Protocol):
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str):
-        super().__init__(prog, max_help_position=26)
+        super().__init__(prog, max_help_position=30)
 
 
 class SubcommandParser(argparse.ArgumentParser):

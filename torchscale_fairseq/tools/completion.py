@@ -1,7 +1,7 @@
 """Print a script that completes subcommands, options and file names of this command when Tab is pressed.
 
-bash: in ~/.bashrc, eval "$(torchscale-fairseq completion bash)"
-zsh:  torchscale-fairseq completion zsh > a folder of $fpath/_torchscale-fairseq
+bash: add eval "$(torchscale-fairseq completion bash)" to ~/.bashrc
+zsh:  torchscale-fairseq completion zsh > "${fpath[1]}/_torchscale-fairseq"
 fish: torchscale-fairseq completion fish > ~/.config/fish/completions/torchscale-fairseq.fish
 """
 
@@ -14,7 +14,7 @@ SHELLS = ("bash", "zsh", "fish")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("shell", choices=SHELLS)
+    parser.add_argument("shell", choices=SHELLS, help="the shell that reads the script")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -1,5 +1,5 @@
 """Report the environment: versions, GPUs, optional packages, and the backends that can be chosen, with the reasons why
-others cannot. Add the report when you report a bug."""
+others cannot. Attach it to bug reports."""
 
 import argparse
 import platform

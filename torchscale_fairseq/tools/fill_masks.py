@@ -1,7 +1,7 @@
 """Fill the masked words of texts, one per line, with a masked language model: the likeliest pieces for each <mask>.
 
-A <mask> stands for one piece of the vocabulary, mostly a word. A piece that continues the word before it is printed
-with three dots in front. Empty lines stay empty; a line that cannot be filled is named, and the next ones are filled.
+A <mask> stands for one piece of the vocabulary, usually a word. A piece that continues the word before it is printed
+with three dots in front. Empty lines stay empty; a line that cannot be filled is named, and the other lines are filled.
 """
 
 import argparse
@@ -96,14 +96,18 @@ class MaskFiller:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="of a masked model")
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="a masked language model")
     parser.add_argument(
-        "--data", type=Path, required=True, metavar="DIR", help="the directory of its dict.txt and SentencePiece model"
+        "--data",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="the directory with its dict.txt and SentencePiece model",
     )
     parser.add_argument(
-        "--input", default="-", metavar="FILE", help=f"lines with {MASK} in them; default: what is typed"
+        "--input", default="-", metavar="FILE", help=f"a file of lines with {MASK} in them (default: standard input)"
     )
-    parser.add_argument("--top-k", type=positive, default=5, metavar="N", help="candidates for each mask; default 5")
+    parser.add_argument("--top-k", type=positive, default=5, metavar="N", help="candidates for each mask (default: 5)")
 
 
 def run(options: argparse.Namespace) -> int:

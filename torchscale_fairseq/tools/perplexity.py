@@ -1,9 +1,7 @@
-"""Perplexity of the test set per token and per byte, from what fairseq-eval-lm printed.
+"""Print the perplexity of the test set per token and per byte, from the output of fairseq-eval-lm.
 
-Figures per byte compare models of different vocabularies. A token's share of the text ends with its piece, and </s>
-stands for the end of the line: the bytes are those of raw/test.txt, which torchscale-fairseq data
-prepare-language encodes
-without loss.
+Figures per byte compare models with different vocabularies. Each token stands for the bytes of its piece, and </s> for
+the end of the line; together they are the bytes of raw/test.txt, which data prepare-language encodes without loss.
 """
 
 import argparse
@@ -31,9 +29,15 @@ class Score:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("log", type=Path, help="what fairseq-eval-lm printed for the test set, in a file")
     parser.add_argument(
-        "--data", type=Path, required=True, metavar="DIR", help="the directory that data prepare-language made"
+        "log", type=Path, metavar="LOG", help="a file with the output of fairseq-eval-lm for the test set"
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="the directory that torchscale-fairseq data prepare-language made",
     )
 
 

@@ -38,8 +38,14 @@ Curve = list[tuple[int, float]]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", type=Path, metavar="DIR", help="--tensorboard-logdir, or a folder with it")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the figure, .png or .pdf")
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="DIR",
+        help="the --tensorboard-logdir of a run, or the folder with its subfolder tensorboard",
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the figure to write, .png or .pdf")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -38,12 +38,19 @@ def run(options: argparse.Namespace) -> None:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "hypotheses", type=Path, help="what fairseq-generate printed, or one detokenised translation per line"
+        "hypotheses",
+        type=Path,
+        metavar="FILE",
+        help="the output of fairseq-generate, or one plain translation per line",
     )
-    parser.add_argument("--reference", type=Path, required=True, metavar="FILE", help="detokenised text")
-    parser.add_argument("--source", type=Path, metavar="FILE", help="shown with the samples")
-    parser.add_argument("--kinds", type=Path, metavar="FILE", help="one word per line; scores each apart")
-    parser.add_argument("--samples", type=int, default=0, metavar="N", help="show N translations")
+    parser.add_argument(
+        "--reference", type=Path, required=True, metavar="FILE", help="the references as plain text, one per line"
+    )
+    parser.add_argument("--source", type=Path, metavar="FILE", help="the source sentences, printed with the samples")
+    parser.add_argument(
+        "--kinds", type=Path, metavar="FILE", help="one word per line, the kind of the sentence; each kind is scored"
+    )
+    parser.add_argument("--samples", type=int, default=0, metavar="N", help="print N translations (default: 0)")
 
 
 def read_lines(path: Path) -> list[str]:

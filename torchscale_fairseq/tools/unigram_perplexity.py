@@ -22,8 +22,10 @@ LINES_AT_ONCE = 10_000
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", type=Path, help="the directory that torchscale-fairseq data shard-corpus made")
-    parser.add_argument("--subset", default="test", help="to be guessed; default test")
+    parser.add_argument(
+        "data", type=Path, metavar="DIR", help="the directory that torchscale-fairseq data shard-corpus made"
+    )
+    parser.add_argument("--subset", default="test", metavar="SPLIT", help="the split to guess (default: test)")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -1,5 +1,7 @@
-"""Join a checkpoint that was written with --moe-checkpoint-format sharded and its experts into one file, which any
-number of processes resumes from and every command of fairseq reads without the folder experts/."""
+"""Join a checkpoint that was written with --moe-checkpoint-format sharded and its experts into one file.
+
+Any number of processes resumes from that file, and every command of fairseq reads it without the folder experts/.
+"""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""Prepare text for training, and make corpora and images to try things on."""
+"""Prepare text for training, and make corpora and images for first trials."""
 
 SUBCOMMANDS = {
     "catalog-corpus": "write an English-German corpus from the message catalogues of free programs",

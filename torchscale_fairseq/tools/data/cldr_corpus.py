@@ -23,10 +23,18 @@ EXAMPLE = "torchscale-fairseq data cldr-corpus data/cldr.en-de --train-pairs 200
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", type=Path, metavar="DIR", help="new directory for {train,valid,test}.{en,de,kind}")
-    parser.add_argument("--train-pairs", type=positive, default=20_000, metavar="N", help="default 20,000")
-    parser.add_argument("--valid-pairs", type=positive, default=1_000, metavar="N", help="default 1,000")
-    parser.add_argument("--test-pairs", type=positive, default=1_000, metavar="N", help="default 1,000")
-    parser.add_argument("--seed", type=int, default=1, help="of the drawing; default 1")
+    parser.add_argument(
+        "--train-pairs", type=positive, default=20_000, metavar="N", help="sentences to train on (default: 20,000)"
+    )
+    parser.add_argument(
+        "--valid-pairs", type=positive, default=1_000, metavar="N", help="sentences to validate on (default: 1,000)"
+    )
+    parser.add_argument(
+        "--test-pairs", type=positive, default=1_000, metavar="N", help="sentences to test on (default: 1,000)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=1, metavar="N", help="decides which sentences are drawn (default: 1)"
+    )
 
 
 def run(options: argparse.Namespace) -> None:

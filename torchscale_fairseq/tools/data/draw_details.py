@@ -1,7 +1,7 @@
 """Draw images in which a small square decides the class, in a folder per class as --task image_classification reads.
 
-Each image is a ground of greyish rectangles with one square, red or blue, somewhere. The ground is tinted so that the
-mean colour of an image tells nothing.
+Each image has a background of greyish rectangles and one square, red or blue, at a random place. The background is
+tinted so that the mean colour of an image does not reveal its class.
 """
 
 import argparse
@@ -26,7 +26,7 @@ RECTANGLES = 40
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_drawing_options(parser, train=400, valid=100, img_size=2048)
     parser.add_argument(
-        "--detail", type=positive, default=8, metavar="N", help="pixels of the square's side; default 8"
+        "--detail", type=positive, default=8, metavar="N", help="side of the square in pixels (default: 8)"
     )
 
 

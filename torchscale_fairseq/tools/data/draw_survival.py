@@ -1,7 +1,7 @@
 """Draw discs whose size sets a hazard, with tables of times, for --task image_classification --labels survival.csv.
 
-The larger the disc, the sooner the event, whose hazard grows with the exponential of the disc's width. About a third of
-the events is censored. The widths themselves reach a concordance index of 0.9.
+The larger the disc, the sooner the event: the hazard grows with the exponential of the disc's width. About a third of
+the events are censored. A model that knows the widths reaches a concordance index of 0.9.
 """
 
 import argparse

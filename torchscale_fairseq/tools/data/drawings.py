@@ -17,14 +17,14 @@ def add_drawing_options(parser: argparse.ArgumentParser, *, train: int, valid: i
         train, valid: default numbers of images.
         img_size: default pixels of a side.
     """
-    parser.add_argument("output", type=Path, metavar="DIR", help="a directory that does not exist yet")
+    parser.add_argument("output", type=Path, metavar="DIR", help="the directory to make")
     for option, default, meaning in (
-        ("--train", train, "training images"),
-        ("--valid", valid, "validation images"),
-        ("--img-size", img_size, "pixels of a side"),
+        ("--train", train, "images to train on"),
+        ("--valid", valid, "images to validate on"),
+        ("--img-size", img_size, "width and height in pixels"),
     ):
-        parser.add_argument(option, type=positive, default=default, metavar="N", help=f"{meaning}; default {default}")
-    parser.add_argument("--seed", type=int, default=1, help="of the drawings; default 1")
+        parser.add_argument(option, type=positive, default=default, metavar="N", help=f"{meaning} (default: {default})")
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help="decides what is drawn (default: 1)")
 
 
 def draw_splits(options: argparse.Namespace, write: Callable[[Path, Iterable[int]], None]) -> None:

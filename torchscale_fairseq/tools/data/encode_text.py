@@ -10,7 +10,13 @@ EXAMPLE = "torchscale-fairseq data encode-text --model data/text/sentencepiece.b
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", type=Path, required=True, metavar="FILE", help="a sentencepiece.bpe.model")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="a SentencePiece model, such as data/text/sentencepiece.bpe.model",
+    )
 
 
 def run(options: argparse.Namespace) -> None:

@@ -33,20 +33,35 @@ def add_preparation_options(parser: argparse.ArgumentParser, *, file: str, what:
         what: is given with --input, to be split.
     """
     metavar = file.split(".")[0]
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="a new directory")
+    where = f", in {file}" if file != metavar else ""
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="the directory to make")
     for split in SPLITS:
-        parser.add_argument(f"--{split}", metavar=metavar, help=f"the {split} split, {file}")
-    parser.add_argument("--input", metavar=metavar, help=f"{what} to be split, {file}")
+        parser.add_argument(f"--{split}", metavar=metavar, help=f"text of the {split} split{where}")
+    parser.add_argument("--input", metavar=metavar, help=f"{what} to split{where}")
     drawing = parser.add_argument_group("with --input")
-    drawing.add_argument("--valid-lines", type=positive, default=1000, metavar="N", help="default 1000")
-    drawing.add_argument("--test-lines", type=positive, default=1000, metavar="N", help="default 1000")
-    drawing.add_argument("--seed", type=int, default=1, help="decides which lines are drawn; default 1")
+    drawing.add_argument(
+        "--valid-lines", type=positive, default=1000, metavar="N", help="lines to validate on (default: 1000)"
+    )
+    drawing.add_argument(
+        "--test-lines", type=positive, default=1000, metavar="N", help="lines to test on (default: 1000)"
+    )
+    drawing.add_argument("--seed", type=int, default=1, metavar="N", help="decides which lines are drawn (default: 1)")
     pieces = parser.add_argument_group("SentencePiece")
-    pieces.add_argument("--vocab-size", type=positive, default=8000, metavar="N", help="default 8000")
-    pieces.add_argument("--model-type", choices=["unigram", "bpe", "char"], default="unigram")
-    pieces.add_argument("--character-coverage", type=float, default=1.0, metavar="SHARE", help="default 1.0")
+    pieces.add_argument(
+        "--vocab-size", type=positive, default=8000, metavar="N", help="pieces of the vocabulary (default: 8000)"
+    )
+    pieces.add_argument("--model-type", choices=["unigram", "bpe", "char"], default="unigram", help="default: unigram")
+    pieces.add_argument(
+        "--character-coverage",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="share of characters that get a piece (default: 1.0)",
+    )
     pieces.add_argument("--split-digits", action="store_true", help="make every digit a piece of its own")
-    parser.add_argument("--workers", type=positive, default=1, metavar="N", help="of fairseq-preprocess; default 1")
+    parser.add_argument(
+        "--workers", type=positive, default=1, metavar="N", help="processes of fairseq-preprocess (default: 1)"
+    )
     parser.set_defaults(what=what)
 
 

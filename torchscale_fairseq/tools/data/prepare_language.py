@@ -1,13 +1,11 @@
 """Make a data directory for language models, causal and masked, from text: SentencePiece, fairseq-preprocess.
 
-Either one file per split (--train, --valid, --test) or one file to be split (--input): UTF-8, a paragraph or sentence
-per line. An empty line stays what fairseq takes it for, the end of a document. White space of any kind and length
-becomes one space; everything else is kept, and nothing is unknown: characters that do not occur in the training text
-are encoded as bytes.
+Name one file per split (--train, --valid, --test), or one file to split (--input), in UTF-8 with a paragraph or
+sentence per line. An empty line ends a document. White space of any kind and length becomes one space; everything else
+is kept, and nothing is unknown: characters that do not occur in the training text are encoded as bytes.
 
-The directory then holds what fairseq-train reads, and beside it sentencepiece.bpe.model (for
---bpe sentencepiece --sentencepiece-model) and raw/test.txt, the test text whose bytes the model predicts. The
-vocabulary has a piece <mask>, so that masked models can be asked by text.
+The directory holds fairseq's binary files; sentencepiece.bpe.model, for --bpe sentencepiece --sentencepiece-model; and
+raw/test.txt, the test text whose bytes the model predicts. The vocabulary has a piece <mask> for fill-masks.
 """
 
 import argparse

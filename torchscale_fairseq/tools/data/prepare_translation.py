@@ -1,10 +1,10 @@
 """Make a data directory for translation from parallel text: one joint SentencePiece model, fairseq-preprocess.
 
-Either two files per split (--train, --valid, --test) or one pair of files to be split (--input). A file is
-PREFIX.LANGUAGE, UTF-8, one sentence per line.
+Name two files per split (--train, --valid, --test), or one pair of files to split (--input). A file is PREFIX.LANGUAGE
+in UTF-8, with one sentence per line.
 
-The directory then holds what fairseq-train reads, and sentencepiece.bpe.model (for
---bpe sentencepiece --sentencepiece-model) and raw/test.*, the test text as it was, to score against.
+The directory holds fairseq's binary files; sentencepiece.bpe.model, for --bpe sentencepiece --sentencepiece-model; and
+raw/test.*, the unchanged test text, to score against.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     preparation.add_preparation_options(parser, file="PREFIX.LANGUAGE", what="one pair of files")
     parser.add_argument("--source-lang", required=True, metavar="LANGUAGE", help="suffix of the source files")
     parser.add_argument("--target-lang", required=True, metavar="LANGUAGE", help="suffix of the target files")
-    parser.add_argument("--drop-empty", action="store_true", help="leave out pairs of lines of which one has no text")
+    parser.add_argument("--drop-empty", action="store_true", help="leave out pairs of lines in which one has no text")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -1,9 +1,9 @@
 """Write a corpus of English prose from the standard library of the Python that runs it.
 
 A document is a topic of Python's own help (pydoc_data.topics), or a source file of the standard library without its
-tests: its docstrings, and its comments of two lines or more. A paragraph becomes a line. A paragraph that occurs
-twice is kept where it comes first, so that no split repeats a line of another; doctests (>>>) are left out. The
-same version of Python gives the same corpus, as far as it is installed in full.
+tests: its docstrings, and its comments of two lines or more. A paragraph becomes a line. Only the first of equal
+paragraphs is kept, so that no split repeats a line of another; doctests (>>>) are left out. The corpus depends only on
+the version of Python, if that is installed in full.
 """
 
 import argparse
@@ -35,7 +35,9 @@ NOT_THE_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", type=Path, metavar="DIR", help="new directory for {train,valid,test}.txt")
-    parser.add_argument("--seed", type=int, default=1, help="decides which documents go where; default 1")
+    parser.add_argument(
+        "--seed", type=int, default=1, metavar="N", help="decides the split of each document (default: 1)"
+    )
 
 
 def run(options: argparse.Namespace) -> None:

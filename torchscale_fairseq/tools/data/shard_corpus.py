@@ -1,11 +1,11 @@
 """Write text to the data directory of --task pretraining: shards, their index, and json/SPLIT.json.
 
-The files are UTF-8, a sentence or paragraph a line, documents apart by an empty line; a file ends a document too. White
-space of any kind and length becomes one space. torchscale-fairseq data train-tokenizer comes first: each shard is read
-back and tokenized, and its tokens must give back the same text.
+The files are UTF-8, with a sentence or paragraph per line and an empty line between documents; a document also ends
+with its file. White space of any kind and length becomes one space. Run data train-tokenizer first: each shard is read
+back and tokenized, and its tokens must give back the text.
 
-It works in parallel, and resumes when it is run again. Another source is added by another call with another
---name; --weight then says how much of each an epoch holds.
+It works in parallel, and resumes when it is run again. A second call with another --name adds a source; --weight then
+sets the share of each source in an epoch.
 """
 
 import argparse
@@ -22,17 +22,25 @@ EXAMPLE = "torchscale-fairseq data shard-corpus data/shards --train text/train.t
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", type=Path, metavar="DIR", help="the data directory, which holds the tokenizer")
     for split in SPLITS:
-        parser.add_argument(f"--{split}", type=Path, nargs="+", default=[], metavar="FILE", help=f"text of {split}")
-    parser.add_argument("--name", help="of this source; default: its language")
-    parser.add_argument("--source-lang", default="en", metavar="LANGUAGE", help="default en")
+        parser.add_argument(
+            f"--{split}", type=Path, nargs="+", default=[], metavar="FILE", help=f"text of the {split} split"
+        )
+    parser.add_argument("--name", help="name of this source (default: its language)")
+    parser.add_argument("--source-lang", default="en", metavar="LANGUAGE", help="language of this source (default: en)")
     parser.add_argument(
-        "--weight", type=float, help="of this source, relative to others; default: its share of the text"
+        "--weight", type=float, metavar="W", help="share of this source relative to others (default: that of its text)"
     )
-    parser.add_argument("--shard-size", type=positive, default=64, metavar="MB", help="default 64")
-    parser.add_argument("--workers", type=positive, default=os.cpu_count(), metavar="N", help="default: all cores")
+    parser.add_argument(
+        "--shard-size", type=positive, default=64, metavar="MB", help="size of a shard in megabytes (default: 64)"
+    )
+    parser.add_argument(
+        "--workers", type=positive, default=os.cpu_count(), metavar="N", help="processes (default: all cores)"
+    )
     parser.add_argument("--skip-invalid", action="store_true", help="count and leave out lines that are not text")
     parser.add_argument(
-        "--lossy", action="store_true", help="accept a tokenizer that does not give the text back, such as NFKC ones"
+        "--lossy",
+        action="store_true",
+        help="accept a tokenizer that does not give back the text, such as one with NFKC",
     )
 
 

@@ -30,23 +30,34 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "text",
         type=Path,
         nargs="+",
-        help="files of text to learn from; of .jsonl files (--task image_text), the captions",
+        metavar="FILE",
+        help="text to learn from; .jsonl files (--task image_text) contribute their captions",
     )
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="the data directory")
-    parser.add_argument("--vocab-size", type=positive, default=32000, metavar="N", help="pieces; default 32000")
-    parser.add_argument("--model-type", choices=["unigram", "bpe"], default="unigram")
-    parser.add_argument("--character-coverage", type=float, default=1.0, metavar="SHARE", help="default 1.0")
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="DIR", help="the data directory, made if it is missing"
+    )
+    parser.add_argument(
+        "--vocab-size", type=positive, default=32000, metavar="N", help="pieces of the vocabulary (default: 32000)"
+    )
+    parser.add_argument("--model-type", choices=["unigram", "bpe"], default="unigram", help="default: unigram")
+    parser.add_argument(
+        "--character-coverage",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="share of characters that get a piece (default: 1.0)",
+    )
     parser.add_argument("--split-digits", action="store_true", help="make every digit a piece of its own")
     parser.add_argument(
         "--lines",
         type=positive,
         default=5_000_000,
         metavar="N",
-        help="learn from a random draw of lines; default 5,000,000",
+        help="learn from N lines drawn at random (default: 5,000,000)",
     )
     parser.add_argument("--skip-invalid", action="store_true", help="count and leave out lines that are not text")
     parser.add_argument(
-        "--workers", type=positive, default=os.cpu_count(), metavar="N", help="threads; default: all cores"
+        "--workers", type=positive, default=os.cpu_count(), metavar="N", help="threads (default: all cores)"
     )
 
 

@@ -12,6 +12,7 @@ import numpy
 import numpy.dtypes
 import torch
 
+from torchscale_fairseq.checkpoints import distributed
 from torchscale_fairseq.checkpoints import shards as expert_shards
 from torchscale_fairseq.core.errors import InputError
 
@@ -59,7 +60,17 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     state = read_file(path)
     if not isinstance(state, dict) or "model" not in state:
         raise CheckpointError(f"{path} is not a checkpoint of fairseq: it has no entry 'model'")
-    return expert_shards.join(state, path, read_mapped)
+    return complete(state, path)
+
+
+def complete(state: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    """Bring back into a state what its checkpoint has in other files.
+
+    Args:
+        state: what the checkpoint holds.
+        path: of the checkpoint.
+    """
+    return distributed.join(expert_shards.join(state, path, read_mapped), path)
 
 
 def read_mapped(path: str | Path) -> Any:

@@ -27,7 +27,6 @@ from fairseq.tasks.sentence_ranking import SentenceRankingTask
 from fairseq.tasks.translation import TranslationTask
 from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretrainedBARTTask
 
-from torchscale_fairseq.hooks import sharding
 from torchscale_fairseq.hooks.errors import reporting
 from torchscale_fairseq.hooks.experts import gradient_clipping
 from torchscale_fairseq.hooks.experts import training as experts
@@ -37,6 +36,7 @@ from torchscale_fairseq.hooks.monitoring import configuration_log
 from torchscale_fairseq.hooks.options import fitting, refused, unknown, whole_help
 from torchscale_fairseq.hooks.patching import Patch, Setting, running
 from torchscale_fairseq.hooks.runs import finished, launch, preemption
+from torchscale_fairseq.hooks.sharding import options as sharding
 from torchscale_fairseq.hooks.stock import (
     batches,
     best_metric,
@@ -149,7 +149,13 @@ PATCHES: tuple[Patch | Setting, ...] = (
         "torch refuses device ids for a CPU",
         "DistributedDataParallel device_ids",
     ),
-    Patch(fully_sharded_data_parallel, "fsdp_enable_wrap", sharding.remember_request, "for refuse_ours"),
+    Patch(
+        fully_sharded_data_parallel,
+        "fsdp_enable_wrap",
+        sharding.wrap_nothing,
+        "the Trainer shards models by FSDP2",
+        "pip install fairscale",
+    ),
     # models
     Patch(
         models,
@@ -159,7 +165,6 @@ PATCHES: tuple[Patch | Setting, ...] = (
         "generating from a checkpoint that began from `--encoder-embed-path FILE`",
     ),
     Patch(models, "build_model", experts.split_while_training, "processes that train distribute experts"),
-    Patch(models, "build_model", sharding.refuse_ours, "fairscale flattens parameters that are needed by name"),
     Patch(models, "build_model", fitting.check_checkpoint, "an architecture that is known no earlier"),
     Patch(
         BaseFairseqModel,

@@ -209,7 +209,7 @@ def _contradictions(cfg: Any, model: nn.Module) -> Iterator[OptionError]:
     if cfg.optimization.use_bmuf:
         reason = "{optimization.use_bmuf}, which lets processes update by themselves"
         yield _contradiction(reason, {"optimization.use_bmuf": None}, {"seq_parallel": None})
-    if backend not in ("c10d", "pytorch_ddp", "legacy_ddp", "no_c10d"):
+    if backend not in ("c10d", "pytorch_ddp", "legacy_ddp", "no_c10d", "fully_sharded"):
         ways = ({"distributed_training.ddp_backend": name} for name in ("legacy_ddp", "pytorch_ddp"))
         yield _contradiction(f"{{distributed_training.ddp_backend}} {backend}", *ways, advice=DDP_ADVICE)
 

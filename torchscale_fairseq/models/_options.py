@@ -42,6 +42,20 @@ class ModelOptions(FairseqDataclass):
             "that of known GPUs"
         },
     )
+    checkpoint_format: Optional[ChoiceEnum(["merged", "sharded"])] = dataclasses.field(  # type: ignore[valid-type]  # noqa: UP045
+        default=None,
+        metadata={
+            "help": "with --ddp-backend fully_sharded, sharded (the default): every process writes its slices to a "
+            "folder of torch.distributed.checkpoint; merged: the first process writes all of it to one file"
+        },
+    )
+    fsdp_shard_size: int = dataclasses.field(
+        default=0,
+        metadata={
+            "help": "with --ddp-backend fully_sharded, processes that hold one copy of the model together, of which "
+            "there are replicas then (hybrid sharding); 0: all processes"
+        },
+    )
     seq_parallel: bool = dataclasses.field(
         default=False,
         metadata={"help": "several processes share each sequence, of which each computes a slice (dilated attention)"},

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..ops.gating import gate
 from ..ops.segments import Segments
+from ..parallel.fully_sharded import unbind_experts
 from ..parallel.groups import ExpertSplit
 from .feed_forward import ACTIVATIONS
 from .grouped import GroupedLinear, GroupedNorm
@@ -62,8 +63,8 @@ class Experts(nn.Module):
         self.gate = linear(split, embed_dim, ffn_dim, bias=False) if gated else None
         self.ffn_layernorm = None if norm is None else GroupedNorm(split, norm, ffn_dim, eps)
         self.fc2 = linear(split, ffn_dim, embed_dim, bias=not gated)
-        processes = split.size * split.replicas
-        divisor = math.sqrt(processes) if gradient_root else processes
+        self.gradient_divisor = divisor = math.sqrt(split.processes) if gradient_root else split.processes
+        """Of the sum over processes; sharded experts (``parallel.fully_sharded``) lose the hooks that divide by it."""
         for parameter in self.parameters():
             parameter.expert = True  # type: ignore[attr-defined]  # fairseq's mark
             if divisor != 1:
@@ -88,7 +89,7 @@ def _to_names_of_experts(module: nn.Module, state: dict[str, Tensor], prefix: st
     assert isinstance(module, Experts)
     for name in _names(module):
         if prefix + name in state:
-            for index, value in enumerate(state.pop(prefix + name).unbind(0), module.split.first):
+            for index, value in enumerate(unbind_experts(state.pop(prefix + name)), module.split.first):
                 state[f"{prefix}{index}.{name}"] = value
 
 

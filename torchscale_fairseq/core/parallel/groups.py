@@ -36,6 +36,11 @@ class ExpertSplit:
         """Index of the first of them."""
         return self.rank * self.local
 
+    @property
+    def processes(self) -> int:
+        """Processes that hold experts of this layer."""
+        return self.size * self.replicas
+
 
 _splitting = False
 _groups: dict[tuple[int, str], ProcessGroup] = {}

@@ -4,6 +4,7 @@ Stock leaves experts out of the norm but scales them, so that each process would
 experts overflow would not be noticed.
 """
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,8 @@ def clip_with_experts(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def clip_grad_norm_(params: Any, max_norm: float, aggregate_norm_fn: Any = None) -> Tensor:
         params = [params] if isinstance(params, Tensor) else list(params)
         experts = _current
+        if any(hasattr(p, "copies") for p in params):
+            return _clip_slices(params, max_norm, 1.0 if experts is None else experts.norm_weight)
         if experts is None or not any(hasattr(p, "expert") for p in params):
             return _clip_together(stock, params, max_norm, aggregate_norm_fn)
         dense = [p.grad.detach() for p in params if p.grad is not None and not hasattr(p, "expert")]
@@ -69,6 +72,25 @@ def _clip_together(
         norm = aggregate_norm_fn(norm)
     if max_norm > 0:
         torch._foreach_mul_(grads, (float(max_norm) / (norm + 1e-6)).clamp_(max=1))
+    return norm
+
+
+def _clip_slices(params: list[Any], max_norm: float, expert_weight: float) -> Tensor:
+    """Clip the gradients of the slices of a sharded model (``parallel.fully_sharded.LocalParameters``) by the norm of
+    them all, each counted once."""
+    alike: dict[tuple[int, bool], list[Tensor]] = defaultdict(list)
+    for p in params:
+        if p.grad is not None:
+            alike[p.copies, hasattr(p, "expert")].append(p.grad)
+    device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+    squares = torch.zeros(2, device=device)
+    for (copies, of_expert), grads in alike.items():
+        squares[int(of_expert)] += sum_of_squares(grads, device) / copies
+    dist.all_reduce(squares)
+    norm = sparse_norm(squares[0], squares[1], weight=expert_weight)
+    if max_norm > 0:
+        for grads in alike.values():
+            torch._foreach_mul_(grads, (float(max_norm) / (norm.to(grads[0].device) + 1e-6)).clamp_(max=1))
     return norm
 
 

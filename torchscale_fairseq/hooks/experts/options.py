@@ -35,8 +35,8 @@ def _refuse_averaging(cfg: Any) -> None:
     if cfg.optimization.use_bmuf:
         reason, remedy = "averages parameters over processes", {"optimization.use_bmuf": None}
         raise _refusal("optimization.use_bmuf", True, reason, remedy, advice="use no {optimization.use_bmuf}")
-    if backend in ("slowmo", "slow_mo", "fully_sharded"):
-        option, reason = "distributed_training.ddp_backend", "averages or splits parameters over processes"
+    if backend in ("slowmo", "slow_mo"):
+        option, reason = "distributed_training.ddp_backend", "averages parameters over processes"
         raise _refusal(option, backend, reason, {option: "legacy_ddp"}, {option: "pytorch_ddp"}, advice=DDP_ADVICE)
 
 

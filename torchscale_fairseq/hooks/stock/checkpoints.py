@@ -9,7 +9,7 @@ from fairseq.data.dictionary import Dictionary
 from fairseq.distributed import utils as distributed_utils
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from torchscale_fairseq.checkpoints import reading, shards
+from torchscale_fairseq.checkpoints import reading
 
 
 def allow_checkpoint_types() -> None:
@@ -38,9 +38,9 @@ def explain_unreadable_checkpoints(stock: Callable[..., Any]) -> Callable[..., A
 
 
 def _whole(stock: Callable[..., Any], path: str, *args: Any, **kwargs: Any) -> Any:
-    """A checkpoint with its experts, which may lie in files of their own."""
+    """A checkpoint with all that lies in other files."""
     state = stock(path, *args, **kwargs)
-    return shards.join(state, path, reading.read_mapped) if isinstance(state, dict) else state
+    return reading.complete(state, path) if isinstance(state, dict) else state
 
 
 @dataclass(frozen=True)

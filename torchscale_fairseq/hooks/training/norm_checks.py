@@ -86,5 +86,6 @@ def can_wait(cfg: Any, optimizer: Any) -> bool:
         and not cfg.ema.store_ema
         and not cfg.optimization.use_bmuf
         and cfg.common.quantization_config_path is None
-        and cfg.distributed_training.ddp_backend in ("pytorch_ddp", "c10d", "legacy_ddp", "no_c10d")
+        and not cfg.distributed_training.cpu_offload
+        and cfg.distributed_training.ddp_backend in ("pytorch_ddp", "c10d", "legacy_ddp", "no_c10d", "fully_sharded")
     )

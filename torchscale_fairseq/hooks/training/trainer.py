@@ -12,12 +12,15 @@ from typing import Any
 import torch
 from fairseq import checkpoint_utils
 from fairseq.logging import metrics
+from fairseq.optim import lr_scheduler
 
+from torchscale_fairseq.checkpoints import distributed
 from torchscale_fairseq.checkpoints import shards as expert_shards
 from torchscale_fairseq.checkpoints.reading import CheckpointError, describe_mismatch, read_mapped
 from torchscale_fairseq.checkpoints.shards import write_shard
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.layers.experts import Experts
+from torchscale_fairseq.core.parallel.fully_sharded import CuttingCopies
 from torchscale_fairseq.hooks import sequence_parallel as sequence
 from torchscale_fairseq.hooks.experts import checkpoints as expert_checkpoints
 from torchscale_fairseq.hooks.experts import gradient_clipping
@@ -27,6 +30,9 @@ from torchscale_fairseq.hooks.monitoring.layer_norms import LayerNorms
 from torchscale_fairseq.hooks.monitoring.speed import speed_meter
 from torchscale_fairseq.hooks.options import module_switches
 from torchscale_fairseq.hooks.runs import finished, preemption, save_dir
+from torchscale_fairseq.hooks.sharding.checkpoints import WRAPPERS, ShardedStates
+from torchscale_fairseq.hooks.sharding.options import in_float32
+from torchscale_fairseq.hooks.sharding.training import ShardedEMA, sharded_training
 from torchscale_fairseq.hooks.stock import precision
 from torchscale_fairseq.hooks.training.deferring_trainer import DeferringTrainer
 
@@ -56,7 +62,10 @@ class Trainer(DeferringTrainer):
         gradient_clipping.watch(model)
         self._sharing = sequence.sharing_of(cfg, task, model)
         """How sequences are shared out, if they are."""
-        super().__init__(cfg, task, model, criterion, quantizer)
+        self._sharded = sharded_training(cfg, task, model, criterion)
+        """What a sharded model needs, if it is."""
+        with in_float32(cfg) if self._sharded else nullcontext():
+            super().__init__(cfg, task, model, criterion, quantizer)
         self._claim_save_dir()
         self.finished = False
         """Whether the run had reached its end when it was resumed; see ``finished.py``."""
@@ -76,6 +85,40 @@ class Trainer(DeferringTrainer):
         self._stop: signal.Signals | None = None
         if preemption.asked():
             preemption.listen()
+
+    @property
+    def is_fsdp(self) -> bool:
+        """Whether fairscale shards the model: never. Stock code for it stays out of the way."""
+        return False
+
+    @property
+    def use_distributed_wrapper(self) -> bool:
+        """Whether stock leaves it to others to move the model to the device."""
+        return self._sharded is not None or bool(super().use_distributed_wrapper)
+
+    @property
+    def model(self) -> Any:
+        """The model in the wrapper that reduces its gradients; a sharded one has none."""
+        return super().model if self._sharded is None else self._model
+
+    @property
+    def criterion(self) -> Any:
+        """Likewise."""
+        return super().criterion if self._sharded is None else self._criterion
+
+    def _build_optimizer(self) -> None:
+        if self._sharded is None:
+            super()._build_optimizer()
+            return
+        self._optimizer = self._sharded.build_optimizer(self.cfg)
+        self._lr_scheduler = lr_scheduler.build_lr_scheduler(self.cfg.lr_scheduler, self._optimizer)
+        self._lr_scheduler.step_update(0)
+
+    def _build_ema(self) -> None:
+        if self._sharded is None:
+            super()._build_ema()
+        elif self.cfg.ema.store_ema:
+            self._ema = ShardedEMA(self._model, self.cfg.ema)
 
     def _claim_save_dir(self) -> None:
         options = self.cfg.checkpoint
@@ -142,7 +185,7 @@ class Trainer(DeferringTrainer):
     @property
     def _in_step(self) -> bool:
         """Whether processes wait for each other within a forward pass."""
-        return self._split is not None or self._sharing is not None
+        return self._split is not None or self._sharing is not None or self._sharded is not None
 
     def get_train_iterator(self, epoch: int, *args: Any, **kwargs: Any) -> Any:
         """Batches for this process, or for the group that shares their sequences. They are made in the first epoch of
@@ -171,7 +214,8 @@ class Trainer(DeferringTrainer):
     @property
     def always_call_state_dict_during_save_checkpoint(self) -> bool:
         """Whether the processes that write no checkpoint take part in collecting it."""
-        return self._split is not None or bool(super().always_call_state_dict_during_save_checkpoint)
+        collected = self._split is not None or self._sharded is not None
+        return collected or bool(super().always_call_state_dict_during_save_checkpoint)
 
     def state_dict(self) -> dict[str, Any]:
         """What one process would write, in the first process; with --moe-checkpoint-format sharded, without the
@@ -179,9 +223,18 @@ class Trainer(DeferringTrainer):
         state: dict[str, Any] = super().state_dict()
         if self.cfg.checkpoint.patience > 0:
             state["extra_state"][finished.EARLY_STOP] = finished.early_stop_counts()
-        if self._split is None:
+        if self._split is None and self._sharded is None:
             return state
         self._states_taken += 1
+        if self._sharded is not None:
+            _name_as_elsewhere(state, self.cfg.common)
+            if self._writes_folders:
+                folder = Path(self.cfg.checkpoint.save_dir)
+                self._sharded_states.write(state, folder, self.get_num_updates(), self.device)
+                return state
+            self._sharded_states.gather(state)
+        if self._split is None:
+            return state
         if self._writes_shards:
             folder = Path(self.cfg.checkpoint.save_dir)
             write_shard(state, folder, self._split, self._expert_indices(), self.get_num_updates())
@@ -190,7 +243,13 @@ class Trainer(DeferringTrainer):
         return state
 
     def save_checkpoint(self, filename: str, extra_state: dict[str, Any]) -> Any:
-        """Stock's; what is left of a crash holds the experts of its process alone, as the others may be gone."""
+        """Stock's; what is left of a crash holds the experts of its process alone, as the others may be gone. A
+        sharded model, of which one process has no whole layer, leaves nothing."""
+        if self._sharded is not None and os.path.basename(filename) == CRASH:
+            logger.warning(
+                "no %s is written: a process holds a slice of the model (--ddp-backend fully_sharded)", CRASH
+            )
+            return None
         if self._split is None or os.path.basename(filename) != CRASH:
             return super().save_checkpoint(filename, extra_state)
         split, self._split = self._split, None
@@ -206,8 +265,10 @@ class Trainer(DeferringTrainer):
         Args:
             before: ``states_taken`` before.
         """
-        if self._split is not None and self._states_taken == before:
+        if self.always_call_state_dict_during_save_checkpoint and self._states_taken == before:
             self.state_dict()
+        if self._sharded is not None and self.is_data_parallel_master:
+            distributed.remove_unused(Path(self.cfg.checkpoint.save_dir), read_mapped)
         if self._writes_shards and self.is_data_parallel_master:
             expert_shards.remove_unused(Path(self.cfg.checkpoint.save_dir), read_mapped)
 
@@ -221,6 +282,24 @@ class Trainer(DeferringTrainer):
         """None for all."""
         split = self._split
         return None if split is None else range(split.first, split.first + split.local)
+
+    @property
+    def _writes_folders(self) -> bool:
+        return self._sharded is not None and getattr(self.cfg.model, "checkpoint_format", None) != "merged"
+
+    @property
+    def _sharded_states(self) -> ShardedStates:
+        assert self._sharded is not None
+        return ShardedStates(self._sharded.parameters, self._split)
+
+    def _reader(self) -> Any:
+        """What reads slices of a checkpoint's tensors, if the model is sharded."""
+        if self._sharded is None:
+            return None
+        averages = {}
+        if self.cfg.ema.store_ema:
+            averages = {"ema": self.ema.get_model().state_dict(), "ema_fp32_params": self.ema.fp32_params}
+        return self._sharded_states.reader(self._model, self._criterion, averages)
 
     @property
     def _writes_shards(self) -> bool:
@@ -252,7 +331,12 @@ class Trainer(DeferringTrainer):
 
     def _load_or_explain(self, filename: str, *resets: Any) -> Any:
         try:
-            with _adapting_checkpoints(self._adapt), expert_shards.reading_only(self._own_experts):
+            with ExitStack() as stack:
+                stack.enter_context(_adapting_checkpoints(self._adapt))
+                stack.enter_context(expert_shards.reading_only(self._own_experts))
+                if self._sharded is not None:
+                    stack.enter_context(distributed.reading_by(self._reader()))
+                    stack.enter_context(CuttingCopies())
                 return super().load_checkpoint(filename, *resets)
         except CheckpointError:
             raise
@@ -278,6 +362,9 @@ class Trainer(DeferringTrainer):
             place["iterations_in_epoch"] = place["iterations_in_epoch"] * shards // sequence.batches_at_once(self.cfg)
         if self._split is not None:
             expert_checkpoints.take_own(state, self._split, self._expert_indices())
+        if self._sharded is not None:
+            self._sharded_states.cut(state)
+            _name_as_here(state, type(self.optimizer).__name__)
         if hasattr(self.task, "adapt_checkpoint"):
             fine_tuning = bool(self.cfg.checkpoint.finetune_from_model)
             keep_optimizer = not (fine_tuning or self.cfg.checkpoint.reset_optimizer)
@@ -287,6 +374,19 @@ class Trainer(DeferringTrainer):
 def build_our_trainer(stock: type) -> type:
     """``fairseq.trainer.Trainer``, which fairseq-train builds."""
     return Trainer
+
+
+def _name_as_elsewhere(state: dict[str, Any], common: Any) -> None:
+    """Record the optimizer under the name that it has where a model is not sharded, which fairseq compares."""
+    if common.fp16 or common.bf16:
+        state["optimizer_history"][-1]["optimizer_name"] = WRAPPERS[0]
+
+
+def _name_as_here(state: dict[str, Any], name: str) -> None:
+    """The opposite."""
+    for last in state["optimizer_history"][-1:]:
+        if last.get("optimizer_name") in WRAPPERS or name in WRAPPERS:
+            last["optimizer_name"] = name
 
 
 @contextmanager

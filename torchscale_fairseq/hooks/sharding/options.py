@@ -1,0 +1,114 @@
+"""What fairseq's options mean where a model is fully sharded, and which do not go with it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from omegaconf import open_dict
+
+from torchscale_fairseq.core.option_error import OptionError
+from torchscale_fairseq.core.parallel.fully_sharded import ShardingOptions
+from torchscale_fairseq.hooks.options.surfaces import spelt_as_typed
+
+BACKEND = "distributed_training.ddp_backend"
+FULLY_SHARDED = "fully_sharded"
+
+
+def wrap_nothing(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """``fsdp_enable_wrap``, in which fairseq's models wrap their layers by fairscale."""
+
+    def fsdp_enable_wrap(cfg: Any) -> Any:
+        return nullcontext()
+
+    return fsdp_enable_wrap
+
+
+def is_fully_sharded(cfg: Any) -> bool:
+    """Whether a run's configuration asks for sharding."""
+    return bool(cfg.distributed_training.ddp_backend == FULLY_SHARDED)
+
+
+def sharding_options(cfg: Any) -> ShardingOptions:
+    """How a run shards its model.
+
+    Args:
+        cfg: fairseq's whole configuration.
+    """
+    training, common = cfg.distributed_training, cfg.common
+    on_gpu = torch.cuda.is_available() and not common.cpu
+    return ShardingOptions(
+        device=torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu"),
+        shard_size=getattr(cfg.model, "fsdp_shard_size", 0),
+        compute_dtype=torch.float16 if common.fp16 else torch.bfloat16 if common.bf16 else None,
+        reduce_dtype=torch.float32 if training.fp32_reduce_scatter else None,
+        reshard_after_forward=not training.no_reshard_after_forward,
+        cpu_offload=training.cpu_offload,
+    )
+
+
+@contextmanager
+def in_float32(cfg: Any) -> Iterator[None]:
+    """Meanwhile the configuration asks for no half precision and no offloading: fairseq's Trainer would convert the
+    slices, which are the float32 parameters that the optimizer updates."""
+    places = [(cfg.common, "fp16"), (cfg.common, "bf16"), (cfg.distributed_training, "cpu_offload")]
+    values = [node[name] for node, name in places]
+    with open_dict(cfg):
+        for node, name in places:
+            node[name] = False
+        try:
+            yield
+        finally:
+            for (node, name), value in zip(places, values, strict=True):
+                node[name] = value
+
+
+def check_options(cfg: Any, task: Any) -> None:
+    """Refuse what sharding does not go with.
+
+    Raises:
+        OptionError: naming both options and a way out.
+    """
+    with spelt_as_typed():
+        for error in _contradictions(cfg, task):
+            raise error
+
+
+def _contradictions(cfg: Any, task: Any) -> Iterator[OptionError]:
+    common, training = cfg.common, cfg.distributed_training
+    precisions = [{"common.bf16": True}, {"common.fp16": True}]
+    if common.amp:
+        yield _contradiction(
+            "common.amp", "scales losses per process", *({"common.amp": None, **p} for p in precisions)
+        )
+    for half, precision in zip(("bf16", "fp16"), precisions, strict=True):
+        option = f"common.memory_efficient_{half}"
+        if getattr(common, f"memory_efficient_{half}"):
+            reason = "has no float32 parameters, which the slices are"
+            yield _contradiction(option, reason, {option: None, **precision})
+    if training.zero_sharding != "none":
+        option = "distributed_training.zero_sharding"
+        yield _contradiction(option, "shards what is sharded already", {option: None}, value=training.zero_sharding)
+    if cfg.optimization.use_bmuf:
+        option = "optimization.use_bmuf"
+        yield _contradiction(option, "lets processes update whole models by themselves", {option: None})
+    if training.use_sharded_state:
+        option = "distributed_training.use_sharded_state"
+        yield _contradiction(option, "is fairscale's format of checkpoints", {option: None})
+    if cfg.common.quantization_config_path is not None:
+        option = "common.quantization_config_path"
+        yield _contradiction(option, "replaces whole parameters while training", {option: None})
+    if getattr(getattr(cfg, "task", None), "eval_bleu", False):
+        reason = "generates text, and processes with slices of a model must take the same number of steps"
+        yield _contradiction("task.eval_bleu", reason, {"task.eval_bleu": None})
+    if getattr(cfg.model, "log_norms_interval", 0):
+        reason = "reads whole gradients"
+        yield _contradiction("log_norms_interval", reason, {"log_norms_interval": None})
+    if cfg.ema.store_ema and getattr(task, "uses_ema", False):
+        reason = "computes with the average, which is sharded, in this task"
+        yield _contradiction("ema.store_ema", reason, {"ema.store_ema": None})
+
+
+def _contradiction(option: str, reason: str, *ways: dict[str, Any], value: Any = True) -> OptionError:
+    condition = f"{{{option}=}} {reason}, and does not go with {{{BACKEND}}} {FULLY_SHARDED}"
+    return OptionError(option, value, condition, [*ways, {BACKEND: "pytorch_ddp"}])

@@ -1,0 +1,78 @@
+"""--ddp-backend fully_sharded: several gloo processes that hold slices of a model train what one process trains."""
+
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("fairseq")
+
+from tests.distributed.test_experts import CRITERION
+from tests.fairseq_cli import run_beside_fairseq, run_gloo, tiny_language_data, tiny_translation_data
+from tests.plugin.drawings import make_drawings, make_folders
+from tests.plugin.shrunk import shrunk
+from tests.plugin.test_image_classification_cli import IMAGES
+from tests.plugin.test_image_text_cli import IMAGES as IMAGES_AND_TEXT
+
+SHARDED = ["--ddp-backend", "fully_sharded"]
+COMMON = ["--cpu", "--dropout", "0", "--batch-size", "2", "--clip-norm", "0.5", "--num-workers", "0", "--no-save"]
+COMMON += ["--required-batch-size-multiple", "1", "--max-update", "100"]
+LANGUAGE = ["--task", "language_modeling", "--tokens-per-sample", "8", "--max-target-positions", "30"]
+BRANCHES = ["--segment-length", "[4,8]", "--dilated-ratio", "[1,2]"]
+TWO_EXPERTS = ["--moe-expert-count", "2"]
+FAMILIES = ["gpt", "bert", "mt", "mt-two-experts", "retnet", "longnet", "longvit", "beit3"]
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """Words of fairseq-train, one of each family."""
+    folder = tmp_path_factory.mktemp("families")
+    text, pairs = str(tiny_language_data(folder)), str(tiny_translation_data(folder))
+    folders = str(make_folders(folder / "folders", train=6, valid=2))
+    drawings = str(make_drawings(folder / "drawings", train=24, valid=2))
+    criterion = ["--criterion", "linear_cross_entropy"]
+    masked = ["--task", "masked_lm", "--criterion", "masked_lm", "--mask-prob", "0.3", "--tokens-per-sample", "8"]
+    translation = [pairs, "--task", "translation", *shrunk("mt_xmoe_small"), *CRITERION, "--share-all-embeddings"]
+    words = {
+        "gpt": [text, *LANGUAGE, *shrunk("gpt_deepnorm_small"), *criterion, "--share-decoder-input-output-embed"],
+        "bert": [text, *masked, *shrunk("bert_magneto_small"), "--attention-dropout", "0"],
+        "mt": [*translation, "--moe-gate-loss-wt", "0.1"],
+        "mt-two-experts": [*translation, *TWO_EXPERTS],
+        "retnet": [text, *LANGUAGE, *shrunk("retnet_small"), "--checkpoint-activations"],
+        "longnet": [text, *LANGUAGE, *shrunk("longnet_small"), *BRANCHES],
+        "longvit": [folders, *IMAGES],
+        "beit3": [drawings, *IMAGES_AND_TEXT, *shrunk("beit3_base"), "--drop-path-rate", "0"],
+    }
+    return {name: [*map(str, given), *COMMON] for name, given in words.items()}
+
+
+ADAM = ["--optimizer", "adam", "--lr", "1e-2", "--adam-eps", "1e-3"]
+"""An epsilon above the rounding of gradients, which Adam magnifies otherwise."""
+OPTIMIZERS = {"sgd": ["--optimizer", "sgd", "--lr", "0.1"], "adam": ADAM}
+RUNS = [(2, "adam"), (4, "sgd")]
+
+
+@pytest.fixture(scope="module")
+def recorded(cases: dict[str, list[str]], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Updates in one, two and four processes, by number of processes, optimizer and family."""
+    folder = tmp_path_factory.mktemp("recorded")
+    runs = [*((1, optimizer) for optimizer in OPTIMIZERS), *RUNS]
+    for processes, optimizer in runs:
+        more = [*OPTIMIZERS[optimizer]] + ([] if processes == 1 else [*SHARDED, "--checkpoint-format", "merged"])
+        path = str(folder / f"{processes}{optimizer}")
+        code = f"from tests.distributed.updates import record\nrecord({cases!r}, {path!r}, *{more!r})"
+        run_beside_fairseq(code, plugin=False).check() if processes == 1 else run_gloo(processes, code).check()
+    return {run: torch.load(folder / "{}{}".format(*run)) for run in runs}
+
+
+@pytest.mark.parametrize(("processes", "optimizer"), RUNS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_equals_one_process(family: str, optimizer: str, processes: int, recorded: Any) -> None:
+    ours, expected = (recorded[number, optimizer][family] for number in (processes, 1))
+    for name in ("losses", "norms"):
+        assert len(ours[name]) == 3
+        assert ours[name] == pytest.approx(expected[name], rel=1e-6, abs=1e-6)
+    assert ours["weights"].keys() == expected["weights"].keys()
+    for name, value in expected["weights"].items():
+        if not name.endswith("k_proj.bias"):  # attention does not depend on it: Adam magnifies rounding alone
+            torch.testing.assert_close(ours["weights"][name], value, atol=1e-6, rtol=0, msg=name)

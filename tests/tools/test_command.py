@@ -1,5 +1,6 @@
 """torchscale-fairseq: what it says about words, packages and environments that it cannot use."""
 
+import importlib.util
 import sys
 from unittest import mock
 
@@ -10,7 +11,7 @@ from tests.tools.in_process import run_tool
 from torchscale_fairseq import __version__
 from torchscale_fairseq.core.ops.backends import ATTENTION
 from torchscale_fairseq.core.ops.retention_forms import RETENTION
-from torchscale_fairseq.tools.packages import OPTIONAL
+from torchscale_fairseq.tools.packages import OPTIONAL, REQUIRED
 
 
 @pytest.mark.parametrize(
@@ -57,13 +58,21 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     assert run_program(words).stderr == ""
 
 
+def test_environment_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is needed most where something is missing."""
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "torch" else found(name))
+    shown = run_tool("environment").check().stdout
+    assert "not installed: pip install torch\n" in shown and "backends" not in shown
+
+
 def test_version() -> None:
     assert run_tool("version").check().stdout == f"torchscale-fairseq {__version__}\n"
 
 
 def test_environment_lists_packages_and_backends() -> None:
     shown = run_tool("environment").check().stdout
-    assert all(f"\n  {package.distribution} " in shown for package in OPTIONAL)
+    assert all(f"\n  {package.distribution} " in shown for package in [*REQUIRED, *OPTIONAL])
     for option, backends in (("--attention-backend", ATTENTION), ("--retention-backend", RETENTION)):
         assert all(f"\n  {option} {backend.name} " in shown for backend in backends)
     assert "can be chosen" in shown and "cannot be chosen: needs" in shown

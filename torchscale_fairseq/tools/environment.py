@@ -2,13 +2,14 @@
 others cannot. Attach it to bug reports."""
 
 import argparse
+import importlib.util
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torchscale_fairseq import __version__
-from torchscale_fairseq.tools.packages import OPTIONAL
+from torchscale_fairseq.tools.packages import OPTIONAL, REQUIRED
 
 EXAMPLE = "torchscale-fairseq environment"
 
@@ -18,34 +19,34 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    for title, rows in (
-        ("versions", versions()),
-        ("GPUs", gpus()),
-        ("optional packages", packages()),
-        (f"backends, for {_subject()}", backends()),
-    ):
-        print(title)
-        for name, text in rows:
-            print(f"  {name:<34} {text}")
+    show("versions", versions())
+    show("packages", packages())
+    if importlib.util.find_spec("torch") is not None:
+        show("GPUs", gpus())
+        show(f"backends, for {_subject()}", backends())
+
+
+def show(title: str, rows: Iterable[tuple[str, str]]) -> None:
+    """Print a part of the report."""
+    print(title)
+    for name, text in rows:
+        print(f"  {name:<34} {text}")
 
 
 def versions() -> Iterator[tuple[str, str]]:
-    """Of this package, Python and torch."""
-    import torch
-
+    """Of this package, Python and the system."""
     yield "torchscale-fairseq", __version__
     yield "Python", f"{platform.python_version()} ({sys.executable})"
     yield "system", platform.platform()
-    cuda = torch.version.cuda or torch.version.hip
-    yield "torch", f"{torch.__version__} ({f'built for CUDA {cuda}' if cuda else 'built without CUDA'})"
 
 
 def gpus() -> Iterator[tuple[str, str]]:
     """Name, memory and compute capability of each GPU that torch sees."""
     import torch
 
+    cuda = torch.version.cuda or torch.version.hip
     if not torch.cuda.is_available():
-        yield "none", "torch sees no GPU"
+        yield "none", f"torch sees no GPU; it was built {f'for CUDA {cuda}' if cuda else 'without CUDA'}"
     for index in range(torch.cuda.device_count()):
         found = torch.cuda.get_device_properties(index)
         capability = f"compute capability {found.major}.{found.minor}"
@@ -53,8 +54,8 @@ def gpus() -> Iterator[tuple[str, str]]:
 
 
 def packages() -> Iterator[tuple[str, str]]:
-    """Versions of optional packages, or how to install them."""
-    for package in OPTIONAL:
+    """Versions of packages, or how to install them."""
+    for package in [*REQUIRED, *OPTIONAL]:
         yield package.distribution, package.version() or f"not installed: {package.install}"
 
 

@@ -1,4 +1,4 @@
-"""Packages that some subcommands and models need, and how they are installed."""
+"""Packages that subcommands and models import, and how they are installed."""
 
 import contextlib
 import importlib.metadata
@@ -11,7 +11,7 @@ from torchscale_fairseq.plugin import INSTALL_FAIRSEQ
 
 
 class Package(NamedTuple):
-    """A package that the core works without."""
+    """A package that some of this project imports."""
 
     module: str
     """The name by which Python imports it."""
@@ -33,6 +33,7 @@ class Package(NamedTuple):
             return "of unknown version"
 
 
+REQUIRED = [Package(name, name) for name in ("torch", "safetensors", "tqdm", "shtab")]
 OPTIONAL = [
     Package("fairseq", "fairseq-fixed"),
     Package("sentencepiece", "sentencepiece"),
@@ -45,23 +46,22 @@ OPTIONAL = [
     Package("tensorboard", "tensorboard"),
     Package("flash_attn", "flash-attn"),
     Package("fla", "flash-linear-attention"),
-    Package("shtab", "shtab"),
 ]
-"""All of them."""
+"""The core works without these."""
 
 
 @contextlib.contextmanager
 def explaining_missing_packages() -> Iterator[None]:
-    """Turn the ModuleNotFoundError of an optional package into a sentence that says how to install it.
+    """Turn the ModuleNotFoundError of a package that is missing into a sentence that says how to install it.
 
     Raises:
-        InputError: one of ``OPTIONAL`` is missing.
+        InputError: one of ``REQUIRED`` or ``OPTIONAL`` is missing.
     """
     try:
         yield
     except ModuleNotFoundError as error:
         module = (error.name or "").partition(".")[0]
-        package = next((package for package in OPTIONAL if package.module == module), None)
+        package = next((package for package in [*REQUIRED, *OPTIONAL] if package.module == module), None)
         if package is None:
             raise
         raise InputError(f"this needs {package.distribution}, which is not installed: {package.install}") from error

@@ -1,0 +1,274 @@
+"""Fully sharded training on the GPUs of one machine: python -m benchmarks.sharding PART.
+
+Each part starts fairseq-train by torchrun on made-up text (fairseq's task dummy_lm) and prints a table: seconds per
+update, tokens per second and utilisation of a GPU, and peak memory. The values of a model are drawn on the GPU here.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from fairseq import checkpoint_utils, models, trainer
+from fairseq.logging import metrics
+from fairseq_cli import train
+
+from torchscale_fairseq import plugin
+
+PEAK = 989e12
+"""FLOP/s of an H100 or H200 in bfloat16."""
+LENGTH = 2048
+DICTIONARY = 49_992
+WARM_UP = 4
+"""Updates that are not counted."""
+MARK = "MEASURED "
+SHARDED = ["--ddp-backend", "fully_sharded"]
+GPT_7B = ["--arch", "gpt_deepnorm", "--decoder-layers", "32", "--decoder-embed-dim", "4096"]
+GPT_7B += ["--decoder-ffn-embed-dim", "16384", "--decoder-attention-heads", "32"]
+RECOMPUTING = ["--checkpoint-activations"]
+TINY = ["--decoder-layers", "2", "--decoder-embed-dim", "16", "--decoder-ffn-embed-dim", "32"]
+TINY_RETNET = ["--decoder-retention-heads", "2", "--decoder-value-embed-dim", "32"]
+
+
+class Run(NamedTuple):
+    """One training run."""
+
+    title: str
+    flags: list[str]
+    batch: int
+    updates: int = 12
+
+
+class Measured(NamedTuple):
+    """What the processes of a run report; None where they ran out of memory."""
+
+    seconds: float
+    peak_bytes: int
+    losses: list[float]
+    norms: list[float]
+    saves: list[float]
+    flops: float
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Read the command line and run a part."""
+    if (sys.argv[1:] if words is None else list(words))[:1] == ["worker"]:
+        work(sys.argv[2:] if words is None else list(words)[1:])
+        return
+    options = _parser().parse_args(words)
+    PARTS[options.part](options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("part", choices=sorted(PARTS))
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument(
+        "--batches", default="32,24,16,12,8,4,2", help="batch sizes per GPU, the first that fits counts"
+    )
+    parser.add_argument("--cpu", action="store_true", help="tiny models on the CPU, to try the script")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands")
+    parser.add_argument("--folder", help="for checkpoints; a temporary one by default")
+    return parser
+
+
+def equality(options: argparse.Namespace) -> None:
+    """Losses and gradient norms in float32: one process, DDP and fully sharded."""
+    flags = ["--arch", "gpt_deepnorm_base", "--dropout", "0"]
+    alone = measure(Run("one process", [*flags, "--update-freq", str(options.processes)], 2, 6), options, processes=1)
+    for title, backend in (("DDP", []), ("fully sharded", SHARDED)):
+        found = measure(Run(title, [*flags, *backend], 2, 6), options)
+        if found and alone:
+            worst = max(abs(a - b) / abs(b) for a, b in zip(found.norms, alone.norms, strict=True))
+            print(f"{title}: losses {found.losses} against {alone.losses}; norms differ by {worst:.1e} at most")
+
+
+def speed(options: argparse.Namespace) -> None:
+    """1.4 billion parameters, DDP next to fully sharded, in the same call."""
+    flags = ["--arch", "gpt_deepnorm_xl", "--bf16"]
+    sides = {"DDP": [], "fully sharded": SHARDED, "ZeRO-2": [*SHARDED, "--no-reshard-after-forward"]}
+    sides["compiled DDP"], sides["compiled, fully sharded"] = ["--compile"], [*SHARDED, "--compile"]
+    for title, backend in sides.items():
+        report(Run(f"1.4B, {title}", [*flags, *backend], 4, 16), options)
+
+
+def seven(options: argparse.Namespace) -> None:
+    """7 billion parameters in bfloat16 with recomputation, at the largest batch that fits."""
+    for title, arch in (("retnet_7b", ["--arch", "retnet_7b"]), ("gpt 7B", GPT_7B)):
+        largest(title, [*arch, "--bf16", *SHARDED, *RECOMPUTING], options)
+
+
+def thirteen(options: argparse.Namespace) -> None:
+    """13 billion parameters, 20 updates."""
+    largest("retnet_13b", ["--arch", "retnet_13b", "--bf16", *SHARDED, *RECOMPUTING], options, updates=20)
+
+
+def save(options: argparse.Namespace) -> None:
+    """How long training stands still for a checkpoint of 7 billion parameters."""
+    flags = ["--arch", "retnet_7b", "--bf16", *SHARDED, *RECOMPUTING, "--save-interval-updates", "6"]
+    for title, more in (("blocking", []), ("asynchronous", ["--async-checkpoint"])):
+        found = measure(Run(f"retnet_7b, {title}", [*flags, *more], 2, 14), options, saving=True)
+        if found:
+            print(f"{title}: training stood still for {', '.join(f'{s:.1f}' for s in found.saves)} s")
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
+    function.__name__: function for function in (equality, speed, seven, thirteen, save)
+}
+
+
+def largest(title: str, flags: list[str], options: argparse.Namespace, updates: int = 12) -> None:
+    """Report the first batch size that fits."""
+    for batch in map(int, options.batches.split(",")):
+        if report(Run(title, flags, batch, updates), options):
+            return
+
+
+def report(run: Run, options: argparse.Namespace) -> bool:
+    """Measure a run and print a line; whether it fitted."""
+    found = measure(run, options)
+    if found is None:
+        print(f"{run.title}, {run.batch} x {LENGTH} tokens per GPU: did not fit or failed", flush=True)
+        return False
+    tokens = run.batch * (LENGTH if not options.cpu else 16)
+    print(
+        f"{run.title}, {run.batch} x {LENGTH} tokens per GPU: {found.seconds:.3f} s, {tokens / found.seconds:,.0f} "
+        f"tokens/s and GPU, {100 * found.flops / found.seconds / PEAK:.1f} % of 989 TFLOP/s, "
+        f"{found.peak_bytes / 2**30:.1f} GiB; losses {found.losses[0]} to {found.losses[-1]}",
+        flush=True,
+    )
+    return True
+
+
+def measure(
+    run: Run, options: argparse.Namespace, *, processes: int | None = None, saving: bool = False
+) -> Measured | None:
+    """Run and collect what the processes print; None if they fail."""
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        words = command(run, options, processes or options.processes, folder, saving)
+        if options.dry_run:
+            print(shlex.join(words))
+            return None
+        done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "4"})
+    reports = list(_reports(done.stdout))
+    if done.returncode or not reports:
+        lines = [
+            line for line in (done.stdout + done.stderr).splitlines() if "Error" in line or "fairseq-train:" in line
+        ]
+        print("\n".join(lines[-4:]) or done.stderr[-1500:], flush=True)
+        return None
+    first = min(reports, key=lambda r: r["rank"])
+    return Measured(
+        statistics.median(first["seconds"][WARM_UP:] or first["seconds"]),
+        max(r["peak"] for r in reports),
+        first["losses"],
+        first["norms"],
+        first["saves"],
+        first["flops"],
+    )
+
+
+def _reports(output: str) -> Iterator[dict[str, Any]]:
+    for line in output.splitlines():
+        if MARK in line:
+            yield json.loads(line.split(MARK, 1)[1])
+
+
+def command(run: Run, options: argparse.Namespace, processes: int, folder: str, saving: bool) -> list[str]:
+    """The words that start a run."""
+    length = 16 if options.cpu else LENGTH
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    words += ["-m", "benchmarks.sharding", "worker", "--task", "dummy_lm", "--dict-size", str(DICTIONARY)]
+    words += ["--tokens-per-sample", str(length), "--batch-size", str(run.batch), "--dataset-size", "100000"]
+    words += ["--criterion", "linear_cross_entropy", "--share-decoder-input-output-embed", *run.flags]
+    words += ["--optimizer", "adam", "--lr", "1e-4", "--clip-norm", "1", "--max-update", str(run.updates)]
+    words += ["--disable-validation", "--log-format", "none", "--save-dir", folder, "--no-epoch-checkpoints"]
+    words += [] if saving else ["--no-save"]
+    words += ["--user-dir", str(Path(__file__).resolve().parent.parent / "torchscale_fairseq")]
+    if options.cpu:
+        words[words.index(str(DICTIONARY))] = "60"
+        words += ["--cpu", *TINY, *(TINY_RETNET if "retnet" in run.title else ["--decoder-attention-heads", "2"])]
+    return words
+
+
+class Recorder:
+    """Times what fairseq's Trainer does in this process.
+
+    Args:
+        on_gpu: whether the model is on a GPU, on which its values are drawn as well.
+    """
+
+    def __init__(self, on_gpu: bool):
+        self.on_gpu = on_gpu
+        self.found: dict[str, Any] = {"seconds": [], "saves": [], "losses": [], "norms": [], "flops": 0.0}
+
+    def building(self, stock: Callable[..., Any]) -> Callable[..., Any]:
+        """``fairseq.models.build_model``."""
+
+        def build_model(*arguments: Any, **keywords: Any) -> Any:
+            with torch.device("cuda", torch.cuda.current_device()) if self.on_gpu else torch.device("cpu"):
+                return stock(*arguments, **keywords)
+
+        return build_model
+
+    def updating(self, stock: Callable[..., Any]) -> Callable[..., Any]:
+        """``Trainer.train_step``."""
+
+        def train_step(trainer: Any, samples: Any, *arguments: Any, **keywords: Any) -> Any:
+            if self.on_gpu and not self.found["seconds"]:
+                torch.cuda.reset_peak_memory_stats()
+            start = time.perf_counter()
+            output = stock(trainer, samples, *arguments, **keywords)
+            self.found["losses"].append(round(float(output["loss"]), 6))
+            self.found["norms"].append(float(metrics.get_meter("train_inner", "gnorm").val))
+            self.found["seconds"].append(time.perf_counter() - start)
+            if trainer._speed is not None and not self.found["flops"]:
+                self.found["flops"] = float(trainer._speed.measure(samples)[1])
+            return output
+
+        return train_step
+
+    def saving(self, stock: Callable[..., Any]) -> Callable[..., Any]:
+        """``checkpoint_utils.save_checkpoint``."""
+
+        def save_checkpoint(*arguments: Any, **keywords: Any) -> Any:
+            start = time.perf_counter()
+            result = stock(*arguments, **keywords)
+            self.found["saves"].append(time.perf_counter() - start)
+            return result
+
+        return save_checkpoint
+
+    def report(self) -> str:
+        """A line for ``measure``."""
+        peak = torch.cuda.max_memory_allocated() if self.on_gpu else 0
+        return f"{MARK}{json.dumps({'rank': int(os.environ['RANK']), 'peak': peak, **self.found})}\n"
+
+
+def work(words: list[str]) -> None:
+    """fairseq-train in one process, which prints what it measured.
+
+    Args:
+        words: of its command line.
+    """
+    plugin.register()
+    recorder = Recorder(torch.cuda.is_available() and "--cpu" not in words)
+    models.build_model = recorder.building(models.build_model)
+    trainer.Trainer.train_step = recorder.updating(trainer.Trainer.train_step)
+    checkpoint_utils.save_checkpoint = recorder.saving(checkpoint_utils.save_checkpoint)
+    sys.argv = ["fairseq-train", *words]
+    train.cli_main()
+    sys.stdout.write(recorder.report())
+
+
+if __name__ == "__main__":
+    main()

@@ -15,7 +15,8 @@ from benchmarks.measure import if_it_fits, time_in_turns
 from benchmarks.report import OFFICIAL, OURS, DisagreementError, Row
 from benchmarks.retention_steps import ALLOWED, ATTENTION, Case, Step, step
 from torchscale_fairseq.core.layers.attention import MultiheadAttention
-from torchscale_fairseq.core.layers.retention import MultiScaleRetention
+from torchscale_fairseq.core.layers.attention_inputs import AttentionInputs
+from torchscale_fairseq.core.layers.retention import MultiScaleRetention, RetentionInputs
 from torchscale_fairseq.core.ops.retention_tables import log_decays, retention_tables, token_counts
 
 PLAIN, FLA = "ours, plain torch", "flash-linear-attention"
@@ -138,7 +139,7 @@ def _forward_of(layer: MultiScaleRetention, case: Case, dtype: torch.dtype, comp
     counts = token_counts(case.length, torch.zeros(1, dtype=torch.long, device=case.device))
     key_dim = case.width // case.heads
     tables = retention_tables(counts, log_decay, key_dim, dtype=dtype, inclusive=compatible)
-    return lambda x: layer(x, tables=tables, log_decay=log_decay)
+    return lambda x: layer(x, RetentionInputs(tables, log_decay))
 
 
 def _official(case: Case, ours: MultiScaleRetention, dtype: torch.dtype) -> tuple[nn.Module, Forward]:
@@ -174,7 +175,7 @@ def _attention(case: Case, ours: MultiScaleRetention, dtype: torch.dtype) -> tup
 
     def forward(x: Tensor) -> Tensor:
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-            return layer(x, causal=True)
+            return layer(x, AttentionInputs(causal=True))
 
     return layer, forward
 

@@ -1,6 +1,5 @@
 """Training steps of a layer, and of retention alone, of each side."""
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from benchmarks.report import OURS
 from torchscale_fairseq import Decoder, DecoderConfig, RetNetConfig, RetNetDecoder
+from torchscale_fairseq.core.layers.attention_inputs import AttentionInputs
 from torchscale_fairseq.core.ops.retention_forms import retention
 from torchscale_fairseq.core.ops.retention_tables import log_decays, retention_tables, token_counts
 
@@ -73,13 +73,11 @@ def layer_step(case: Case, side: str) -> Step:
     x, weights = case.random(1, case.length, case.width), case.random(1, case.length, case.width).detach()
     if side == ATTENTION:
         layer: nn.Module = Decoder(case.attention_config()).to(case.device).layers[0]
-        nothing = _nothing(layer, "block")
-        forward = lambda x: layer(x, block=0, **nothing)[0]  # noqa: E731
+        forward = lambda x: layer(x, AttentionInputs(causal=True))[0]  # noqa: E731
     elif side == OURS:
         layer = ours.layers[0]
-        arguments = ours._retention_arguments(x, None, None, None)
-        nothing = _nothing(layer, "retention")
-        forward = lambda x: layer(x, retention=arguments, **nothing)[0]  # noqa: E731
+        inputs = ours._retention_inputs(x, None, None, None)
+        forward = lambda x: layer(x, inputs)[0]  # noqa: E731
     else:
         from torchscale.architecture import config, retnet
 
@@ -90,11 +88,6 @@ def layer_step(case: Case, side: str) -> Step:
         positions = retnet.RetNetRelPos(options).to(case.device)(case.length)
         forward = lambda x: layer(x, retention_rel_pos=positions)[0]  # noqa: E731
     return partial(step, forward, weights, {"input": x, **dict(layer.named_parameters())})
-
-
-def _nothing(layer: nn.Module, given: str) -> dict[str, None]:
-    """None for each argument of a layer, but for its input and what it is given."""
-    return dict.fromkeys(inspect.signature(layer.forward).parameters.keys() - {"x", given})
 
 
 def retention_step(case: Case, side: str) -> Step:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tests.core.models import decoder, encoder, encoder_decoder, randomize, tokens
 from tests.helpers import assert_close
 from torchscale_fairseq import DecoderConfig, EncoderConfig
-from torchscale_fairseq.core.architectures import blocks
+from torchscale_fairseq.core.architectures import factory
 from torchscale_fairseq.core.architectures.decoder import Decoder
 from torchscale_fairseq.core.architectures.encoder import Encoder
 from torchscale_fairseq.core.config import ExpertOptions
@@ -392,7 +392,7 @@ def observed(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[Any
     layer = next(layer.moe_layer for layer in model.layers if layer.moe_layer is not None)
     seen.append(layer.experts.norm_weight)
     with monkeypatch.context() as patch:
-        patch.setattr(blocks, "split_experts", lambda count: ExpertSplit(count, size=2))
+        patch.setattr(factory, "split_experts", lambda count: ExpertSplit(count, size=2))
         shared = next(layer.moe_layer for layer in encoder(**given).layers if layer.moe_layer is not None).experts
     shared(
         torch.ones(shared.split.local, 24), Segments(torch.ones(shared.split.local, dtype=torch.long))

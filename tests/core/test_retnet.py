@@ -247,7 +247,7 @@ def test_padding_of_the_source_is_not_attended_to() -> None:
 @pytest.mark.parametrize(("compatible", "last"), [(False, 10000**-0.75), (True, 1e-4)])
 def test_angles_of_the_paper_and_of_the_official_code(compatible: bool, last: float) -> None:
     model = retnet(torchscale_compatible=compatible)
-    tables = model._retention_arguments(torch.zeros(1, 2, 24).double(), None, None, None)["tables"]
+    tables = model._retention_inputs(torch.zeros(1, 2, 24).double(), None, None, None).tables
     angle = torch.atan2(tables.key[1], tables.key[0])[0, 1, 0, -1]
     assert angle.item() == pytest.approx(last)
 

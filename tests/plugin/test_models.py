@@ -39,12 +39,14 @@ LANGUAGE_CONFIGS = (DecoderConfig, RetNetConfig)
 
 def parameters(c: Any) -> int:
     """Parameters of a model, counted by hand from its config."""
-    norm = 1 if c.norm == "rmsnorm" else 2
+    retnet = isinstance(c, RetNetConfig)  # whose norms and feed-forward networks are of one kind
+    norm = 1 if retnet or c.norm == "rmsnorm" else 2
+    gated, subln, ways = retnet or c.gated_ffn, not retnet and c.uses_subln, 1 if retnet else 1 + c.multiway
 
     def ffn(width: int, inner: int) -> int:
-        if c.gated_ffn:
+        if gated:
             return 3 * width * inner
-        return 2 * width * inner + width + inner + (2 * inner if c.uses_subln else 0)
+        return 2 * width * inner + width + inner + (2 * inner if subln else 0)
 
     def attention(width: int, memory: int) -> int:
         if c.bitnet:
@@ -59,10 +61,10 @@ def parameters(c: Any) -> int:
     def side(width: int, inner: int, layers: int, *, pre_norm: bool, cross: bool, mixing: int | None = None) -> int:
         layer = (
             (attention(width, width) if mixing is None else mixing)
-            + (1 + c.multiway) * ffn(width, inner)
+            + ways * ffn(width, inner)
             + norms_of_a_layer(width, inner)
         )
-        layer += 2 * width if c.uses_subln else 0
+        layer += 2 * width if subln else 0
         layer += attention(width, c.encoder_embed_dim) + norm * width if cross else 0
         mixed = layers // c.moe_freq if c.moe_freq else 0
         assert c.use_xmoe or not mixed

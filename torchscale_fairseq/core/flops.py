@@ -91,7 +91,7 @@ def _retention(config: Any, load: Load) -> float:
 def _feed_forward(config: Any, side: str) -> int:
     """Entries of the matrices that a token meets in all feed-forward networks of a side."""
     width, inner, layers = (getattr(config, f"{side}_{name}") for name in ("embed_dim", "ffn_embed_dim", "layers"))
-    matrices = 3 if config.gated_ffn or (side == "decoder" and retains(config)) else 2
+    matrices = 3 if getattr(config, "gated_ffn", True) else 2  # RetNet's are always gated
     freq = config.expert_freq(side)
     with_experts = layers // freq if freq else 0
     expert_inner = config.moe_expert_ffn_dim or inner

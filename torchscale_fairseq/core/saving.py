@@ -14,13 +14,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from .architectures.beit3 import BEiT3
-from .architectures.blocks import Config, Side, SideOptions
 from .architectures.decoder import Decoder
 from .architectures.encoder import Encoder
 from .architectures.encoder_decoder import EncoderDecoder
+from .architectures.factory import LayerFactory
 from .architectures.longvit import LongViTClassifier
-from .architectures.retnet import AnyRetNetConfig, RetNetDecoder
+from .architectures.retnet import RetNetDecoder
 from .architectures.slide_encoder import SlideClassifier
+from .architectures.spec import AnyConfig, LayerSpec, decoder_spec, encoder_spec
 from .config import (
     BEiT3Config,
     DecoderConfig,
@@ -34,11 +35,11 @@ from .config import (
 from .errors import InputError
 from .layers.embedding import TextEmbedding
 from .layers.heads import MaskedLanguageModelHead
+from .layers.norm import build_norm
 from .ops.positions import PADDING_POSITION
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-AnyConfig = Config | AnyRetNetConfig
 Model = Encoder | Decoder | EncoderDecoder | RetNetDecoder | BEiT3 | LongViTClassifier | SlideClassifier
 
 
@@ -151,14 +152,14 @@ def _encoder_decoder(config: EncoderDecoderConfig, tensors: Mapping[str, Tensor]
     return EncoderDecoder(
         config,
         _embedding(tensors, "encoder.embed_tokens.weight"),
-        _positions(config, "encoder"),
+        _positions(encoder_spec(config)),
         None if config.share_all_embeddings else _embedding(tensors, "decoder.embed_tokens.weight"),
-        _positions(config, "decoder"),
+        _positions(decoder_spec(config)),
     )
 
 
 def _decoder(config: DecoderConfig, tensors: Mapping[str, Tensor]) -> Decoder:
-    return Decoder(config, _embedding(tensors, "embed_tokens.weight"), _positions(config, "decoder"))
+    return Decoder(config, _embedding(tensors, "embed_tokens.weight"), _positions(decoder_spec(config)))
 
 
 def _retnet(config: RetNetConfig, tensors: Mapping[str, Tensor]) -> RetNetDecoder:
@@ -167,7 +168,7 @@ def _retnet(config: RetNetConfig, tensors: Mapping[str, Tensor]) -> RetNetDecode
 
 def _encoder(config: EncoderConfig, tensors: Mapping[str, Tensor]) -> Encoder:
     embedding = _embedding(tensors, "embed_tokens.weight")
-    return Encoder(config, embedding, _positions(config, "encoder"), _head(config, embedding, tensors))
+    return Encoder(config, embedding, _positions(encoder_spec(config)), _head(config, embedding, tensors))
 
 
 def _beit3(config: BEiT3Config, tensors: Mapping[str, Tensor]) -> BEiT3:
@@ -208,8 +209,8 @@ def _embedding(tensors: Mapping[str, Tensor], name: str) -> TextEmbedding:
     return TextEmbedding(entries, width, padding_idx=PADDING_POSITION)
 
 
-def _positions(config: Config, side: Side) -> nn.Module | None:
-    return SideOptions(config, side, is_encoder_decoder=isinstance(config, EncoderDecoderConfig)).position_embedding()
+def _positions(spec: LayerSpec) -> nn.Module | None:
+    return LayerFactory(spec).position_embedding()
 
 
 def _head(config: EncoderConfig, embedding: TextEmbedding, tensors: Mapping[str, Tensor]) -> nn.Module | None:
@@ -219,5 +220,5 @@ def _head(config: EncoderConfig, embedding: TextEmbedding, tensors: Mapping[str,
     matrix = embedding
     if not config.share_encoder_input_output_embed:
         matrix = _embedding(tensors, "output_projection.weight")
-    norm = SideOptions(config, "encoder", is_encoder_decoder=False).norm()
+    norm = build_norm(config.norm, config.encoder_embed_dim, config.layernorm_eps)
     return MaskedLanguageModelHead(matrix, config.activation_fn, norm)

@@ -5,9 +5,9 @@ from typing import Any
 from fairseq.models import FairseqIncrementalDecoder
 from torch import Tensor, nn
 
-from torchscale_fairseq.core.architectures.blocks import SideOptions
 from torchscale_fairseq.core.architectures.decoder import Decoder
-from torchscale_fairseq.core.architectures.retnet import AnyRetNetConfig, RetNetDecoder
+from torchscale_fairseq.core.architectures.retnet import RetNetDecoder
+from torchscale_fairseq.core.architectures.spec import AnyRetNetConfig
 from torchscale_fairseq.core.config import DecoderConfig, EncoderDecoderConfig
 from torchscale_fairseq.hooks.training.padding import padding_mask
 
@@ -92,9 +92,12 @@ class TextDecoder(DecoderAdapter, Decoder):  # type: ignore[misc]
 
     def __init__(self, config: DecoderConfig | EncoderDecoderConfig, dictionary: Any, embed_tokens: nn.Embedding):
         both = isinstance(config, EncoderDecoderConfig)
-        positions = SideOptions(config, "decoder", is_encoder_decoder=both).position_embedding()
-        Decoder.__init__(self, config, embed_tokens, positions, is_encoder_decoder=both)
+        Decoder.__init__(self, config, embed_tokens, is_encoder_decoder=both)
         self._adapt(dictionary)
+
+    def build_positions(self) -> nn.Module | None:
+        """Absolute positions after the config."""
+        return self.factory.position_embedding()
 
 
 class RetNetTextDecoder(DecoderAdapter, RetNetDecoder):  # type: ignore[misc]

@@ -5,7 +5,6 @@ from typing import Any
 from fairseq.models import FairseqEncoder
 from torch import Tensor, nn
 
-from torchscale_fairseq.core.architectures.blocks import SideOptions
 from torchscale_fairseq.core.architectures.encoder import Encoder
 from torchscale_fairseq.core.config import EncoderConfig, EncoderDecoderConfig
 from torchscale_fairseq.core.ops.positions import absolute_positions
@@ -32,9 +31,12 @@ class TextEncoder(FairseqEncoder, Encoder):
         output_projection: nn.Module | None = None,
     ):
         both = isinstance(config, EncoderDecoderConfig)
-        positions = SideOptions(config, "encoder", is_encoder_decoder=both).position_embedding()
-        Encoder.__init__(self, config, embed_tokens, positions, output_projection, is_encoder_decoder=both)
+        Encoder.__init__(self, config, embed_tokens, None, output_projection, is_encoder_decoder=both)
         self.dictionary = dictionary
+
+    def build_positions(self) -> nn.Module | None:
+        """Absolute positions after the config."""
+        return self.factory.position_embedding()
 
     def forward(
         self,

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from fairseq.models import FairseqEncoderModel, register_model
 from torch import Tensor, nn
 
-from torchscale_fairseq.core.architectures.blocks import SideOptions
 from torchscale_fairseq.core.config import EncoderConfig
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.layers.heads import POOLER_ACTIVATIONS, ClassificationHead, MaskedLanguageModelHead
+from torchscale_fairseq.core.layers.norm import build_norm
 from torchscale_fairseq.core.parallel.sequence import SequenceSlice
 
 from ._dictionary import token_embedding
@@ -82,7 +82,7 @@ class MaskedLanguageModel(Pretrained, FairseqEncoderModel):
         matrix = embedding
         if not config.share_encoder_input_output_embed:
             matrix = token_embedding(dictionary, config.encoder_embed_dim)
-        norm = SideOptions(config, "encoder", is_encoder_decoder=False).norm()
+        norm = build_norm(config.norm, config.encoder_embed_dim, config.layernorm_eps)
         head = MaskedLanguageModelHead(matrix, config.activation_fn, norm)
         return cls(TextEncoder(config, dictionary, embedding, head), options)
 

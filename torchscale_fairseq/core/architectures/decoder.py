@@ -1,83 +1,59 @@
 """The causal decoder: a language model, or the target side of a translation model."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..config import DecoderConfig, EncoderDecoderConfig
-from ..layers.cache import DecodingState, LayerState, reorder_incremental_state
+from ..layers.attention_inputs import AttentionInputs
+from ..layers.cache import NO_STATE, DecodingState, LayerState
 from ..layers.moe import RoutingReport
 from ..ops.masks import as_mask, marked
-from ..ops.positions import has_padding_before_tokens, has_padding_inside, relative_positions
-from ..ops.xpos import XPosTables
+from ..ops.positions import has_padding_before_tokens
 from ..parallel.sequence import SequenceSlice
-from .blocks import SideOptions, feed_forward, position_rows, routing_outputs
-from .layer_sequence import LayerSequence
-from .stack import Stack
+from .causal import CausalStack
+from .factory import LayerFactory
+from .layer import Layer
+from .positions import TokenPositions, position_rows, positions_in_scores, xpos_for
+from .spec import decoder_spec
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(Layer):
     """Causal self-attention, attention to the encoder where there is one, and feed-forward network."""
 
-    def __init__(self, options: SideOptions, depth: int, memory_dim: int | None):
+    def __init__(self, factory: LayerFactory, depth: int):
         super().__init__()
-        self.self_attn = options.self_attention()
-        self.self_attn_layer_norm = options.sublayer_norm()
-        self.encoder_attn = None if memory_dim is None else options.cross_attention(memory_dim)
-        self.encoder_attn_layer_norm = None if memory_dim is None else options.sublayer_norm()
-        with_experts = options.has_experts(depth)
-        self.moe_layer = options.mixture_of_experts() if with_experts else None
-        self.ffn = None if with_experts else options.feed_forward()
-        self.final_layer_norm = options.norm() if with_experts else options.sublayer_norm()
-        self.residual = options.residual(depth)
+        self.self_attn = factory.self_attention()
+        self.self_attn_layer_norm = factory.sublayer_norm()
+        self._build_cross_attention(factory)
+        self._build_second_half(factory, depth)
 
     def forward(
         self,
         x: Tensor,
-        *,
-        block: int,
-        padding_mask: Tensor | None,
-        bias: Tensor | None,
-        xpos: XPosTables | None,
-        memory: Tensor | None,
-        memory_padding_mask: Tensor | None,
-        memory_bias: Tensor | None,
-        state: LayerState | None,
-        sequence: SequenceSlice | None,
-        not_routed: Tensor | None,
+        attention: AttentionInputs,
+        memory: AttentionInputs | None = None,
+        not_routed: Tensor | None = None,
+        state: LayerState = NO_STATE,
     ) -> tuple[Tensor, RoutingReport | None]:
-        """(batch, seq, width) to the same; arguments as for MultiheadAttention and MixtureOfExperts."""
-        x = self.residual(
-            x,
-            self.self_attn_layer_norm,
-            lambda y: self.self_attn(
-                y,
-                causal=True,
-                block=block,
-                key_padding_mask=padding_mask,
-                bias=bias,
-                xpos=xpos,
-                cache=None if state is None else state.self_attn,
-                sequence=sequence,
-            ),
-        )
+        """(batch, seq, width) to the same, and a report if the layer has experts.
+
+        Args:
+            x: (batch, seq, width).
+            attention: inputs of self-attention.
+            memory: inputs of attention to the encoder's output, if there is one.
+            not_routed: (batch, seq), True for tokens that go to no expert.
+            state: of earlier tokens.
+        """
+        x = self.residual(x, self.self_attn_layer_norm, self.self_attn, attention, state.self_attn)
         if self.encoder_attn is not None and memory is not None:
-            x = self.residual(
-                x,
-                self.encoder_attn_layer_norm,
-                lambda y: self.encoder_attn(
-                    y,
-                    memory,
-                    key_padding_mask=memory_padding_mask,
-                    bias=memory_bias,
-                    cache=None if state is None else state.encoder_attn,
-                ),
-            )
-        return feed_forward(self, x, not_routed)
+            x = self.residual(x, self.encoder_attn_layer_norm, self.encoder_attn, memory, state.encoder_attn)
+        return self.feed_forward(x, not_routed)
 
 
-class Decoder(Stack):
+class Decoder(CausalStack):
     """A stack of decoder layers between embeddings and, unless told otherwise, a projection to the vocabulary.
 
     Args:
@@ -97,25 +73,19 @@ class Decoder(Stack):
         output_projection: nn.Module | None = None,
         is_encoder_decoder: bool = False,
     ):
-        super().__init__(config, "decoder", embed_tokens, embed_positions, is_encoder_decoder=is_encoder_decoder)
-        options = self.options
-        memory_dim = None
-        if is_encoder_decoder and isinstance(config, EncoderDecoderConfig):
-            memory_dim = config.encoder_embed_dim
-        self.layers = LayerSequence(DecoderLayer(options, depth, memory_dim) for depth in range(options.layers))
-        self.layer_norm = options.norm() if options.pre_norm else None
+        spec = decoder_spec(config, is_encoder_decoder=is_encoder_decoder)
+        super().__init__(config, spec, embed_tokens, embed_positions)
         # T5 has causal buckets here and no bias to the encoder; TorchScale has bidirectional ones and a bias.
         official = config.torchscale_compatible
-        self.self_attn_relative_position = options.relative_bias(bidirectional=official)
+        self.self_attn_relative_position = self.factory.relative_bias(bidirectional=official)
         self.cross_attn_relative_position = (
-            options.relative_bias(bidirectional=True) if official and is_encoder_decoder else None
+            self.factory.relative_bias(bidirectional=True) if official and is_encoder_decoder else None
         )
-        self.output_projection = output_projection
-        if output_projection is None and not config.no_output_layer and config.vocab_size > 0:
-            shared = config.shares_output_embedding
-            tied = self._tied_embedding("share_decoder_input_output_embed", shared=shared)
-            self.output_projection = options.output_projection(tied)
-        options.finish(self, self.layers, one_region=memory_dim is None)
+        self._finish_decoder(output_projection, one_region=spec.memory_width is None)
+
+    def build_layer(self, factory: LayerFactory, depth: int) -> Layer:
+        """A ``DecoderLayer``."""
+        return DecoderLayer(factory, depth)
 
     def forward(
         self,
@@ -157,62 +127,21 @@ class Decoder(Stack):
         state = self._state(incremental_state)
         past = 0 if state is None else state.length
         embedding = self._embed(prev_output_tokens[:, past:], token_embeddings)
-        total = past + embedding.size(1)
-        if sequence_slice is None:
-            padding_mask, rows = self._padding_mask(self_attn_padding_mask, state, embedding.size(1)), None
-            relative = _relative_positions(padding_mask, total, embedding.device)
+        if sequence_slice is not None:
+            sequence_slice = sequence_slice.to(embedding.device)
+            tokens = TokenPositions.of_slice(sequence_slice, embedding.device)
         else:
-            sequence_slice, total = sequence_slice.to(embedding.device), sequence_slice.total
-            padding_mask, rows = sequence_slice.padding_mask(), sequence_slice.position_rows(embedding.device)
-            relative = sequence_slice.positions(embedding.device)
-        x = self._add_positions(embedding, position_rows(rows, padding_mask, start=past, x=embedding), total)
-        memory, memory_padding_mask = encoder_memory(encoder_out, state)
-
+            tokens = self._positions(self_attn_padding_mask, state, past, embedding)
+        rows = position_rows(tokens.rows, tokens.padding_mask, start=past, x=embedding)
+        x = self._add_positions(embedding, rows, tokens.total)
+        attention = self._attention_inputs(tokens, past, state, sequence_slice, x.dtype)
+        memory = self._memory_with_bias(encoder_out, past, state, tokens.total)
         not_routed = None
-        if padding_mask is not None and not self.config.torchscale_compatible:
-            not_routed = padding_mask[:, past:]
-        if padding_mask is not None and state is None and not has_padding_before_tokens(padding_mask):
-            padding_mask = None  # causal attention does not look to the right
-        centre = total // 2 if state is None else state.xpos_centre_for(total, self.config.xpos_scale_base)
-        xpos = self.options.xpos_tables(
-            relative[:, past:], causal=True, centre=centre, span=total - past, dtype=x.dtype
+        if tokens.padding_mask is not None and not self.config.torchscale_compatible:
+            not_routed = tokens.padding_mask[:, past:]
+        return self._decode(
+            x, attention, memory, not_routed, state=state, encoder_out=encoder_out, features_only=features_only
         )
-        shared: dict[str, Any] = {
-            "block": 0 if self.training else self.config.blockwise_causal_window // 2,
-            "padding_mask": padding_mask,
-            "bias": self._self_bias(relative, past),
-            "xpos": xpos,
-            "memory": memory,
-            "memory_padding_mask": memory_padding_mask,
-            "memory_bias": self._memory_bias(memory, past, total),
-            "sequence": sequence_slice,
-            "not_routed": not_routed,
-        }
-        layer_states = [None] * len(self.layers) if state is None else state.layers
-        shared.update(recompute=self.config.checkpoint_activations, stepping=state is not None)
-        run = self.layers if state is None else self.layers.forward  # a step is too small to profit from compiled code
-        inner_states, reports = run(x, layer_states, **shared)
-        x = inner_states[-1]
-        if state is not None:
-            state.length = total
-        if self.layer_norm is not None:
-            x = self.layer_norm(x)
-        if not features_only:
-            x = self.output_layer(x)
-        return x, {"inner_states": inner_states, **routing_outputs(reports, encoder_out), "attn": None}
-
-    def output_layer(self, features: Tensor) -> Tensor:
-        """Features (..., width) to logits, if there is an output projection."""
-        return features if self.output_projection is None else self.output_projection(features)
-
-    def reorder_incremental_state(self, incremental_state: dict[Any, Any], new_order: Tensor) -> None:
-        """Make the state follow its sequences, as beam search moves, drops and repeats them.
-
-        Args:
-            incremental_state: the caller's dictionary.
-            new_order: (new batch,), rows to keep.
-        """
-        reorder_incremental_state(incremental_state, new_order)
 
     def _state(self, incremental_state: dict[Any, Any] | None) -> DecodingState | None:
         if incremental_state is None:
@@ -220,47 +149,41 @@ class Decoder(Stack):
         first: Any = self.layers[0]
         return DecodingState.of(incremental_state, len(self.layers), first.self_attn.new_cache)
 
-    def _embed(self, new_tokens: Tensor, token_embeddings: Tensor | None) -> Tensor:
-        if new_tokens.size(1) == 0:
-            raise ValueError("prev_output_tokens has no token that incremental_state has not seen.")
-        if token_embeddings is not None:
-            return self.embed_scale * token_embeddings[:, -new_tokens.size(1) :]
-        return self.embed_scale * self._embed_tokens(new_tokens)
+    def _positions(
+        self, padding_mask: Tensor | None, state: DecodingState | None, past: int, embedding: Tensor
+    ) -> TokenPositions:
+        new, total = embedding.size(1), past + embedding.size(1)
+        mask = marked(padding_mask) if state is None else state.extend_padding_mask(padding_mask, new)
+        return TokenPositions(mask, None, positions_in_scores(mask, total, embedding.device), total)
 
-    def _padding_mask(self, given: Tensor | None, state: DecodingState | None, new_tokens: int) -> Tensor | None:
-        if state is not None:
-            return state.extend_padding_mask(given, new_tokens)
-        return marked(given)
+    def _attention_inputs(
+        self,
+        tokens: TokenPositions,
+        past: int,
+        state: DecodingState | None,
+        sequence_slice: SequenceSlice | None,
+        dtype: torch.dtype,
+    ) -> AttentionInputs:
+        padding_mask, new, total = tokens.padding_mask, tokens.in_scores[:, past:], tokens.total
+        if padding_mask is not None and state is None and not has_padding_before_tokens(padding_mask):
+            padding_mask = None  # causal attention does not look to the right
+        centre = total // 2 if state is None else state.xpos_centre_for(total, self.config.xpos_scale_base)
+        bias = self.self_attn_relative_position
+        return AttentionInputs(
+            causal=True,
+            block=0 if self.training else self.config.blockwise_causal_window // 2,
+            key_padding_mask=padding_mask,
+            bias=None if bias is None else bias(new, tokens.in_scores),
+            xpos=xpos_for(self.spec, new, causal=True, centre=centre, span=total - past, dtype=dtype),
+            sequence_slice=sequence_slice,
+        )
 
-    def _self_bias(self, relative: Tensor, past: int) -> Tensor | None:
-        if self.self_attn_relative_position is None:
-            return None
-        return self.self_attn_relative_position(relative[:, past:], relative)
-
-    def _memory_bias(self, memory: Tensor | None, past: int, total: int) -> Tensor | None:
-        if self.cross_attn_relative_position is None or memory is None:
-            return None
-        queries = torch.arange(past, total, device=memory.device)[None]
-        keys = torch.arange(memory.size(1), device=memory.device)[None]
-        return self.cross_attn_relative_position(queries, keys)
-
-
-def _relative_positions(padding_mask: Tensor | None, total: int, device: torch.device) -> Tensor:
-    if padding_mask is not None and has_padding_inside(padding_mask):
-        return relative_positions(padding_mask)
-    return torch.arange(total, device=device)[None]
-
-
-def encoder_memory(
-    encoder_out: dict[str, Any] | None, state: DecodingState | None
-) -> tuple[Tensor | None, Tensor | None]:
-    """The encoder's output and its padding, which a state keeps from its first step."""
-    if encoder_out is None:
-        return None, None
-    memory: Tensor = encoder_out["encoder_out"]
-    if state is not None and state.length > 0:
-        return memory, state.memory_padding_mask
-    padding_mask = marked(as_mask(encoder_out.get("encoder_padding_mask"), "encoder_padding_mask"))
-    if state is not None:
-        state.memory_padding_mask = padding_mask
-    return memory, padding_mask
+    def _memory_with_bias(
+        self, encoder_out: dict[str, Any] | None, past: int, state: DecodingState | None, total: int
+    ) -> AttentionInputs | None:
+        inputs = self._memory(encoder_out, state)
+        if self.cross_attn_relative_position is None or inputs is None or inputs.memory is None:
+            return inputs
+        queries = torch.arange(past, total, device=inputs.memory.device)[None]
+        keys = torch.arange(inputs.memory.size(1), device=inputs.memory.device)[None]
+        return replace(inputs, bias=self.cross_attn_relative_position(queries, keys))

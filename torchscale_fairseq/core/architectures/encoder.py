@@ -7,73 +7,40 @@ import torch
 from torch import Tensor, nn
 
 from ..config import EncoderConfig, EncoderDecoderConfig
-from ..layers.cache import KeyValueCache
+from ..layers.attention_inputs import AttentionInputs
+from ..layers.cache import NO_STATE, KeyValueCache, LayerState
 from ..layers.moe import RoutingReport
-from ..layers.multiway import apply
+from ..layers.multiway import apply, at_split
 from ..ops.masks import as_mask, marked
-from ..ops.positions import has_padding_inside, relative_positions
-from ..ops.xpos import XPosTables
 from ..parallel.sequence import SequenceSlice
-from .blocks import SideOptions, position_rows, routing_outputs, run_layer
+from .factory import LayerFactory
+from .layer import Layer
+from .layer_sequence import routing_outputs
+from .positions import TokenPositions, position_rows, positions_in_scores, xpos_for
+from .spec import encoder_spec
 from .stack import Stack
 
 
-class EncoderLayer(nn.Module):
+class EncoderLayer(Layer):
     """Self-attention and feed-forward network."""
 
-    def __init__(self, options: SideOptions, depth: int):
+    def __init__(self, factory: LayerFactory, depth: int):
         super().__init__()
-        self.self_attn = options.self_attention()
-        self.self_attn_layer_norm = options.sublayer_norm()
-        with_experts = options.has_experts(depth)
-        self.moe_layer = options.mixture_of_experts() if with_experts else None
-        self.ffn = None if with_experts else options.feed_forward()
-        self.final_layer_norm = options.norm() if with_experts else options.sublayer_norm()
-        self.residual = options.residual(depth)
-        self.routes_time_first = options.config.torchscale_compatible  # which decides who finds a place
+        self.self_attn = factory.self_attention()
+        self.self_attn_layer_norm = factory.sublayer_norm()
+        self._build_second_half(factory, depth)
 
     def forward(
         self,
         x: Tensor,
-        *,
-        padding_mask: Tensor | None,
-        bias: Tensor | None,
-        xpos: XPosTables | None,
-        cache: KeyValueCache | None,
-        split_position: int | None,
-        sequence: SequenceSlice | None,
-        not_routed: Tensor | None,
+        attention: AttentionInputs,
+        not_routed: Tensor | None = None,
+        state: LayerState = NO_STATE,
     ) -> tuple[Tensor, RoutingReport | None]:
-        """(batch, seq, width) to the same; arguments as for MultiheadAttention and MixtureOfExperts."""
-        x = self.residual(
-            x,
-            lambda y: apply(self.self_attn_layer_norm, y, split_position),
-            lambda y: self.self_attn(
-                y,
-                key_padding_mask=padding_mask,
-                bias=bias,
-                xpos=xpos,
-                cache=cache,
-                split_position=split_position,
-                sequence=sequence,
-            ),
-        )
-        return self.residual.with_report(
-            x,
-            lambda y: apply(self.final_layer_norm, y, split_position),
-            lambda y: self._feed_forward(y, split_position, not_routed),
-        )
-
-    def _feed_forward(
-        self, y: Tensor, split_position: int | None, not_routed: Tensor | None
-    ) -> tuple[Tensor, RoutingReport | None]:
-        if self.ffn is not None:
-            return apply(self.ffn, y, split_position), None
-        assert self.moe_layer is not None
-        if self.routes_time_first:
-            y, report = self.moe_layer(y.transpose(0, 1))
-            return y.transpose(0, 1), report
-        return self.moe_layer(y, not_routed)
+        """(batch, seq, width) to the same; arguments as for ``DecoderLayer``."""
+        norm = at_split(self.self_attn_layer_norm, attention.split_position)
+        x = self.residual(x, norm, self.self_attn, attention, state.self_attn)
+        return self.feed_forward(x, not_routed, attention.split_position)
 
 
 class Encoder(Stack):
@@ -96,17 +63,19 @@ class Encoder(Stack):
         output_projection: nn.Module | None = None,
         is_encoder_decoder: bool = False,
     ):
-        super().__init__(config, "encoder", embed_tokens, embed_positions, is_encoder_decoder=is_encoder_decoder)
-        options = self.options
-        self.layers = nn.ModuleList(EncoderLayer(options, depth) for depth in range(options.layers))
-        self.layer_norm = options.norm() if options.pre_norm and config.normalize_output else None
-        self.relative_position = options.relative_bias(bidirectional=True)
-        self.output_projection = output_projection
-        if output_projection is None and not (is_encoder_decoder or config.no_output_layer or config.vocab_size < 0):
+        spec = encoder_spec(config, is_encoder_decoder=is_encoder_decoder)
+        super().__init__(config, spec, embed_tokens, embed_positions)
+        self.relative_position = self.factory.relative_bias(bidirectional=True)
+        if not is_encoder_decoder:
+            option = "share_encoder_input_output_embed"
             shared = isinstance(config, EncoderConfig) and config.share_encoder_input_output_embed
-            tied = self._tied_embedding("share_encoder_input_output_embed", shared=shared)
-            self.output_projection = options.output_projection(tied)
-        options.finish(self, self.layers)
+            output_projection = self._output_projection(output_projection, option, shared=shared)
+        self.output_projection = output_projection
+        self._finish()
+
+    def build_layer(self, factory: LayerFactory, depth: int) -> Layer:
+        """An ``EncoderLayer``."""
+        return EncoderLayer(factory, depth)
 
     def forward(
         self,
@@ -153,58 +122,39 @@ class Encoder(Stack):
                 raise ValueError("the encoder needs src_tokens or token_embeddings.")
             token_embeddings = self._embed_tokens(src_tokens)
         encoder_padding_mask = as_mask(encoder_padding_mask, "encoder_padding_mask")
-        batch, length = token_embeddings.shape[:2]
-        total = length
-        if sequence_slice is not None:
-            sequence_slice, total = sequence_slice.to(token_embeddings.device), sequence_slice.total
-            encoder_padding_mask = sequence_slice.padding_mask()
-            positions = sequence_slice.position_rows(token_embeddings.device)
         split = self._checked_split(multiway_split_position)
-        caches = [None] * len(self.layers) if incremental_state is None else _caches(incremental_state)
-        past = 0 if caches[0] is None else caches[0].length
-        padding_mask = self._checked_padding(encoder_padding_mask, past, length)
-        new_padding = None if padding_mask is None else padding_mask[:, past:]
+        states = None if incremental_state is None else _states(incremental_state)
+        past = states[0].self_attn.length if states else 0
+        if sequence_slice is not None:
+            sequence_slice = sequence_slice.to(token_embeddings.device)
+            encoder_padding_mask = sequence_slice.padding_mask()
+            tokens = TokenPositions.of_slice(sequence_slice, token_embeddings.device)
+        else:
+            tokens = self._positions(encoder_padding_mask, positions, past, token_embeddings)
 
         embedding = self.embed_scale * token_embeddings
-        counted = None if self.config.torchscale_compatible else new_padding  # TorchScale counts padding too
-        rows = position_rows(positions, counted, start=past, x=embedding)
-        x = self._add_positions(embedding, rows, sys.maxsize if positions is not None else past + length, split)
-        if new_padding is not None:
-            x = x.masked_fill(new_padding.unsqueeze(-1), 0.0)
-        relative = self._relative_positions(padding_mask, past, x, sequence_slice)
-        xpos = self.options.xpos_tables(relative, causal=False, centre=total // 2, span=total, dtype=x.dtype)
-        bias = self._bias(relative, attn_mask, x.dtype)
-
-        states = [x] if return_all_hiddens else []
-        reports = []
-        for layer, cache in zip(self.layers, caches, strict=True):
-            x, report = run_layer(
-                layer,
-                x,
-                recompute=self.config.checkpoint_activations,
-                stepping=cache is not None,
-                padding_mask=padding_mask,
-                bias=bias,
-                xpos=xpos,
-                cache=cache,
-                split_position=split,
-                sequence=sequence_slice,
-                not_routed=None if self.config.torchscale_compatible else new_padding,
-            )
-            reports.append(report)
-            if return_all_hiddens:
-                states.append(x)
+        padding = None if tokens.padding_mask is None else tokens.padding_mask[:, past:]
+        x = self._with_positions(embedding, tokens, padding, past, split)
+        outputs, reports = self.layers(
+            x,
+            self._attention_inputs(tokens, attn_mask, split, sequence_slice, x.dtype),
+            None if self.config.torchscale_compatible else padding,
+            states=states,
+            recompute=self.config.checkpoint_activations,
+            keep_outputs=return_all_hiddens,
+        )
+        x = outputs[-1]
         if self.layer_norm is not None:
             x = apply(self.layer_norm, x, split)
         if self.output_projection is not None and not features_only:
             x = self.output_projection(x)
         if encoder_padding_mask is None:
-            encoder_padding_mask = torch.zeros(batch, length, dtype=torch.bool, device=x.device)
+            encoder_padding_mask = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
         return {
             "encoder_out": x,
             "encoder_embedding": embedding,
             "encoder_padding_mask": encoder_padding_mask,
-            "encoder_states": states,
+            "encoder_states": outputs if return_all_hiddens else [],
             **routing_outputs(reports),
         }
 
@@ -215,33 +165,48 @@ class Encoder(Stack):
             )
         return split_position
 
-    def _checked_padding(self, padding_mask: Tensor | None, past: int, length: int) -> Tensor | None:
-        padding_mask = marked(padding_mask)
-        if padding_mask is not None and padding_mask.size(1) != past + length:
+    def _positions(
+        self, padding_mask: Tensor | None, rows: Tensor | None, past: int, embedding: Tensor
+    ) -> TokenPositions:
+        total, padding_mask = past + embedding.size(1), marked(padding_mask)
+        if padding_mask is not None and padding_mask.size(1) != total:
             raise ValueError(
-                f"encoder_padding_mask covers {padding_mask.size(1)} tokens, but there are {past + length}, "
+                f"encoder_padding_mask covers {padding_mask.size(1)} tokens, but there are {total}, "
                 f"{past} of them from earlier calls."
             )
-        return padding_mask
-
-    def _relative_positions(
-        self, padding_mask: Tensor | None, past: int, x: Tensor, sequence_slice: SequenceSlice | None
-    ) -> Tensor:
-        if sequence_slice is not None:
-            return sequence_slice.positions(x.device)
         if past and (self.relative_position is not None or self.config.xpos_rel_pos):
             raise ValueError("incremental_state in an encoder knows no relative positions; encode the whole sequence.")
-        if padding_mask is not None and has_padding_inside(padding_mask):
-            return relative_positions(padding_mask)
-        return torch.arange(x.size(1), device=x.device)[None]
+        return TokenPositions(padding_mask, rows, positions_in_scores(padding_mask, total, embedding.device), total)
 
-    def _bias(self, relative: Tensor, attn_mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-        bias = None if self.relative_position is None else self.relative_position(relative, relative)
+    def _with_positions(
+        self, embedding: Tensor, tokens: TokenPositions, padding: Tensor | None, past: int, split: int | None
+    ) -> Tensor:
+        counted = None if self.config.torchscale_compatible else padding  # TorchScale counts padding too
+        rows = position_rows(tokens.rows, counted, start=past, x=embedding)
+        x = self._add_positions(embedding, rows, tokens.total if tokens.rows is None else sys.maxsize, split)
+        return x if padding is None else x.masked_fill(padding.unsqueeze(-1), 0.0)
+
+    def _attention_inputs(
+        self,
+        tokens: TokenPositions,
+        attn_mask: Tensor | None,
+        split: int | None,
+        sequence_slice: SequenceSlice | None,
+        dtype: torch.dtype,
+    ) -> AttentionInputs:
+        positions, total = tokens.in_scores, tokens.total
+        bias = None if self.relative_position is None else self.relative_position(positions, positions)
         if attn_mask is not None:
             hidden = torch.zeros_like(attn_mask, dtype=dtype).masked_fill(attn_mask.bool(), torch.finfo(dtype).min / 2)
             bias = hidden[None, None] if bias is None else bias + hidden
-        return bias
+        return AttentionInputs(
+            key_padding_mask=tokens.padding_mask,
+            bias=bias,
+            xpos=xpos_for(self.spec, positions, causal=False, centre=total // 2, span=total, dtype=dtype),
+            split_position=split,
+            sequence_slice=sequence_slice,
+        )
 
 
-def _caches(incremental_state: list[dict[str, Any]]) -> list[KeyValueCache]:
-    return [layer.setdefault("self_attn", KeyValueCache()) for layer in incremental_state]
+def _states(incremental_state: list[dict[str, Any]]) -> list[LayerState]:
+    return [LayerState(layer.setdefault("self_attn", KeyValueCache())) for layer in incremental_state]

@@ -1,12 +1,15 @@
-"""A decoder's layers, one after the other."""
+"""The layers of one side, one after the other."""
 
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from ..layers.moe import RoutingReport
-from .blocks import run_layer
+from ..layers.cache import LayerState
+from ..layers.dilated_attention import DilatedAttention
+from ..layers.moe import MixtureOfExperts, RoutingReport
 
 
 class LayerSequence(nn.ModuleList):
@@ -16,21 +19,60 @@ class LayerSequence(nn.ModuleList):
     """
 
     def forward(
-        self, x: Tensor, states: Sequence[Any], **arguments: Any
+        self,
+        x: Tensor,
+        *inputs: Any,
+        states: Sequence[LayerState] | None = None,
+        recompute: bool = False,
+        keep_outputs: bool = True,
     ) -> tuple[list[Tensor], list[RoutingReport | None]]:
         """Run x, (batch, seq, width), through the layers.
 
         Args:
             x: their input.
-            states: what each layer keeps between decoding steps, or None.
-            arguments: as for ``run_layer``.
+            inputs: further inputs, which all layers share.
+            states: what each layer keeps between decoding steps; None outside of decoding.
+            recompute: make a layer's inner activations again in the backward pass instead of keeping them.
+            keep_outputs: return x and the outputs of all layers, not of the last layer alone.
 
         Returns:
-            x and each layer's output; and each layer's report.
+            The outputs; and each layer's report of its experts' routing, if it has experts.
         """
         outputs, reports = [x], []
-        for layer, state in zip(self, states, strict=True):
-            x, report = run_layer(layer, x, state=state, **arguments)
-            outputs.append(x)
+        for index, layer in enumerate(self):
+            if states is not None:
+                x, report = layer.forward(x, *inputs, states[index])  # too small to profit from compiled code
+            elif recompute and torch.is_grad_enabled():
+                x, report = checkpoint(layer, x, *inputs, use_reentrant=False)
+            else:
+                x, report = layer(x, *inputs)
+            outputs = [*outputs, x] if keep_outputs else [x]
             reports.append(report)
         return outputs, reports
+
+    def compile_layers(self, *, together: bool) -> None:
+        """Compile the layers.
+
+        Args:
+            together: as one region. Layers with experts or dilated attention, which run in part outside of compiled
+                code, are compiled one by one anyway.
+        """
+        apart = any(isinstance(module, MixtureOfExperts | DilatedAttention) for module in self.modules())
+        for module in [self] if together and not apart else self:
+            module.compile()
+
+
+def routing_outputs(
+    reports: list[RoutingReport | None], encoder_out: dict[str, Any] | None = None
+) -> dict[str, list[Any]]:
+    """``l_aux``, TorchScale's name for the balance losses, and ``routing``, one entry per layer.
+
+    Args:
+        reports: of the layers of one side.
+        encoder_out: what the other side returned; its entries come first.
+    """
+    before = encoder_out or {}
+    return {
+        "l_aux": [*before.get("l_aux", ()), *(None if r is None else r.balance_loss for r in reports)],
+        "routing": [*before.get("routing", ()), *reports],
+    }

@@ -3,113 +3,46 @@
 "Retentive Network: A Successor to Transformer for Large Language Models", arXiv:2307.08621.
 """
 
-from __future__ import annotations
-
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from ..config import RetNetConfig, RetNetEncoderDecoderConfig
-from ..initialization import initialize_retnet
-from ..layers.cache import DecodingState, LayerState, reorder_incremental_state
+from ..layers.attention_inputs import AttentionInputs
+from ..layers.cache import NO_STATE, DecodingState, KeyValueCache, LayerState
 from ..layers.moe import RoutingReport
-from ..layers.retention import MultiScaleRetention, RetentionState
+from ..layers.retention import RetentionInputs, RetentionState
 from ..ops.masks import as_mask, marked
-from ..ops.retention_tables import RetentionTables, log_decays, retention_tables, token_counts
-from .blocks import Config, ExpertKind, SideOptions, feed_forward, routing_outputs, run_layer
-from .decoder import encoder_memory
-from .stack import Stack
-
-AnyRetNetConfig = RetNetConfig | RetNetEncoderDecoderConfig
-
-
-class RetNetOptions(SideOptions):
-    """The options of a RetNet decoder, and what its layers are made of."""
-
-    def __init__(self, config: AnyRetNetConfig, *, is_encoder_decoder: bool):
-        super().__init__(cast(Config, config), "decoder", is_encoder_decoder=is_encoder_decoder)
-        self.retnet = config
-
-    def retention(self) -> MultiScaleRetention:
-        """Multi-scale retention."""
-        return MultiScaleRetention(
-            self.width,
-            self.retnet.decoder_value_embed_dim,
-            self.retnet.decoder_retention_heads,
-            norm_eps=self.retnet.layernorm_eps,
-            clamp_scores=self.retnet.torchscale_compatible,
-            chunkwise=self.retnet.chunkwise_recurrent,
-            chunk_size=self.retnet.recurrent_chunk_size,
-            backend=self.retnet.retention_backend,
-            linear=self.linear,
-        )
-
-    @property
-    def expert_kind(self) -> ExpertKind:
-        """TorchScale's experts are plain, whatever the other feed-forward networks are."""
-        if self.retnet.torchscale_compatible:
-            return ExpertKind(gated=False, norm="layernorm")
-        return super().expert_kind
-
-    def tables(self, counts: Tensor, log_decay: Tensor, dtype: torch.dtype) -> RetentionTables:
-        """Positions and scales for one forward pass."""
-        key_dim = self.width // self.retnet.decoder_retention_heads
-        return retention_tables(counts, log_decay, key_dim, dtype=dtype, inclusive=self.retnet.torchscale_compatible)
-
-    def _initialize(self, model: nn.Module, layers: nn.Module) -> None:
-        initialize_retnet(layers, gain=self.scaling.gain, torchscale_compatible=self.retnet.torchscale_compatible)
+from ..ops.retention_tables import log_decays, retention_tables, token_counts
+from .causal import CausalStack
+from .factory import LayerFactory
+from .layer import Layer
+from .spec import AnyRetNetConfig, retnet_spec
 
 
-class RetNetLayer(nn.Module):
+class RetNetLayer(Layer):
     """Retention, attention to the encoder where there is one, and feed-forward network."""
 
-    def __init__(self, options: RetNetOptions, depth: int, memory_dim: int | None):
+    def __init__(self, factory: LayerFactory, depth: int):
         super().__init__()
-        self.retention = options.retention()
-        self.retention_layer_norm = options.sublayer_norm()
-        self.encoder_attn = None if memory_dim is None else options.cross_attention(memory_dim)
-        self.encoder_attn_layer_norm = None if memory_dim is None else options.sublayer_norm()
-        with_experts = options.has_experts(depth)
-        self.moe_layer = options.mixture_of_experts() if with_experts else None
-        self.ffn = None if with_experts else options.feed_forward()
-        self.final_layer_norm = options.norm() if with_experts else options.sublayer_norm()
-        self.residual = options.residual(depth)
+        self.retention = factory.retention()
+        self.retention_layer_norm = factory.sublayer_norm()
+        self._build_cross_attention(factory)
+        self._build_second_half(factory, depth)
 
     def forward(
         self,
         x: Tensor,
-        *,
-        retention: dict[str, Any],
-        memory: Tensor | None,
-        memory_padding_mask: Tensor | None,
-        state: RetNetLayerState | None,
-        not_routed: Tensor | None,
+        retention: RetentionInputs,
+        memory: AttentionInputs | None = None,
+        not_routed: Tensor | None = None,
+        state: LayerState = NO_STATE,
     ) -> tuple[Tensor, RoutingReport | None]:
-        """(batch, seq, width) to the same, and what there is to report of experts.
-
-        Args:
-            retention: what ``MultiScaleRetention`` takes.
-            memory, memory_padding_mask: as for MultiheadAttention.
-            state: of earlier tokens.
-            not_routed: as MixtureOfExperts' padding mask.
-        """
-        kept, keys = (None, None) if state is None else (state.self_attn, state.encoder_attn)
-        x = self.residual(x, self.retention_layer_norm, lambda y: self.retention(y, state=kept, **retention))
+        """(batch, seq, width) to the same; arguments as for ``DecoderLayer``, with the inputs of retention."""
+        x = self.residual(x, self.retention_layer_norm, self.retention, retention, state.self_attn)
         if self.encoder_attn is not None and memory is not None:
-            x = self.residual(
-                x,
-                self.encoder_attn_layer_norm,
-                lambda y: self.encoder_attn(y, memory, key_padding_mask=memory_padding_mask, cache=keys),
-            )
-        return feed_forward(self, x, not_routed)
-
-
-class RetNetLayerState(LayerState):
-    """What one layer remembers."""
-
-    def __init__(self) -> None:
-        super().__init__(RetentionState())
+            x = self.residual(x, self.encoder_attn_layer_norm, self.encoder_attn, memory, state.encoder_attn)
+        return self.feed_forward(x, not_routed)
 
 
 class RetNetState(DecodingState):
@@ -117,7 +50,7 @@ class RetNetState(DecodingState):
 
     def __init__(self, num_layers: int) -> None:
         super().__init__(0)
-        self.layers = [RetNetLayerState() for _ in range(num_layers)]
+        self.layers = [LayerState(RetentionState(), KeyValueCache()) for _ in range(num_layers)]
         self.seen: Tensor | None = None
         """(batch,), long: tokens of each sequence so far, padding aside; (1,) while all have the same."""
 
@@ -128,7 +61,7 @@ class RetNetState(DecodingState):
             self.seen = self.seen.index_select(0, rows)
 
 
-class RetNetDecoder(Stack):
+class RetNetDecoder(CausalStack):
     """A stack of retention layers between an embedding and, unless told otherwise, a projection to the vocabulary.
 
     Without an encoder its memory while decoding is of constant size.
@@ -141,8 +74,7 @@ class RetNetDecoder(Stack):
         is_encoder_decoder: layers also attend to an encoder's output.
     """
 
-    config: AnyRetNetConfig  # type: ignore[assignment]
-    options: RetNetOptions
+    config: AnyRetNetConfig
 
     def __init__(
         self,
@@ -151,21 +83,13 @@ class RetNetDecoder(Stack):
         output_projection: nn.Module | None = None,
         is_encoder_decoder: bool = False,
     ):
-        super().__init__(cast(Config, config), "decoder", embed_tokens, None, is_encoder_decoder=is_encoder_decoder)
-        self.embed_positions = None  # retention has positions of its own
-        options = self.options = RetNetOptions(config, is_encoder_decoder=is_encoder_decoder)
-        memory_dim = None
-        if is_encoder_decoder and isinstance(config, RetNetEncoderDecoderConfig):
-            memory_dim = config.encoder_embed_dim
-        self.layers = nn.ModuleList(RetNetLayer(options, depth, memory_dim) for depth in range(options.layers))
-        self.layer_norm = options.norm() if options.pre_norm else None
-        self.output_projection = output_projection
-        if output_projection is None and not config.no_output_layer and config.vocab_size > 0:
-            shared = config.shares_output_embedding
-            tied = self._tied_embedding("share_decoder_input_output_embed", shared=shared)
-            self.output_projection = options.output_projection(tied)
-        options.finish(self, self.layers)
+        super().__init__(config, retnet_spec(config, is_encoder_decoder=is_encoder_decoder), embed_tokens, None)
+        self._finish_decoder(output_projection)
         self.register_load_state_dict_pre_hook(_take_official_constants)  # type: ignore[no-untyped-call]
+
+    def build_layer(self, factory: LayerFactory, depth: int) -> Layer:
+        """A ``RetNetLayer``."""
+        return RetNetLayer(factory, depth)
 
     def forward(
         self,
@@ -205,77 +129,35 @@ class RetNetDecoder(Stack):
         past = 0 if state is None else state.length
         embedding = self._embed(prev_output_tokens[:, past:], token_embeddings)
         x = self._add_positions(embedding, prev_output_tokens, past + embedding.size(1))
-        memory, memory_padding_mask = encoder_memory(encoder_out, state)
-        retention = self._retention_arguments(x, state, self_attn_padding_mask, document_starts)
-        shared = {
-            "retention": retention,
-            "memory": memory,
-            "memory_padding_mask": memory_padding_mask,
-            "not_routed": None if self.config.torchscale_compatible else retention["padding_mask"],
-        }
-        layer_states = [None] * len(self.layers) if state is None else state.layers
-        inner_states = [x]
-        reports = []
-        for layer, layer_state in zip(self.layers, layer_states, strict=True):
-            x, report = run_layer(
-                layer,
-                x,
-                recompute=self.config.checkpoint_activations,
-                stepping=state is not None,
-                state=layer_state,
-                **shared,
-            )
-            inner_states.append(x)
-            reports.append(report)
-        if state is not None:
-            state.length = past + x.size(1)
-        if self.layer_norm is not None:
-            x = self.layer_norm(x)
-        if not features_only:
-            x = self.output_layer(x)
-        return x, {"inner_states": inner_states, **routing_outputs(reports, encoder_out), "attn": None}
-
-    def output_layer(self, features: Tensor) -> Tensor:
-        """Features (..., width) to logits, if there is an output projection."""
-        return features if self.output_projection is None else self.output_projection(features)
-
-    def reorder_incremental_state(self, incremental_state: dict[Any, Any], new_order: Tensor) -> None:
-        """Make the state follow its sequences, as beam search moves, drops and repeats them.
-
-        Args:
-            incremental_state: the caller's dictionary.
-            new_order: (new batch,), rows to keep.
-        """
-        reorder_incremental_state(incremental_state, new_order)
+        memory = self._memory(encoder_out, state)
+        retention = self._retention_inputs(x, state, self_attn_padding_mask, document_starts)
+        not_routed = None if self.config.torchscale_compatible else retention.padding_mask
+        return self._decode(
+            x, retention, memory, not_routed, state=state, encoder_out=encoder_out, features_only=features_only
+        )
 
     def _state(self, incremental_state: dict[Any, Any] | None) -> RetNetState | None:
         if incremental_state is None:
             return None
         return cast(RetNetState, RetNetState.of(incremental_state, len(self.layers)))
 
-    def _embed(self, new_tokens: Tensor, token_embeddings: Tensor | None) -> Tensor:
-        if new_tokens.size(1) == 0:
-            raise ValueError("prev_output_tokens has no token that incremental_state has not seen.")
-        if token_embeddings is not None:
-            return self.embed_scale * token_embeddings[:, -new_tokens.size(1) :]
-        return self.embed_scale * self._embed_tokens(new_tokens)
-
-    def _retention_arguments(
+    def _retention_inputs(
         self, x: Tensor, state: RetNetState | None, padding_mask: Tensor | None, document_starts: Tensor | None
-    ) -> dict[str, Any]:
+    ) -> RetentionInputs:
         """What all layers' retention shares for these tokens, which the state then counts among those it has seen."""
-        masks = {
-            "padding_mask": _of_new_tokens(as_mask(padding_mask, "self_attn_padding_mask"), x.size(1)),
-            "document_starts": _of_new_tokens(as_mask(document_starts, "document_starts"), x.size(1)),
-        }
+        padding_mask = _of_new_tokens(as_mask(padding_mask, "self_attn_padding_mask"), x.size(1))
+        document_starts = _of_new_tokens(as_mask(document_starts, "document_starts"), x.size(1))
         seen = torch.zeros(1, dtype=torch.long, device=x.device)
         if state is not None and state.seen is not None:
             seen = state.seen
-        counts = token_counts(x.size(1), seen, **masks)
+        counts = token_counts(x.size(1), seen, padding_mask=padding_mask, document_starts=document_starts)
         if state is not None:
             state.seen = counts[:, -1]
-        log_decay = log_decays(self.config.decoder_retention_heads, self.config.retention_decay, x.device)
-        return {**masks, "log_decay": log_decay, "tables": self.options.tables(counts, log_decay, x.dtype)}
+        config, heads = self.config, self.config.decoder_retention_heads
+        log_decay = log_decays(heads, config.retention_decay, x.device)
+        key_dim, inclusive = config.decoder_embed_dim // heads, config.torchscale_compatible
+        tables = retention_tables(counts, log_decay, key_dim, dtype=x.dtype, inclusive=inclusive)
+        return RetentionInputs(tables, log_decay, padding_mask, document_starts)
 
 
 def _of_new_tokens(mask: Tensor | None, new_tokens: int) -> Tensor | None:

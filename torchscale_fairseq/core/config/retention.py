@@ -1,7 +1,7 @@
 """Options of decoders with retention in the place of self-attention."""
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from ..ops.backend import AUTO, Names
 from ..ops.retention_forms import RETENTION
@@ -133,25 +133,13 @@ class RetNetConfig(RetentionSide, ExpertOptions, BitNetOptions):
         """Whether the output projection is the embedding."""
         return self.share_decoder_input_output_embed
 
-    # What the layers that RetNet shares with Transformers ask of a config.
-    decoder_attention_heads = property(lambda self: self.decoder_retention_heads)
-    decoder_learned_pos = property(lambda self: False)
-    has_absolute_positions = property(lambda self: False)
-    multiway = property(lambda self: False)
-    uses_subln = property(lambda self: False)
-    gated_ffn = property(lambda self: True)
-    norm = property(lambda self: "rmsnorm")
-
 
 @dataclass(frozen=True, kw_only=True)
 class RetNetEncoderDecoderConfig(EncoderDecoderConfig, RetentionSide):
     """Options of an ``Encoder`` and a ``RetNetDecoder`` that attends to it."""
 
+    subln_by_default: ClassVar[bool] = False
+
     def _check(self) -> None:
         super()._check()
         self._refuse("deepnorm", "subln", "decoder_learned_pos", "blockwise_causal_window")
-
-    @property
-    def uses_subln(self) -> bool:
-        """Never."""
-        return False

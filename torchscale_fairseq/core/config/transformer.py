@@ -1,6 +1,7 @@
 """Options that encoder, decoder and encoder-decoder share, and those of each side."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..layers.feed_forward import ACTIVATIONS
 from ..layers.norm import NORMS
@@ -14,6 +15,9 @@ from .option import check_range, even_divisions, nearest_divisor, option
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig(ExpertOptions, BitNetOptions):
     """Options that encoder, decoder and encoder-decoder share."""
+
+    subln_by_default: ClassVar[bool] = True
+    """SubLN is on unless deepnorm is."""
 
     vocab_size: int = option(-1, "size of the vocabulary; -1 for a model without embeddings", core_only=True)
     no_output_layer: bool = option(False, "build no projection to the vocabulary", core_only=True)
@@ -105,7 +109,7 @@ class TransformerConfig(ExpertOptions, BitNetOptions):
     @property
     def uses_subln(self) -> bool:
         """Whether SubLN is on."""
-        return not self.deepnorm if self.subln is None else self.subln
+        return self.subln_by_default and not self.deepnorm if self.subln is None else self.subln
 
     @property
     def has_relative_bias(self) -> bool:

@@ -1,5 +1,6 @@
 """Multi-head attention."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor, nn
 
 from ..ops.backends import attention
 from ..ops.xpos import XPosTables, rotate
-from ..parallel.sequence import SequenceSlice
+from .attention_inputs import FULL_ATTENTION, AttentionInputs
 from .cache import KeyValueCache
 from .linear import LinearFactory, dense
 from .multiway import apply, single_or_multiway
@@ -54,111 +55,63 @@ class MultiheadAttention(nn.Module):
         self.inner_attn_ln = inner_norm
         self.register_load_state_dict_pre_hook(_drop_official_xpos_buffer)  # type: ignore[no-untyped-call]
 
-    def forward(
-        self,
-        query: Tensor,
-        memory: Tensor | None = None,
-        *,
-        causal: bool = False,
-        block: int = 0,
-        key_padding_mask: Tensor | None = None,
-        bias: Tensor | None = None,
-        xpos: XPosTables | None = None,
-        cache: Any = None,
-        split_position: int | None = None,
-        sequence: SequenceSlice | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, inputs: AttentionInputs = FULL_ATTENTION, cache: Any = None) -> Tensor:
         """Attend to the sequence itself or to the memory.
 
         Args:
-            query: (batch, seq, embed_dim).
-            memory: (groups, memory_seq, memory_dim), the encoder's output; batch / groups neighbouring rows
-                (the beams of a sentence) share one of its rows.
-            causal: a query sees keys up to its own position.
-            block: and of these its own block of this many tokens and the one before; 0 for all.
-            key_padding_mask: (batch or groups, keys), True for padding; of cached and new keys.
-            bias: added to scores; broadcastable to (batch, heads, seq, keys).
-            xpos: tables that rotate queries and new keys.
+            x: (batch, seq, embed_dim), the tokens that queries are made from.
+            inputs: the rest, which layers share.
             cache: what ``new_cache`` made: keys and values of earlier tokens, extended by the new ones; for a memory,
                 a KeyValueCache, and they are computed once.
-            split_position: tokens of the first modality.
-            sequence: the queries are this slice of longer rows; it knows their padding.
 
         Returns:
             (batch, seq, embed_dim).
         """
-        q = self._heads(apply(self.q_proj, query, split_position))
-        if memory is None:
-            k, v = self._keys_and_values(query, split_position)
-            if xpos is not None:
-                dtype = torch.float32 if xpos.wide else q.dtype
-                q, k, v = rotate(q, xpos.query).to(dtype), rotate(k, xpos.key).to(dtype), v.to(dtype)
-            if sequence is not None:
-                output = self._attend_in_slices(q, k, v, sequence, causal=causal)
-            else:
-                output = self._attend(
-                    q, k, v, causal=causal, block=block, key_padding_mask=key_padding_mask, bias=bias, cache=cache
-                )
+        split = inputs.split_position
+        query = self._heads(apply(self.q_proj, x, split))
+        if inputs.memory is None:
+            key, value = self._keys_and_values(x, split)
+            output = self._attend(*_rotated(query, key, value, inputs.xpos), inputs, cache)
         else:
-            if cache is None:
-                k, v = self._keys_and_values(memory, split_position)
-            else:
-                k, v = cache.content() if cache.length else cache.append(*self._keys_and_values(memory, split_position))
-            output = self._attend_to_memory(q, k, v, key_padding_mask=key_padding_mask, bias=bias)
-        output = output.reshape(query.shape).to(query.dtype)
+            key, value = self._of_memory(inputs.memory, split, cache)
+            output = self._attend_to_memory(query, key, value, inputs)
+        output = output.reshape(x.shape).to(x.dtype)
         if self.inner_attn_ln is not None:
-            output = apply(self.inner_attn_ln, output, split_position)
-        return apply(self.out_proj, output, split_position)
+            output = apply(self.inner_attn_ln, output, split)
+        return apply(self.out_proj, output, split)
 
     def new_cache(self) -> Any:
         """What this self-attention keeps of the tokens seen so far."""
         return KeyValueCache()
 
-    def _attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        causal: bool,
-        block: int,
-        key_padding_mask: Tensor | None,
-        bias: Tensor | None,
-        cache: Any,
-    ) -> Tensor:
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, inputs: AttentionInputs, cache: Any) -> Tensor:
         """Self-attention of (batch, seq, heads, head_dim) to itself and to what the cache holds."""
+        if inputs.sequence_slice is not None:
+            raise ValueError("sequence_slice needs dilated attention: give segment_length and dilated_ratio.")
         if cache is not None:
-            key, value = cache.append(key, value)
-            query, key, value = one_dtype(query, key, value)
+            query, key, value = one_dtype(query, *cache.append(key, value))
+        return self._attention(query, key, value, inputs)
+
+    def _attention(self, query: Tensor, key: Tensor, value: Tensor, inputs: AttentionInputs) -> Tensor:
         output, _ = attention(
             query,
             key,
             value,
-            causal=causal,
-            block=block,
-            key_padding_mask=key_padding_mask,
-            bias=bias,
+            causal=inputs.causal,
+            block=inputs.block,
+            key_padding_mask=inputs.key_padding_mask,
+            bias=inputs.bias,
             dropout=self.dropout if self.training else 0.0,
             backend=self.backend,
         )
         return output
 
-    def _attend_in_slices(
-        self, query: Tensor, key: Tensor, value: Tensor, sequence: SequenceSlice, *, causal: bool
-    ) -> Tensor:
-        """Self-attention of sequences that processes share out."""
-        raise ValueError("sequence_slice needs dilated attention: give segment_length and dilated_ratio.")
-
-    def _attend_to_memory(
-        self, query: Tensor, key: Tensor, value: Tensor, *, key_padding_mask: Tensor | None, bias: Tensor | None
-    ) -> Tensor:
+    def _attend_to_memory(self, query: Tensor, key: Tensor, value: Tensor, inputs: AttentionInputs) -> Tensor:
         beams = query.size(0) // key.size(0)
         if beams > 1:
             query = query.reshape(key.size(0), -1, *query.shape[2:])
-            bias = None if bias is None else bias.repeat(1, 1, beams, 1)
-        return self._attend(
-            query, key, value, causal=False, block=0, key_padding_mask=key_padding_mask, bias=bias, cache=None
-        )
+            inputs = replace(inputs, bias=None if inputs.bias is None else inputs.bias.repeat(1, 1, beams, 1))
+        return self._attention(query, key, value, inputs)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1))
@@ -169,8 +122,24 @@ class MultiheadAttention(nn.Module):
             self._heads(apply(self.v_proj, source, split_position)),
         )
 
+    def _of_memory(self, memory: Tensor, split_position: int | None, cache: Any) -> tuple[Tensor, Tensor]:
+        if cache is None:
+            return self._keys_and_values(memory, split_position)
+        if cache.length:
+            kept: tuple[Tensor, Tensor] = cache.content()
+            return kept
+        added: tuple[Tensor, Tensor] = cache.append(*self._keys_and_values(memory, split_position))
+        return added
+
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, dropout={self.dropout}, backend={self.backend}"
+
+
+def _rotated(query: Tensor, key: Tensor, value: Tensor, xpos: XPosTables | None) -> tuple[Tensor, Tensor, Tensor]:
+    if xpos is None:
+        return query, key, value
+    dtype = torch.float32 if xpos.wide else query.dtype
+    return rotate(query, xpos.query).to(dtype), rotate(key, xpos.key).to(dtype), value.to(dtype)
 
 
 def one_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -80,19 +81,24 @@ def _selected(buffer: Tensor, rows: Tensor, used: int) -> Tensor:
     return chosen
 
 
+@dataclass(frozen=True)
 class LayerState:
-    """The caches of one decoder layer; the first as the layer's self-attention needs it."""
+    """What one layer keeps between decoding steps; nothing outside of decoding."""
 
-    def __init__(self, self_attn: Any) -> None:
-        self.self_attn = self_attn
-        self.encoder_attn = KeyValueCache()
+    self_attn: Any = None
+    """As the layer's self-attention, or retention, needs it."""
+    encoder_attn: Any = None
+    """A KeyValueCache."""
+
+
+NO_STATE = LayerState()
 
 
 class DecodingState:
     """All that a decoder remembers of a batch of sequences."""
 
     def __init__(self, num_layers: int, new_cache: Callable[[], Any] = KeyValueCache) -> None:
-        self.layers = [LayerState(new_cache()) for _ in range(num_layers)]
+        self.layers = [LayerState(new_cache(), KeyValueCache()) for _ in range(num_layers)]
         self.length = 0
         self.padding_mask: Tensor | None = None
         """(batch, length), True for padding, or None where there is none."""

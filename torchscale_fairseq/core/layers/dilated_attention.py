@@ -10,6 +10,7 @@ from ..ops.backends import attention
 from ..ops.dilated import checked_branches, dilated_attention
 from ..parallel.sequence import SequenceSlice
 from .attention import MultiheadAttention, one_dtype
+from .attention_inputs import AttentionInputs
 from .dilated_cache import DilatedCache
 
 
@@ -43,32 +44,21 @@ class DilatedAttention(MultiheadAttention):
         """What this self-attention keeps of the tokens seen so far."""
         return DilatedCache(self.branches, self.num_heads, torchscale_compatible=self.torchscale_compatible)
 
-    def _attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        causal: bool,
-        block: int,
-        key_padding_mask: Tensor | None,
-        bias: Tensor | None,
-        cache: Any,
-    ) -> Tensor:
-        assert not block, "refused by the config"
-        if bias is not None:
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, inputs: AttentionInputs, cache: Any) -> Tensor:
+        assert not inputs.block, "refused by the config"
+        if inputs.sequence_slice is not None:
+            return self._attend_in_slices(query, key, value, inputs.sequence_slice, causal=inputs.causal)
+        if inputs.bias is not None:
             raise ValueError("attn_mask has no place in dilated attention; hide padding with encoder_padding_mask.")
-        if cache is not None and not causal:
+        if cache is not None and not inputs.causal:
             raise ValueError("incremental_state has no place in a bidirectional LongNet; encode the whole sequence.")
         if cache is not None and cache.length > 0:
-            return self._continue(query, key, value, key_padding_mask, cache)
+            return self._continue(query, key, value, inputs.key_padding_mask, cache)
         if cache is not None:
-            cache.fill(key, value, key_padding_mask)
-        return self._attend_to_all(query, key, value, causal=causal, key_padding_mask=key_padding_mask)
+            cache.fill(key, value, inputs.key_padding_mask)
+        return self._attention(query, key, value, inputs)
 
-    def _attend_to_all(
-        self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool, key_padding_mask: Tensor | None
-    ) -> Tensor:
+    def _attention(self, query: Tensor, key: Tensor, value: Tensor, inputs: AttentionInputs) -> Tensor:
         """A whole sequence."""
         segments, ratios = zip(*self.branches, strict=True)
         return dilated_attention(
@@ -77,16 +67,17 @@ class DilatedAttention(MultiheadAttention):
             value,
             segments,
             ratios,
-            causal=causal,
-            key_padding_mask=key_padding_mask,
+            causal=inputs.causal,
+            key_padding_mask=inputs.key_padding_mask,
             dropout=self.dropout if self.training else 0.0,
             backend=self.backend,
             torchscale_compatible=self.torchscale_compatible,
         )
 
     def _attend_in_slices(
-        self, query: Tensor, key: Tensor, value: Tensor, sequence: SequenceSlice, *, causal: bool
+        self, query: Tensor, key: Tensor, value: Tensor, sequence_slice: SequenceSlice, *, causal: bool
     ) -> Tensor:
+        """Sequences that processes share out."""
         if self.torchscale_compatible:
             raise ValueError("sequence_slice has no torchscale_compatible form; drop one of them.")
         from ..parallel.dilated import dilated_attention_of_slice  # which imports torch._dynamo, in seconds
@@ -98,7 +89,7 @@ class DilatedAttention(MultiheadAttention):
             value,
             segments,
             ratios,
-            sequence,
+            sequence_slice,
             causal=causal,
             dropout=self.dropout if self.training else 0.0,
             backend=self.backend,

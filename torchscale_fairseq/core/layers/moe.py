@@ -62,13 +62,15 @@ class MixtureOfExperts(nn.Module):
         gate: a router.
         experts: those of this process.
         options: how tokens are routed.
+        time_first: tokens queue for experts time step by time step, not sequence by sequence.
     """
 
-    def __init__(self, gate: nn.Module, experts: Experts, options: RoutingOptions):
+    def __init__(self, gate: nn.Module, experts: Experts, options: RoutingOptions, *, time_first: bool = False):
         super().__init__()
         self.gate = gate
         self.experts = experts
         self.options = options
+        self.time_first = time_first
         self.dispatcher = dispatcher_for(experts.split)
 
     def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, RoutingReport]:
@@ -81,6 +83,8 @@ class MixtureOfExperts(nn.Module):
         Returns:
             (batch, seq, width), and the report.
         """
+        if self.time_first:
+            x, padding_mask = x.transpose(0, 1), None if padding_mask is None else padding_mask.transpose(0, 1)
         tokens = x.reshape(-1, x.size(-1))
         if padding_mask is None:
             output, report = self._mix(tokens, None)
@@ -91,7 +95,8 @@ class MixtureOfExperts(nn.Module):
             real = padding_mask.logical_not().reshape(-1).nonzero().squeeze(1)
             mixed, report = self._mix(tokens[real], None)
             output = torch.zeros_like(tokens, dtype=mixed.dtype).index_copy(0, real, mixed)
-        return output.view(x.shape), report
+        output = output.view(x.shape)
+        return output.transpose(0, 1) if self.time_first else output, report
 
     def _mix(self, tokens: Tensor, padding: Tensor | None) -> tuple[Tensor, RoutingReport]:
         routing, report = self._route(tokens, padding)

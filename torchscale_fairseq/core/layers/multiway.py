@@ -4,6 +4,7 @@ BEiT-3, arXiv:2208.10442, sec. 2.1. Positions before the split belong to modalit
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -38,8 +39,13 @@ def single_or_multiway(multiway: bool, make: Callable[[], nn.Module]) -> nn.Modu
     return Multiway(make) if multiway else make()
 
 
+def at_split(module: nn.Module, split_position: int | None) -> Callable[[Tensor], Tensor]:
+    """A module that may be multiway as a function of its input alone."""
+    if isinstance(module, Multiway):
+        return partial(module, split_position=ALL_A if split_position is None else split_position)
+    return module
+
+
 def apply(module: nn.Module, x: Tensor, split_position: int | None) -> Tensor:
     """Call a module that may be multiway."""
-    if isinstance(module, Multiway):
-        return module(x, ALL_A if split_position is None else split_position)
-    return module(x)
+    return at_split(module, split_position)(x)

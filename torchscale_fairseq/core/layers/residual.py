@@ -1,7 +1,7 @@
 """The residual connection around a sublayer."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -24,20 +24,36 @@ class Residual(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.drop_path_rate = drop_path_rate
 
-    def forward(self, x: Tensor, norm: Callable[[Tensor], Tensor], sublayer: Callable[[Tensor], Tensor]) -> Tensor:
-        """Add a sublayer's output to x, (batch, seq, width)."""
-        return self.with_report(x, norm, lambda y: (sublayer(y), None))[0]
+    def forward(
+        self, x: Tensor, norm: Callable[[Tensor], Tensor], sublayer: Callable[..., Tensor], *arguments: Any
+    ) -> Tensor:
+        """Add a sublayer's output to its input.
+
+        Args:
+            x: (batch, seq, width).
+            norm: the sublayer's.
+            sublayer: from (batch, seq, width) and the arguments to (batch, seq, width).
+            arguments: for the sublayer.
+        """
+        return self._add(x, norm, sublayer(norm(x) if self.pre_norm else x, *arguments))
 
     def with_report(
-        self, x: Tensor, norm: Callable[[Tensor], Tensor], sublayer: Callable[[Tensor], tuple[Tensor, Report]]
+        self,
+        x: Tensor,
+        norm: Callable[[Tensor], Tensor],
+        sublayer: Callable[..., tuple[Tensor, Report]],
+        *arguments: Any,
     ) -> tuple[Tensor, Report]:
-        """The same for a sublayer that returns something beside its output, which is passed on."""
-        output, report = sublayer(norm(x) if self.pre_norm else x)
+        """Add the output of a sublayer that returns a report, too, which is passed on; arguments as for ``forward``."""
+        output, report = sublayer(norm(x) if self.pre_norm else x, *arguments)
+        return self._add(x, norm, output), report
+
+    def _add(self, x: Tensor, norm: Callable[[Tensor], Tensor], output: Tensor) -> Tensor:
         update = self.dropout(output)
         if self.training and self.drop_path_rate > 0:
             update = drop_path(update, self.drop_path_rate)
         x = x + update if self.alpha == 1.0 else self.alpha * x + update
-        return (x if self.pre_norm else norm(x)), report
+        return x if self.pre_norm else norm(x)
 
     def extra_repr(self) -> str:
         placement = "pre" if self.pre_norm else "post"

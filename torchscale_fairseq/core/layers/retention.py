@@ -1,5 +1,7 @@
 """Multi-scale retention."""
 
+from dataclasses import dataclass
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -8,6 +10,20 @@ from ..ops.retention_forms import retention
 from ..ops.retention_tables import RetentionTables
 from ..ops.xpos import rotate
 from .linear import LinearFactory, dense
+
+
+@dataclass(frozen=True)
+class RetentionInputs:
+    """Inputs of retention besides the tokens' vectors; made once per forward pass, for all layers."""
+
+    tables: RetentionTables
+    """Rotate and scale queries and keys."""
+    log_decay: Tensor
+    """(heads,), natural log of each head's decay."""
+    padding_mask: Tensor | None = None
+    """(batch, seq), True for padding."""
+    document_starts: Tensor | None = None
+    """(batch, seq), True where a new document begins."""
 
 
 class RetentionState:
@@ -73,24 +89,12 @@ class MultiScaleRetention(nn.Module):
         self.g_proj = linear(embed_dim, value_dim, bias=False, activated=True)
         self.out_proj = linear(value_dim, embed_dim, bias=False)
 
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        tables: RetentionTables,
-        log_decay: Tensor,
-        padding_mask: Tensor | None = None,
-        document_starts: Tensor | None = None,
-        state: RetentionState | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, inputs: RetentionInputs, state: RetentionState | None = None) -> Tensor:
         """Retain over the sequence, and what the state holds.
 
         Args:
             x: (batch, seq, embed_dim).
-            tables: what rotates and scales queries and keys.
-            log_decay: (heads,), natural log of each head's decay.
-            padding_mask: (batch, seq), True for padding.
-            document_starts: (batch, seq), True where a new document begins.
+            inputs: the rest, which layers share.
             state: of earlier tokens; takes in these.
 
         Returns:
@@ -100,12 +104,12 @@ class MultiScaleRetention(nn.Module):
         if self.clamp_scores:  # a channel of ones sums the scores, in every form
             value = F.pad(value, (0, 1), value=1.0)
         output, content = retention(
-            rotate(self._heads(self.q_proj(x)), tables.query),
-            rotate(self._heads(self.k_proj(x)), tables.key),
+            rotate(self._heads(self.q_proj(x)), inputs.tables.query),
+            rotate(self._heads(self.k_proj(x)), inputs.tables.key),
             value,
-            log_decay,
-            padding_mask=padding_mask,
-            document_starts=document_starts,
+            inputs.log_decay,
+            padding_mask=inputs.padding_mask,
+            document_starts=inputs.document_starts,
             state=None if state is None else state.content,
             chunkwise=self.chunkwise,
             chunk_size=self.chunk_size,

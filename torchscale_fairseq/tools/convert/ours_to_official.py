@@ -92,7 +92,7 @@ def _official_options(options: Mapping[str, Any], config: Any, arch: str, path: 
     _refuse_ours_alone(options, config, arch, path)
     theirs = {name: getattr(config, name, options.get(name)) for name in official.LIVE[arch]}
     theirs |= {f"{side}_normalize_before": getattr(config, f"{side}_pre_norm") for side in official.SIDES[arch]}
-    theirs["subln"] = config.uses_subln
+    theirs["subln"] = not isinstance(config, RetNetConfig) and config.uses_subln
     if arch != "retnet_base":
         theirs["no_token_positional_embeddings"] = not config.has_absolute_positions
     longnet = {name: str(theirs.pop(name)) for name in ("segment_length", "dilated_ratio") if theirs.get(name)}

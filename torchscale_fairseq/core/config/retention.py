@@ -1,7 +1,7 @@
 """Options of decoders with retention in the place of self-attention."""
 
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any
 
 from ..ops.backend import AUTO, Names
 from ..ops.retention_forms import RETENTION
@@ -138,7 +138,7 @@ class RetNetConfig(RetentionSide, ExpertOptions, BitNetOptions):
 class RetNetEncoderDecoderConfig(EncoderDecoderConfig, RetentionSide):
     """Options of an ``Encoder`` and a ``RetNetDecoder`` that attends to it."""
 
-    subln_by_default: ClassVar[bool] = False
+    subln_by_default = False
 
     def _check(self) -> None:
         super()._check()

@@ -1,7 +1,6 @@
 """Options that encoder, decoder and encoder-decoder share, and those of each side."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from ..layers.feed_forward import ACTIVATIONS
 from ..layers.norm import NORMS
@@ -16,7 +15,7 @@ from .option import check_range, even_divisions, nearest_divisor, option
 class TransformerConfig(ExpertOptions, BitNetOptions):
     """Options that encoder, decoder and encoder-decoder share."""
 
-    subln_by_default: ClassVar[bool] = True
+    subln_by_default = True
     """SubLN is on unless deepnorm is."""
 
     vocab_size: int = option(-1, "size of the vocabulary; -1 for a model without embeddings", core_only=True)

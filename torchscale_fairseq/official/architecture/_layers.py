@@ -1,0 +1,123 @@
+"""What encoder's and decoder's layers share."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...core.initialization import ResidualScaling, deepnorm_scaling, scale_layers, subln_scaling
+from ..component.droppath import DropPath
+from ..component.feedforward_network import FeedForwardNetwork, make_experts
+from ..component.multiway_network import MultiwayWrapper
+from ..component.xmoe.moe_layer import MOELayer
+from ..component.xmoe.routing import Top1Gate, Top2Gate
+
+
+def scaling_of(args: Any, side: str, is_encoder_decoder: bool) -> ResidualScaling:
+    """Factors on the residual and on initial values."""
+    sides = {
+        f"{name}_layers": getattr(args, f"{name}_layers") if is_encoder_decoder or name == side else 0
+        for name in ("encoder", "decoder")
+    }
+    which = 0 if side == "encoder" else 1
+    if args.deepnorm:
+        return deepnorm_scaling(**sides, torchscale_compatible=True)[which]
+    return subln_scaling(**sides)[which] if args.subln else ResidualScaling()
+
+
+def scale_initial_values(model: nn.Module, args: Any, side: str, is_encoder_decoder: bool) -> None:
+    """Multiply projections by the gain of deepnorm or subln."""
+    gain = scaling_of(args, side, is_encoder_decoder).gain
+    scale_layers(model, gain=gain, scale_cross_attention=args.deepnorm)
+
+
+def drop_path_of(args: Any, depth: int, layers: int) -> DropPath | None:
+    """Stochastic depth that grows with the depth; None for none."""
+    if args.drop_path_rate <= 0:
+        return None
+    return DropPath(float(torch.linspace(0, args.drop_path_rate, layers)[depth]))
+
+
+def moe_layer_of(args: Any, embed_dim: int, ffn_dim: int) -> MOELayer:
+    """The experts of a layer, with their gate."""
+    common = {
+        "use_fp32": args.moe_gating_use_fp32,
+        "moe_eval_capacity_token_fraction": args.moe_eval_capacity_token_fraction,
+        "use_xmoe": args.use_xmoe,
+    }
+    gate: nn.Module
+    if args.moe_top1_expert:
+        gate = Top1Gate(embed_dim, args.moe_expert_count, **common)
+    else:
+        gate = Top2Gate(
+            embed_dim,
+            args.moe_expert_count,
+            second_expert_policy=args.moe_second_expert_policy,
+            normalize_gate_prob_before_dropping=args.moe_normalize_gate_prob_before_dropping,
+            **common,
+        )
+    return MOELayer(gate, make_experts(args, embed_dim, ffn_dim), args)
+
+
+def layer_norm(args: Any, width: int, *, multiway: bool = True) -> nn.Module:
+    """Doubled in a multiway model."""
+    norm = nn.LayerNorm(width, eps=args.layernorm_eps)
+    return MultiwayWrapper(args, norm) if multiway else norm
+
+
+def build_feed_forward(args: Any, embed_dim: int, ffn_dim: int) -> FeedForwardNetwork:
+    """The feed-forward network of a layer."""
+    return FeedForwardNetwork(
+        embed_dim, ffn_dim, args.activation_fn, args.dropout, args.activation_dropout, args.layernorm_eps, args.subln
+    )
+
+
+def output_projection_of(args: Any, width: int, tied_to: nn.Embedding | None) -> nn.Linear:
+    """From features to the vocabulary."""
+    if tied_to is not None:
+        projection = nn.Linear(tied_to.embedding_dim, tied_to.num_embeddings, bias=False)
+        projection.weight = tied_to.weight
+        return projection
+    projection = nn.Linear(width, args.vocab_size, bias=False)
+    nn.init.normal_(projection.weight, std=width**-0.5)
+    return projection
+
+
+def has_experts(args: Any, depth: int) -> bool:
+    """Whether a layer, counted from 0, has experts."""
+    return bool(args.moe_freq) and (depth + 1) % args.moe_freq == 0
+
+
+class LayerBase(nn.Module):
+    """The second half of a layer, and its residual connection."""
+
+    alpha: float
+    normalize_before: bool
+    is_moe_layer: bool
+    ffn: Any
+    moe_layer: Any
+    drop_path: Any
+    final_layer_norm: Any
+
+    def residual_connection(self, x: Tensor, residual: Tensor) -> Tensor:
+        """The residual, scaled by DeepNorm's alpha, plus x."""
+        return residual * self.alpha + x
+
+    def _feed_forward(self, x: Tensor, *, time_first: bool) -> tuple[Tensor, Tensor | None]:
+        residual, l_aux = x, None
+        if self.normalize_before:
+            x = self.final_layer_norm(x)
+        if not self.is_moe_layer:
+            x = self.ffn(x)
+        elif time_first:
+            x, l_aux = self.moe_layer(x.transpose(0, 1))
+            x = x.transpose(0, 1)
+        else:
+            x, l_aux = self.moe_layer(x)
+        return self._add(x, residual, self.final_layer_norm), l_aux
+
+    def _add(self, x: Tensor, residual: Tensor, norm: nn.Module) -> Tensor:
+        if self.drop_path is not None:
+            x = self.drop_path(x)
+        x = self.residual_connection(x, residual)
+        return x if self.normalize_before else norm(x)

@@ -19,13 +19,13 @@ class MixtureOptions:
     """Options of the criterions for models with experts."""
 
     moe_gate_loss_wt: float = field(
-        default=0.01, metadata={"help": "weight of the balance loss of the experts, per target token"}
+        default=0.01, metadata={"help": "weight of the experts' balance loss, per target token"}
     )
     moe_gate_loss_combine_method: ChoiceEnum(["average", "sum"]) = field(  # type: ignore[valid-type]
-        default="average", metadata={"help": "how the balance losses of the layers become one"}
+        default="average", metadata={"help": "combination of the layers' balance losses: their average or their sum"}
     )
     moe_z_loss_wt: float = field(
-        default=0.0, metadata={"help": "weight of the router z-loss (ST-MoE), which keeps the scores small"}
+        default=0.0, metadata={"help": "weight of the router z-loss (ST-MoE), which keeps the router's scores small"}
     )
 
 

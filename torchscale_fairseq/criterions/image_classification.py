@@ -17,7 +17,9 @@ from ._images import ImageCriterion, predicts
 class ImageClassificationOptions(FairseqDataclass):
     """Options of the loss."""
 
-    label_smoothing: float = field(default=0.0, metadata={"help": "share of the target spread over all classes"})
+    label_smoothing: float = field(
+        default=0.0, metadata={"help": "fraction of the target's probability that is spread over all classes"}
+    )
 
 
 @register_criterion("image_classification", dataclass=ImageClassificationOptions)

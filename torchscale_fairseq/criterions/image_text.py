@@ -19,7 +19,7 @@ class ImageTextCriterionOptions(FairseqDataclass):
 
     word_loss_wt: float = field(default=1.0, metadata={"help": "weight of the loss of masked words"})
     patch_loss_wt: float = field(default=1.0, metadata={"help": "weight of the loss of masked patches"})
-    match_loss_wt: float = field(default=1.0, metadata={"help": "weight of the loss of matching"})
+    match_loss_wt: float = field(default=1.0, metadata={"help": "weight of the loss of matching image and caption"})
 
 
 @register_criterion("image_text", dataclass=ImageTextCriterionOptions)

@@ -20,7 +20,7 @@ class LinearCrossEntropyConfig(FairseqDataclass):
     """Options of the criterion."""
 
     label_smoothing: float = field(
-        default=0.0, metadata={"help": "probability taken from the target and spread over the rest of the vocabulary"}
+        default=0.0, metadata={"help": "fraction of the target's probability that is spread over the vocabulary"}
     )
     sentence_avg: bool = II("optimization.sentence_avg")
 

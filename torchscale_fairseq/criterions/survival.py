@@ -18,7 +18,8 @@ class SurvivalOptions(FairseqDataclass):
     """Options of the loss."""
 
     alpha_surv: float = field(
-        default=0.0, metadata={"help": "share by which the loss of censored images counts less; 0: the likelihood"}
+        default=0.0,
+        metadata={"help": "fraction by which the loss of censored images is reduced; 0: the plain likelihood"},
     )
 
 

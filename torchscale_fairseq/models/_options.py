@@ -24,22 +24,29 @@ class ModelOptions(FairseqDataclass):
     moe_checkpoint_format: ChoiceEnum(["merged", "sharded"]) = dataclasses.field(  # type: ignore[valid-type]
         default="merged",
         metadata={
-            "help": "merged: a checkpoint is one file, whatever the number of processes; sharded: experts go to a file "
-            "per process beside it, for models too large for one machine's memory"
+            "help": (
+                "merged: write one checkpoint file, independent of the number of processes; sharded: write the"
+                " experts to one file per process next to it, for models larger than one machine's memory "
+                "(default: merged)"
+            )
         },
     )
     log_norms_interval: int = dataclasses.field(
         default=0,
         metadata={
-            "help": "updates between measurements of the norms of gradient and update per layer, which go to "
-            "TensorBoard's run norms; 0: none"
+            "help": (
+                "log the norms of each layer's gradient and update to TensorBoard (run norms) every N updates; "
+                "0: never (default: 0)"
+            )
         },
     )
     peak_tflops: Optional[float] = dataclasses.field(  # noqa: UP045
         default=None,
         metadata={
-            "help": "peak rate of a device in TFLOP/s, to which model FLOPs utilisation (mfu) is relative; unset: "
-            "that of known GPUs"
+            "help": (
+                "peak rate of one device in TFLOP/s, to which mfu in the log is relative (default: the rate of"
+                " common GPUs is known)"
+            )
         },
     )
     checkpoint_format: Optional[ChoiceEnum(["merged", "sharded"])] = dataclasses.field(  # type: ignore[valid-type]  # noqa: UP045
@@ -58,10 +65,11 @@ class ModelOptions(FairseqDataclass):
     )
     seq_parallel: bool = dataclasses.field(
         default=False,
-        metadata={"help": "several processes share each sequence, of which each computes a slice (dilated attention)"},
+        metadata={"help": "split each sequence over several processes; only with dilated attention"},
     )
     seq_parallel_size: int = dataclasses.field(
-        default=0, metadata={"help": "processes that share a sequence, with --seq-parallel; 0: all"}
+        default=0,
+        metadata={"help": "number of processes that share a sequence with --seq-parallel; 0: all (default: 0)"},
     )
 
 
@@ -109,11 +117,14 @@ def fairseq_dataclass(
 def _derived_field(f: dataclasses.Field[Any], hint: Any, default: Any) -> tuple[str, Any, Any]:
     kind = next(k for k in typing.get_args(hint) or (hint,) if k is not types.NoneType)
     optional = isinstance(hint, types.UnionType) or (kind is bool and default is True)
-    if kind is bool and default is True:
-        default = None
     help_text = f.metadata["help"]
     if f.metadata["choices"]:
         help_text += f"; one of {', '.join(f.metadata['choices'])}"
+    if kind is bool and default is True:
+        default = None
+        help_text += " (on in this architecture)"
+    if default is not None and default is not False and "default" not in help_text:
+        help_text += f" (default: {default})"
     metadata = {"help": help_text}
     if f.metadata["alias"]:
         metadata["argparse_alias"] = f.metadata["alias"]

@@ -24,7 +24,7 @@ class PretrainedOptions(ModelOptions):
 
     pretrained: Optional[str] = field(  # noqa: UP045 - fairseq reads typing's form only
         default=None,
-        metadata={"help": "file of weights to begin from, such as the released ones, whose names are the same"},
+        metadata={"help": "file of weights to start from, such as the released ones"},
     )
 
 

@@ -35,7 +35,7 @@ class MaskedLanguageModelOptions(ModelOptions):
         default="tanh",
         metadata={"help": f"activation in classification heads; one of {', '.join(POOLER_ACTIVATIONS)}"},
     )
-    pooler_dropout: float = field(default=0.0, metadata={"help": "dropout in classification heads"})
+    pooler_dropout: float = field(default=0.0, metadata={"help": "dropout probability in classification heads"})
 
 
 class MaskedLanguageModel(Pretrained, FairseqEncoderModel):

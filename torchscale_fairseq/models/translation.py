@@ -28,10 +28,10 @@ class TranslationOptions(ModelOptions):
     """Options of fairseq's side alone."""
 
     encoder_embed_path: Optional[str] = field(  # noqa: UP045
-        default=None, metadata={"help": "text file of pre-trained encoder embeddings"}
+        default=None, metadata={"help": "text file of pretrained encoder embeddings"}
     )
     decoder_embed_path: Optional[str] = field(  # noqa: UP045
-        default=None, metadata={"help": "text file of pre-trained decoder embeddings"}
+        default=None, metadata={"help": "text file of pretrained decoder embeddings"}
     )
 
 

@@ -31,12 +31,12 @@ HALF_AT_ONCE = 2**24
 class FusedAdamOptions(FairseqDataclass):
     """As those of ``adam``."""
 
-    adam_betas: Any = field(default=(0.9, 0.999), metadata={"help": "betas for Adam optimizer"})
-    adam_eps: float = field(default=1e-8, metadata={"help": "epsilon for Adam optimizer"})
+    adam_betas: Any = field(default=(0.9, 0.999), metadata={"help": "decay rates of Adam's two moments"})
+    adam_eps: float = field(default=1e-8, metadata={"help": "epsilon of Adam"})
     weight_decay: float = field(default=0.0, metadata={"help": "weight decay"})
     adam_kernel: ChoiceEnum(KERNELS) = field(  # type: ignore[valid-type]
         default="fused",
-        metadata={"help": "torch's fused kernel, or foreach: an operation for many parameters at a time"},
+        metadata={"help": "kernel of the update: fused, or foreach (operations over lists of parameters)"},
     )
     lr: list[float] = II("optimization.lr")  # noqa: RUF009 - a string
 

@@ -17,17 +17,27 @@ class TwoPhaseOptions(FairseqDataclass):
     warmup_updates: Optional[int] = field(  # noqa: UP045
         default=None,
         metadata={
-            "help": "updates over which the learning rate rises to --lr; unset: 375, or a tenth of all if that is less"
+            "help": (
+                "updates during which the learning rate rises to --lr (default: 375, or a tenth of all updates"
+                " if that is less)"
+            )
         },
     )
     second_phase_lr: Optional[float] = field(  # noqa: UP045
         default=None,
-        metadata={"help": "learning rate from which the second phase falls, as if from the start; unset: 2/3 of --lr"},
+        metadata={
+            "help": (
+                "learning rate at which the line of the second phase starts, extended back to the start of "
+                "training (default: 2/3 of --lr)"
+            )
+        },
     )
-    second_phase_weight_decay: float = field(default=0.0, metadata={"help": "weight decay of the second phase"})
-    second_phase_start: float = field(default=0.5, metadata={"help": "where it begins, as a share of all updates"})
+    second_phase_weight_decay: float = field(default=0.0, metadata={"help": "weight decay in the second phase"})
+    second_phase_start: float = field(
+        default=0.5, metadata={"help": "start of the second phase, as a fraction of all updates"}
+    )
     total_num_update: Optional[float] = field(  # noqa: UP045
-        default=None, metadata={"help": "updates after which the learning rate is 0; unset: --max-update"}
+        default=None, metadata={"help": "number of updates after which the learning rate is 0 (default: --max-update)"}
     )
     max_update: int = II("optimization.max_update")
     lr: list[float] = II("optimization.lr")  # noqa: RUF009 - a reference, as in fairseq

@@ -15,9 +15,7 @@ from torchscale_fairseq.data.problems import Problems
 
 from ._labelled import LabelledTask
 
-SKIP_INVALID = (
-    "name, count and leave out images that cannot be read, and invalid lines of tables, instead of ending with an error"
-)
+SKIP_INVALID = "report, count and skip unreadable images and invalid lines of tables, instead of ending with an error"
 
 
 @dataclass
@@ -31,41 +29,51 @@ class ImageConfig(FairseqDataclass):
     labels: str = field(
         default="",
         metadata={
-            "help": "for --criterion survival: the name of a CSV file in each split's folder with the columns image, "
-            "time and event, which is 1 if it was seen at that time, and 0 if not by then (censored)"
+            "help": (
+                "for --criterion survival: name of a CSV file in each split's folder with the columns image, "
+                "time and event (1: observed at that time; 0: not observed until then, censored)"
+            )
         },
     )
     time_bins: int = field(
-        default=4, metadata={"help": "with --labels: bins of time, at quantiles of the times of the training's events"}
+        default=4,
+        metadata={"help": "with --labels: number of time bins, cut at quantiles of the training set's event times"},
     )
-    img_size: int = field(default=1024, metadata={"help": "images are scaled to squares of so many pixels a side"})
-    patch_size: int = field(default=32, metadata={"help": "pixels of a patch's side"})
+    img_size: int = field(default=1024, metadata={"help": "scale images to squares of this many pixels a side"})
+    patch_size: int = field(default=32, metadata={"help": "height and width of a patch in pixels"})
     stream_above: int = field(
         default=4096,
         metadata={
-            "help": "images of a larger --img-size are read a row of patches at a time in the model's forward pass, "
-            "and again in the backward pass, and are never whole in memory; smaller ones by the data loader's workers"
+            "help": (
+                "if --img-size is larger (in pixels), read images one row of patches at a time in the forward "
+                "and again in the backward pass, so that no image is whole in memory; smaller images are read "
+                "whole by the data loader's workers"
+            )
         },
     )
-    flip: bool = field(default=False, metadata={"help": "mirror training images at random, either way"})
+    flip: bool = field(default=False, metadata={"help": "flip training images horizontally and vertically at random"})
     rotate: bool = field(
-        default=False, metadata={"help": "turn training images at random by 0, 90, 180 or 270 degrees"}
+        default=False, metadata={"help": "rotate training images by 0, 90, 180 or 270 degrees at random"}
     )
     color_jitter: float = field(
         default=0.0,
         metadata={
-            "help": "largest random change of the brightness, contrast and saturation of training images, as a share"
+            "help": ("largest random change of brightness, contrast and saturation of training images, as a fraction")
         },
     )
     min_crop: float = field(
         default=1.0,
-        metadata={"help": "train on random squares of images, of at least this share of the area; 1: on whole images"},
+        metadata={
+            "help": "train on random square crops with at least this fraction of the image's area; 1: whole images"
+        },
     )
     class_balanced: bool = field(
         default=False,
         metadata={
-            "help": "draw training images so that all classes come up equally often (with --labels: all bins of time, "
-            "seen and censored apart); an epoch stays as long"
+            "help": (
+                "draw all classes equally often in training (with --labels: all time bins, observed and "
+                "censored apart); the number of images per epoch does not change"
+            )
         },
     )
     skip_invalid: bool = field(default=False, metadata={"help": SKIP_INVALID})

@@ -26,7 +26,7 @@ class SlideConfig(FairseqDataclass):
     """Options of tasks on slides."""
 
     data: str = field(
-        default=MISSING, metadata={"help": "folder with a file of features and coords per slide, and --table"}
+        default=MISSING, metadata={"help": "folder with --table and one file of features and coords per slide"}
     )
     table: str = field(
         default="slides.csv", metadata={"help": "CSV file in DATA with the columns slide, split and --label-columns"}
@@ -34,15 +34,19 @@ class SlideConfig(FairseqDataclass):
     label_columns: str = field(
         default="label",
         metadata={
-            "help": "columns to predict: one of classes; several, separated by commas, of labels that a slide has (1) "
-            "or lacks (0); or time,event, where event is 1 if it was seen at that time, and 0 if not by then (censored)"
+            "help": (
+                "columns to predict: one column of classes; several columns, separated by commas, each 1 for "
+                "slides with that label and 0 for the others; or time,event, where event is 1 if it was "
+                "observed at that time and 0 if not until then (censored)"
+            )
         },
     )
     time_bins: int = field(
-        default=4, metadata={"help": "bins of time for time,event, at quantiles of the times of the training's events"}
+        default=4,
+        metadata={"help": "number of time bins for time,event, cut at quantiles of the training set's event times"},
     )
     max_tiles: int = field(
-        default=0, metadata={"help": "tiles that are drawn of a training slide in each epoch; 0: all"}
+        default=0, metadata={"help": "number of tiles that are drawn from each training slide per epoch; 0: all"}
     )
     shuffle_tiles: bool = field(
         default=False, metadata={"help": "put the tiles of training slides in random order instead of the file's"}
@@ -50,13 +54,15 @@ class SlideConfig(FairseqDataclass):
     class_balanced: bool = field(
         default=False,
         metadata={
-            "help": "draw training slides so that all classes (combinations of labels, or bins of time, seen and "
-            "censored apart) come up equally often; an epoch keeps its length"
+            "help": (
+                "draw all classes equally often in training (combinations of labels; time bins, observed and "
+                "censored apart); the number of slides per epoch does not change"
+            )
         },
     )
     skip_invalid: bool = field(
         default=False,
-        metadata={"help": "name, count and leave out invalid slides and rows, instead of ending with an error"},
+        metadata={"help": "report, count and skip invalid slides and rows, instead of ending with an error"},
     )
     seed: int = II("common.seed")
     train_subset: str = II("dataset.train_subset")

@@ -27,11 +27,11 @@ class ImageTextConfig(FairseqDataclass):
         default=MISSING,
         metadata={"help": "directory with train.jsonl, valid.jsonl, dict.txt and sentencepiece.bpe.model"},
     )
-    img_size: int = field(default=224, metadata={"help": "images are scaled to so many pixels a side"})
-    patch_size: int = field(default=16, metadata={"help": "pixels of a patch's side"})
-    max_source_positions: int = field(default=64, metadata={"help": "longest caption in tokens"})
-    mask_prob: float = field(default=0.5, metadata={"help": "share of a caption's tokens to predict"})
-    image_mask_prob: float = field(default=0.4, metadata={"help": "share of an image's patches to predict"})
+    img_size: int = field(default=224, metadata={"help": "scale images to squares of this many pixels a side"})
+    patch_size: int = field(default=16, metadata={"help": "height and width of a patch in pixels"})
+    max_source_positions: int = field(default=64, metadata={"help": "maximum length of a caption in tokens"})
+    mask_prob: float = field(default=0.5, metadata={"help": "fraction of a caption's tokens to predict"})
+    image_mask_prob: float = field(default=0.4, metadata={"help": "fraction of an image's patches to predict"})
     skip_invalid: bool = field(default=False, metadata={"help": SKIP_INVALID})
     seed: int = II("common.seed")
     train_subset: str = II("dataset.train_subset")

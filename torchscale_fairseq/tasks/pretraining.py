@@ -41,41 +41,46 @@ class PretrainingConfig(FairseqDataclass):
 
     data: str = field(
         default=MISSING,
-        metadata=_help("directory with json/, the shards and dict.txt; several, apart by colons, take turns by epoch"),
+        metadata=_help(
+            "directory with json/, the shards and dict.txt; several directories, separated by colons, take"
+            " turns by epoch"
+        ),
     )
     objective: Optional[ChoiceEnum(["masked", "causal"])] = field(  # type: ignore[valid-type]  # noqa: UP045
         default=None,
         metadata=_help(
-            "masked: predict masked tokens (bert_...); causal: predict the next token (gpt_..., retnet_...); default: "
-            "that of the architecture"
+            "masked: predict masked tokens (bert_...); causal: predict the next token (gpt_..., "
+            "retnet_...) (default: that of the architecture)"
         ),
     )
     sample_break_mode: ChoiceEnum(list(BREAK_MODES)) = field(  # type: ignore[valid-type]
         default="complete",
         metadata=_help(
-            "complete: a sample is as many whole lines as fit; complete_doc: the same within a document; none: samples "
-            "are filled, cutting lines; eos: a sample is a line"
+            "content of a sample. complete: as many whole lines as fit; complete_doc: as many whole lines "
+            "of one document as fit; none: exactly --tokens-per-sample tokens, cutting lines; eos: one "
+            "line"
         ),
     )
-    tokens_per_sample: int = field(default=1024, metadata=_help("tokens of a sample at most, <s> included"))
-    mask_prob: float = field(default=0.15, metadata=_help("share of tokens to predict"))
+    tokens_per_sample: int = field(default=1024, metadata=_help("maximum length of a sample in tokens, <s> included"))
+    mask_prob: float = field(default=0.15, metadata=_help("fraction of the tokens to predict"))
     span_length: float = field(
         default=1.0, metadata=_help("mean length of masked spans in tokens; 1 masks single tokens, as BERT does")
     )
     leave_unmasked_prob: float = field(
-        default=0.1, metadata=_help("share of the tokens to predict that are left as they are")
+        default=0.1, metadata=_help("fraction of the tokens to predict that stay as they are")
     )
     random_token_prob: float = field(
-        default=0.1, metadata=_help("share of the tokens to predict that become another token instead of <mask>")
+        default=0.1,
+        metadata=_help("fraction of the tokens to predict that are replaced by a random token instead of <mask>"),
     )
-    batch_read_ahead: int = field(default=100000, metadata=_help("samples that are shuffled together"))
+    batch_read_ahead: int = field(default=100000, metadata=_help("number of samples that are shuffled together"))
     pad_to_max_length: bool = field(default=False, metadata=_help("pad every sample to --tokens-per-sample"))
     spm_model: str = field(
-        default="", metadata=_help("SentencePiece model (default: sentencepiece.bpe.model in the data directory)")
+        default="", metadata=_help("SentencePiece model file (default: sentencepiece.bpe.model in the data directory)")
     )
-    dict_file: str = field(default="", metadata=_help("dictionary (default: dict.txt in the data directory)"))
+    dict_file: str = field(default="", metadata=_help("dictionary file (default: dict.txt in the data directory)"))
     index_dir: str = field(
-        default="", metadata=_help("where the index of the shards is kept (default: index/ in the data directory)")
+        default="", metadata=_help("directory of the shards' index (default: index/ in the data directory)")
     )
     skip_invalid: bool = field(
         default=False,
@@ -84,7 +89,8 @@ class PretrainingConfig(FairseqDataclass):
         ),
     )
     max_target_positions: Optional[int] = field(  # noqa: UP045 (fairseq reads the annotation)
-        default=None, metadata=_help("longest sequence of a causal model (default: --tokens-per-sample)")
+        default=None,
+        metadata=_help("maximum length of a causal model's input in tokens (default: --tokens-per-sample)"),
     )
     seed: int = II("common.seed")
     train_subset: str = II("dataset.train_subset")

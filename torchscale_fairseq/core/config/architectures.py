@@ -12,7 +12,7 @@ class EncoderConfig(EncoderSide, DilatedOptions):
     """Options of ``Encoder`` and ``LongNetEncoder``."""
 
     share_encoder_input_output_embed: bool = option(
-        False, "one matrix for the encoder's embedding and its output projection"
+        False, "use one matrix as the encoder's embedding and output projection"
     )
 
 
@@ -20,7 +20,9 @@ class EncoderConfig(EncoderSide, DilatedOptions):
 class DecoderConfig(DecoderSide, DilatedOptions):
     """Options of ``Decoder`` and ``LongNetDecoder``."""
 
-    multiway: bool = option(False, "doubled attention parameters of TorchScale's multiway decoders", core_only=True)
+    multiway: bool = option(
+        False, "build the doubled attention parameters of TorchScale's multiway decoders", core_only=True
+    )
 
     def _check(self) -> None:
         super()._check()
@@ -45,7 +47,7 @@ class EncoderDecoderConfig(EncoderSide, DecoderSide):
     """Options of ``EncoderDecoder``."""
 
     share_all_embeddings: bool = option(
-        False, "one matrix for the embeddings of both sides and the output projection (joined dictionary)"
+        False, ("use one matrix as the embeddings of both sides and the output projection; needs a joined dictionary")
     )
 
     def _check(self) -> None:

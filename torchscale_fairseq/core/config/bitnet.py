@@ -16,13 +16,16 @@ class BitNetOptions(Config):
 
     bitnet: str | None = option(
         None,
-        "BitNet: weights of attention, retention and feed-forward networks are -1, 0 or 1 times a scale (b1.58), or "
-        "-1 or 1 (b1), and activations have eight bits",
+        (
+            "BitNet: quantize the linear layers of attention, retention, feed-forward networks and experts"
+            " to weights of -1, 0 or 1 times a scale (b1.58), or -1 or 1 times a scale (b1), and their "
+            "inputs to 8 bits (default: no quantization)"
+        ),
         choices=SCHEMES,
     )
     bitnet_recipe: str | None = option(
         None,
-        "details of bitnet: those of the authors' later notes and code, or of the papers; unset: faq",
+        ("details of bitnet: faq follows the authors' later notes and code, paper the papers (default: faq)"),
         choices=RECIPES,
     )
     bitnet_packed: bool = option(

@@ -17,10 +17,15 @@ class DilatedOptions(TransformerConfig):
     """Options of dilated attention, which turns an encoder or decoder into a LongNet."""
 
     segment_length: str | Sequence[int] | None = option(
-        None, "dilated attention (LongNet): tokens per segment, a list with one entry per branch, as '[2048,4096]'"
+        None,
+        (
+            "dilated attention (LongNet): segment length in tokens, one value per branch, such as "
+            "'[2048,4096]' (default: dense attention)"
+        ),
     )
     dilated_ratio: str | Sequence[int] | None = option(
-        None, "keep every r-th token of a segment, a list with one entry per branch, as '[1,2]'"
+        None,
+        ("dilated attention (LongNet): keep every r-th token of a segment, one value of r per branch, such as '[1,2]'"),
     )
 
     def _check(self) -> None:

@@ -28,48 +28,79 @@ class ExpertOptions(Config):
     if TYPE_CHECKING:
         torchscale_compatible: bool  # of the classes below
 
-    moe_freq: int = option(0, "every so many layers one has experts; 0: none has")
-    moe_expert_count: int = option(0, "experts per layer that has them")
+    moe_freq: int = option(0, "make every N-th layer a mixture-of-experts layer; 0: none")
+    moe_expert_count: int = option(0, "experts per mixture-of-experts layer")
     moe_expert_ffn_dim: int | None = option(
-        None, "inner width of an expert; unset: that of the other feed-forward networks"
+        None, "inner width of each expert (default: that of the other feed-forward networks)"
     )
-    moe_top_k: int | None = option(None, "experts per token; unset: 2")
-    moe_top1_expert: bool = option(False, "TorchScale's spelling of moe_top_k=1")
+    moe_top_k: int | None = option(None, "experts per token (default: 2)")
+    moe_top1_expert: bool = option(False, "one expert per token; TorchScale's spelling of moe_top_k=1")
     moe_capacity_factor: float = option(
-        1.0, "places per expert in training, relative to an even share of all tokens' choices"
+        1.0,
+        (
+            "capacity of each expert in training, relative to an even share of all tokens' choices; a "
+            "choice beyond it is dropped"
+        ),
     )
-    moe_dropless: bool = option(False, "a place for every token in training too")
+    moe_dropless: bool = option(False, "drop no choice in training either: experts have no capacity limit")
     moe_eval_capacity_token_fraction: float | None = option(
         None,
-        "places per expert in evaluation, as a fraction of the tokens; negative: as in training; unset: dropless "
-        "(0.25 with torchscale_compatible)",
+        (
+            "capacity of each expert in evaluation, as a fraction of the batch's tokens; negative: the "
+            "capacity of training (default: no limit; 0.25 with torchscale_compatible)"
+        ),
     )
     moe_second_expert_policy: str | None = option(
         None,
-        "how experts after the first are chosen in training: the best of them, drawn by score, or the best kept by "
-        "chance; unset: all (random with torchscale_compatible)",
+        (
+            "choice of a token's second and further experts in training. all: those with the highest "
+            "gates; sampling: drawn according to the gates; random: those with the highest gates, each "
+            "kept with probability moe_top_k times its gate (default: all; random with "
+            "torchscale_compatible)"
+        ),
         choices=POLICIES,
     )
     moe_normalize_gate_prob_before_dropping: bool | None = option(
-        None, "the weights of a token's experts sum to one before some are dropped, not after; unset: with use_xmoe"
+        None,
+        (
+            "scale the gates of a token's experts to sum to one before choices are dropped instead of "
+            "afterwards (default: on with use_xmoe)"
+        ),
     )
-    moe_batch_prioritized_routing: bool = option(False, "tokens queue for experts by their largest gate")
-    moe_gating_use_fp32: bool = option(False, "route in float32 under a lower precision")
-    use_xmoe: bool = option(False, "X-MoE's router: cosine similarity in a low dimension")
+    moe_batch_prioritized_routing: bool = option(
+        False,
+        (
+            "when an expert is over capacity, drop the tokens with the smallest gates instead of the last "
+            "ones of the batch"
+        ),
+    )
+    moe_gating_use_fp32: bool = option(False, "compute the router in float32 in half-precision training")
+    use_xmoe: bool = option(False, "use X-MoE's router (cosine similarity in a low dimension) instead of a linear one")
     moe_routing_dim: int | None = option(
-        None, "dimension of X-MoE's router; unset: half the experts, at least 4 (16 with torchscale_compatible)"
+        None,
+        (
+            "dimension of X-MoE's router (default: half the number of experts, at least 4; 16 with "
+            "torchscale_compatible)"
+        ),
     )
     moe_expert_dropout: float | None = option(
-        None, "dropout after the activation in experts; unset: activation_dropout"
+        None, "dropout probability after the activation in experts (default: that of activation_dropout)"
     )
-    moe_freeze_routing: bool = option(False, "routers do not learn, for fine-tuning")
+    moe_freeze_routing: bool = option(False, "keep the routers' weights fixed, for fine-tuning")
     moe_normalize_expert_grad: str = option(
-        "world_size", "what gradients of experts are divided by with several processes", choices=EXPERT_GRADIENTS
+        "world_size",
+        (
+            "divisor of the experts' gradients in training with several processes: the number of "
+            "processes, or its square root"
+        ),
+        choices=EXPERT_GRADIENTS,
     )
     moe_clip: str = option(
         "sparse",
-        "how experts count in the norm by which gradients are clipped: by 1 / moe_expert_count (SparseClip), or as "
-        "all else",
+        (
+            "weight of expert gradients in the clipping norm: sparse scales them by 1 / moe_expert_count "
+            "(SparseClip), plain treats them like all others"
+        ),
         choices=EXPERT_CLIPS,
     )
 

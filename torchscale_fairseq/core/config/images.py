@@ -34,7 +34,7 @@ class ImageOptions(Config):
 class BEiT3Config(EncoderConfig, ImageOptions):
     """Options of ``BEiT3``."""
 
-    multiway: bool = option(True, "feed-forward networks of their own for images and for texts", core_only=True)
+    multiway: bool = option(True, "separate feed-forward networks for images and for texts", core_only=True)
     no_output_layer: bool = option(True, "BEiT3 has no projection to the vocabulary", core_only=True)
 
     def _check(self) -> None:
@@ -67,18 +67,18 @@ LONGVIT_SEGMENTS = {
 class LongViTConfig(EncoderConfig, ImageOptions):
     """Options of ``LongViT``; the defaults are those of the released small model."""
 
-    img_size: int = option(1024, "height and width in pixels of the images that position embeddings are made for")
+    img_size: int = option(1024, "height and width in pixels of the images for which position embeddings are built")
     patch_size: int = option(32, "height and width of a patch in pixels")
     segment_length: str | Sequence[int] | None = option(
-        None, "patches per segment, a list with one entry per branch; unset: the released ones for img_size"
+        None, "segment length in patches, one value per branch (default: the released values for img_size)"
     )
     dilated_ratio: str | Sequence[int] | None = option(
-        "[1,2,4,8,16]", "keep every r-th patch of a segment, a list with one entry per branch"
+        "[1,2,4,8,16]", "keep every r-th patch of a segment, one value of r per branch"
     )
-    encoder_embed_dim: int = option(384, "width of the encoder")
-    encoder_attention_heads: int = option(16, "attention heads of the encoder")
+    encoder_embed_dim: int = option(384, "width of the encoder in channels")
+    encoder_attention_heads: int = option(16, "number of attention heads in each encoder layer")
     encoder_ffn_embed_dim: int = option(1536, "inner width of the encoder's feed-forward networks")
-    normalize_output: bool = option(False, "norm after the last layer", core_only=True)
+    normalize_output: bool = option(False, "apply a norm after the last layer", core_only=True)
     no_output_layer: bool = option(True, "LongViT has no projection to a vocabulary", core_only=True)
 
     def _check(self) -> None:

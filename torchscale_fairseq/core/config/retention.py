@@ -26,24 +26,34 @@ class RetentionSide(Config):
     """Options of a decoder with retention in the place of self-attention."""
 
     decoder_embed_dim: int = _as_in_transformers("decoder_embed_dim")
-    decoder_value_embed_dim: int = option(1296, "width of the values and the gate of retention")
-    decoder_retention_heads: int = option(3, "retention heads of the decoder")
+    decoder_value_embed_dim: int = option(1296, "width of the values and of the gate of retention, in channels")
+    decoder_retention_heads: int = option(3, "number of retention heads in each decoder layer")
     decoder_ffn_embed_dim: int = _as_in_transformers("decoder_ffn_embed_dim", default=1280)
     decoder_layers: int = _as_in_transformers("decoder_layers")
     decoder_normalize_before: bool | None = _as_in_transformers("decoder_normalize_before")
     chunkwise_recurrent: bool = option(
-        False, "the chunkwise form of retention at any length; otherwise where it is faster than the parallel one"
+        False,
+        (
+            "use the chunkwise form of retention at every length (default: only where it is faster than "
+            "the parallel form)"
+        ),
     )
-    recurrent_chunk_size: int = option(128, "tokens per chunk of the chunkwise form; changes speed and memory alone")
+    recurrent_chunk_size: int = option(128, "tokens per chunk of the chunkwise form; affects speed and memory only")
     retention_decay: str = option(
         "powers",
-        "decays of the heads: 1 - 2^(-5 - head), or linspace, 1 - gamma from 1/32 to 1/512 in equal ratios",
+        (
+            "decay gamma of each head. powers: 1 - 2^(-5 - head); linspace: 1 - gamma falls from 1/32 to "
+            "1/512 in equal ratios"
+        ),
         choices=DECAYS,
     )
     retention_backend: str = option(
         "auto",
-        "implementation of retention over several tokens: torch, fla (flash-linear-attention's kernel, on a GPU in "
-        "fp16 or bf16, without padding), or auto, which is fla where it is installed and serves the batch",
+        (
+            "implementation of retention over several tokens: torch; fla (flash-linear-attention's kernel,"
+            " for a GPU in fp16 or bf16 and batches without padding); or auto, which is fla if it is "
+            "installed and supports the batch"
+        ),
         choices=Names(RETENTION, AUTO),
     )
     share_decoder_input_output_embed: bool = _as_in_transformers("share_decoder_input_output_embed")
@@ -93,15 +103,18 @@ class RetNetConfig(RetentionSide, ExpertOptions, BitNetOptions):
     no_output_layer: bool = _as_in_transformers("no_output_layer")
     activation_fn: str = _as_in_transformers("activation_fn")
     layernorm_eps: float = _as_in_transformers("layernorm_eps", default=1e-6)
-    dropout: float = _as_in_transformers("dropout", help="dropout after embeddings, retention and feed-forward")
+    dropout: float = _as_in_transformers(
+        "dropout", help="dropout probability after embeddings, retention and feed-forward networks"
+    )
     activation_dropout: float = _as_in_transformers("activation_dropout")
     drop_path_rate: float = _as_in_transformers("drop_path_rate")
     no_scale_embedding: bool = _as_in_transformers("no_scale_embedding")
     layernorm_embedding: bool = _as_in_transformers("layernorm_embedding", help="normalise token embeddings")
-    deepnorm: bool = option(False, "DeepNorm, which RetNet is not made for; with torchscale_compatible alone")
-    subln: bool | None = option(None, "SubLN, which changes nothing in RetNet; with torchscale_compatible alone")
+    deepnorm: bool = option(False, "DeepNorm, for which RetNet is not designed; only with torchscale_compatible")
+    subln: bool | None = option(None, "SubLN, which has no effect in RetNet; only with torchscale_compatible")
     max_target_positions: int = _as_in_transformers(
-        "max_target_positions", help="longest sequence in tokens that fairseq passes on; the model knows no limit"
+        "max_target_positions",
+        help=("maximum length of the sequences that fairseq passes on, in tokens; the model itself has no limit"),
     )
     checkpoint_activations: bool = _as_in_transformers("checkpoint_activations")
     ffn_chunk_size: int = _as_in_transformers("ffn_chunk_size")

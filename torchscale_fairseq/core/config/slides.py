@@ -16,22 +16,24 @@ SHORTEST_SEGMENT = 1024
 class SlideEncoderConfig(EncoderConfig):
     """Options of ``SlideEncoder``; the defaults are those of Prov-GigaPath's released model."""
 
-    feature_dim: int = option(1536, "values in the features of a tile")
-    tile_size: int = option(256, "side of a tile in pixels")
-    grid_size: int = option(1000, "tiles along each side of the grid for which positions are made")
-    max_slide_size: int = option(262144, "largest side of a slide in pixels, which decides the segment lengths")
+    feature_dim: int = option(1536, "width of a tile's features")
+    tile_size: int = option(256, "height and width of a tile in pixels")
+    grid_size: int = option(1000, "number of tiles along each side of the grid of positions")
+    max_slide_size: int = option(262144, "largest side of a slide in pixels, from which the segment lengths follow")
     segment_length: str | Sequence[int] | None = option(
-        None, "tiles per segment, a list with one entry per branch; unset: five lengths that follow from max_slide_size"
+        None, ("segment length in tiles, one value per branch (default: five lengths that follow from max_slide_size)")
     )
     dilated_ratio: str | Sequence[int] | None = option(
-        "[1,2,4,8,16]", "keep every r-th tile of a segment, a list with one entry per branch"
+        "[1,2,4,8,16]", "keep every r-th tile of a segment, one value of r per branch"
     )
-    encoder_attention_heads: int = option(16, "attention heads of the encoder")
+    encoder_attention_heads: int = option(16, "number of attention heads in each encoder layer")
     global_pool: bool = option(False, "embed a slide by the mean of its tiles instead of by the class token")
     feature_layers: str | Sequence[int] | None = option(
         None,
-        "layers whose embeddings are concatenated, a list such as '[6,12]', where 0 is the input of the first layer; "
-        "unset: the output of the encoder",
+        (
+            "layers whose embeddings are concatenated, such as '[6,12]'; 0 is the input of the first layer"
+            " (default: the output of the encoder)"
+        ),
     )
     no_output_layer: bool = option(True, "a slide encoder has no projection to a vocabulary", core_only=True)
 

@@ -18,48 +18,72 @@ class TransformerConfig(ExpertOptions, BitNetOptions):
     subln_by_default = True
     """SubLN is on unless deepnorm is."""
 
-    vocab_size: int = option(-1, "size of the vocabulary; -1 for a model without embeddings", core_only=True)
+    vocab_size: int = option(-1, "size of the vocabulary; -1: a model without embeddings", core_only=True)
     no_output_layer: bool = option(False, "build no projection to the vocabulary", core_only=True)
-    activation_fn: str = option("gelu", "activation of the feed-forward networks", choices=tuple(ACTIVATIONS))
-    gated_ffn: bool = option(False, "gated linear units (no biases) as feed-forward networks")
-    norm: str = option("layernorm", "kind of all normalisations", choices=tuple(NORMS))
-    layernorm_eps: float = option(1e-5, "epsilon of the normalisations")
-    dropout: float = option(0.0, "dropout after embeddings, attention and feed-forward networks")
-    attention_dropout: float = option(0.0, "dropout of attention weights")
+    activation_fn: str = option("gelu", "activation function of the feed-forward networks", choices=tuple(ACTIVATIONS))
+    gated_ffn: bool = option(False, "use gated linear units without biases as feed-forward networks")
+    norm: str = option("layernorm", "kind of all normalisation layers", choices=tuple(NORMS))
+    layernorm_eps: float = option(1e-5, "epsilon of the normalisation layers")
+    dropout: float = option(0.0, "dropout probability after embeddings, attention and feed-forward networks")
+    attention_dropout: float = option(0.0, "dropout probability of attention weights")
     activation_dropout: float = option(
-        0.0, "dropout after the activation of the feed-forward networks", alias="--relu-dropout"
+        0.0, "dropout probability after the activation of the feed-forward networks", alias="--relu-dropout"
     )
     drop_path_rate: float = option(
-        0.0, "probability to skip a sublayer in the last layer; earlier layers get linearly less"
+        0.0,
+        (
+            "stochastic depth: probability of skipping each sublayer of the last layer; it grows linearly "
+            "from 0 at the first layer"
+        ),
     )
     no_scale_embedding: bool = option(True, "do not multiply embeddings by the square root of their width")
     layernorm_embedding: bool = option(False, "normalise the sum of token and position embeddings")
     no_token_positional_embeddings: bool | None = option(
-        None, "no absolute positions; unset: none exactly when xPos or the relative bias supplies positions"
+        None, ("build no absolute positions (default: on if xpos_rel_pos or rel_pos_buckets supplies positions)")
     )
-    rel_pos_buckets: int = option(0, "buckets of the T5 relative position bias; 0 for none")
-    max_rel_pos: int = option(0, "distance in tokens from which on all keys share the last bucket; 0 for none")
-    xpos_rel_pos: bool = option(False, "xPos (rotary positions with decay) in self-attention")
-    xpos_scale_base: int = option(512, "tokens over which xPos decays by its factor zeta")
-    deepnorm: bool = option(False, "DeepNorm: post-norm, scaled residual, scaled initialisation")
+    rel_pos_buckets: int = option(0, "number of buckets of the T5 relative position bias; 0: no bias")
+    max_rel_pos: int = option(
+        0, ("distance in tokens from which all keys share the last bucket of the T5 relative position bias; 0: no bias")
+    )
+    xpos_rel_pos: bool = option(False, "use xPos (rotary positions with decay) in self-attention")
+    xpos_scale_base: int = option(
+        512, "distance in tokens over which xPos decays by its factor zeta; larger values decay more slowly"
+    )
+    deepnorm: bool = option(False, "DeepNorm: post-norm, with scaled residual connections and scaled initialisation")
     subln: bool | None = option(
         None,
-        "SubLN: pre-norm, second norm inside each sublayer, scaled initialisation; unset: on unless deepnorm",
+        (
+            "SubLN: pre-norm with a second norm inside each sublayer, and scaled initialisation (default: "
+            "on unless deepnorm is)"
+        ),
     )
-    bert_init: bool = option(False, "initialise linear layers and embeddings from N(0, 0.02)")
-    attention_backend: str | None = option(None, "implementation of attention; unset: sdpa", choices=Names(ATTENTION))
+    bert_init: bool = option(
+        False, ("initialise linear layers and embeddings from a normal distribution with standard deviation 0.02")
+    )
+    attention_backend: str | None = option(
+        None,
+        (
+            "implementation of attention: sdpa is torch's fused kernels, naive the written-out definition,"
+            " flash_attn the package of that name (default: sdpa)"
+        ),
+        choices=Names(ATTENTION),
+    )
     flash_attention: bool = option(
         False,
-        "TorchScale's spelling of attention_backend=flash_attn; with segment_length, where TorchScale demands it, it "
-        "changes nothing: sdpa has flash attention of its own",
+        (
+            "TorchScale's spelling of attention_backend=flash_attn; with segment_length it has no effect, "
+            "since sdpa includes a flash kernel"
+        ),
     )
     checkpoint_activations: bool = option(False, "recompute each layer in the backward pass to save memory")
     ffn_chunk_size: int = option(
         0,
-        "tokens at a time in feed-forward networks (not in experts), whose inner activations are recomputed in the "
-        "backward pass to save memory; 0: all at once",
+        (
+            "compute feed-forward networks (not experts) this many tokens at a time, and recompute their "
+            "activations in the backward pass, to save memory; 0: all tokens at once"
+        ),
     )
-    compile: bool = option(False, "compile the layers with torch.compile (not while decoding step by step)")
+    compile: bool = option(False, "compile the layers with torch.compile; step-by-step decoding is not compiled")
     torchscale_compatible: bool = option(
         False, "reproduce TorchScale's code where it departs from the papers (docs/parity.md)"
     )
@@ -179,19 +203,22 @@ class TransformerConfig(ExpertOptions, BitNetOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSide(TransformerConfig):
-    encoder_embed_dim: int = option(768, "width of the encoder")
-    encoder_attention_heads: int = option(12, "attention heads of the encoder")
+    encoder_embed_dim: int = option(768, "width of the encoder in channels")
+    encoder_attention_heads: int = option(12, "number of attention heads in each encoder layer")
     encoder_ffn_embed_dim: int = option(3072, "inner width of the encoder's feed-forward networks")
-    encoder_layers: int = option(12, "layers of the encoder")
+    encoder_layers: int = option(12, "number of encoder layers")
     encoder_normalize_before: bool | None = option(
-        None, "pre-norm encoder; unset: pre-norm unless deepnorm, which is always post-norm"
+        None,
+        ("place the encoder's norms before the sublayers (default: on unless deepnorm is, which is always post-norm)"),
     )
-    encoder_moe_freq: int | None = option(None, "moe_freq of the encoder; unset: moe_freq")
-    encoder_learned_pos: bool = option(False, "learned instead of sinusoidal positions in the encoder")
-    normalize_output: bool = option(True, "norm after the last layer of a pre-norm encoder", core_only=True)
-    max_source_positions: int = option(1024, "longest source in tokens")
+    encoder_moe_freq: int | None = option(None, "moe_freq of the encoder alone (default: that of moe_freq)")
+    encoder_learned_pos: bool = option(False, "learn the encoder's absolute positions, instead of sinusoidal ones")
+    normalize_output: bool = option(True, "apply a norm after the last layer of a pre-norm encoder", core_only=True)
+    max_source_positions: int = option(1024, "maximum length of the source in tokens")
     multiway: bool = option(
-        False, "separate parameters for two modalities, told apart by multiway_split_position", core_only=True
+        False,
+        ("separate parameters for two modalities; multiway_split_position is the number of tokens of the first"),
+        core_only=True,
     )
 
     def _check(self) -> None:
@@ -208,23 +235,27 @@ class EncoderSide(TransformerConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderSide(TransformerConfig):
-    decoder_embed_dim: int = option(768, "width of the decoder")
-    decoder_attention_heads: int = option(12, "attention heads of the decoder")
+    decoder_embed_dim: int = option(768, "width of the decoder in channels")
+    decoder_attention_heads: int = option(12, "number of attention heads in each decoder layer")
     decoder_ffn_embed_dim: int = option(3072, "inner width of the decoder's feed-forward networks")
-    decoder_layers: int = option(12, "layers of the decoder")
+    decoder_layers: int = option(12, "number of decoder layers")
     decoder_normalize_before: bool | None = option(
-        None, "pre-norm decoder; unset: pre-norm unless deepnorm, which is always post-norm"
+        None,
+        ("place the decoder's norms before the sublayers (default: on unless deepnorm is, which is always post-norm)"),
     )
-    decoder_moe_freq: int | None = option(None, "moe_freq of the decoder; unset: moe_freq")
-    decoder_learned_pos: bool = option(False, "learned instead of sinusoidal positions in the decoder")
+    decoder_moe_freq: int | None = option(None, "moe_freq of the decoder alone (default: that of moe_freq)")
+    decoder_learned_pos: bool = option(False, "learn the decoder's absolute positions, instead of sinusoidal ones")
     share_decoder_input_output_embed: bool = option(
-        False, "one matrix for the decoder's embedding and its output projection"
+        False, "use one matrix as the decoder's embedding and output projection"
     )
-    max_target_positions: int = option(1024, "longest target in tokens")
+    max_target_positions: int = option(1024, "maximum length of the target in tokens")
     blockwise_causal_window: int = option(
         0,
-        "in evaluation with xPos, attend within blocks of half this many tokens and to the block before "
-        "(blockwise causal attention); the length of training, for longer texts; 0: attend to all",
+        (
+            "blockwise causal attention in evaluation, for models with xpos_rel_pos: each token attends to"
+            " its own block of half this many tokens and to the block before. Set it to the length of "
+            "training to read longer texts; 0: attend to all earlier tokens"
+        ),
     )
 
     def _check(self) -> None:

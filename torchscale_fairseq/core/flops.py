@@ -1,4 +1,4 @@
-"""Model FLOPs of a training step: what the definition of a model asks for, however it is computed.
+"""Model FLOPs of a training step: the operations in the definition of a model, however it is computed.
 
 A matrix costs two FLOPs per entry and token in the forward pass and four in the backward; a causal model needs half of
 attention's scores. Recomputation, padding, normalisation, activations and embeddings do not count. The utilisation
@@ -14,7 +14,7 @@ BACKWARD_TOO = 3
 
 @dataclass(frozen=True)
 class Load:
-    """What a side of a model is given in a step."""
+    """The input of one side of a model in one step."""
 
     lengths: tuple[int, ...]
     """Of its sequences, in tokens."""
@@ -60,7 +60,7 @@ def training_flops(
 
 
 def retains(config: Any) -> bool:
-    """Whether the decoder has retention in the place of self-attention."""
+    """Whether the decoder has retention instead of self-attention."""
     return hasattr(config, "decoder_value_embed_dim")
 
 

@@ -74,7 +74,7 @@ class OptionError(InputError):
         return self
 
     def possible_remedies(self) -> list[dict[str, Any]]:
-        """Those that can be typed."""
+        """The remedies that can be typed."""
         return [remedy for remedy in self.remedies if all(self._can_type(*change) for change in remedy.items())]
 
     def _can_type(self, option: str, value: Any) -> bool:

@@ -100,7 +100,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """What ``write_tensors`` has written; tensors that were tied are one."""
+    """Read the tensors that ``write_tensors`` has written; tensors that were tied are one."""
     package = _safetensors()
     _require(path)
     try:

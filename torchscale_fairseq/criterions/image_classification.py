@@ -59,8 +59,7 @@ class ImageClassificationCriterion(ImageCriterion):
 
 
 def area_under_curve(scores: Tensor, targets: Tensor) -> float:
-    """Of two classes the area under the ROC curve; of more, the mean over classes of each against the rest, without
-    classes that no image is of.
+    """ROC AUC. With more than two classes, the mean one-vs-rest AUC over the classes that occur.
 
     Args:
         scores: (images, classes), logits.

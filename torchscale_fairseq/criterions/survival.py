@@ -53,6 +53,6 @@ class SurvivalCriterion(ImageCriterion):
 
     @staticmethod
     def measure(scores: Tensor, targets: Tensor) -> dict[str, float]:
-        """c_index; NaN if of no two images it is known which had the event first."""
+        """The concordance index, or NaN if no pair of images is comparable."""
         times, events, _ = targets.unbind(-1)
         return {"c_index": concordance_index(risk(scores.double()), times, events.bool())}

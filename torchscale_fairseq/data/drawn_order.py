@@ -47,8 +47,8 @@ class DrawnOrder(DrawnImages):
 
 
 def drawn_evenly(groups: Any, rng: np.random.Generator) -> Any:
-    """As many indices as there are, of each group equally many up to one. Within a group, none comes up again before
-    all others have."""
+    """Draw ``len(groups)`` indices so that group counts differ by at most one. No index of a group is drawn again
+    before all others of that group."""
     present = rng.permutation(np.unique(groups))
     shares = np.full(len(present), len(groups) // len(present))
     shares[: len(groups) % len(present)] += 1

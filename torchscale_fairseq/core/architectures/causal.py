@@ -1,4 +1,4 @@
-"""What causal decoders share, whether layers attend or retain: embedding, loop over layers, output layer, state."""
+"""The base of causal decoders with attention or retention: embedding, loop over layers, output layer, state."""
 
 from typing import Any
 

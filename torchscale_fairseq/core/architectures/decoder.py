@@ -54,7 +54,7 @@ class DecoderLayer(Layer):
 
 
 class Decoder(CausalStack):
-    """A stack of decoder layers between embeddings and, unless told otherwise, a projection to the vocabulary.
+    """A stack of decoder layers between embeddings and, by default, a projection to the vocabulary.
 
     Args:
         config: the options.

@@ -44,7 +44,7 @@ class EncoderLayer(Layer):
 
 
 class Encoder(Stack):
-    """A stack of encoder layers between embeddings and, unless told otherwise, a projection to the vocabulary.
+    """A stack of encoder layers between embeddings and, by default, a projection to the vocabulary.
 
     Args:
         config: the options.

@@ -51,7 +51,7 @@ class EncoderDecoder(nn.Module):
         encoder_padding_mask: Tensor | None = None,
         self_attn_padding_mask: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """What ``Decoder`` returns for prev_output_tokens, (batch, target), given src_tokens, (batch, source)."""
+        """Decode prev_output_tokens (batch, target), given src_tokens (batch, source); returns as ``Decoder`` does."""
         encoder_out = self.encoder(src_tokens, encoder_padding_mask, return_all_hiddens=return_all_hiddens)
         return self.decoder(
             prev_output_tokens,

@@ -1,4 +1,4 @@
-"""What all kinds of layers share: the second half, which is a feed-forward network or a mixture of experts."""
+"""The second half of every layer: a feed-forward network or a mixture of experts."""
 
 from torch import Tensor, nn
 

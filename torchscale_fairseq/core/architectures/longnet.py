@@ -1,4 +1,4 @@
-"""LongNet: encoder and decoder with dilated attention in the place of self-attention.
+"""LongNet: encoder and decoder with dilated attention instead of self-attention.
 
 "LongNet: Scaling Transformers to 1,000,000,000 Tokens", arXiv:2307.02486.
 """

@@ -1,4 +1,4 @@
-"""RetNet: a decoder with retention in the place of self-attention.
+"""RetNet: a decoder with retention instead of self-attention.
 
 "Retentive Network: A Successor to Transformer for Large Language Models", arXiv:2307.08621.
 """
@@ -62,7 +62,7 @@ class RetNetState(DecodingState):
 
 
 class RetNetDecoder(CausalStack):
-    """A stack of retention layers between an embedding and, unless told otherwise, a projection to the vocabulary.
+    """A stack of retention layers between an embedding and, by default, a projection to the vocabulary.
 
     Without an encoder its memory while decoding is of constant size.
 
@@ -144,7 +144,8 @@ class RetNetDecoder(CausalStack):
     def _retention_inputs(
         self, x: Tensor, state: RetNetState | None, padding_mask: Tensor | None, document_starts: Tensor | None
     ) -> RetentionInputs:
-        """What all layers' retention shares for these tokens, which the state then counts among those it has seen."""
+        """Rotations, decays and masks of these tokens for the retention of all layers; the state counts them as seen
+        afterwards."""
         padding_mask = _of_new_tokens(as_mask(padding_mask, "self_attn_padding_mask"), x.size(1))
         document_starts = _of_new_tokens(as_mask(document_starts, "document_starts"), x.size(1))
         seen = torch.zeros(1, dtype=torch.long, device=x.device)

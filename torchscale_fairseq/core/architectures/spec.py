@@ -86,7 +86,7 @@ class PositionSpec(NamedTuple):
     option: str
     """Sets ``longest``."""
     buckets: int
-    """Of the relative bias; 0 for none."""
+    """Buckets of the relative bias; 0 for none."""
     max_distance: int
     xpos: bool
     xpos_scale_base: int
@@ -108,7 +108,7 @@ class LayerSpec:
     width: int
     layers: int
     memory_width: int | None
-    """Of the encoder's output that a decoder attends to; None without an encoder."""
+    """Width of the encoder's output that a decoder attends to; None without an encoder."""
     attention: AttentionSpec | None
     retention: RetentionSpec | None
     feed_forward: FeedForwardSpec
@@ -128,7 +128,7 @@ class LayerSpec:
     initialization: Initialization
     dropout: float
     drop_path_rate: float
-    """Of the last layer; earlier layers have linearly less."""
+    """Drop-path rate of the last layer; it falls linearly towards the first."""
     bits: BitKind | None
     """Of BitNet's linear layers; None for dense ones."""
     torchscale_compatible: bool
@@ -221,7 +221,7 @@ def _spec(
     last_norm: bool,
     initialization: Initialization,
 ) -> LayerSpec:
-    """What depends on a side's own options, and all that sides share."""
+    """The options of one side, and the ones that all sides share."""
     scheme, bits = _scheme(config), _bits(config)
     norm = "rmsnorm" if isinstance(config, RetNetConfig) else config.norm
     inner_norms = scheme == "subln" and bits is None  # BitNet's layers begin with norms of their own

@@ -1,4 +1,4 @@
-"""What all sides share: embeddings, layers, and the end of a side."""
+"""The base of every encoder and decoder: embeddings, layers, final norm and output projection."""
 
 import math
 import sys

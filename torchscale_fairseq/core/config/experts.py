@@ -180,7 +180,7 @@ class ExpertOptions(Config):
             )
 
     def expert_freq(self, side: str) -> int:
-        """Every so many layers of a side one has experts; 0: none."""
+        """N for experts in every N-th layer of a side; 0: none."""
         own = getattr(self, f"{side}_moe_freq", None)
         return self.moe_freq if own is None else int(own)
 

@@ -60,7 +60,7 @@ LONGVIT_SEGMENTS = {
     16384: (1024, 4096, 16384, 65536, 262144),
     32768: (1024, 4096, 32768, 262144, 1048576),
 }
-"""Segment lengths in patches for images of so many pixels, as its authors released them."""
+"""The authors' released segment lengths in patches, by image size in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ def option(
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What every config shares: checking of names, types and ranges."""
+    """The base of every config: checks names, types and ranges."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "Config":
         _refuse_unknown_keywords(cls.__name__, [f.name for f in fields(cls)], args, kwargs)

@@ -1,4 +1,4 @@
-"""Options of decoders with retention in the place of self-attention."""
+"""Options of decoders with retention instead of self-attention."""
 
 from dataclasses import dataclass, fields
 from typing import Any
@@ -15,7 +15,7 @@ DECAYS = ("powers", "linspace")
 
 
 def _as_in_transformers(name: str, **changes: Any) -> Any:
-    """The field of that name that Transformers have, with another default, say."""
+    """Reuse the Transformer config's field of this name, optionally overriding its metadata."""
     shared = {f.name: f for side in (TransformerConfig, DecoderSide) for f in fields(side)}[name]
     known = ("help", "choices", "alias", "core_only")
     return option(**{"default": shared.default, **{key: shared.metadata[key] for key in known}, **changes})
@@ -23,7 +23,7 @@ def _as_in_transformers(name: str, **changes: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class RetentionSide(Config):
-    """Options of a decoder with retention in the place of self-attention."""
+    """Options of a decoder with retention instead of self-attention."""
 
     decoder_embed_dim: int = _as_in_transformers("decoder_embed_dim")
     decoder_value_embed_dim: int = option(1296, "width of the values and of the gate of retention, in channels")
@@ -138,7 +138,8 @@ class RetNetConfig(RetentionSide, ExpertOptions, BitNetOptions):
 
     @property
     def decoder_pre_norm(self) -> bool:
-        """Whether the norms stand before the sublayers; TorchScale's deepnorm leaves them there unless told."""
+        """Whether the norms are placed before the sublayers. TorchScale's deepnorm leaves them there unless
+        decoder_normalize_before is off."""
         return self.decoder_normalize_before is not False
 
     @property

@@ -81,7 +81,7 @@ class MultiheadAttention(nn.Module):
         return apply(self.out_proj, output, split)
 
     def new_cache(self) -> Any:
-        """What this self-attention keeps of the tokens seen so far."""
+        """Keys and values that this self-attention has kept of the earlier tokens."""
         return KeyValueCache()
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, inputs: AttentionInputs, cache: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""What attention is computed with besides the queries' own tokens; made once per forward pass, for all layers."""
+"""Inputs of attention other than the queries' own tokens; made once per forward pass, for all layers."""
 
 from dataclasses import dataclass
 

@@ -28,14 +28,14 @@ from .norm import build_norm
 
 @dataclass(frozen=True)
 class BitKind:
-    """What the layers of one model have in common."""
+    """Settings that the BitNet layers of one model share."""
 
     scheme: str
     """b1.58 or b1, of the weights."""
     recipe: str
     """faq or paper (``ops.quantization``)."""
     eps: float
-    """Of the norms."""
+    """Epsilon of the norms."""
     packed: bool = False
     """Weights are stored in bytes, and cannot be trained."""
 
@@ -54,7 +54,7 @@ class BitKind:
     def grouped_linear(
         self, split: ExpertSplit, in_features: int, out_features: int, *, bias: bool, activated: bool = False
     ) -> "BitGroupedLinear | PackedBitGroupedLinear":
-        """The same for experts."""
+        """Build the linear layer of several experts."""
         make = PackedBitGroupedLinear if self.packed else BitGroupedLinear
         return make(split, in_features, out_features, self, activated=activated)
 
@@ -95,7 +95,7 @@ class BitLinear(nn.Linear):
 
 
 class BitGroupedLinear(GroupedLinear):
-    """The same for experts. Arguments as for BitLinear, after the split."""
+    """BitLinear layers of several experts. Arguments as for BitLinear, after the split."""
 
     def __init__(
         self, split: ExpertSplit, in_features: int, out_features: int, kind: BitKind, *, activated: bool = False
@@ -160,7 +160,7 @@ class PackedBitLinear(nn.Module):
 
 
 class PackedBitGroupedLinear(nn.Module):
-    """The same for experts. Arguments as for BitGroupedLinear."""
+    """A packed BitGroupedLinear. Arguments as for BitGroupedLinear."""
 
     def __init__(
         self, split: ExpertSplit, in_features: int, out_features: int, kind: BitKind, *, activated: bool = False

@@ -1,4 +1,4 @@
-"""What incremental decoding keeps between steps."""
+"""The cache of incremental decoding."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _selected(buffer: Tensor, rows: Tensor, used: int) -> Tensor:
 
 @dataclass(frozen=True)
 class LayerState:
-    """What one layer keeps between decoding steps; nothing outside of decoding."""
+    """The cache of one layer between decoding steps; empty outside of decoding."""
 
     self_attn: Any = None
     """As the layer's self-attention, or retention, needs it."""
@@ -103,7 +103,7 @@ class DecodingState:
         self.padding_mask: Tensor | None = None
         """(batch, length), True for padding, or None where there is none."""
         self.memory_padding_mask: Tensor | None = None
-        """The same of the encoder's output."""
+        """Keys and values of the encoder's output."""
         self.xpos_centre: int | None = None
 
     @classmethod

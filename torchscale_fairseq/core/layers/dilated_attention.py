@@ -1,4 +1,4 @@
-"""Dilated attention in the place of self-attention."""
+"""Dilated attention instead of self-attention."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -41,7 +41,7 @@ class DilatedAttention(MultiheadAttention):
         self.torchscale_compatible = torchscale_compatible
 
     def new_cache(self) -> DilatedCache:
-        """What this self-attention keeps of the tokens seen so far."""
+        """Keys and values that this self-attention has kept of the earlier tokens."""
         return DilatedCache(self.branches, self.num_heads, torchscale_compatible=self.torchscale_compatible)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, inputs: AttentionInputs, cache: Any) -> Tensor:
@@ -77,7 +77,7 @@ class DilatedAttention(MultiheadAttention):
     def _attend_in_slices(
         self, query: Tensor, key: Tensor, value: Tensor, sequence_slice: SequenceSlice, *, causal: bool
     ) -> Tensor:
-        """Sequences that processes share out."""
+        """Attend within sequences that are split over processes."""
         if self.torchscale_compatible:
             raise ValueError("sequence_slice has no torchscale_compatible form; drop one of them.")
         from ..parallel.dilated import dilated_attention_of_slice  # which imports torch._dynamo, in seconds

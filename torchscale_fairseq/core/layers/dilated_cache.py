@@ -1,4 +1,4 @@
-"""What incremental decoding with dilated attention keeps between steps."""
+"""The cache of incremental decoding with dilated attention."""
 
 from collections.abc import Sequence
 

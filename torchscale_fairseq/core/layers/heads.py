@@ -1,4 +1,4 @@
-"""What stands on a masked language model's encoder."""
+"""The heads of a masked language model."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""What kind of linear layer a model is made of."""
+"""The kinds of linear layer that a model can be made of."""
 
 from typing import Protocol
 

@@ -48,7 +48,7 @@ class RoutingOptions:
 
 @dataclass(frozen=True)
 class RoutingReport:
-    """What training needs to know of a layer's routing."""
+    """A layer's routing, as the losses and the log need it."""
 
     balance_loss: Tensor
     z_loss: Tensor

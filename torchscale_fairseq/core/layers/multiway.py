@@ -35,7 +35,7 @@ class Multiway(nn.Module):
 
 
 def single_or_multiway(multiway: bool, make: Callable[[], nn.Module]) -> nn.Module:
-    """What ``make`` makes, doubled if asked."""
+    """The module that ``make`` returns, twice for multiway models."""
     return Multiway(make) if multiway else make()
 
 

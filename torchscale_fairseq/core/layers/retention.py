@@ -27,7 +27,7 @@ class RetentionInputs:
 
 
 class RetentionState:
-    """What a layer remembers of the tokens so far: a matrix per head, whatever their number."""
+    """The state of a layer: one matrix per head, independent of the number of tokens read."""
 
     def __init__(self) -> None:
         self.content: Tensor | None = None

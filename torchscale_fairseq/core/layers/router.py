@@ -45,7 +45,7 @@ class CosineRouter(nn.Module):
         self.temperature = nn.Parameter(torch.tensor(FIRST_TEMPERATURE))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """As for ``LinearRouter``."""
+        """Scores of the experts; arguments and result as for ``LinearRouter``."""
         projected = self.wg_reduction(x)
         with torch.autocast(x.device.type, enabled=False):
             wide = torch.promote_types(projected.dtype, torch.float32)
@@ -55,7 +55,7 @@ class CosineRouter(nn.Module):
 
 
 class TorchScaleCosineRouter(nn.Module):
-    """What TorchScale's code makes of it: tokens are not normalised, there is no temperature, 16 dimensions.
+    """X-MoE's router as TorchScale's code has it: tokens are not normalised, there is no temperature, 16 dimensions.
 
     Its forward pass also rescales the embeddings in place, which changes no score, but the gradient: it is that of
     embeddings of length 1.5.
@@ -70,7 +70,7 @@ class TorchScaleCosineRouter(nn.Module):
         self.wg = nn.Parameter(nn.init.orthogonal_(torch.empty(experts, self.DIM), gain=0.32))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """As for ``LinearRouter``."""
+        """Scores of the experts; arguments and result as for ``LinearRouter``."""
         projected = self.wg_reduction(x)
         rescaled = self.wg + (F.normalize(self.wg, dim=1) * self.LENGTH - self.wg).detach()
         direction = F.normalize(rescaled.float(), dim=1)

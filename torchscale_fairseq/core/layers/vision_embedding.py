@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class VisionEmbedding(nn.Module):
-    """A linear map of each patch, with a vector in the place of masked ones and a class token in front.
+    """A linear map of each patch, with a learned vector instead of masked patches, and a class token in front.
 
     "An Image is Worth 16x16 Words", arXiv:2010.11929, sec. 3.1; masked patches are BEiT's, arXiv:2106.08254, sec. 2.3.
 

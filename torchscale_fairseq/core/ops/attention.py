@@ -57,7 +57,7 @@ def _positions(length: int, padding_mask: Tensor | None, device: torch.device) -
 
 @dataclass(frozen=True)
 class AttentionRequest:
-    """What ``ops.backends.attention`` is called with; arguments as there."""
+    """A request to ``ops.backends.attention``; arguments as there."""
 
     query: Tensor
     key: Tensor

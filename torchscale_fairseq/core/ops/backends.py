@@ -11,8 +11,8 @@ from .backend import Backend, choose
 from .flash_attention import FlashAttn
 
 CUDNN_FROM = 2048
-"""Least number of keys for which torch may choose cuDNN's attention. With so many it is the fastest; but it plans for
-every new shape, 0.1 s and more on an H100, and shorter batches seldom have the same shape twice."""
+"""Least number of keys for which torch may choose cuDNN's attention. From that number on it is the fastest; but it
+plans for every new shape, 0.1 s and more on an H100, and shorter batches seldom have the same shape twice."""
 
 
 def attention(

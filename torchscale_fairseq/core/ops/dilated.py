@@ -169,8 +169,8 @@ def head_offsets(heads: int, ratio: int, device: torch.device, *, contiguous: bo
 class Rows:
     """Kept tokens among the rows (batch * seq * heads, ...) of a sequence.
 
-    Tokens that do not exist, since a segment or the sequence ends early, are read from anywhere and written behind the
-    last row.
+    Positions past the end of a segment or sequence are placeholders: reads return an arbitrary row, writes go to a
+    scratch row after the last one.
     """
 
     def __init__(self, index: Tensor | slice, kept: int, heads: int):
@@ -193,7 +193,7 @@ class Rows:
             into.index_copy_(0, self.index, x.transpose(1, 2).flatten(0, 2))
 
     def add(self, into: Tensor, x: Tensor) -> None:
-        """The same, added."""
+        """Add to the rows."""
         if isinstance(self.index, slice):
             into[self.index] += x.transpose(1, 2).flatten(0, 2)
         else:
@@ -263,12 +263,12 @@ class Settings(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What one call of a kernel computes: kept queries of a stretch of the sequence attend to kept keys."""
+    """One call of a kernel: kept queries of a stretch of the sequence attend to kept keys."""
 
     tokens: slice
     """The stretch."""
     layout: Layout
-    """Of the stretch."""
+    """Layout of the stretch."""
     causal: bool
     guest: int | None = None
     """Which keys and values from outside the queries see, all of them; None for those of the stretch itself."""
@@ -294,7 +294,7 @@ class _Call:
         # In causal attention order hides what is missing, which comes last.
         hidden = part.hidden if part.guest is not None else None if part.causal else missing
         if hidden is not None:
-            # Where that would be all keys, none: what is computed there is not used.
+            # If all keys would be masked, mask none; the result for such queries is discarded.
             hidden = (hidden & ~hidden.all(-1, keepdim=True)).unsqueeze(2)
         self.scores = Scores(part.causal, hidden, settings.scale, settings.dropout)
         self.blind = missing
@@ -387,7 +387,7 @@ class _Mixture(torch.autograd.Function):
             call.rows.put(whole, average.addcmul_(partial.output.to(wide), _share(log_sum, merged)))
             call.rows.put(log_whole, merged)
             partials.append(partial if settings.detach else partial.random)
-            del partial, average  # lest they stand beside the next ones
+            del partial, average  # frees their memory before the next ones are computed
         result = so_far.to(query.dtype)
         ctx.save_for_backward(query, key, value, result, log_so_far, real, *guests)
         ctx.parts, ctx.settings, ctx.partials = parts, settings, partials
@@ -415,10 +415,10 @@ class _Mixture(torch.autograd.Function):
                 call.rows.add(into, share)
             if part.guest is not None:
                 of_guests[2 * part.guest : 2 * part.guest + 2] = shares[1:]
-            del upstream, of, shares, share  # lest they stand beside the next ones
+            del upstream, of, shares, share  # frees their memory before the next ones are computed
         return *(x[:-1].view(query.shape) for x in sums), None, None, None, *of_guests
 
 
 def _share(log_sum: Tensor, merged: Tensor) -> Tensor:
-    """Of a part in a whole, given the logarithms of their denominators; zero where there is neither."""
+    """The share of a part in a whole, from the logarithms of their denominators; zero where both are empty."""
     return (log_sum - merged).exp().nan_to_num(0.0).unsqueeze(-1)

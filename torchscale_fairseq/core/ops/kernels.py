@@ -27,7 +27,7 @@ LARGEST_GRID = 65535
 
 @dataclass(frozen=True)
 class Scores:
-    """What becomes of scores before and after their softmax."""
+    """Treatment of the scores before and after their softmax."""
 
     causal: bool
     """A query sees keys up to its own position; as many queries as keys."""
@@ -45,7 +45,7 @@ class Partial(NamedTuple):
     log_sum_exp: Tensor
     """(batch, heads, queries), float32 or, for float64 inputs, float64."""
     random: Any
-    """What the backward pass needs to drop the same weights."""
+    """The state from which the backward pass drops the weights that the forward pass dropped."""
 
 
 class PartialRequest(NamedTuple):
@@ -358,7 +358,7 @@ def _in_eights(x: Tensor) -> Tensor:
 
 
 def _token_by_token(x: Tensor) -> Tensor:
-    """With all heads of a token beside each other. The memory-efficient kernel reads the output so, whatever its
+    """With all heads of a token next to each other. The memory-efficient kernel reads the output so, whatever its
     strides, as it writes it itself."""
     return x.transpose(1, 2).contiguous().transpose(1, 2)
 

@@ -2,9 +2,9 @@
 
 The logits of a batch are (tokens, vocabulary), and plain cross-entropy holds three tensors of that size. Here a chunk
 of tokens is projected at a time. :func:`linear_cross_entropy` has a loss for each token, and projects once more in the
-backward pass (torch.utils.checkpoint), one matrix product beside the three that a projection and its gradients take.
-:func:`summed_linear_cross_entropy` has their sum alone, whose gradients are known up to a factor as soon as the logits
-are: it computes them with the loss, by three products.
+backward pass (torch.utils.checkpoint), one matrix product in addition to the three that a projection and its gradients
+take. :func:`summed_linear_cross_entropy` has their sum alone, whose gradients are known up to a factor as soon as the
+logits are: it computes them with the loss, by three products.
 
 torch 2.13 has ``torch.nn.functional.linear_cross_entropy``. It is not used because its chunked form returns the loss
 in the dtype of the features (a batch's sum overflows float16 and loses digits in bfloat16), rounds small gradients to

@@ -11,7 +11,8 @@ Bands = Iterable[tuple[Tensor, Tensor]]
 """Parts of an image, each time it is iterated over: positions (patches,) in the result, and patches (patches,
 channels, patch_size, patch_size) of uint8."""
 VALUES_AT_ONCE = {"cpu": 2**18}
-"""Of a tensor, which are held as floats. A CPU is twice as fast with what its caches hold; others get 2 ** 24."""
+"""Number of values of a tensor, which are held as floats. A CPU is twice as fast with tensors that fit its caches;
+others get 2 ** 24."""
 
 
 def embed_patches(patches: Tensor | Sequence[Bands], length: int, weight: Tensor, bias: Tensor) -> Tensor:

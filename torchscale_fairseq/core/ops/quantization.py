@@ -1,7 +1,7 @@
 """BitNet's quantisation: weights of one bit or of three values, activations of eight bits, and their storage.
 
 BitNet, arXiv:2310.11453 (b1); "The Era of 1-bit LLMs", arXiv:2402.17764 (b1.58), and "Training Tips, Code and FAQ",
-which its authors published beside the code (the recipe ``faq``).
+which its authors published with the code (the recipe ``faq``).
 """
 
 from functools import cache
@@ -95,7 +95,7 @@ def unpack(packed: Tensor, scheme: str, width: int, dtype: torch.dtype) -> Tenso
 
 
 def packed_width(width: int, scheme: str) -> int:
-    """Bytes of a row of so many weights."""
+    """Bytes of a row with the given number of weights."""
     return -(-width // WEIGHTS_PER_BYTE[scheme])
 
 

@@ -197,12 +197,12 @@ class _Clock:
         return (elapsed.clamp_min(0) * log_decay.view(-1, 1, 1, 1)).exp().masked_fill(hidden, 0.0)
 
     def decay_from_start(self, log_decay: Tensor) -> Tensor:
-        """Of the state before the chunk for each token, (batch or 1, heads, chunks or 1, n)."""
+        """Weight of the state before the chunk for each token, (batch or 1, heads, chunks or 1, n)."""
         decay = (self.time * log_decay.view(-1, 1, 1)).exp()
         return decay if self.document is None else decay.masked_fill(self.document > 0, 0.0)
 
     def decay_to_end(self, log_decay: Tensor) -> Tensor:
-        """Of each token for the state after the chunk, likewise."""
+        """Weight of each token in the state after the chunk, (batch or 1, heads, chunks or 1, n)."""
         decay = ((self.time[..., -1:] - self.time) * log_decay.view(-1, 1, 1)).exp()
         return decay if self.document is None else decay.masked_fill(self.document < self.document[..., -1:], 0.0)
 

@@ -63,7 +63,7 @@ def retention(
 
 @dataclass(frozen=True)
 class RetentionRequest:
-    """What ``retention`` is called with for more than single tokens; arguments as there."""
+    """A request to ``retention`` for several tokens; arguments as there."""
 
     query: Tensor
     key: Tensor
@@ -111,7 +111,7 @@ class Torch:
 def fla_retention(
     query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, *, state: Tensor | None = None
 ) -> RetentionResult:
-    """The same by flash-linear-attention, through its kernel that takes the decays as an argument.
+    """Retention by flash-linear-attention, through its kernel that takes the decays as an argument.
 
     Queries and keys are rounded to the dtype of the values, and so are the states between chunks; the kernel
     accumulates in float32. Widths that it refuses, the odd ones, are made even.
@@ -143,8 +143,8 @@ def _even(x: Tensor) -> Tensor:
 
 
 def _balance(log_decay: Tensor) -> Tensor:
-    """What keys are multiplied by and queries divided by, (heads, 1), so that the states of slow decays fit float16:
-    a power of two, which rounds nothing, near the square root of 1 - gamma."""
+    """Factor of the keys and divisor of the queries, (heads, 1), so that the states of slow decays fit float16: a power
+    of two, which rounds nothing, near the square root of 1 - gamma."""
     return (-torch.expm1(log_decay)).log2().div(2).floor().exp2().to(torch.float32).unsqueeze(-1)
 
 
@@ -169,7 +169,7 @@ def _fla_refusal(
 
 @functools.cache
 def _import_failure() -> str | None:
-    """What is wrong with the installed package, or with what it imports (triton, transformers)."""
+    """The fault of the installed package, or of a package that it imports (triton, transformers)."""
     try:
         importlib.import_module("fla.ops.simple_gla")
     except Exception as error:

@@ -55,7 +55,7 @@ def token_counts(
 
 @dataclass(frozen=True)
 class RetentionTables:
-    """What rotates and scales queries and keys: cosines and sines, (batch or 1, seq, heads or 1, key_dim / 2)."""
+    """Rotation and scale of queries and keys: cosines and sines, (batch or 1, seq, heads or 1, key_dim / 2)."""
 
     query: tuple[Tensor, Tensor]
     key: tuple[Tensor, Tensor]

@@ -23,7 +23,7 @@ class Routing:
     gate: Tensor
     """(tokens, k), weight of the expert's output; zero where the choice is not kept. Carries the gradient."""
     candidate: Tensor
-    """(tokens, k), True where the token asks for a place."""
+    """(tokens, k), True where the token requests a place."""
     kept: Tensor
     """(tokens, k), True where it got one."""
     order: Tensor
@@ -72,7 +72,7 @@ def route(
             (Gumbel noise); "random" takes the best, each with probability k times its gate.
         normalize_before_dropping: weights sum to one over all choices, not over the kept ones.
         prioritized: tokens queue by their largest gate (batch prioritised routing, arXiv:2106.05974, sec. 4).
-        padding: (tokens,), True where a token asks for no place.
+        padding: (tokens,), True where a token requests no place.
     """
     probability = logits.softmax(-1)
     expert = _choose(logits, probability, top_k, policy)
@@ -115,7 +115,7 @@ def z_loss(logits: Tensor) -> Tensor:
 
 
 def statistics(routing: Routing) -> dict[str, Tensor]:
-    """What one watches, as scalars without gradient.
+    """Statistics of a routing for the log, as scalars without gradient.
 
     ``entropy`` of the gate, mean over tokens, in nats; ``dropped``, percent of the choices that found no place;
     ``load_most`` and ``load_least``, kept choices of the most and least used expert in percent of an even share;

@@ -9,7 +9,7 @@ from torch import Tensor
 class Segments:
     """Rows of a group (an expert) are neighbours, groups follow each other.
 
-    What is derived from the counts is computed once, when it is first asked for.
+    What is derived from the counts is computed once, when it is first used.
 
     Args:
         counts: (groups,), rows of each, on the device of the rows.

@@ -53,11 +53,12 @@ def risk(scores: Tensor) -> Tensor:
 
 
 def concordance_index(risks: Tensor, times: Tensor, events: Tensor) -> float:
-    """Harrell's C: of all pairs of which one is known to have had the event first, the share in which that one has the
-    higher risk; equal risks count half.
+    """Harrell's C: the share of comparable pairs in which the subject with the earlier event has the higher risk; equal
+    risks count half.
 
-    A pair is such if the earlier time is that of an event. At equal times it is if one is an event and the other is
-    censored, as that one's event came later. Harrell et al., "Evaluating the yield of medical tests" (JAMA 1982).
+    A pair is comparable if the earlier time is an observed event. With tied times it is comparable only if exactly one
+    of the two is censored (its event must have come later). Harrell et al., "Evaluating the yield of medical tests"
+    (JAMA 1982).
 
     Args:
         risks, times: (subjects,).

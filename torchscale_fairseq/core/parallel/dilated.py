@@ -1,4 +1,4 @@
-"""Dilated attention over sequences that several processes share out.
+"""Dilated attention over sequences that are split over several processes.
 
 LongNet, arXiv:2307.02486, sec. 3.1. Queries stay where they are. Of a segment that lies within one slice all is there
 already; of a longer one a process gets the other slices' keys and values, after the branch has thrown out those that
@@ -90,10 +90,10 @@ class _Plan:
         self.rank, self.ranks = sequence.rank, range(sequence.size)
         self._offsets = {branch: head_offsets(heads, branch.ratio, device) for branch in branches}
         self.shared = [[s for branch in branches for s in self._shared(branch, rank)] for rank in self.ranks]
-        """Of each process."""
+        """One entry per process."""
 
     def parts(self) -> list[Part]:
-        """What this process computes; guests are counted as in ``shared``."""
+        """The calls that this process computes; guests are counted as in ``shared``."""
         parts = [part for branch in self._branches for part in self._own_parts(branch)]
         start = self._slice(self.rank).start
         for guest, shared in enumerate(self.shared[self.rank]):
@@ -103,7 +103,8 @@ class _Plan:
         return parts
 
     def travels(self, source: int, destination: int) -> list[tuple[int, Layout]]:
-        """What one process sends to another: stretches of its slice, by their first token and what is kept of them."""
+        """The stretches of its slice that one process sends to another, by their first token and the tokens kept of
+        them."""
         own, result = self._slice(source), []
         for shared in self.shared[destination]:
             tokens = _overlap(own, shared.keys)

@@ -22,7 +22,7 @@ class Dispatched:
     rows: Tensor
     """(rows here, width)."""
     segments: Segments
-    """Those of the local experts."""
+    """Results of the local experts."""
     order: Tensor | None = None
     """(rows here,), where each row stood when it arrived."""
     sent: list[int] | None = None
@@ -50,7 +50,7 @@ class AllToAllDispatcher:
         self.split = split
 
     def dispatch(self, rows: Tensor, load: Tensor) -> Dispatched:
-        """As for ``LocalDispatcher``; every process of the group has to take part, if only with no rows."""
+        """Arguments as for ``LocalDispatcher``; every process of the group has to take part, even with no rows."""
         split, group = self.split, exchange_group(self.split)
         arriving = torch.empty_like(load)
         dist.all_to_all_single(arriving, load.contiguous(), group=group)
@@ -63,7 +63,7 @@ class AllToAllDispatcher:
         return Dispatched(rows[order], Segments(by_process.sum(0)), order, sent, received)
 
     def collect(self, outputs: Tensor, dispatched: Dispatched) -> Tensor:
-        """As for ``LocalDispatcher``."""
+        """Return the experts' rows to their tokens; arguments as for ``LocalDispatcher``."""
         assert dispatched.order is not None
         arrived = torch.empty_like(outputs).index_copy(0, dispatched.order, outputs)
         assert dispatched.received is not None and dispatched.sent is not None

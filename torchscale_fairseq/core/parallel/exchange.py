@@ -25,7 +25,7 @@ def all_to_all(rows: Tensor, sent: list[int], received: list[int], group: Proces
 
 
 def exchange(rows: Tensor, sent: list[int], received: list[int], group: ProcessGroup) -> Tensor:
-    """The same for those who see to gradients themselves."""
+    """All-to-all without autograd, for callers that compute the gradients themselves."""
     result = rows.new_empty(sum(received), *rows.shape[1:])
     dist.all_to_all_single(result, rows.contiguous(), received, sent, group=group)
     return result

@@ -240,12 +240,12 @@ def unbind_experts(stack: Tensor) -> Sequence[Tensor]:
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor."""
+    """The part of a tensor that this process holds."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def part_like(whole: Tensor, like: DTensor) -> Tensor:
-    """What this process holds of a tensor that is sharded like another one; processes that hold it whole each cut
+    """The part that this process holds of a tensor sharded like another one; processes that hold it whole each cut
     their own."""
     return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None).to_local()
 

@@ -1,4 +1,4 @@
-"""Sequences that the processes of a group share out: each holds a slice of every row of a batch."""
+"""Sequences that are split over the processes of a group: each holds a slice of every row of a batch."""
 
 from dataclasses import dataclass, replace
 
@@ -13,8 +13,8 @@ from ..option_error import OptionError
 
 @dataclass(frozen=True)
 class SequenceSlice:
-    """What this process holds of a batch of sequences: the process of rank r in the group has the ``length`` tokens
-    from r * length on, and the last ones may be padding."""
+    """The slice of a batch of sequences that this process holds: the process of rank r in the group has the ``length``
+    tokens from r * length on, and the last ones may be padding."""
 
     group: ProcessGroup
     """The processes that share the sequences out."""
@@ -45,7 +45,7 @@ class SequenceSlice:
         return self.size * self.length
 
     def to(self, device: torch.device) -> "SequenceSlice":
-        """The same with its tensors on a device."""
+        """A copy with its tensors on a device."""
         return self if self.lengths is None else replace(self, lengths=self.lengths.to(device, non_blocking=True))
 
     def positions(self, device: torch.device) -> Tensor:

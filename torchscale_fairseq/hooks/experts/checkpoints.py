@@ -51,8 +51,8 @@ def gather(state: dict[str, Any], split: ExpertSplit, indices: list[int]) -> Non
 
 
 def take_own(state: dict[str, Any], split: ExpertSplit, indices: list[int]) -> None:
-    """Leave in a complete state what belongs to this process, but for the entry ``model``, whose experts pick their
-    own. Arguments as for ``gather``."""
+    """Drop the EMA and optimizer entries of experts held by other ranks. ``state['model']`` is left whole; ``Experts``
+    selects its own slice on load. Arguments as for ``gather``."""
     own = range(split.first, split.first + split.local)
     averages = state["extra_state"].get("ema_fp32_params", {})
     for name in [name for name in averages if expert_index(name) not in (None, *own)]:
@@ -96,6 +96,6 @@ def _gather(tensor: Tensor, split: ExpertSplit) -> list[Tensor]:
 
 
 def _parameter(name: str) -> tuple[str, str] | None:
-    """What stands before and behind the index of the expert; None for what is no expert's."""
+    """The parts of a parameter's name before and after the expert's index; None for parameters outside of experts."""
     match = EXPERT.match(name)
     return (match[1], match[3]) if match else None

@@ -21,7 +21,7 @@ from torchscale_fairseq.core.parallel.groups import ExpertSplit, replica_group
 
 @dataclass(frozen=True)
 class ExpertGradients:
-    """What there is to know of the experts of the model in training."""
+    """The experts of the model in training, as clipping needs to know them."""
 
     split: ExpertSplit
     norm_weight: float

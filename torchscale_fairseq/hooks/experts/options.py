@@ -1,4 +1,4 @@
-"""What fairseq's own options may be with experts."""
+"""Check fairseq's own options against mixtures of experts."""
 
 from typing import Any
 

@@ -8,8 +8,8 @@ from torchscale_fairseq.hooks.options.surfaces import spelt_as_typed
 
 
 def split_while_training(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """``fairseq.models.build_model``: a model to be trained by several processes shares out its experts. One that is
-    built for a checkpoint to be evaluated does not, since evaluating processes do not keep step."""
+    """``fairseq.models.build_model``: distribute the experts of a model that several processes train. A model built
+    from a checkpoint for evaluation keeps all experts in each process, since evaluating processes do not keep step."""
 
     def build_model(cfg: Any, task: Any, from_checkpoint: bool = False) -> Any:
         if from_checkpoint:

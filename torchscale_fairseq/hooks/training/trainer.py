@@ -42,9 +42,9 @@ CRASH = "crash.pt"
 
 
 class Trainer(DeferringTrainer):
-    """fairseq's Trainer, with five repairs (docs/stock_repairs.md), what experts and sequences that processes share
-    out need (docs/distributed.md), and what a cluster asks for: figures on speed and health, and an end in good order
-    when told (docs/launching.md)."""
+    """fairseq's Trainer plus five bug fixes (docs/stock_repairs.md), expert and sequence parallelism
+    (docs/distributed.md), throughput and norm logging, and graceful shutdown on SIGTERM and SIGUSR1
+    (docs/launching.md)."""
 
     def __init__(self, cfg: Any, task: Any, model: Any, criterion: Any, quantizer: Any = None):
         precision.check_flags(cfg.common)
@@ -61,9 +61,9 @@ class Trainer(DeferringTrainer):
             model._ddp_params_and_buffers_to_ignore = experts
         gradient_clipping.watch(model)
         self._sharing = sequence.sharing_of(cfg, task, model)
-        """How sequences are shared out, if they are."""
+        """Sequence parallelism of this run, or None."""
         self._sharded = sharded_training(cfg, task, model, criterion)
-        """What a sharded model needs, if it is."""
+        """The sharding of the model, or None."""
         with in_float32(cfg) if self._sharded else nullcontext():
             super().__init__(cfg, task, model, criterion, quantizer)
         self._claim_save_dir()
@@ -158,7 +158,7 @@ class Trainer(DeferringTrainer):
         return super().clip_grad_norm(clip_norm)
 
     def valid_step(self, sample: Any, raise_oom: bool = False) -> Any:
-        """The same for validation, which ends where processes have agreed to stop."""
+        """Validate one step; the validation ends where the processes have agreed to stop."""
         output = super().valid_step(sample, raise_oom or self._in_step)
         self.stop_if_told()
         return output
@@ -177,7 +177,7 @@ class Trainer(DeferringTrainer):
         return outputs, sums[:first]
 
     def stop_if_told(self) -> None:
-        """Raise StopRequested if the processes have agreed to, or the only one was told to."""
+        """Raise StopRequested if the processes, or the only one, received a signal to stop."""
         reason = preemption.agreed(preemption.counts()) if self.data_parallel_world_size == 1 else self._stop
         if reason is not None:
             raise preemption.StopRequested(reason)
@@ -188,9 +188,9 @@ class Trainer(DeferringTrainer):
         return self._split is not None or self._sharing is not None or self._sharded is not None
 
     def get_train_iterator(self, epoch: int, *args: Any, **kwargs: Any) -> Any:
-        """Batches for this process, or for the group that shares their sequences. They are made in the first epoch of
-        a process, from a seed that counts epochs, and shuffled in each. A run that is resumed in a later epoch makes
-        those of epoch 1 first, which it had when it began and keeps, instead of others."""
+        """Batches for this process, or for the group of processes that shares their sequences. fairseq builds the
+        batches once, in the first epoch that a process sees, and only reshuffles them afterwards. A run resumed in a
+        later epoch would therefore build other batches, so epoch 1's batches are always built first and reused."""
         with self._batches_for_groups():
             if epoch > 1 and kwargs.get("load_dataset", True) and not kwargs.get("disable_iterator_cache", False):
                 super().get_train_iterator(1, *args, **kwargs)
@@ -198,7 +198,7 @@ class Trainer(DeferringTrainer):
             return super().get_train_iterator(epoch, *args, **kwargs)
 
     def get_valid_iterator(self, *args: Any, **kwargs: Any) -> Any:
-        """The same for validation."""
+        """Validation batches for this process, or for the group of processes that shares their sequences."""
         with self._batches_for_groups():
             return super().get_valid_iterator(*args, **kwargs)
 
@@ -206,7 +206,7 @@ class Trainer(DeferringTrainer):
         return nullcontext() if self._sharing is None else self._sharing.batches_for_groups(self.task)
 
     def _prepare_sample(self, sample: Any, is_dummy: bool = False) -> Any:
-        """The batch on the device; of a batch of the group this process's slice."""
+        """Move a batch to the device; with sequence parallelism, this process's slice of the group's batch."""
         if self._sharing is not None and isinstance(sample, dict) and sample:
             sample = self._sharing.slice(sample)
         return super()._prepare_sample(sample, is_dummy)
@@ -218,8 +218,8 @@ class Trainer(DeferringTrainer):
         return collected or bool(super().always_call_state_dict_during_save_checkpoint)
 
     def state_dict(self) -> dict[str, Any]:
-        """What one process would write, in the first process; with --moe-checkpoint-format sharded, without the
-        experts, which each process writes itself."""
+        """The state that one process would write, in the first process. With --moe-checkpoint-format sharded it lacks
+        the experts, which each process writes itself."""
         state: dict[str, Any] = super().state_dict()
         if self.cfg.checkpoint.patience > 0:
             state["extra_state"][finished.EARLY_STOP] = finished.early_stop_counts()
@@ -259,8 +259,9 @@ class Trainer(DeferringTrainer):
             self._split = split
 
     def finish_saving(self, before: int) -> None:
-        """What comes after a chance to write a checkpoint. Where the first process, this one, found nothing to write,
-        it takes part in what the others were made to do; files that belong to checkpoints since removed go.
+        """Called after fairseq may have saved. If rank 0 skipped saving while the other ranks entered the collective in
+        ``state_dict``, rank 0 joins it here so that none of them hangs. Also deletes expert shards whose checkpoint is
+        gone.
 
         Args:
             before: ``states_taken`` before.
@@ -293,7 +294,7 @@ class Trainer(DeferringTrainer):
         return ShardedStates(self._sharded.parameters, self._split)
 
     def _reader(self) -> Any:
-        """What reads slices of a checkpoint's tensors, if the model is sharded."""
+        """The reader of slices of a checkpoint's tensors if the model is sharded, or None."""
         if self._sharded is None:
             return None
         averages = {}
@@ -349,10 +350,9 @@ class Trainer(DeferringTrainer):
             raise CheckpointError(mismatch) from None
 
     def _adapt(self, state: dict[str, Any]) -> None:
-        """Things that stock leaves out: --store-ema on a checkpoint without an average, where it fails with
-        ``KeyError: 'model'``, starts from the weights; and the place in the data, kept in batches per process
-        or group, is counted anew for another number of them. Optimizer states of experts elsewhere are left out. Tasks
-        that remember what they were trained on look, too."""
+        """Adapt a loaded checkpoint to this run: seed the EMA from the weights if the checkpoint has none (stock fails
+        with ``KeyError: 'model'``); rescale the data position to the new number of processes or groups; drop optimizer
+        states of experts held by other processes; let the task validate its own state."""
         extra, config = state["extra_state"], state["cfg"]
         if self.cfg.ema.store_ema:
             extra.setdefault("ema", state["model"])

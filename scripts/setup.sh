@@ -126,6 +126,7 @@ if ! "$python" -c 'import torch, fairseq.libnat' 2>/dev/null; then
   echo "setup: building it again, since pip kept a build for another torch"
   (unset CUDA_HOME && pip_install --no-build-isolation --no-deps --no-cache-dir --force-reinstall "$fairseq")
 fi
+"$python" "$root/scripts/name_interpreter.py" "$venv"/bin/fairseq-*
 pip_install --no-deps -r "$requirements/benchmarks.txt"
 echo "setup: installing this project"
 pip_install --no-build-isolation --no-deps --editable "$root"

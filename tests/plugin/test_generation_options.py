@@ -231,7 +231,7 @@ def test_shards_are_disjoint_and_complete() -> None:
     ("command", "shards", "shard", "context", "message"),
     [
         ("generate", 2, 2, 0, "--shard-id (2) must be at least 0 and below --num-shards (2)"),
-        ("generate", 0, 0, 0, "--shard-id (0) must be at least 0 and below --num-shards (0)"),
+        ("generate", 0, 0, 0, "--num-shards (0) must be at least 1"),
         ("interactive", 2, 0, 0, "split the input instead of giving --num-shards"),
         ("eval_lm", 2, 0, 8, "--context-window (8) needs the samples before each one"),
     ],

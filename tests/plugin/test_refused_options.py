@@ -72,6 +72,8 @@ def test_sentences(
         "and a model that keeps attention weights, such as --arch transformer",
         (*replace, missing): f"{missing}: No such file or directory",
         (*replace, bad): f"--replace-unk {bad}, line 2 must hold a source word and its translation",
+        (*generate, "--bpe", "sentencepiece"): "--bpe sentencepiece needs --sentencepiece-model",
+        (*generate, "--bpe", "subword_nmt"): "--bpe subword_nmt needs --bpe-codes",
         (*evaluate, "--remove-bpe", "sentencepiece"): "--remove-bpe sentencepiece is unknown to fairseq-eval-lm, which "
         "joins pieces of subword_nmt alone: leave it out; torchscale-fairseq perplexity gives figures that do not "
         "depend on the pieces",

@@ -18,7 +18,7 @@ from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq.optim import OPTIMIZER_REGISTRY
 from fairseq.tasks import TASK_REGISTRY
 from hydra.errors import ConfigCompositionException
-from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from torchscale_fairseq.core.errors import InputError, did_you_mean
 from torchscale_fairseq.core.reporting import TRACEBACK
@@ -170,6 +170,18 @@ def _unknown_choice(error: BaseException, local: Locals) -> str | None:
     return None if name in known else f"there is no {kind.replace('_', '-')} {name!r}{hint} ({kind}._name)"
 
 
+def _option_of_choice(error: BaseException, local: Locals) -> str:
+    """An option that a tokenizer or another part that the user chose cannot do without."""
+    chosen = f"--{local['registry_name'].replace('_', '-')} {local['choice']}"
+    return f"{chosen} needs --{str(getattr(error, 'key', None)).replace('_', '-')}"
+
+
+def _package_of_choice(error: BaseException, local: Locals) -> str | None:
+    name = getattr(error, "name", None)
+    chosen = f"--{local['registry_name'].replace('_', '-')} {local['choice']}"
+    return f"{chosen} needs the Python package {name}: pip install {name}" if name else None
+
+
 def _unfit_value(error: BaseException, local: Locals) -> str:
     """Hydra composes the command line's options, and names the one at fault as ``group.key=value``."""
     key, value = str(error).split()[-1].rpartition(".")[2].split("=", 1)
@@ -216,6 +228,8 @@ KNOWN = (
     Known(r"fairseq\.trainer\.load_checkpoint", KeyError, "'best'", _other_scheduler),
     Known(r"fairseq\.tasks\.setup_task", AssertionError, "Could not infer task type", _unknown_task),
     Known(r"fairseq\.registry\.build_x", KeyError, "", _unknown_choice),
+    Known(r"fairseq\.registry\.build_x", MissingMandatoryValue, "", _option_of_choice),
+    Known(r"fairseq\.registry\.build_x", ModuleNotFoundError, "", _package_of_choice),
     Known(
         r"fairseq\.dataclass\.utils\.convert_namespace_to_omegaconf",
         ConfigCompositionException,

@@ -123,7 +123,9 @@ def check_shard(command: str, shards: int, shard: int, *, context: int) -> None:
     Raises:
         InputError: with the options to change.
     """
-    if shards < 1 or not 0 <= shard < shards:
+    if shards < 1:
+        raise InputError(f"--num-shards ({shards}) must be at least 1; leave it out to read everything.")
+    if not 0 <= shard < shards:
         raise InputError(
             f"--shard-id ({shard}) must be at least 0 and below --num-shards ({shards}); shards count from 0."
         )

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 MARK = "# by scripts/name_interpreter.py of torchscale_fairseq\n"
-CHECK = '''import importlib.util
+CHECK = """import importlib.util
 import sys
 from pathlib import Path
 if importlib.util.find_spec("fairseq_cli") is None:
@@ -20,7 +20,7 @@ if importlib.util.find_spec("fairseq_cli") is None:
         f"{here.name}: {sys.executable} runs it, which has no fairseq: the program belongs to {here.parent}; start "
         f"several processes by {here.parent}/python -m torch.distributed.run --no-python {here.name} ..."
     )
-'''
+"""
 
 
 def name_interpreter(program: Path) -> None:

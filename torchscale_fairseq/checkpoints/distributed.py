@@ -5,8 +5,10 @@ The checkpoint itself, ``checkpoint_last.pt`` say, has all but the tensors, and 
 another name is small, and any number of processes reads what it needs. Does not need fairseq.
 """
 
+import mmap
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +22,8 @@ from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from torchscale_fairseq.checkpoints.shards import AVERAGES
+from torchscale_fairseq.checkpoints.writing import size_of
+from torchscale_fairseq.core.files import write_atomically
 
 FOLDER = "shards"
 ENTRY = "tensors"
@@ -129,7 +133,46 @@ def read_into(tensors: dict[str, Tensor], folder: Path, *, alone: bool = False) 
         folder: with a tensor of each name.
         alone: other processes read nothing, or read by themselves.
     """
-    dcp.load(tensors, storage_reader=FileSystemReader(folder), no_dist=alone)
+    with warnings.catch_warnings():
+        if alone:  # of which torch would warn
+            warnings.simplefilter("ignore", UserWarning)
+        dcp.load(tensors, storage_reader=FileSystemReader(folder), no_dist=alone)
+
+
+def consolidate(checkpoint: str | Path, output: str | Path, read: Callable[[Path], Any]) -> None:
+    """Write a checkpoint whose tensors are apart as one file. Tensors go from file to file: memory holds a few of them
+    at a time, however large the model is.
+
+    Args:
+        checkpoint: its path.
+        output: of the file.
+        read: reads a file, mapping the tensors in it.
+
+    Raises:
+        WriteError: there is no room, or the folder is missing or not writable.
+    """
+    state, small = read(Path(checkpoint)), read(Path(checkpoint))
+    folder = Path(checkpoint).parent / state.pop(ENTRY)
+    put_tensors(state, {name: torch.empty(size, dtype=dtype) for name, (size, dtype) in described(folder).items()})
+    with write_atomically(output, size_bytes=size_of(state)) as scratch:
+        with torch.serialization.skip_data():  # room for the tensors, which are not touched and so take no memory
+            torch.save(state, scratch)
+        with torch.serialization.set_default_mmap_options(mmap.MAP_SHARED):
+            whole = read(scratch)
+        _copy(small, whole)
+        read_into(pop_tensors(whole), folder, alone=True)
+
+
+def _copy(source: Any, target: Any) -> None:
+    """Copy the tensors in nested containers."""
+    if torch.is_tensor(source):
+        target.copy_(source)
+    elif isinstance(source, Mapping):
+        for name in source.keys() & target.keys():
+            _copy(source[name], target[name])
+    elif isinstance(source, (list, tuple)):
+        for ours, theirs in zip(source, target, strict=True):
+            _copy(ours, theirs)
 
 
 def described(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:

@@ -56,6 +56,10 @@ class ModelOptions(FairseqDataclass):
             "folder of torch.distributed.checkpoint; merged: the first process writes all of it to one file"
         },
     )
+    async_checkpoint: bool = dataclasses.field(
+        default=False,
+        metadata={"help": "training goes on while a sharded checkpoint is written, from a copy in host memory"},
+    )
     fsdp_shard_size: int = dataclasses.field(
         default=0,
         metadata={

@@ -24,6 +24,8 @@ def save_together(stock: Callable[..., Any]) -> Callable[..., Any]:
     """``fairseq.checkpoint_utils.save_checkpoint`` with what our Trainer does after it."""
 
     def save_checkpoint(cfg: Any, trainer: Any, *arguments: Any) -> Any:
+        if getattr(trainer, "saves_asynchronously", False) and not cfg.no_save:
+            return trainer.begin_saving(stock, cfg, *arguments)
         before = getattr(trainer, "states_taken", 0)
         result = stock(cfg, trainer, *arguments)
         if hasattr(trainer, "finish_saving") and not cfg.no_save:

@@ -34,7 +34,11 @@ def train_unless_finished(stock: Callable[..., Any]) -> Callable[..., Any]:
     """``fairseq_cli.train.train``, which trains an epoch and says whether to stop."""
 
     def train(cfg: Any, trainer: Any, task: Any, epoch_itr: Any) -> Any:
-        return ([None], True) if trainer.finished else stock(cfg, trainer, task, epoch_itr)
+        if trainer.finished:
+            return [None], True
+        result = stock(cfg, trainer, task, epoch_itr)
+        trainer.finish_pending_save()
+        return result
 
     return train
 

@@ -91,6 +91,7 @@ def save_when_told(stock: Callable[..., Any]) -> Callable[..., Any]:
         except StopRequested as stop:
             logger.warning(f"{stop} (update {trainer.get_num_updates()})")
             checkpoint_utils.save_checkpoint(cfg.checkpoint, trainer, epoch_itr, None)
+            trainer.finish_pending_save()
             if finished:
                 return [None], True
             _leave(cfg, stop.reason)

@@ -1,6 +1,6 @@
 """Checkpoints of a sharded model: every process writes its slices, or the first one what a single process would."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +29,25 @@ class ShardedStates:
         self._parameters = parameters
         self._split = split
 
-    def write(self, state: dict[str, Any], folder: Path, update: int, device: torch.device) -> None:
-        """Move the tensors of a state to a new folder, to which all processes write, and name it in the state.
+    def detach(
+        self, state: dict[str, Any], folder: Path, update: int, device: torch.device
+    ) -> tuple[dict[str, Tensor], Path]:
+        """Take the tensors out of a state, and name a new folder for them in it. All processes call it together.
 
         Args:
             state: of fairseq's Trainer; changed in place.
             folder: where the checkpoint goes.
             update: number of updates so far.
             device: on which processes communicate.
+
+        Returns:
+            The tensors, for all processes to write, and the folder.
         """
         self._spread(state, whole_stacks=True)
         tensors = distributed.pop_tensors(state)
         target = distributed.new_folder(folder, update, device)
-        distributed.write(tensors, target)
         state[distributed.ENTRY] = f"{distributed.FOLDER}/{target.name}"
+        return tensors, target
 
     def gather(self, state: dict[str, Any]) -> None:
         """Make the tensors of a state whole; the experts of other processes are still missing. All processes call it
@@ -56,13 +61,15 @@ class ShardedStates:
             tensors[name] = whole
         distributed.put_tensors(state, tensors)
 
-    def reader(self, model: nn.Module, criterion: nn.Module, averages: Mapping[str, Mapping[str, Tensor]]) -> Any:
+    def reader(
+        self, model: nn.Module, criterion: nn.Module, averages: Callable[[], Mapping[str, Mapping[str, Tensor]]]
+    ) -> Callable[[Path], dict[str, Tensor]]:
         """What reads this process's slices of a folder, into the model itself. All processes call it together. Where
         the folder's model is another one, it reads whole tensors.
 
         Args:
             model, criterion: in training.
-            averages: the moving averages, by entry.
+            averages: returns the moving averages, by entry.
         """
 
         def read(folder: Path) -> dict[str, Tensor]:
@@ -71,7 +78,7 @@ class ShardedStates:
             own |= {f"criterion.{name}": value for name, value in criterion.state_dict().items()}
             if any(name not in there or there[name][0] != value.shape for name, value in own.items()):
                 return distributed.read_whole(folder)
-            for entry, values in averages.items():
+            for entry, values in averages().items():
                 own |= {f"{entry}.{name}": value for name, value in values.items() if f"{entry}.{name}" in there}
             own |= self._empty_states(there)
             distributed.read_into(own, folder)

@@ -74,6 +74,21 @@ def check_options(cfg: Any, task: Any) -> None:
             raise error
 
 
+def check_unsharded(cfg: Any) -> None:
+    """Refuse options of sharding where nothing is sharded.
+
+    Raises:
+        OptionError: naming the option and a way out.
+    """
+    defaults = {"checkpoint_format": (None, "merged"), "async_checkpoint": (False,), "fsdp_shard_size": (0,)}
+    for option, without_effect in defaults.items():
+        value = getattr(cfg.model, option, without_effect[0])
+        if value not in without_effect:
+            condition = f"{{{option}=}} is for {{{BACKEND}}} {FULLY_SHARDED}"
+            with spelt_as_typed():
+                raise OptionError(option, value, condition, [{BACKEND: FULLY_SHARDED}, {option: None}])
+
+
 def _contradictions(cfg: Any, task: Any) -> Iterator[OptionError]:
     common, training = cfg.common, cfg.distributed_training
     precisions = [{"common.bf16": True}, {"common.fp16": True}]
@@ -101,6 +116,10 @@ def _contradictions(cfg: Any, task: Any) -> Iterator[OptionError]:
     if getattr(getattr(cfg, "task", None), "eval_bleu", False):
         reason = "generates text, and processes with slices of a model must take the same number of steps"
         yield _contradiction("task.eval_bleu", reason, {"task.eval_bleu": None})
+    if getattr(cfg.model, "async_checkpoint", False) and getattr(cfg.model, "checkpoint_format", None) == "merged":
+        condition = "{async_checkpoint=} is for sharded checkpoints, and does not go with {checkpoint_format} merged"
+        ways: list[dict[str, Any]] = [{"checkpoint_format": "sharded"}, {"async_checkpoint": None}]
+        yield OptionError("async_checkpoint", True, condition, ways)
     if getattr(cfg.model, "log_norms_interval", 0):
         reason = "reads whole gradients"
         yield _contradiction("log_norms_interval", reason, {"log_norms_interval": None})

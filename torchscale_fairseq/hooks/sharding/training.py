@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.parallel.fully_sharded import LocalParameters, local_part, shard_model
-from torchscale_fairseq.hooks.sharding.options import check_options, is_fully_sharded, sharding_options
+from torchscale_fairseq.hooks.sharding.options import check_options, check_unsharded, is_fully_sharded, sharding_options
 
 
 def sharded_training(cfg: Any, task: Any, model: nn.Module, criterion: nn.Module) -> "ShardedTraining | None":
@@ -22,6 +22,7 @@ def sharded_training(cfg: Any, task: Any, model: nn.Module, criterion: nn.Module
         OptionError: options do not go together.
     """
     if not is_fully_sharded(cfg):
+        check_unsharded(cfg)
         return None
     check_options(cfg, task)
     return ShardedTraining(cfg, model, criterion)
@@ -103,7 +104,12 @@ class _Slices:
     """What the average asks of a model."""
 
     def __init__(self, state: Mapping[str, Any]):
-        self._state = {name: value.detach().clone() for name, value in state.items() if torch.is_tensor(value)}
+        copied: dict[Any, Tensor] = {}
+        self._state: dict[str, Tensor] = {}
+        for name, value in state.items():
+            if torch.is_tensor(value):  # parameters that are one stay one, as in fairseq's copy of a model
+                key = (local_part(value).data_ptr(), value.shape)
+                self._state[name] = copied.setdefault(key, value.detach().clone())
 
     def state_dict(self) -> dict[str, Tensor]:
         return dict(self._state)

@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from torchscale_fairseq.hooks.monitoring.layer_norms import LayerNorms
 from torchscale_fairseq.hooks.monitoring.speed import speed_meter
 from torchscale_fairseq.hooks.options import module_switches
 from torchscale_fairseq.hooks.runs import finished, preemption, save_dir
+from torchscale_fairseq.hooks.sharding.asynchronous import PendingSave, SavedIterator, SavedTrainer
 from torchscale_fairseq.hooks.sharding.checkpoints import WRAPPERS, ShardedStates
 from torchscale_fairseq.hooks.sharding.options import in_float32
 from torchscale_fairseq.hooks.sharding.training import ShardedEMA, sharded_training
@@ -53,6 +55,7 @@ class Trainer(DeferringTrainer):
         self._split = expert_checkpoints.split_of(model)
         """How experts are held, if several processes hold them."""
         self._states_taken = 0
+        self._pending: PendingSave | None = None
         has_experts = any(isinstance(module, Experts) for module in model.modules())
         if has_experts:
             prepare_options(cfg, several_processes=self._split is not None)
@@ -147,6 +150,8 @@ class Trainer(DeferringTrainer):
         if output is not None and self._speed is not None:
             self._speed.log(*self._work)
         self._work = []
+        if self._pending is not None and self._pending.done():
+            self.finish_pending_save()
         if output is not None and self._norms is not None:
             self._norms.after_update(self.optimizer, self.get_num_updates())
         return output
@@ -230,7 +235,11 @@ class Trainer(DeferringTrainer):
             _name_as_elsewhere(state, self.cfg.common)
             if self._writes_folders:
                 folder = Path(self.cfg.checkpoint.save_dir)
-                self._sharded_states.write(state, folder, self.get_num_updates(), self.device)
+                parts = self._sharded_states.detach(state, folder, self.get_num_updates(), self.device)
+                if self.saves_asynchronously:
+                    self._pending = PendingSave(*parts)
+                else:
+                    distributed.write(*parts)
                 return state
             self._sharded_states.gather(state)
         if self._split is None:
@@ -274,6 +283,34 @@ class Trainer(DeferringTrainer):
             expert_shards.remove_unused(Path(self.cfg.checkpoint.save_dir), read_mapped)
 
     @property
+    def saves_asynchronously(self) -> bool:
+        """Whether training goes on while a checkpoint is written."""
+        return self._writes_folders and bool(getattr(self.cfg.model, "async_checkpoint", False))
+
+    def begin_saving(self, stock: Callable[..., Any], cfg: Any, epoch_itr: Any, val_loss: Any) -> None:
+        """Begin what fairseq's ``save_checkpoint`` does, and finish it when the tensors are on the disk.
+
+        Args:
+            stock: fairseq's function.
+            cfg, epoch_itr, val_loss: its arguments.
+        """
+        self.finish_pending_save()
+        self.consolidate_optimizer()
+        state = self.state_dict()
+        if self.is_data_parallel_master:
+            assert self._pending is not None
+            frozen = (SavedTrainer(self, state), SavedIterator(epoch_itr))
+            self._pending.announce = partial(stock, cfg, *frozen, val_loss)
+
+    def finish_pending_save(self) -> None:
+        """Wait for the checkpoint that is being written, if there is one."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.finish()
+            if self.is_data_parallel_master:
+                distributed.remove_unused(Path(self.cfg.checkpoint.save_dir), read_mapped)
+
+    @property
     def states_taken(self) -> int:
         """How often ``state_dict`` was called."""
         return self._states_taken
@@ -297,10 +334,13 @@ class Trainer(DeferringTrainer):
         """The reader of slices of a checkpoint's tensors if the model is sharded, or None."""
         if self._sharded is None:
             return None
-        averages = {}
-        if self.cfg.ema.store_ema:
-            averages = {"ema": self.ema.get_model().state_dict(), "ema_fp32_params": self.ema.fp32_params}
-        return self._sharded_states.reader(self._model, self._criterion, averages)
+        return self._sharded_states.reader(self._model, self._criterion, self._averages)
+
+    def _averages(self) -> dict[str, Any]:
+        """The moving averages, which begin when somebody looks at them first."""
+        if not self.cfg.ema.store_ema:
+            return {}
+        return {"ema": self.ema.get_model().state_dict(), "ema_fp32_params": self.ema.fp32_params}
 
     @property
     def _writes_shards(self) -> bool:

@@ -1,6 +1,7 @@
 """Convert checkpoints. Each subcommand reads one file or folder and writes another; the input stays as it is."""
 
 SUBCOMMANDS = {
+    "consolidate": "join a sharded checkpoint into one file",
     "from-safetensors": "make a checkpoint of fairseq from a folder that to-safetensors wrote",
     "from-torchscale": "make a checkpoint of this package from one of TorchScale's fairseq examples",
     "merge-experts": "join a checkpoint and its sharded experts into one file",

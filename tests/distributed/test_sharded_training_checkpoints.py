@@ -1,0 +1,123 @@
+"""Checkpoints of --ddp-backend fully_sharded: any number of processes resumes them, sharded or not."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("fairseq")
+
+from tests.distributed.test_experts import train
+from tests.distributed.test_fully_sharded import ADAM, SHARDED
+from tests.fairseq_cli import run_fairseq, tiny_translation_data
+from tests.plugin.test_translation_cli import assert_same_weights
+from torchscale_fairseq.checkpoints.distributed import FOLDER, consolidate
+from torchscale_fairseq.checkpoints.reading import load_checkpoint, read_mapped
+
+LAST = "checkpoint_last.pt"
+FLAGS = [*ADAM, "--store-ema", "--ema-fp32"]
+ENDS_ITSELF = """
+import os, signal
+from torchscale_fairseq.hooks.sharding import asynchronous
+finish = asynchronous.PendingSave.finish
+def finish_or_die(self):
+    self._written.result()
+    if "update2" in self._folder.name:
+        os.kill(os.getpid(), signal.SIGKILL)
+    finish(self)
+asynchronous.PendingSave.finish = finish_or_die
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_translation_data(tmp_path_factory.mktemp("sharded-data"))
+
+
+@pytest.fixture(scope="module")
+def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three updates in one process, and then six in ``end``."""
+    folder = tmp_path_factory.mktemp("alone")
+    train(1, data, folder, *FLAGS).check()
+    train(1, data, folder / "end", *FLAGS, "--restore-file", folder / LAST, updates=6).check()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sharded(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three updates in two processes, each of which writes its slices while training goes on."""
+    folder = tmp_path_factory.mktemp("sharded")
+    more = ["--async-checkpoint", "--save-interval-updates", "1", "--keep-interval-updates", "1"]
+    train(2, data, folder, *FLAGS, *SHARDED, *more, "--no-epoch-checkpoints").check()
+    return folder
+
+
+def assert_same(ours: Any, expected: Any) -> None:
+    """Compare states of nested containers."""
+    if isinstance(expected, dict):
+        assert ours.keys() == expected.keys()
+        for name in expected:
+            if not str(name).endswith("k_proj.bias"):
+                assert_same(ours[name], expected[name])
+    elif torch.is_tensor(expected):
+        torch.testing.assert_close(ours, expected, atol=1e-6, rtol=0)
+
+
+def assert_same_state(ours: Path, expected: Path) -> None:
+    """Weights, optimizer states and averages."""
+    one, two = load_checkpoint(ours), load_checkpoint(expected)
+    assert_same(one["model"], two["model"])
+    assert_same(one["last_optimizer_state"]["state"], two["last_optimizer_state"]["state"])
+    for entry in ("ema", "ema_fp32_params"):
+        assert_same(one["extra_state"][entry], two["extra_state"][entry])
+
+
+def test_asynchronous_checkpoints_hold_what_one_process_writes(sharded: Path, alone: Path) -> None:
+    assert_same_state(sharded / LAST, alone / LAST)
+    names = sorted(path.name for path in sharded.glob("*.pt"))
+    assert names == ["checkpoint_1_3.pt", "checkpoint_best.pt", LAST]
+    assert len(list((sharded / FOLDER).iterdir())) <= 2, "those of checkpoints that were removed are gone"
+
+
+@pytest.mark.parametrize(("processes", "flags"), [(4, SHARDED), (2, [])], ids=["four", "ddp"])
+def test_others_resume_it(
+    processes: int, flags: list[str], sharded: Path, alone: Path, data: Path, tmp_path: Path
+) -> None:
+    done = train(processes, data, tmp_path, *FLAGS, *flags, "--restore-file", sharded / LAST, updates=6).check()
+    assert "@ 3 updates" in done.output
+    assert_same_state(tmp_path / LAST, alone / "end" / LAST)
+
+
+def test_a_sharded_run_resumes_one_file(alone: Path, data: Path, tmp_path: Path) -> None:
+    train(2, data, tmp_path, *FLAGS, *SHARDED, "--restore-file", alone / LAST, updates=6).check()
+    assert_same_state(tmp_path / LAST, alone / "end" / LAST)
+
+
+def test_consolidated_and_read_by_stock(sharded: Path, data: Path, tmp_path: Path) -> None:
+    consolidate(sharded / LAST, tmp_path / "whole.pt", read_mapped)
+    whole = torch.load(tmp_path / "whole.pt", weights_only=True)
+    assert_same(whole["model"], load_checkpoint(sharded / LAST)["model"])
+    assert_same_state(tmp_path / "whole.pt", sharded / LAST)
+    for path in (tmp_path / "whole.pt", sharded / LAST):
+        words = [data, "--path", path, "--cpu", "--beam", "1", "--batch-size", "11"]
+        assert "Generate test" in run_fairseq("generate", words).check().output
+
+
+def test_killed_in_a_save_leaves_the_one_before(data: Path, tmp_path: Path) -> None:
+    more = [*FLAGS, *SHARDED, "--async-checkpoint", "--save-interval-updates", "1", "--no-epoch-checkpoints"]
+    killed = train(2, data, tmp_path, *more, before=ENDS_ITSELF)
+    assert killed.returncode
+    assert "@ 1 updates" in train(2, data, tmp_path, *more).check().output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["--bf16", "--fp16"])
+def test_half_precision_goes_between_sharded_and_not(precision: str, data: Path, tmp_path: Path) -> None:
+    flags = [*ADAM, precision, "--fp16-no-flatten-grads"]
+    train(2, data, tmp_path / "a", *flags, *SHARDED).check()
+    train(2, data, tmp_path / "b", *flags, "--restore-file", tmp_path / "a" / LAST, updates=5).check()
+    done = train(2, data, tmp_path / "c", *flags, *SHARDED, "--restore-file", tmp_path / "b" / LAST, updates=7).check()
+    assert "@ 5 updates" in done.output
+    train(2, data, tmp_path / "d", *flags, *SHARDED, "--restore-file", tmp_path / "a" / LAST, updates=5).check()
+    assert_same_weights(tmp_path / "b", tmp_path / "d", 2e-2)

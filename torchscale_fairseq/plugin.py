@@ -1,4 +1,4 @@
-"""What makes stock fairseq see this package.
+"""Registers this package with stock fairseq.
 
 ``--user-dir torchscale_fairseq`` (or the path that ``torchscale-fairseq user-dir`` prints) is all a command
 line needs: fairseq then imports the modules in ``tasks/`` and ``models/``, and those two packages call

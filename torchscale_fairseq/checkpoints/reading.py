@@ -19,7 +19,7 @@ from torchscale_fairseq.core.errors import InputError
 __all__ = ["CheckpointError", "allow_stock_types", "describe_mismatch", "explain", "load_checkpoint"]
 
 UNREADABLE = (EOFError, OSError, RuntimeError, pickle.UnpicklingError)
-"""What ``torch.load`` raises for a file that is no checkpoint, only part of one, or cannot be opened."""
+"""Exceptions of ``torch.load`` for a file that is no checkpoint, is truncated, or cannot be opened."""
 
 
 class CheckpointError(InputError):
@@ -42,7 +42,7 @@ def _numpy_types() -> list[Any]:
 
 
 SAFE_TYPES: tuple[Any, ...] = (argparse.Namespace, *_numpy_types())
-"""What fairseq writes into a checkpoint beside tensors and plain containers. Nothing here can run code."""
+"""Types that fairseq writes into checkpoints in addition to tensors and plain containers. None of them can run code."""
 
 
 def allow_stock_types(*more: Any) -> None:
@@ -74,13 +74,13 @@ def complete(state: dict[str, Any], path: str | Path) -> dict[str, Any]:
 
 
 def read_mapped(path: str | Path) -> Any:
-    """The same as ``read_file``, but each tensor is read when it is first used. The file must not be written to until
-    then."""
+    """Read a checkpoint like ``read_file``, but each tensor when it is first used. The file must not be written to
+    until then."""
     return read_file(path, mapped=_is_zip(path))
 
 
 def read_file(path: str | Path, *, mapped: bool = False) -> Any:
-    """What ``torch.save`` wrote, on the CPU, by ``weights_only=True``.
+    """Read a file of ``torch.save`` to the CPU, with ``weights_only=True``.
 
     Raises:
         FileNotFoundError: there is no such file.

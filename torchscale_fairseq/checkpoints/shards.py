@@ -1,8 +1,8 @@
-"""Checkpoints with experts in files of their own, one per process, for models that no host's memory holds.
+"""Checkpoints with experts in files of their own, one per process, for models larger than one host's memory.
 
 The checkpoint itself, which the first process writes, has all but the experts, and an entry that names their files.
-These lie in the folder ``experts`` beside it, named by update and time, so that a new checkpoint touches none of an
-older one's. Whoever reads the checkpoint gets it whole, or with the experts that it asked for. Does not need fairseq.
+They lie in the folder ``experts`` next to it, named by update and time, so that a new checkpoint touches none of an
+older one's. Reading the checkpoint returns all experts, or the requested ones. Does not need fairseq.
 """
 
 import re
@@ -30,7 +30,7 @@ _wanted: range | None = None
 
 @contextmanager
 def reading_only(own: range | None) -> Iterator[None]:
-    """Meanwhile, ``join`` brings these experts alone; all for None."""
+    """Make ``join`` read only these experts within the with block; all for None."""
     global _wanted
     before, _wanted = _wanted, own
     try:

@@ -1,4 +1,4 @@
-"""What criterions of images have in common: loss per image, and figures of a whole validation."""
+"""The base of image criterions: the loss per image, and figures of a whole validation."""
 
 from typing import Any
 
@@ -36,8 +36,8 @@ class ImageCriterion(FairseqCriterion):
         return {}
 
     def forward(self, model: Any, sample: Any, reduce: bool = True) -> tuple[Tensor, int, dict[str, Any]]:
-        """Loss, sample size (images) and logging outputs of a batch. Processes that share images share out the loss,
-        too, which each of them computes."""
+        """Loss, sample size (images) and logging outputs of a batch. Processes that share images all compute the loss,
+        and each counts its share of it."""
         scores, targets = model(**sample["net_input"]).float(), sample["target"]
         part = sample["net_input"].get(SLICE)
         share = 1.0 if part is None else 1.0 / part.size

@@ -1,4 +1,4 @@
-"""What training with experts adds to any criterion: their balance loss, and figures to watch."""
+"""A mixin that adds mixtures of experts to any criterion: their balance loss, and figures for the log."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,11 +32,11 @@ class MixtureOptions:
 class MixtureCriterion:
     """Mixed into a criterion ahead of it.
 
-    Optimised is the criterion's loss plus, per unit of its sample size, moe_gate_loss_wt times the balance losses
-    and moe_z_loss_wt times the z-losses of the layers. Logged as ``loss`` is the criterion's own, which compares
-    with that of a model without experts; beside it moe_gate_loss, moe_z_loss, moe_dropped (percent of the choices
-    that found no place), moe_entropy (of the gate, nats), moe_load_most and moe_load_least (percent of an even
-    share) and moe_unused (experts), means over layers and batches.
+    Optimised is the criterion's loss plus, per unit of its sample size, moe_gate_loss_wt times the balance losses and
+    moe_z_loss_wt times the z-losses of the layers. Logged as ``loss`` is the criterion's own, which compares with that
+    of a model without experts; logged separately are moe_gate_loss, moe_z_loss, moe_dropped (percent of the choices
+    that found no place), moe_entropy (of the gate, nats), moe_load_most and moe_load_least (percent of an even share)
+    and moe_unused (experts), means over layers and batches.
     """
 
     mixture: MixtureOptions
@@ -75,7 +75,7 @@ class MixtureCriterion:
 
 
 class _Recorder:
-    """A model that keeps what it returned beside its output; criterions do not all look at it."""
+    """A model that also stores its output, since not all criterions return it."""
 
     def __init__(self, model: Any):
         self._model = model

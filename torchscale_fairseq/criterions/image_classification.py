@@ -75,6 +75,6 @@ def area_under_curve(scores: Tensor, targets: Tensor) -> float:
 
 
 def _log_odds(scores: Tensor, chosen: int) -> Tensor:
-    """Of a class; they rank images like its probability, whose values near 1 are too close to tell apart."""
+    """Scores of a class; they rank images like its probability, whose values near 1 are too close to distinguish."""
     others = [c for c in range(scores.size(-1)) if c != chosen]
     return scores[:, chosen] - scores[:, others].logsumexp(-1)

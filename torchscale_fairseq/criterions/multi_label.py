@@ -47,7 +47,7 @@ class MultiLabelCriterion(ImageCriterion):
 
     @classmethod
     def figures_of(cls, logged: dict[str, Any]) -> dict[str, str]:
-        """Of each label, and of all."""
+        """The AUC of each label, and of all."""
         return {"auc": "auc", **{f"auc_{name}": f"auc_{place}" for place, name in enumerate(logged["labels"])}}
 
     @staticmethod

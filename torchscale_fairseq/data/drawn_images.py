@@ -4,7 +4,7 @@ from fairseq.data import FairseqDataset
 
 
 class DrawnImages(FairseqDataset):
-    """The same batches of indices in each epoch; what is drawn for an index follows set_epoch."""
+    """Reuse the batches of indices in each epoch; set_epoch decides the draws for an index."""
 
     @property
     def supports_fetch_outside_dataloader(self) -> bool:

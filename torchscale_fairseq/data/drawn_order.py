@@ -35,7 +35,7 @@ class DrawnOrder(DrawnImages):
         return rng.permutation(drawn_evenly(np.asarray(self.groups), rng))
 
     def generator(self, index: int) -> np.random.Generator:
-        """Of all that is drawn for an index."""
+        """Seed of everything that is drawn for an index."""
         return np.random.default_rng((self.seed, self.epoch, index))
 
     def __len__(self) -> int:

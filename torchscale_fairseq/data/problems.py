@@ -1,4 +1,4 @@
-"""What is wrong with data on disk: an error, or counted and reported."""
+"""Problems of data on disk, which are errors, or are counted and reported."""
 
 import contextlib
 import logging

@@ -1,1 +1,1 @@
-"""What reaches into stock fairseq: its repairs and the seams this package hangs on."""
+"""Changes of stock fairseq: its repairs, and the places where this package extends it."""

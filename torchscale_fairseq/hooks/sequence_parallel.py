@@ -38,7 +38,7 @@ def _processes_per_batch(model: Any, processes: int) -> int:
 
 
 def sharing_of(cfg: Any, task: Any, model: nn.Module) -> "SequenceSharing | None":
-    """How a run shares out sequences; None if it does not.
+    """The sequence parallelism of a run; None without it.
 
     Raises:
         InputError: the model cannot read slices, or options do not go together.
@@ -59,7 +59,7 @@ def sharing_of(cfg: Any, task: Any, model: nn.Module) -> "SequenceSharing | None
 
 
 class SequenceSharing:
-    """What one process does with the batches of its group.
+    """One process's part in the batches of its group.
 
     Args:
         group: the processes.
@@ -72,7 +72,7 @@ class SequenceSharing:
 
     @contextmanager
     def batches_for_groups(self, task: Any) -> Iterator[None]:
-        """Meanwhile, a task asked for this process's batches gives those of its group."""
+        """Make the task's iterators return the batches of this process's group, not its own, within the with block."""
         of_process = task.get_batch_iterator
 
         def of_group(*args: Any, num_shards: int, shard_id: int, **kwargs: Any) -> Any:
@@ -95,8 +95,8 @@ class SequenceSharing:
         return sample if SLICE in sample["net_input"] else self._cut(sample)
 
     def count_once(self, logged: list[dict[str, Any]], sums: tuple[Any, ...]) -> tuple[list[dict[str, Any]], Any]:
-        """What a process adds to the sums over all, so that they count a sentence once. Tokens are counted once as
-        they are.
+        """Divide a process's counts of sentences so that the sums over all processes count each sentence once. Tokens
+        need no division.
 
         Args:
             logged: by the criterion, per batch.
@@ -141,8 +141,8 @@ class SlicesOfTokens:
         self._group, self._padding = group, padding
 
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
-        """Of each tensor (batch, seq) of a batch its slice, filled up at the end; ``ntokens`` of that slice; and a
-        ``SequenceSlice``.
+        """Replace each tensor (batch, seq) of a batch by its slice, padded at the end, and ``ntokens`` by that of the
+        slice; add a ``SequenceSlice``.
 
         Raises:
             InputError: rows do not begin with a token, or have padding inside.

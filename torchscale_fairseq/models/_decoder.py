@@ -15,7 +15,7 @@ from ._dictionary import upgrade_state_dict
 
 
 class DecoderAdapter(FairseqIncrementalDecoder):
-    """What fairseq asks of a decoder; a subclass is also the core's decoder that it names."""
+    """fairseq's interface of a decoder; a subclass is also the core's decoder that it names."""
 
     core: Any
     """The class in the core."""
@@ -53,7 +53,7 @@ class DecoderAdapter(FairseqIncrementalDecoder):
         )
 
     def extract_features(self, prev_output_tokens: Tensor, **arguments: Any) -> tuple[Tensor, dict[str, Any]]:
-        """The same without the output projection."""
+        """Call ``forward`` without the output projection."""
         return self.forward(prev_output_tokens, **arguments, features_only=True)
 
     def output_layer(self, features: Tensor, **_: Any) -> Tensor:
@@ -65,8 +65,8 @@ class DecoderAdapter(FairseqIncrementalDecoder):
         self.core.reorder_incremental_state(self, incremental_state, new_order)
 
     def reorder_incremental_state_scripting(self, incremental_state: dict[Any, Any], new_order: Tensor) -> None:
-        """The same; beam search calls it under this name. There is one state for the whole decoder, so that no
-        module needs to be searched for its own."""
+        """Reorder the state under the name by which beam search calls it. There is one state for the whole decoder, so
+        that no module needs to be searched for its own."""
         self.reorder_incremental_state(incremental_state, new_order)
 
     def max_positions(self) -> int:
@@ -101,7 +101,7 @@ class TextDecoder(DecoderAdapter, Decoder):  # type: ignore[misc]
 
 
 class RetNetTextDecoder(DecoderAdapter, RetNetDecoder):  # type: ignore[misc]
-    """The same with retention. Arguments as for TextDecoder."""
+    """A fairseq decoder with retention. Arguments as for TextDecoder."""
 
     core = RetNetDecoder
 

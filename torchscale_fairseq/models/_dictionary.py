@@ -1,4 +1,4 @@
-"""What a model owes to fairseq's dictionary."""
+"""The dependence of a model on fairseq's dictionary."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from torchscale_fairseq.checkpoints.reading import CheckpointError
 from torchscale_fairseq.core.layers.embedding import TextEmbedding
 
 FAIRSEQ_CONSTANTS = ("version", "embed_positions._float_tensor", "embed_positions.weights")
-"""What TorchScale's checkpoints hold beside parameters."""
+"""Entries of TorchScale's checkpoints that are not parameters."""
 
 
 def token_embedding(dictionary: Any, width: int, path: str | None = None) -> TextEmbedding:

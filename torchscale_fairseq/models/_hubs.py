@@ -1,4 +1,4 @@
-"""What ``from_pretrained`` returns for models that do not generate text."""
+"""The interfaces that ``from_pretrained`` returns for models that do not generate text."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What each registered architecture changes in its config's defaults."""
+"""The presets: changes of each registered architecture to its config's defaults."""
 
 from ._options import Preset
 
@@ -16,7 +16,7 @@ def _sizes(*sides: str, **sizes: tuple[int, int, int, int]) -> dict[str, Preset]
 
 
 def _with_experts(sizes: dict[str, Preset], **experts: int) -> dict[str, Preset]:
-    """Sizes of models with so many experts."""
+    """Sizes of models by their number of experts."""
     return {name: {**sizes[name], "moe_expert_count": count} for name, count in experts.items()}
 
 

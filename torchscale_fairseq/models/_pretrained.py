@@ -12,14 +12,14 @@ from torchscale_fairseq.core.errors import InputError
 
 PIECES = "sentencepiece.bpe.model"
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
-"""What SentencePiece puts in front of words."""
+"""SentencePiece's mark of the space before a word."""
 
 
 class Pretrained:
     """Goes before fairseq's class in a model's bases."""
 
     hub: Any = hub_utils.GeneratorHubInterface
-    """What from_pretrained returns."""
+    """The class of the interface that from_pretrained returns."""
     needs_data = True
     """Whether dictionaries are read from the data's folder."""
 

@@ -87,7 +87,7 @@ def begin_from(
 
 
 class FreshHead:
-    """Of a model whose ``head`` stays as initialised where weights are for other classes."""
+    """A mixin for models whose ``head`` keeps its initial values when weights for other classes are loaded."""
 
     head: nn.Linear
 

@@ -53,7 +53,7 @@ class MaskedLanguageModel(Pretrained, FairseqEncoderModel):
         "A masked language model reads a whole sequence at once and does not predict the next token: "
         "torchscale-fairseq fill-masks fills masked words, and fairseq-validate measures it."
     )
-    """What to add where it is refused."""
+    """The remedy that is added where the model is refused."""
     config_class = EncoderConfig
 
     def __init__(self, encoder: TextEncoder, options: MaskedLanguageModelOptions):
@@ -109,7 +109,7 @@ class MaskedLanguageModel(Pretrained, FairseqEncoderModel):
             sequence_slice: the tokens are this slice of longer rows (--seq-parallel).
 
         Returns:
-            Logits (batch, seq, vocabulary) unless told otherwise; and inner_states, a list of (batch, seq, width),
+            Logits (batch, seq, vocabulary) by default; and inner_states, a list of (batch, seq, width),
             with l_aux and routing as from ``Encoder``.
         """
         output = self.encoder(

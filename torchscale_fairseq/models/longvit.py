@@ -23,7 +23,7 @@ FROM_TASK = ("img_size", "patch_size")
 POSITIONS = "model.pos_embed"
 ADVICE = "take the --arch and --patch-size that it was made for"
 WRAPPERS = ("module.", "backbone.", "model.")
-"""What may stand before the names of LongViT's parameters."""
+"""Prefixes that LongViT's parameters may have."""
 
 
 class LongViTModel(FreshHead, Pretrained, BaseFairseqModel, LongViTClassifier):

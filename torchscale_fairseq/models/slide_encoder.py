@@ -18,7 +18,7 @@ from ._pretrained import Pretrained
 from ._released import FreshHead, PretrainedOptions, begin_from, read_released
 
 WRAPPERS = ("module.", "slide_encoder.", "model.")
-"""What may stand before the names of a slide encoder's parameters."""
+"""Prefixes that a slide encoder's parameters may have."""
 HEADS = {"classifier.0.": "head.", "classifier.": "head.", "head.": "head."}
 """Beginnings of the names of a head's parameters, and ours."""
 ADVICE = "take the --arch and the options, such as --feature-dim, that it was made for"

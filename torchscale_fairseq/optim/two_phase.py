@@ -73,7 +73,7 @@ class TwoPhaseSchedule(FairseqLRScheduler):
         self.step_update(0)
 
     def step_update(self, num_updates: int) -> float:
-        """Set learning rate and weight decay for the update after so many."""
+        """Set learning rate and weight decay after ``num_updates`` updates."""
         second = num_updates >= self.cfg.second_phase_start * self.total
         for group, weight_decay in zip(self.optimizer.param_groups, self.weight_decays, strict=True):
             group["weight_decay"] = self.cfg.second_phase_weight_decay if second else weight_decay

@@ -1,4 +1,4 @@
-"""What tasks that read images of any size have in common."""
+"""The base of tasks that read images of any size."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

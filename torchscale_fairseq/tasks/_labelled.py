@@ -1,4 +1,4 @@
-"""What tasks that predict something of each image or slide have in common."""
+"""The base of tasks that predict something about each image or slide."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -130,7 +130,7 @@ class LabelledTask(FairseqTask):
 
 
 class ClassReading:
-    """Of a task whose scores are those of classes, one of which an example has."""
+    """A mixin of tasks whose scores are those of classes, one of which an example has."""
 
     state: Any
 

@@ -1,4 +1,4 @@
-"""What tasks on slides have in common, whatever they predict."""
+"""The base of tasks on slides."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

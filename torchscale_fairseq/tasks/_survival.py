@@ -18,8 +18,8 @@ logger = logging.getLogger(__name__)
 
 
 class TimeBins:
-    """Of a task that predicts survival: time is cut into bins after the training's events, at edges that a checkpoint
-    remembers."""
+    """A mixin of tasks that predict survival: time is cut into bins at quantiles of the training set's event times, and
+    the checkpoint stores the edges."""
 
     cfg: Any
     state: Any

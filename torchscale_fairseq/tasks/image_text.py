@@ -72,7 +72,7 @@ class ImageTextTask(FairseqTask):
         return cls(cfg, load_dictionary(Path(cfg.data) / "dict.txt", with_mask=True))
 
     def text_encoder(self, problems: Problems | None = None) -> TextEncoder:
-        """What turns captions into tokens.
+        """The encoder of captions into tokens.
 
         Raises:
             DataError: the tokenizer is missing, or does not fit the dictionary.
@@ -82,7 +82,7 @@ class ImageTextTask(FairseqTask):
         return TextEncoder(pieces, self.dictionary, data / "dict.txt", problems or Problems(skip=False))
 
     def adapt_checkpoint(self, state: dict[str, Any], *, fine_tuning: bool, keep_optimizer: bool) -> None:
-        """Look at a checkpoint before a run goes on from it.
+        """Check a checkpoint before a run resumes from it.
 
         Raises:
             InputError: see ``check_size``.
@@ -135,5 +135,5 @@ class ImageTextTask(FairseqTask):
 
     @property
     def target_dictionary(self) -> Any:
-        """The same."""
+        """The dictionary of the captions."""
         return self.dictionary

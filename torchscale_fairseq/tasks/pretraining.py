@@ -263,10 +263,10 @@ class PretrainingTask(FairseqTask):
         context_window: int = 0,
         **arguments: Any,
     ) -> Any:
-        """What fairseq-eval-lm scores.
+        """The batches that fairseq-eval-lm scores.
 
         Raises:
-            InputError: --context-window is asked for.
+            InputError: --context-window is set.
         """
         if context_window > 0:
             raise InputError(
@@ -288,7 +288,7 @@ class PretrainingTask(FairseqTask):
 
     @property
     def target_dictionary(self) -> Any:
-        """The same."""
+        """The dictionary."""
         return self.dictionary
 
 

@@ -22,7 +22,7 @@ EXAMPLE = (
 )
 MASK = "<mask>"
 WORD_START = "\u2581"
-"""What SentencePiece writes for the space before a word."""
+"""SentencePiece's mark of the space before a word."""
 
 Candidate = tuple[str, float]
 """A piece and its probability."""

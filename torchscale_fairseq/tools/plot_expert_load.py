@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def name_of(run: Path) -> str:
-    """What a run is called in the figure: its folder."""
+    """The name of a run in the figure: its folder."""
     return run.parent.name if run.name == "tensorboard" else run.name
 
 

@@ -81,7 +81,7 @@ class MultiheadAttention(nn.Module):
         return apply(self.out_proj, output, split)
 
     def new_cache(self) -> Any:
-        """Keys and values that this self-attention has kept of the earlier tokens."""
+        """An empty cache for the keys and values of this self-attention."""
         return KeyValueCache()
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, inputs: AttentionInputs, cache: Any) -> Tensor:

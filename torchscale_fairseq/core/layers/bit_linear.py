@@ -160,7 +160,7 @@ class PackedBitLinear(nn.Module):
 
 
 class PackedBitGroupedLinear(nn.Module):
-    """A packed BitGroupedLinear. Arguments as for BitGroupedLinear."""
+    """BitGroupedLinear with packed weights, which cannot be trained. Arguments as for BitGroupedLinear."""
 
     def __init__(
         self, split: ExpertSplit, in_features: int, out_features: int, kind: BitKind, *, activated: bool = False

@@ -41,7 +41,7 @@ class DilatedAttention(MultiheadAttention):
         self.torchscale_compatible = torchscale_compatible
 
     def new_cache(self) -> DilatedCache:
-        """Keys and values that this self-attention has kept of the earlier tokens."""
+        """An empty cache for the keys and values of this self-attention."""
         return DilatedCache(self.branches, self.num_heads, torchscale_compatible=self.torchscale_compatible)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, inputs: AttentionInputs, cache: Any) -> Tensor:

@@ -22,7 +22,7 @@ class Dispatched:
     rows: Tensor
     """(rows here, width)."""
     segments: Segments
-    """Results of the local experts."""
+    """The rows of each local expert."""
     order: Tensor | None = None
     """(rows here,), where each row stood when it arrived."""
     sent: list[int] | None = None
@@ -50,7 +50,8 @@ class AllToAllDispatcher:
         self.split = split
 
     def dispatch(self, rows: Tensor, load: Tensor) -> Dispatched:
-        """Arguments as for ``LocalDispatcher``; every process of the group has to take part, even with no rows."""
+        """Send each row to the process of its expert; arguments as for ``LocalDispatcher``. Every process of the group
+        has to take part, even with no rows."""
         split, group = self.split, exchange_group(self.split)
         arriving = torch.empty_like(load)
         dist.all_to_all_single(arriving, load.contiguous(), group=group)

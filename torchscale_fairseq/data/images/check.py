@@ -24,8 +24,8 @@ AT_ONCE = 16
 """Images that a process is given at a time."""
 
 Results = dict[str, tuple[int, int, str]]
-"""Of each file by its name: its size in bytes, the time of its last change in nanoseconds, and why it cannot be read,
-or an empty text."""
+"""By file name: the size in bytes, the time of the last change in nanoseconds, and the reason why the file cannot be
+read, or an empty text."""
 
 
 def readable_images(images: Sequence[Path], img_size: int, data: Path, split: str, problems: Problems) -> list[int]:

@@ -82,5 +82,5 @@ class ImageDataset(DrawnOrder):
         return self.patches
 
     def size(self, index: int) -> int:
-        """The same."""
+        """Patches of an image, as ``num_tokens`` counts them."""
         return self.patches

@@ -128,7 +128,7 @@ class ImageTextDataset(DrawnImages):
         return int(self._sizes[index]) + self.patches + 1
 
     def size(self, index: int) -> int:
-        """The same."""
+        """The size of a pair, as ``num_tokens`` counts it."""
         return self.num_tokens(index)
 
     def ordered_indices(self) -> Any:

@@ -39,7 +39,7 @@ class View:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is drawn at random for each image and epoch."""
+    """The random augmentation of images, drawn for each image and epoch."""
 
     flip: bool = False
     rotate: bool = False

@@ -78,7 +78,7 @@ class SlideDataset(DrawnOrder):
         return self.largest
 
     def size(self, index: int) -> int:
-        """The same as ``num_tokens``."""
+        """Size of a slide, equal to ``num_tokens``."""
         return self.largest
 
 

@@ -26,7 +26,7 @@ class SlideRows:
 
 
 def read_slides(path: Path, split: str, columns: Sequence[str], problems: Problems) -> SlideRows:
-    """The rows of a split. Slides are files beside the table.
+    """The rows of a split. Slides are files in the table's folder.
 
     Args:
         path: of a CSV file with the columns slide, split and those of labels.

@@ -1,4 +1,4 @@
-"""A pass over a dataset as fairseq's trainer asks for it: by epoch, by process, and from any place."""
+"""A pass over a dataset as fairseq's trainer needs it: by epoch, by process, and from any position."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,20 +10,21 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchscale_fairseq.data.text.pretraining_dataset import Batch, PretrainingDataset
 
 Stretch = tuple[int, int]
-"""From one place of the epoch to another."""
+"""The first position of a stretch of the epoch, and the one after its last."""
 
 
 class PretrainingIterator(EpochBatchIterating):
     """Batches are consecutive stretches of an epoch's order, dealt to the processes in turn.
 
-    The place is kept in samples, so that another number of processes, or another batch size, goes on from it.
+    The position is kept in samples, so that a run with another number of processes, or another batch size, can resume
+    from it.
 
     Args:
         dataset: of one split.
         batch_size: samples.
         num_shards, shard_id: number of processes, and which is this one.
         epoch: counted from 1, as fairseq does.
-        directories: how many data directories take turns; the dataset is one's, and read every so many epochs.
+        directories: number of data directories that take turns; the dataset is one of them, read once per round.
         update_freq: batches of an update; progress is counted from there where they do not divide.
         num_workers: processes that read; 0 for a thread of this one.
         buffer_size: batches that are kept ready.

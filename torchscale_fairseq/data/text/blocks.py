@@ -52,7 +52,7 @@ def cut(units: NDArray[Any], capacity: int, mode: str) -> NDArray[Any]:
 
 
 def _shortened(sizes: NDArray[np.int64], capacity: int) -> NDArray[np.int64]:
-    """The same with each size above the capacity in as few and as equal parts as possible."""
+    """The sizes with each one above the capacity divided into as few and as equal parts as possible."""
     parts = np.maximum(1, -(-sizes // capacity))
     if len(sizes) == parts.sum():
         return sizes

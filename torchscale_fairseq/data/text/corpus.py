@@ -141,7 +141,7 @@ class Corpus:
         return found
 
     def _count(self, shard: int) -> list[int]:
-        """Samples of each part, which are remembered beside the index."""
+        """Samples of each part, which are stored next to the index."""
         path = self._paths[shard].header
         kept = path.with_name(f"{self.shards[shard].name}.{self.break_mode}-{self.capacity}")
         with suppress(OSError, ValueError):

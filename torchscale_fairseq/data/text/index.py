@@ -57,13 +57,13 @@ class ShardIndex:
     invalid_count: int
 
     def units(self, first: int = 0, count: int = -1) -> NDArray[Any]:
-        """So many units from the first on, as :data:`UNIT`; read rather than mapped, lest a process holds in the end
-        the whole index."""
+        """Read ``count`` units (-1: all) from the first on, as :data:`UNIT`. They are read instead of mapped, so that a
+        process does not hold the whole index in the end."""
         return np.fromfile(self.path, UNIT, count, offset=first * UNIT.itemsize)
 
 
 def unit_text(unit: bytes) -> bytes:
-    """What is tokenized of a unit: all but its line end, or the space at which a long line was cut."""
+    """The tokenized part of a unit: all but its line end, or the space at which a long line was cut."""
     if unit.endswith(b"\n"):
         return unit[:-1].removesuffix(b"\r")
     return unit.removesuffix(b" ")
@@ -112,11 +112,11 @@ class IndexPath:
         return ShardIndex(self.units, parts, invalid, header["invalid_count"])
 
     def build(self, encode: Encode, progress: Callable[[int], object] = lambda _: None) -> None:
-        """Make it.
+        """Index the shard.
 
         Args:
             encode: the tokenizer.
-            progress: told of bytes as they are read.
+            progress: called with the number of bytes that were read.
 
         Raises:
             WriteError: the index cannot be written.

@@ -1,4 +1,4 @@
-"""Masking for masked language models: spans of a wished mean length, of which some are kept or replaced.
+"""Masking for masked language models: spans with a given mean length; some masked tokens are kept or replaced.
 
 Spans: SpanBERT (arXiv:1907.10529, sec. 3.1) and T5 (arXiv:1910.10683, sec. 3.1.4); the treatment of masked tokens:
 BERT (arXiv:1810.04805, sec. 3.1).

@@ -79,7 +79,7 @@ def _one_shard(cfg: Any, command: str) -> Iterator[None]:
 
 
 def _compare_with(overrides: str) -> Callable[[Any, Any, Any], None]:
-    """What logs the names in ``--model-overrides`` that are no option of a checkpoint: stock passes over them."""
+    """A function that logs names in ``--model-overrides`` that are no option of a checkpoint, which stock ignores."""
 
     def compare(models: Any, cfg: Any, task: Any) -> None:
         for name in ast.literal_eval(overrides):

@@ -1,4 +1,4 @@
-"""What goes wrong in stock fairseq's generation, each mended by one function.
+"""Repairs of stock fairseq's generation, one function per failure.
 
 ``torch.jit.script`` compiles a SequenceGenerator, its search and its n-gram blocker from their source, so nothing that
 it compiles is wrapped: checks go around ``generate``, which stays Python, and classes are replaced by subclasses that

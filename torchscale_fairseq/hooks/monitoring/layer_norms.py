@@ -23,13 +23,13 @@ RUN = "norms"
 
 
 def layer_of(name: str) -> str:
-    """What a parameter is counted with: its layer, or the module it belongs to."""
+    """The layer that a parameter belongs to, or else its module."""
     match = re.match(r"^(.*?\blayers\.\d+)\.", name)
     return match[1] if match else name.rpartition(".")[0] or name
 
 
 class LayerNorms:
-    """Measures one update in so many. All processes call it together.
+    """Measures the layers' norms every N updates. All processes call it together.
 
     Args:
         model: in training, not wrapped.
@@ -89,13 +89,13 @@ class LayerNorms:
         return {layer: sum_of_squares(dense[layer], device) + of_experts[i] for i, layer in enumerate(layers)}
 
     def _weights(self, optimizer: Any) -> list[Tensor]:
-        """What the optimizer updates, one tensor per parameter."""
+        """The weights that the optimizer updates, one tensor per parameter."""
         copies = _copies_in_float32(optimizer)
         return [copies.get(id(p), p) for _, p in self.parameters]
 
 
 def _gradient_factor(optimizer: Any) -> Any:
-    """What the optimizer is yet to multiply gradients with."""
+    """The factor by which the optimizer has yet to multiply gradients."""
     if hasattr(optimizer, "_multiply_factor"):
         return optimizer._multiply_factor
     scaler = getattr(optimizer, "scaler", None)  # of --amp

@@ -1,4 +1,4 @@
-"""What an update logs, kept on the device until it is printed."""
+"""Statistics of an update, kept on the device until they are printed."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ LEFT_OUT = ("ppl", "wps", "wpb", "bsz")
 
 
 class Statistics(Mapping[str, Any]):
-    """What ``Trainer.train_step`` returns, fetched from the device when somebody looks."""
+    """The result of ``Trainer.train_step``, fetched from the device when it is first read."""
 
     def __init__(self, meters: Any, sample_size: Any):
         self._meters = meters

@@ -30,7 +30,7 @@ OF_STOCK_MODELS = (
 
 
 def refuse_product_quantization(common: Any, model: nn.Module) -> None:
-    """fairseq's iterative product quantization puts modules of its own in the place of linear layers.
+    """fairseq's iterative product quantization replaces linear layers by modules of its own.
 
     Args:
         common: fairseq's common options.

@@ -18,7 +18,7 @@ GROUPS = ("optimizer", "criterion", "task", "lr_scheduler")
 
 
 class _Typed(Surface):
-    """What both share: an architecture has values of its own, which the user has not typed.
+    """A surface where options are typed. An architecture has values of its own, which the user has not typed.
 
     Args:
         preset: values of the architecture, by option.

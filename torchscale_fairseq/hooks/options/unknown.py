@@ -43,7 +43,7 @@ def check_value(action: argparse.Action, value: Any) -> None:
 
 
 def hint(message: str) -> str:
-    """What to add to a message of argparse."""
+    """A sentence to add to a message of argparse."""
     if not message.startswith("unrecognized arguments"):
         return ""
     flags_of: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""Ending in good order when told to: a checkpoint at the next update, in all processes alike, and an exit code.
+"""Graceful shutdown on a signal: a checkpoint after the current update, in all processes, and an exit code.
 
 Active where the environment has ``TORCHSCALE_SAVE_ON_SIGNAL=1``, as scripts/launch sets it. SIGUSR1, which Slurm sends
 ahead of a time limit, means that the run is to go on in another job, and SIGTERM that it ends here; the exit code tells
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 ASKED = "TORCHSCALE_SAVE_ON_SIGNAL"
 EXIT_CODES = {signal.SIGUSR1: os.EX_TEMPFAIL, signal.SIGTERM: 128 + signal.SIGTERM}
-"""75: start the same command again, it goes on from the checkpoint; 143: as if the signal had ended it."""
+"""75: the same command resumes from the checkpoint; 143: the code of a process that the signal ended."""
 
 _received: set[signal.Signals] = set()
 
@@ -40,7 +40,7 @@ class StopRequested(Exception):
 
 
 def asked() -> bool:
-    """Whether the environment asks for it."""
+    """Whether the environment requests a checkpoint on signals."""
     return os.environ.get(ASKED) == "1"
 
 
@@ -100,7 +100,8 @@ def save_when_told(stock: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _leave(cfg: Any, reason: signal.Signals) -> NoReturn:
-    """End this process when all have got here, lest a launcher ends the one that writes the checkpoint."""
+    """End this process after all others have got here, so that a launcher does not end the one that writes the
+    checkpoint."""
     if cfg.checkpoint.write_checkpoints_asynchronously:
         PathManager.async_close()
     if dist.is_initialized():

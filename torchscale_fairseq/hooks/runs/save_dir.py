@@ -1,5 +1,4 @@
-"""What must hold of the files that a run is given before it trains: ``--restore-file`` exists, and no other run writes
-to ``--save-dir``."""
+"""Checks of a run's files before it trains: ``--restore-file`` exists, and no other run writes to ``--save-dir``."""
 
 import fcntl
 import os

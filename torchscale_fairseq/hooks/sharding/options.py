@@ -1,4 +1,4 @@
-"""What fairseq's options mean where a model is fully sharded, and which do not go with it."""
+"""Check fairseq's options against a fully sharded model, and adapt those with another meaning."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -25,7 +25,7 @@ def wrap_nothing(stock: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def is_fully_sharded(cfg: Any) -> bool:
-    """Whether a run's configuration asks for sharding."""
+    """Whether a run's configuration requests sharding."""
     return bool(cfg.distributed_training.ddp_backend == FULLY_SHARDED)
 
 
@@ -49,8 +49,8 @@ def sharding_options(cfg: Any) -> ShardingOptions:
 
 @contextmanager
 def in_float32(cfg: Any) -> Iterator[None]:
-    """Meanwhile the configuration asks for no half precision and no offloading: fairseq's Trainer would convert the
-    slices, which are the float32 parameters that the optimizer updates."""
+    """Switch half precision and offloading off in the configuration within the with block: fairseq's Trainer would
+    convert the slices, which are the float32 parameters that the optimizer updates."""
     places = [(cfg.common, "fp16"), (cfg.common, "bf16"), (cfg.distributed_training, "cpu_offload")]
     values = [node[name] for node, name in places]
     with open_dict(cfg):

@@ -16,7 +16,7 @@ from torchscale_fairseq.hooks.sharding.options import check_options, check_unsha
 
 
 def sharded_training(cfg: Any, task: Any, model: nn.Module, criterion: nn.Module) -> "ShardedTraining | None":
-    """Shard a model, and a criterion that has parameters, if a run asks for it.
+    """Shard a model, and a criterion that has parameters, if a run requests it.
 
     Raises:
         OptionError: options do not go together.
@@ -101,7 +101,7 @@ class ShardedEMA(EMA):
 
 
 class _Slices:
-    """What the average asks of a model."""
+    """The interface of a model that the average uses."""
 
     def __init__(self, state: Mapping[str, Any]):
         copied: dict[Any, Tensor] = {}

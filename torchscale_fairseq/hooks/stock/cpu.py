@@ -1,4 +1,4 @@
-"""What stock fairseq takes for granted on a CPU: devices to name, buffers on a GPU, a process group."""
+"""Repairs of stock fairseq on a CPU, where it expects device names, buffers on a GPU and a process group."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,9 +10,9 @@ from torch import Tensor
 
 
 def flatten_half_precision_parameters_on_cpu(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """``--fp16`` on the CPU asks for the current CUDA device in order to name the flat float32 copy of the
-    parameters, and fails; with ``--cpu`` on a machine with a GPU it gets a name under which no gradient is ever
-    copied, and nothing is learned. On the CPU the copy now gets the name that fairseq looks for: None."""
+    """``--fp16`` on the CPU requests the current CUDA device in order to name the flat float32 copy of the parameters,
+    and fails; with ``--cpu`` on a machine with a GPU it gets a name under which no gradient is ever copied, and nothing
+    is learned. On the CPU the copy now gets the name that fairseq looks for: None."""
     if "current_device" not in stock.__code__.co_names:
         return stock
 

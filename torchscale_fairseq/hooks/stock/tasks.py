@@ -1,4 +1,4 @@
-"""What stock fairseq's own tasks and criterions get wrong for every model, each mended by one function."""
+"""Repairs of stock fairseq's own tasks and criterions that fail with every model, one function per failure."""
 
 import argparse
 import contextlib

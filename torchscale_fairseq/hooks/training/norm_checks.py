@@ -1,6 +1,6 @@
 """Checking gradient norms without waiting for the device.
 
-fairseq's Trainer reads the norm of every update before it goes on, to stop at NaN and infinity. Meanwhile the device
+fairseq's Trainer reads the norm of every update before the next step, to stop at NaN and infinity. Meanwhile the device
 runs out of work. Here the device itself leaves the weights as they are if the norm is not finite, and the host looks
 one update later, when the answer is long there.
 """

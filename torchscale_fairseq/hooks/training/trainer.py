@@ -106,7 +106,7 @@ class Trainer(DeferringTrainer):
 
     @property
     def criterion(self) -> Any:
-        """Likewise."""
+        """The criterion in the wrapper that reduces its gradients; a sharded one has none."""
         return super().criterion if self._sharded is None else self._criterion
 
     def _build_optimizer(self) -> None:
@@ -140,9 +140,9 @@ class Trainer(DeferringTrainer):
         return LayerNorms(self._model, interval, folder if self.is_data_parallel_master else None, self._split)
 
     def train_step(self, samples: Any, raise_oom: bool = False) -> Any:
-        """Skips an update whose gradients overflow in fp16 on the CPU as well, where stock goes on to create a
-        CUDA tensor. Where processes exchange more than gradients, one that runs out of memory does not try to go on
-        without the others."""
+        """Skips an update whose gradients overflow in fp16 on the CPU as well, where stock then creates a CUDA tensor.
+        Where processes exchange more than gradients, one that runs out of memory does not try to go on without the
+        others."""
         if self._speed is not None:
             self._work = self._speed.measure(samples, shared_by=1 if self._sharing is None else self._sharing.size)
         with ExitStack() if self.cuda else _cuda_is_identity():

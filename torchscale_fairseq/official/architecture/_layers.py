@@ -1,4 +1,4 @@
-"""What encoder's and decoder's layers share."""
+"""The base of the encoder's and the decoder's layers."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What the converters share: checkpoints of our models, read, checked and written."""
+"""Checkpoints of our models, read, checked and written for the converters."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class Conversion:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What models ask a dictionary."""
+    """The interface of a dictionary that models use."""
 
     size: int
 

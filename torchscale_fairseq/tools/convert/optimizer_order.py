@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class UnknownLayout(Exception):
-    """What about an optimizer's state is not as expected."""
+    """A deviation of an optimizer's state from the expected one."""
 
 
 def reordered(optimizer: Mapping[str, Any], sizes: Mapping[str, int], order: Sequence[str]) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def to_official(state: Mapping[str, Any], path: Path) -> Conversion:
 
 
 def _restored(state: Mapping[str, Any], path: Path) -> dict[str, Any] | None:
-    """What the checkpoint was converted from, unless its options were changed since."""
+    """The official version that the checkpoint was converted from, unless its options were changed since."""
     record = state.get(RECORD)
     if record is None:
         return None
@@ -121,7 +121,7 @@ def _refuse_ours_alone(options: Mapping[str, Any], config: Any, arch: str, path:
 
 
 def _constants(config: Any, arch: str) -> dict[str, Tensor]:
-    """What official state dicts hold beside parameters."""
+    """Entries of official state dicts that are not parameters."""
     if isinstance(config, RetNetConfig):
         return _constants_of_retnet(config)
     constants = {}

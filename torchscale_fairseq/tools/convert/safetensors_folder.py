@@ -95,7 +95,7 @@ def to_checkpoint(folder: Path, checkpoint: Path) -> str:
 
 
 def read_description(path: Path) -> dict[str, Any]:
-    """What fairseq.json says.
+    """The content of fairseq.json.
 
     Raises:
         InputError: it is missing or damaged.

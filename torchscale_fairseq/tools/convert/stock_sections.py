@@ -1,4 +1,4 @@
-"""The parts of fairseq's configuration beside the model's, cut to what stock fairseq accepts."""
+"""The sections of fairseq's configuration other than the model's, reduced to those that stock fairseq accepts."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -9,7 +9,7 @@ from babel import Locale, dates, numbers, units
 from num2words import num2words
 
 Phrase = tuple[str, str]
-"""The same thing in English and in German."""
+"""A sentence in English and in German."""
 Slot = Callable[[random.Random], Phrase]
 """Draws what fills a gap in a template."""
 

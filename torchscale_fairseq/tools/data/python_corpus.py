@@ -28,7 +28,7 @@ Documents = dict[str, list[str]]
 """The paragraphs of each document, by its name."""
 
 SHARE = 0.05
-"""Of the text, for each of valid and test."""
+"""Share of the text that each of valid and test gets."""
 MINIMUM_BYTES = 2_000_000
 NOT_THE_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "pydoc_data"}
 

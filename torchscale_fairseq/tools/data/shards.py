@@ -30,7 +30,7 @@ _pieces: PieceEncoder
 
 @dataclass(frozen=True)
 class Stretch:
-    """Of a file of raw text: about from one byte to another."""
+    """A stretch of a file of raw text, approximately between two bytes."""
 
     path: Path
     start: int
@@ -52,7 +52,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Written:
-    """What became of a job."""
+    """The result of a job."""
 
     lines: int = 0
     documents: int = 0

@@ -22,7 +22,7 @@ def one_hot(indices: Tensor, num_classes: int, unsqueeze_indices: bool = False) 
 
 
 def entropy(probs: Tensor) -> Tensor:
-    """Of each row, in nats."""
+    """Entropy of each row, in nats."""
     return -(probs * probs.clamp_min(torch.finfo(probs.dtype).tiny).log()).sum(-1)
 
 

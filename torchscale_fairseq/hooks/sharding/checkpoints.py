@@ -64,8 +64,8 @@ class ShardedStates:
     def reader(
         self, model: nn.Module, criterion: nn.Module, averages: Callable[[], Mapping[str, Mapping[str, Tensor]]]
     ) -> Callable[[Path], dict[str, Tensor]]:
-        """What reads this process's slices of a folder, into the model itself. All processes call it together. Where
-        the folder's model is another one, it reads whole tensors.
+        """A function that reads this process's slices of a folder into the model itself. All processes call it
+        together. If the folder's model is another one, it reads whole tensors.
 
         Args:
             model, criterion: in training.

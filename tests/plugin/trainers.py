@@ -16,7 +16,7 @@ from torchscale_fairseq import plugin
 plugin.register()
 
 
-def make_trainer(data: Path, folder: Path, *flags: str, arch: str = "gpt_magneto_small") -> Any:
+def make_trainer(data: Path, folder: Path, *flags: str, arch: str = "gpt_magneto_small", device: str = "cpu") -> Any:
     """A trainer of a tiny language model.
 
     Args:
@@ -24,9 +24,11 @@ def make_trainer(data: Path, folder: Path, *flags: str, arch: str = "gpt_magneto
         folder: for checkpoints.
         flags: of fairseq-train; later ones count.
         arch: the model.
+        device: cpu or cuda.
     """
     words = [str(data), "--user-dir", str(USER_DIR), "--task", "language_modeling", *shrunk(arch), *FEW_UPDATES]
-    words += ["--cpu", "--dropout", "0", "--log-interval", "100", "--max-update", "1000", "--clip-norm", "1"]
+    words += ["--cpu"] if device == "cpu" else []
+    words += ["--dropout", "0", "--log-interval", "100", "--max-update", "1000", "--clip-norm", "1"]
     words += ["--tokens-per-sample", "16", "--save-dir", str(folder), *flags]
     metrics.reset()
     torch.manual_seed(1)

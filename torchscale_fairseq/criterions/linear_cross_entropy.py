@@ -70,8 +70,7 @@ class LinearCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         options = {"bias": projection.bias, "ignore_index": self.padding_idx, "label_smoothing": self.eps}
         if not reduce:
             return linear_cross_entropy(features, projection.weight, target, **options)
-        compiled = bool(getattr(getattr(model.decoder, "config", None), "compile", False))
-        return summed_linear_cross_entropy(features, projection.weight, target, compile=compiled, **options)
+        return summed_linear_cross_entropy(features, projection.weight, target, **options)
 
 
 def _gives_features(model: Any) -> bool:

@@ -11,7 +11,7 @@ in the dtype of the features (a batch's sum overflows float16 and loses digits i
 zero in float16, and has no label smoothing; older versions lack it.
 """
 
-import functools
+import importlib.util
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -97,14 +97,12 @@ def summed_linear_cross_entropy(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
     chunk_size: int | None = None,
-    compile: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The sums over tokens of what ``linear_cross_entropy`` returns, with less work.
 
     Args:
         features, weight, target, bias, ignore_index, label_smoothing: as there.
         chunk_size: tokens projected at a time. By default as there, but on a GPU equal chunks of up to CHUNK_BYTES.
-        compile: fuse what is computed from a chunk's logits by torch.compile.
 
     Returns:
         Loss, and the negative log-likelihood it smooths, which has no gradient; float32 or, for float64 features,
@@ -119,7 +117,7 @@ def summed_linear_cross_entropy(
     if features.is_cuda:
         count = math.ceil(tokens * weight.size(0) * features.element_size() / CHUNK_BYTES)
         size = math.ceil(tokens / max(count, 1))
-    chunks = _Chunks(chunk_size or max(size, 1), ignore_index, label_smoothing, torch.is_grad_enabled(), compile)
+    chunks = _Chunks(chunk_size or max(size, 1), ignore_index, label_smoothing, torch.is_grad_enabled())
     with torch.autocast(features.device.type, enabled=False):
         loss, nll_loss = _Summed.apply(features, weight, bias, target, chunks)  # type: ignore[no-untyped-call]
     return loss, nll_loss
@@ -131,11 +129,6 @@ class _Chunks:
     ignore_index: int
     label_smoothing: float
     with_gradients: bool
-    compile: bool
-
-    @property
-    def from_logits(self) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-        return _compiled() if self.compile else _from_logits
 
 
 class _Summed(torch.autograd.Function):
@@ -149,9 +142,8 @@ class _Summed(torch.autograd.Function):
         into_features, into_weight, into_bias = [], None, None
         sums = features.new_zeros(2, dtype=wide)
         for x, y in zip(features.split(chunks.size), target.split(chunks.size), strict=True):
-            *losses, gradient = chunks.from_logits(
-                F.linear(x, weight, bias), y, chunks.ignore_index, chunks.label_smoothing, scale
-            )
+            logits = F.linear(x, weight, bias)
+            *losses, gradient = _function_for(logits)(logits, y, chunks.ignore_index, chunks.label_smoothing, scale)
             sums += torch.stack(losses)
             if for_features:
                 into_features.append(_wide_product(gradient, weight))
@@ -175,7 +167,7 @@ def _add(total: Tensor | None, part: Tensor) -> Tensor:
     return part if total is None else total.add_(part)
 
 
-def _from_logits(
+def from_logits(
     logits: Tensor, target: Tensor, ignore_index: int, label_smoothing: float, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sums of loss and negative log-likelihood, and the loss's gradient times ``scale``."""
@@ -195,9 +187,13 @@ def _from_logits(
     return (loss * real).sum(), (nll_loss * real).sum(), gradient
 
 
-@functools.cache
-def _compiled() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-    return torch.compile(_from_logits)
+def _function_for(logits: Tensor) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    """``from_logits``, or its kernel where that runs. The kernel computes in float32."""
+    if logits.is_cuda and logits.dtype != torch.float64 and importlib.util.find_spec("triton") is not None:
+        from .cross_entropy_kernel import losses_and_gradients
+
+        return losses_and_gradients
+    return from_logits
 
 
 def _wide_product(a: Tensor, b: Tensor) -> Tensor:

@@ -37,6 +37,7 @@ from torchscale_fairseq.hooks.sharding.options import in_float32
 from torchscale_fairseq.hooks.sharding.training import ShardedEMA, sharded_training
 from torchscale_fairseq.hooks.stock import precision
 from torchscale_fairseq.hooks.training.deferring_trainer import DeferringTrainer
+from torchscale_fairseq.hooks.training.step_graphs import StepGraphs, can_record
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,8 @@ class Trainer(DeferringTrainer):
         """The sharding of the model, or None."""
         with in_float32(cfg) if self._sharded else nullcontext():
             super().__init__(cfg, task, model, criterion, quantizer)
+        if can_record(cfg, model, criterion, self.device):
+            task.train_step = StepGraphs(task.train_step)
         self._claim_save_dir()
         self.finished = False
         """Whether the run had reached its end when it was resumed; see ``finished.py``."""

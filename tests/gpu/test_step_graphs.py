@@ -1,0 +1,89 @@
+"""Updates replayed as CUDA graphs equal updates that Python starts kernel by kernel."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("fairseq")
+
+import torchscale_fairseq.hooks.training.trainer as trainer_module
+from tests.fairseq_cli import tiny_language_data
+from tests.helpers import assert_close
+from tests.plugin.trainers import make_batch, make_trainer
+from torchscale_fairseq.hooks.training.step_graphs import MOST, SEEN, StepGraphs
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+FLAGS = ["--compile", "--optimizer", "fused_adam_torch", "--lr", "1e-3"]
+LOSS = ["--criterion", "linear_cross_entropy"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_language_data(tmp_path_factory.mktemp("data"))
+
+
+def losses(trainer: Any, updates: int, accumulated: int) -> torch.Tensor:
+    """Of so many updates, each of so many batches. Every fifth update begins with a batch that has padding."""
+    found = []
+    for number in range(updates):
+        batches = [make_batch(10 * number + i) for i in range(accumulated)]
+        if number % 5 == 4:
+            batches[0] = make_batch(number, padding=3)
+        found.append(trainer.train_step(batches)["loss"])
+    return torch.tensor(found)
+
+
+@pytest.mark.parametrize("accumulated", [1, 3])
+@pytest.mark.parametrize(
+    ("flags", "tolerance"),
+    [
+        ([*LOSS], "float32"),
+        ([*LOSS, "--dropout", "0.1"], "float32"),
+        ([*LOSS, "--bf16"], "bfloat16"),
+        ([*LOSS, "--fp16", "--fp16-scale-window", "7"], "float16"),
+        (["--bf16"], "bfloat16"),
+    ],
+    ids=" ".join,
+)
+def test_losses_equal_those_without_graphs(
+    flags: list[str], tolerance: str, accumulated: int, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With dropout, accumulated gradients, shapes that do not recur, and a loss scale that changes."""
+    recorded = make_trainer(data, tmp_path, *FLAGS, *flags, device="cuda")
+    graphs = recorded.task.train_step
+    assert isinstance(graphs, StepGraphs)
+    found = losses(recorded, 30, accumulated)
+    assert graphs.recordings >= min(accumulated, 2)
+    monkeypatch.setattr(trainer_module, "can_record", lambda *_: False)
+    usual = make_trainer(data, tmp_path, *FLAGS, *flags, device="cuda")
+    assert not isinstance(usual.task.train_step, StepGraphs)
+    assert_close(found, losses(usual, 30, accumulated), tolerance)
+
+
+def test_nan_is_reported_at_its_update(data: Path, tmp_path: Path) -> None:
+    """One update later at most, as the norm is read then; the weights are those before it."""
+    trainer = make_trainer(data, tmp_path, *FLAGS, *LOSS, device="cuda")
+    losses(trainer, SEEN + 3, 1)
+    assert trainer.task.train_step.recordings == 1
+    with torch.no_grad():
+        trainer.model.decoder.layers[0].ffn.fc1.bias[0] = torch.nan
+    before = trainer.model.decoder.layers[1].ffn.fc1.weight.clone()
+    updates = trainer.get_num_updates()
+    with pytest.raises(FloatingPointError, match="Nan/Inf"):
+        losses(trainer, 2, 1)
+    assert trainer.get_num_updates() == updates
+    assert torch.equal(trainer.model.decoder.layers[1].ffn.fc1.weight, before)
+
+
+def test_few_shapes_are_kept(data: Path, tmp_path: Path) -> None:
+    """Shapes beyond the limit train without being recorded."""
+    trainer = make_trainer(data, tmp_path, *FLAGS, *LOSS, device="cuda")
+    for padding in range(MOST + 2):
+        for seed in range(SEEN + 1):
+            trainer.train_step([make_batch(seed, padding=padding)])
+    assert trainer.task.train_step.recordings == MOST

@@ -1,0 +1,91 @@
+"""Cross-entropy of logits on a GPU: losses, and their gradients in the place of the logits, in one launch.
+
+Each row of logits is read twice and written once. The second read mostly finds the row in the cache. The definition is
+``from_logits`` in ``linear_cross_entropy.py``.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK, WARPS = 4096, 8
+"""Columns at a time and warps per row: the fastest of six pairs on an H200, with 50,000 columns in bfloat16."""
+
+
+def losses_and_gradients(
+    logits: Tensor, target: Tensor, ignore_index: int, label_smoothing: float, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums of loss and negative log-likelihood, and the loss's gradient times ``scale``.
+
+    Args:
+        logits: (tokens, vocabulary) on a GPU, each row contiguous; overwritten by the gradient.
+        target: (tokens,), indices into the vocabulary.
+        ignore_index: target whose tokens count nothing.
+        label_smoothing: from 0 to 1.
+        scale: factor on the gradient.
+
+    Returns:
+        Loss and negative log-likelihood, float32 scalars, and the gradient (tokens, vocabulary) in the dtype of logits.
+    """
+    rows, vocabulary = logits.shape
+    losses = torch.empty(2, rows, device=logits.device)
+    with torch.cuda.device(logits.device):
+        _kernel[(rows,)](
+            logits,
+            logits.stride(0),
+            target,
+            losses[0],
+            losses[1],
+            vocabulary,
+            ignore_index,
+            label_smoothing,
+            scale,
+            BLOCK=BLOCK,
+            num_warps=WARPS,
+        )
+    loss, nll_loss = losses.sum(1)
+    return loss, nll_loss, logits
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _kernel(  # type: ignore[no-untyped-def]
+    logits, stride, targets, losses, nll_losses, vocabulary, ignore_index, smoothing, scale, BLOCK: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    logits += row * stride
+    target = tl.load(targets + row)
+    columns = tl.arange(0, BLOCK)
+    if target == ignore_index:
+        for start in range(0, vocabulary, BLOCK):
+            zeros = tl.zeros((BLOCK,), logits.dtype.element_ty)
+            tl.store(logits + start + columns, zeros, mask=start + columns < vocabulary)
+        tl.store(losses + row, 0.0)
+        tl.store(nll_losses + row, 0.0)
+        return
+
+    largest = tl.full((BLOCK,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    plain = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, vocabulary, BLOCK):
+        inside = start + columns < vocabulary
+        x = tl.load(logits + start + columns, mask=inside, other=float("-inf")).to(tl.float32)
+        new = tl.maximum(largest, x)
+        shift = tl.where(new == float("-inf"), 0.0, new)
+        total = total * tl.exp(largest - shift) + tl.exp(x - shift)
+        largest = new
+        plain += tl.where(inside, x, 0.0)
+    top = tl.max(largest, 0)
+    log_total = top + tl.log(tl.sum(total * tl.exp(largest - top), 0))
+    nll_loss = log_total - tl.load(logits + target).to(tl.float32)
+    share = smoothing / (vocabulary - 1)
+    others = vocabulary * log_total - tl.sum(plain, 0) - nll_loss
+    tl.store(losses + row, (1 - smoothing) * nll_loss + share * others)
+    tl.store(nll_losses + row, nll_loss)
+
+    for start in range(0, vocabulary, BLOCK):
+        inside = start + columns < vocabulary
+        x = tl.load(logits + start + columns, mask=inside, other=float("-inf")).to(tl.float32)
+        wanted = tl.where(start + columns == target, 1 - smoothing, share)
+        gradient = (tl.exp(x - log_total) - wanted) * scale
+        tl.store(logits + start + columns, gradient.to(logits.dtype.element_ty), mask=inside)

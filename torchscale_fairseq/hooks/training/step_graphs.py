@@ -1,0 +1,160 @@
+"""Forward and backward of an update as one CUDA graph, for batches whose shape recurs.
+
+Python starts about a thousand kernels per update. A GPU finishes those of a small model faster than Python can start
+them. A CUDA graph records the kernels once and starts all of them in one call. A recording holds for one shape, so
+language models that read rows of equal length profit. Other batches run as they would without this module.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from fairseq.criterions.cross_entropy import CrossEntropyCriterion
+from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from torchscale_fairseq.core.layers.dilated_attention import DilatedAttention
+from torchscale_fairseq.core.layers.experts import Experts
+
+logger = logging.getLogger(__name__)
+
+SEEN = 3
+"""Batches of a shape that run as usual before one is recorded. Kernels are compiled and tuned meanwhile."""
+MOST = 4
+"""Recordings at a time. Each keeps the activations of its batch."""
+CRITERIONS = (CrossEntropyCriterion, LabelSmoothedCrossEntropyCriterion)
+"""Criterions, with their subclasses here, that never wait for the device. Stock's others are not tried."""
+
+
+def can_record(cfg: Any, model: nn.Module, criterion: nn.Module, device: torch.device) -> bool:
+    """Whether batches of this training can be recorded.
+
+    Args:
+        cfg: fairseq's whole config.
+        model, criterion: as the Trainer receives them.
+        device: on which they run.
+    """
+    return (
+        device.type == "cuda"
+        and bool(getattr(cfg.model, "compile", False))
+        and cfg.distributed_training.distributed_world_size == 1
+        and not cfg.common.amp
+        and not cfg.ema.store_ema
+        and isinstance(criterion, CRITERIONS)
+        and not getattr(criterion, "report_accuracy", False)
+        and not hasattr(model, "encoder")
+        and not any(isinstance(module, Experts | DilatedAttention) for module in model.modules())
+    )
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Forward and backward of batches of one shape."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: list[Any]
+    """Leaves of the batch. Tensors are read by the graph wherever they are."""
+    outputs: Any
+    """Loss, sample size and logging outputs. The graph writes the tensors in it."""
+    gradients: list[Tensor | None]
+    """Per parameter, also written by the graph."""
+
+    def replay(self, inputs: list[Any], params: list[nn.Parameter]) -> Any:
+        """The outputs for another batch of the shape; the parameters have its gradients."""
+        for static, given in zip(self.inputs, inputs, strict=True):
+            if isinstance(static, Tensor):
+                static.copy_(given, non_blocking=True)
+        self.graph.replay()
+        for p, gradient in zip(params, self.gradients, strict=True):
+            p.grad = gradient
+        return pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, self.outputs)
+
+
+class StepGraphs:
+    """``task.train_step`` that records and replays batches whose shape recurs.
+
+    Args:
+        train_step: the task's.
+    """
+
+    def __init__(self, train_step: Callable[..., Any]):
+        self._train_step = train_step
+        self._recordings: dict[Hashable, Recording] = {}
+        self._seen: Counter[Hashable] = Counter()
+        self._params: list[nn.Parameter] = []
+        self._stopped = False
+
+    @property
+    def recordings(self) -> int:
+        """Shapes that are recorded."""
+        return len(self._recordings)
+
+    def __call__(
+        self, sample: Any, model: Any, criterion: Any, optimizer: Any, update_num: int, ignore_grad: bool = False
+    ) -> Any:
+        """Stock's arguments and results."""
+
+        def train_step(batch: Any) -> Any:
+            return self._train_step(batch, model, criterion, optimizer, update_num, ignore_grad)
+
+        if ignore_grad or self._stopped or model._forward_hooks:  # NanDetector looks at modules by hooks
+            return train_step(sample)
+        self._params = self._params or list(model.parameters())
+        inputs, structure = pytree.tree_flatten(sample)
+        key = self._key(inputs, structure, optimizer)
+        if key in self._recordings:
+            outputs = self._recordings[key].replay(inputs, self._params)
+            optimizer._needs_sync = True  # set by FP16Optimizer.backward, which a replay does not call
+            return outputs
+        self._seen[key] += 1
+        if self._seen[key] <= SEEN or len(self._recordings) >= MOST:
+            return train_step(sample)
+        return self._record(key, inputs, structure, train_step)
+
+    def _key(self, inputs: list[Any], structure: Any, optimizer: Any) -> Hashable:
+        """Everything that is fixed in a recording: shapes and numbers of the batch, where gradients are accumulated,
+        and the factor on the loss."""
+        scaler, gradient = getattr(optimizer, "scaler", None), self._params[0].grad
+        scale = None if scaler is None else float(scaler.loss_scale)
+        place = None if gradient is None else gradient.data_ptr()
+        return str(structure), tuple(map(_description, inputs)), place, scale
+
+    def _record(self, key: Hashable, inputs: list[Any], structure: Any, train_step: Callable[[Any], Any]) -> Any:
+        static = [_static(leaf) for leaf in inputs]
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # loaders pin memory meanwhile
+                outputs = pytree.tree_map(_detached, train_step(pytree.tree_unflatten(static, structure)))
+        except torch.OutOfMemoryError:
+            self._stop()
+            return train_step(pytree.tree_unflatten(inputs, structure))
+        self._recordings[key] = recording = Recording(graph, static, outputs, [p.grad for p in self._params])
+        return recording.replay(inputs, self._params)
+
+    def _stop(self) -> None:
+        logger.warning("CUDA graphs do not fit into the device's memory next to the model; training goes on without.")
+        self._recordings.clear()
+        self._stopped = True
+        torch.cuda.empty_cache()
+
+
+def _description(leaf: Any) -> Hashable:
+    if not isinstance(leaf, Tensor):
+        return leaf
+    return leaf.shape, leaf.dtype, leaf.device, getattr(leaf, "has_no_padding", False)
+
+
+def _static(leaf: Any) -> Any:
+    if not isinstance(leaf, Tensor):
+        return leaf
+    copy = leaf.clone()
+    copy.has_no_padding = getattr(leaf, "has_no_padding", False)  # type: ignore[attr-defined]
+    return copy
+
+
+def _detached(leaf: Any) -> Any:
+    return leaf.detach() if isinstance(leaf, Tensor) else leaf

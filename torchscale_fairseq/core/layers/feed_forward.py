@@ -1,7 +1,7 @@
 """Feed-forward networks."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..ops.gating import gate
+from ..ops.gelu_norm import gelu_norm, has_kernel
 from .linear import LinearFactory, dense
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "swish": F.silu}
@@ -44,12 +45,24 @@ class FeedForwardNetwork(nn.Module):
         chunk_size: int = 0,
     ):
         super().__init__()
-        self.chunk_size = chunk_size
+        self.ffn_dim, self.chunk_size = ffn_dim, chunk_size
         self.activation = ACTIVATIONS[activation_fn]
         self.activation_dropout = nn.Dropout(activation_dropout)
         self.fc1 = linear(embed_dim, ffn_dim, bias=bias, activated=True)
         self.fc2 = linear(ffn_dim, embed_dim, bias=bias)
         self.ffn_layernorm = inner_norm
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether nothing but a bias, GELU and LayerNorm lies between the two projections."""
+        return (
+            type(self) is FeedForwardNetwork
+            and type(self.fc1) is nn.Linear
+            and self.fc1.bias is not None
+            and self.activation is F.gelu
+            and type(self.ffn_layernorm) is nn.LayerNorm
+            and not (self.training and self.activation_dropout.p)
+        )
 
     def inner(self, x: Tensor) -> Tensor:
         """(..., embed_dim) to the activated (..., ffn_dim)."""
@@ -67,6 +80,9 @@ class FeedForwardNetwork(nn.Module):
         return torch.cat(outputs).view_as(x)
 
     def _at_once(self, x: Tensor) -> Tensor:
+        if self._is_plain and has_kernel(x, self.ffn_dim):
+            first, norm = cast(nn.Linear, self.fc1), cast(nn.LayerNorm, self.ffn_layernorm)
+            return self.fc2(gelu_norm(F.linear(x, first.weight), first.bias, norm.weight, norm.bias, norm.eps))
         x = self.activation_dropout(self.inner(x))
         if self.ffn_layernorm is not None:
             x = self.ffn_layernorm(x)

@@ -1,0 +1,146 @@
+"""Kernels of ``gelu_norm``: one forward, one backward, each of which reads and writes every entry once."""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@torch.library.custom_op("torchscale_fairseq::bias_gelu_norm", mutates_args=())
+def bias_gelu_norm(x: Tensor, bias: Tensor, weight: Tensor, norm_bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Rows of ``layer_norm(gelu(x + bias)) * weight + norm_bias``, and what their gradients need.
+
+    Args:
+        x: (rows, width), contiguous.
+        bias, weight, norm_bias: (width,).
+        eps: added to the variance.
+
+    Returns:
+        (rows, width) in the dtype of x; mean and 1 / standard deviation of each row, (2, rows), float32.
+    """
+    rows, width = x.shape
+    y = torch.empty_like(x)
+    moments = torch.empty(2, rows, device=x.device)
+    block = triton.next_power_of_2(width)
+    _forward[(rows,)](
+        x, bias, weight, norm_bias, y, moments[0], moments[1], width, eps, BLOCK=block, num_warps=max(4, block // 512)
+    )
+    return y, moments
+
+
+@bias_gelu_norm.register_fake
+def _(x: Tensor, bias: Tensor, weight: Tensor, norm_bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), x.new_empty(2, x.size(0), dtype=torch.float32)
+
+
+@torch.library.custom_op("torchscale_fairseq::bias_gelu_norm_backward", mutates_args=())
+def bias_gelu_norm_backward(
+    gradient: Tensor, x: Tensor, bias: Tensor, weight: Tensor, moments: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of ``bias_gelu_norm``.
+
+    Args:
+        gradient: (rows, width), of its first result.
+        x, bias, weight, moments: its arguments and second result.
+
+    Returns:
+        The gradient of x, and those of bias, weight and norm_bias, (3, width), float32.
+    """
+    rows, width = x.shape
+    into_x = torch.empty_like(x)
+    programs = min(rows, 2 * _processors(x))
+    parts = torch.empty(3, programs, width, device=x.device)
+    block = triton.next_power_of_2(width)
+    _backward[(programs,)](
+        gradient,
+        x,
+        bias,
+        weight,
+        moments[0],
+        moments[1],
+        into_x,
+        parts,
+        rows,
+        width,
+        BLOCK=block,
+        num_warps=max(4, block // 512),
+    )
+    return into_x, parts.sum(1)
+
+
+@bias_gelu_norm_backward.register_fake
+def _(gradient: Tensor, x: Tensor, bias: Tensor, weight: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), x.new_empty(3, x.size(1), dtype=torch.float32)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, bias, weight, _, _ = inputs
+    ctx.save_for_backward(x, bias, weight, output[1])
+
+
+def _differentiate(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    x, bias, weight, moments = ctx.saved_tensors
+    into_x, sums = bias_gelu_norm_backward(gradient.contiguous(), x, bias, weight, moments)
+    into_bias, into_weight, into_norm_bias = sums.to(bias.dtype)
+    return into_x, into_bias, into_weight, into_norm_bias, None
+
+
+bias_gelu_norm.register_autograd(_differentiate, setup_context=_keep)
+
+
+def _processors(x: Tensor) -> int:
+    return torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 1
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _forward(  # type: ignore[no-untyped-def]
+    x, bias, weight, norm_bias, y, mean, scale, width, eps, BLOCK: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < width
+    h = tl.load(x + row * width + columns, mask=inside, other=0.0).to(tl.float32)
+    h += tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)
+    g = 0.5 * h * (1 + tl.erf(h * 0.7071067811865476))
+    middle = tl.sum(tl.where(inside, g, 0.0), 0) / width
+    centred = tl.where(inside, g - middle, 0.0)
+    inverse = 1 / tl.sqrt(tl.sum(centred * centred, 0) / width + eps)
+    w = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
+    b = tl.load(norm_bias + columns, mask=inside, other=0.0).to(tl.float32)
+    tl.store(y + row * width + columns, (centred * inverse * w + b).to(y.dtype.element_ty), mask=inside)
+    tl.store(mean + row, middle)
+    tl.store(scale + row, inverse)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _backward(  # type: ignore[no-untyped-def]
+    gradient, x, bias, weight, mean, scale, into_x, parts, rows, width, BLOCK: tl.constexpr
+):
+    program, programs = tl.program_id(0).to(tl.int64), tl.num_programs(0)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < width
+    added = tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)
+    w = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
+    into_bias = tl.zeros((BLOCK,), tl.float32)
+    into_weight = tl.zeros((BLOCK,), tl.float32)
+    into_norm_bias = tl.zeros((BLOCK,), tl.float32)
+    for row in range(program, rows, programs):
+        start = row * width
+        h = tl.load(x + start + columns, mask=inside, other=0.0).to(tl.float32) + added
+        dy = tl.load(gradient + start + columns, mask=inside, other=0.0).to(tl.float32)
+        below = 0.5 * (1 + tl.erf(h * 0.7071067811865476))
+        inverse = tl.load(scale + row)
+        normal = tl.where(inside, (h * below - tl.load(mean + row)) * inverse, 0.0)
+        into_weight += dy * normal
+        into_norm_bias += dy
+        dy *= w
+        along, level = tl.sum(dy * normal, 0) / width, tl.sum(dy, 0) / width
+        slope = below + h * 0.3989422804014327 * tl.exp(-0.5 * h * h)
+        dx = (dy - normal * along - level) * inverse * slope
+        into_bias += tl.where(inside, dx, 0.0)
+        tl.store(into_x + start + columns, dx.to(into_x.dtype.element_ty), mask=inside)
+    tl.store(parts + program * width + columns, into_bias, mask=inside)
+    tl.store(parts + (programs + program) * width + columns, into_weight, mask=inside)
+    tl.store(parts + (2 * programs + program) * width + columns, into_norm_bias, mask=inside)

@@ -120,7 +120,7 @@ def measure_ours(words: list[str], log: Path) -> Measured:
     run = subprocess.run([sys.executable, "-m", "fairseq_cli.train", *words], capture_output=True, text=True)
     text = run.stdout + run.stderr
     log.write_text(text)
-    lines = [json.loads(line) for line in re.findall(r"\| train_inner \| (\{.*\})", text)][1:]
+    lines = logged(text)
     if run.returncode or not lines:
         raise SystemExit(f"throughput.py: fairseq-train {shlex.join(words)} failed:\n{text[-3000:]}")
     memory = 0.0
@@ -128,6 +128,11 @@ def measure_ours(words: list[str], log: Path) -> Measured:
         whole = torch.cuda.get_device_properties(0).total_memory
         memory = whole - min(float(line["gb_free"]) for line in lines) * 2**30
     return Measured(statistics.median(float(line["wps"]) for line in lines), memory)
+
+
+def logged(text: str) -> list[dict[str, str]]:
+    """The figures that fairseq-train logs every INTERVAL updates (--log-format json), without the first."""
+    return [json.loads(line) for line in re.findall(r"\| train_inner \| (\{.*\})", text)][1:]
 
 
 def measure_plain(case: Case, options: argparse.Namespace) -> Measured:

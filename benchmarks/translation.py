@@ -1,0 +1,114 @@
+"""fairseq-train and fairseq-generate with this package's translation model next to stock fairseq's, in one run.
+
+    torchscale-fairseq data catalog-corpus data/catalog.en-de
+    torchscale-fairseq data prepare-translation --source-lang en --target-lang de --train data/catalog.en-de/train \\
+      --valid data/catalog.en-de/valid --test data/catalog.en-de/test --output data/catalog.en-de.bin --vocab-size 4000
+    python -m benchmarks.translation data/catalog.en-de.bin                  # on a GPU, --fp16
+    python -m benchmarks.translation data/catalog.en-de.bin --device cpu --max-tokens 512 --updates 100 --small
+
+Both sides are 6 + 6 layers of width 512 with tied embeddings on the same batches of sentences of uneven length. Stock
+runs without this package. Training speed is the median of the logged words per second, without the first 50 updates;
+generation is beam search, 5 wide, over the test set.
+"""
+
+import argparse
+import os
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks.compare import positive
+from benchmarks.report import machine, versions
+from benchmarks.throughput import INTERVAL, logged
+from torchscale_fairseq import plugin
+
+SIDES = {
+    "transformer": [],
+    "mt_deepnorm": ["--user-dir", plugin.user_dir()],
+}
+"""Architectures, and what their commands have besides."""
+SMALL = ["--encoder-embed-dim", "32", "--decoder-embed-dim", "32", "--encoder-layers", "1", "--decoder-layers", "1"]
+
+
+def train(arch: str, folder: Path, max_tokens: int, options: argparse.Namespace) -> float:
+    """Train to a checkpoint in the folder; target tokens per second."""
+    words = ["train", str(options.data), "--arch", arch, *SIDES[arch], "--share-all-embeddings", "--dropout", "0.1"]
+    words += ["--optimizer", "adam", "--lr", "5e-4", "--clip-norm", "1", "--max-tokens", str(max_tokens)]
+    words += ["--criterion", "label_smoothed_cross_entropy", "--label-smoothing", "0.1", "--warmup-updates", "100"]
+    words += ["--lr-scheduler", "inverse_sqrt", "--max-update", str(options.updates), "--save-dir", str(folder)]
+    words += ["--disable-validation", "--no-epoch-checkpoints", "--no-save-optimizer-state", "--log-format", "json"]
+    words += ["--log-interval", str(INTERVAL), *(SMALL if options.small else []), *options.device_flags]
+    return statistics.median(float(line["wps"]) for line in logged(run(words)))
+
+
+def generate(arch: str, folder: Path, options: argparse.Namespace) -> float:
+    """Sentences per second."""
+    words = ["generate", str(options.data), *SIDES[arch], "--path", str(folder / "checkpoint_last.pt"), "--beam", "5"]
+    words += ["--max-len-a", "1.5", "--max-len-b", "10", "--batch-size", "64", *options.device_flags]
+    return float(re.findall(r"Translated .* \(([\d.]+) sentences/s", run(words))[-1])
+
+
+def run(words: list[str]) -> str:
+    """The output of a command of fairseq.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    command, *arguments = words
+    environment = {**os.environ, "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}  # stock reads no checkpoint without it
+    done = subprocess.run(
+        [sys.executable, "-m", f"fairseq_cli.{command}", *arguments], capture_output=True, text=True, env=environment
+    )
+    if done.returncode:
+        raise SystemExit(f"translation.py: fairseq-{shlex.join(words)} failed:\n{done.stderr[-3000:]}")
+    return done.stdout + done.stderr
+
+
+def main(words: list[str]) -> int:
+    options = parse_options(words)
+    rows = []
+    for max_tokens in options.max_tokens:
+        with tempfile.TemporaryDirectory() as folder:
+            folders = {arch: Path(folder) / arch for arch in SIDES}
+            speeds = [train(arch, folders[arch], max_tokens, options) for arch in SIDES]
+            rows.append(row(f"training, --max-tokens {max_tokens}, tokens/s", *speeds))
+            if max_tokens == options.max_tokens[-1]:
+                speeds = [generate(arch, folders[arch], options) for arch in SIDES]
+                rows.append(row("generation, beam 5, sentences/s", *speeds))
+    print(f"`{shlex.join(['python', '-m', 'benchmarks.translation', *words])}`\n")
+    print(f"{machine(options.device)}; {versions()}\n")
+    print("\n".join([f"| | {' | '.join(SIDES)} | ratio |", "|---|---|---|---|", *rows]))
+    return 0
+
+
+def row(title: str, stock: float, ours: float) -> str:
+    """A line of the table."""
+    print(f"{title}: {stock:,.1f}, {ours:,.1f}", file=sys.stderr, flush=True)
+    return f"| {title} | {stock:,.0f} | {ours:,.0f} | {ours / stock:.2f} |"
+
+
+def parse_options(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="translation.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("data", type=Path, help="text that prepare-translation has prepared")
+    add("--device", choices=("cpu", "cuda"), default="cuda", help="(cuda)")
+    add("--max-tokens", type=positive, nargs="+", default=[4096, 16384], help="of a batch (4096 16384)")
+    add("--updates", type=positive, default=300, help="of each training (300)")
+    add("--small", action="store_true", help="1 + 1 layers of width 32")
+    options = parser.parse_args(words)
+    if options.updates < 2 * INTERVAL:
+        parser.error(
+            f"--updates ({options.updates}) must be at least {2 * INTERVAL}: the first {INTERVAL} do not count"
+        )
+    options.device_flags = ["--cpu"] if options.device == "cpu" else ["--fp16"]
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

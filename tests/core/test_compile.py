@@ -59,7 +59,7 @@ def traced_whole(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return graph
 
     stock = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda module: stock(module, backend=run, fullgraph=True))
+    monkeypatch.setattr(nn.Module, "compile", lambda module, **_: stock(module, backend=run, fullgraph=True))
     torch._dynamo.reset()
     return calls
 

@@ -12,7 +12,7 @@ import torchscale_fairseq.hooks.training.trainer as trainer_module
 from tests.fairseq_cli import tiny_language_data
 from tests.helpers import assert_close
 from tests.plugin.trainers import make_batch, make_trainer
-from torchscale_fairseq.hooks.training.step_graphs import MOST, SEEN, StepGraphs
+from torchscale_fairseq.hooks.training.step_graphs import SEEN, StepGraphs
 
 pytestmark = [
     pytest.mark.gpu,
@@ -72,18 +72,9 @@ def test_nan_is_reported_at_its_update(data: Path, tmp_path: Path) -> None:
     assert trainer.task.train_step.recordings == 1
     with torch.no_grad():
         trainer.model.decoder.layers[0].ffn.fc1.bias[0] = torch.nan
-    before = trainer.model.decoder.layers[1].ffn.fc1.weight.clone()
+    before = trainer.model.decoder.layers[0].ffn.fc2.weight.clone()
     updates = trainer.get_num_updates()
     with pytest.raises(FloatingPointError, match="Nan/Inf"):
         losses(trainer, 2, 1)
     assert trainer.get_num_updates() == updates
-    assert torch.equal(trainer.model.decoder.layers[1].ffn.fc1.weight, before)
-
-
-def test_few_shapes_are_kept(data: Path, tmp_path: Path) -> None:
-    """Shapes beyond the limit train without being recorded."""
-    trainer = make_trainer(data, tmp_path, *FLAGS, *LOSS, device="cuda")
-    for padding in range(MOST + 2):
-        for seed in range(SEEN + 1):
-            trainer.train_step([make_batch(seed, padding=padding)])
-    assert trainer.task.train_step.recordings == MOST
+    assert torch.equal(trainer.model.decoder.layers[0].ffn.fc2.weight, before)

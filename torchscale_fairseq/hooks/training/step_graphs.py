@@ -2,7 +2,8 @@
 
 Python starts about a thousand kernels per update. A GPU finishes those of a small model faster than Python can start
 them. A CUDA graph records the kernels once and starts all of them in one call. A recording holds for one shape, so
-language models that read rows of equal length profit. Other batches run as they would without this module.
+language models that read rows of equal length profit. Other batches run as they would without this module, and so do
+those with padding, of which the model asks the device where it lies.
 """
 
 import logging
@@ -17,8 +18,10 @@ from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEn
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from torchscale_fairseq.core.architectures.decoder import Decoder
 from torchscale_fairseq.core.layers.dilated_attention import DilatedAttention
 from torchscale_fairseq.core.layers.experts import Experts
+from torchscale_fairseq.hooks.training.padding import is_free_of_padding
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +49,7 @@ def can_record(cfg: Any, model: nn.Module, criterion: nn.Module, device: torch.d
         and not cfg.ema.store_ema
         and isinstance(criterion, CRITERIONS)
         and not getattr(criterion, "report_accuracy", False)
+        and isinstance(getattr(model, "decoder", None), Decoder)
         and not hasattr(model, "encoder")
         and not any(isinstance(module, Experts | DilatedAttention) for module in model.modules())
     )
@@ -101,7 +105,8 @@ class StepGraphs:
         def train_step(batch: Any) -> Any:
             return self._train_step(batch, model, criterion, optimizer, update_num, ignore_grad)
 
-        if ignore_grad or self._stopped or model._forward_hooks:  # NanDetector looks at modules by hooks
+        watched = bool(model._forward_hooks)  # by NanDetector, which a replay would not call
+        if ignore_grad or self._stopped or watched or not is_free_of_padding(sample):
             return train_step(sample)
         self._params = self._params or list(model.parameters())
         inputs, structure = pytree.tree_flatten(sample)
@@ -132,6 +137,10 @@ class StepGraphs:
         except torch.OutOfMemoryError:
             self._stop()
             return train_step(pytree.tree_unflatten(inputs, structure))
+        except RuntimeError as error:
+            raise RuntimeError(
+                "an update cannot be recorded as a CUDA graph; drop --compile to train without"
+            ) from error
         self._recordings[key] = recording = Recording(graph, static, outputs, [p.grad for p in self._params])
         return recording.replay(inputs, self._params)
 
@@ -145,7 +154,7 @@ class StepGraphs:
 def _description(leaf: Any) -> Hashable:
     if not isinstance(leaf, Tensor):
         return leaf
-    return leaf.shape, leaf.dtype, leaf.device, getattr(leaf, "has_no_padding", False)
+    return leaf.shape, leaf.dtype, leaf.device
 
 
 def _static(leaf: Any) -> Any:

@@ -1,0 +1,135 @@
+"""Which batches are recorded as CUDA graphs and which run as usual; tests/gpu has what a recording computes."""
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("fairseq")
+
+from torchscale_fairseq.hooks.training.step_graphs import MOST, SEEN, StepGraphs
+
+GOING = SEEN + 3
+"""Batches of a shape: those before it is recorded, the one that is, and two that are replayed."""
+
+
+class Graph:
+    """In the place of torch.cuda.CUDAGraph."""
+
+    replays = 0
+
+    def replay(self) -> None:
+        Graph.replays += 1
+
+
+@pytest.fixture(autouse=True)
+def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    Graph.replays = 0
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, **_: nullcontext())
+
+
+class Run:
+    """Updates of a model with one parameter, by batches of which nothing but the shape counts."""
+
+    def __init__(self) -> None:
+        self.model = nn.Linear(1, 1)
+        self.optimizer = SimpleNamespace(scaler=None, _needs_sync=False)
+        self.as_usual = 0
+        self.graphs = StepGraphs(self._train_step)
+
+    def _train_step(self, sample: Any, *_: Any) -> Any:
+        self.as_usual += 1
+        return sample["target"].sum(), sample["ntokens"], {"loss": sample["target"].sum()}
+
+    def step(self, rows: int = 2, *, padded: bool = False, ignore_grad: bool = False) -> Any:
+        tokens = torch.zeros(rows, 3)
+        if not padded:
+            tokens.has_no_padding = True  # type: ignore[attr-defined]
+        sample = {"net_input": {"src_tokens": tokens}, "target": torch.ones(rows, 3), "ntokens": 3 * rows}
+        return self.graphs(sample, self.model, None, self.optimizer, 0, ignore_grad)
+
+
+def test_a_shape_that_recurs_is_recorded() -> None:
+    """The call that records is replayed too, since a capture computes nothing."""
+    run = Run()
+    results = [run.step() for _ in range(GOING)]
+    assert (run.as_usual, Graph.replays, run.graphs.recordings) == (SEEN + 1, 3, 1)
+    assert run.optimizer._needs_sync
+    assert {(float(loss), size, float(log["loss"])) for loss, size, log in results} == {(6.0, 6, 6.0)}
+
+
+@pytest.mark.parametrize("batch", [{"padded": True}, {"ignore_grad": True}], ids=str)
+def test_batches_that_run_as_usual(batch: dict[str, bool]) -> None:
+    run = Run()
+    for _ in range(GOING):
+        run.step(**batch)
+    assert (run.as_usual, Graph.replays) == (GOING, 0)
+
+
+def test_modules_that_are_watched_run_as_usual() -> None:
+    run = Run()
+    for _ in range(GOING):
+        run.step()
+    run.model.register_forward_hook(lambda *_: None)
+    run.step()
+    assert (run.as_usual, Graph.replays) == (SEEN + 2, 3)
+
+
+def test_a_loss_scale_is_part_of_a_recording() -> None:
+    run = Run()
+    run.optimizer.scaler = SimpleNamespace(loss_scale=128.0)
+    for _ in range(GOING):
+        run.step()
+    run.optimizer.scaler.loss_scale = 64.0
+    run.step()
+    assert run.as_usual == SEEN + 2
+
+
+def test_gradients_in_another_place_are_another_recording() -> None:
+    run = Run()
+    for _ in range(GOING):
+        run.step()
+    for p in run.model.parameters():
+        p.grad = torch.zeros_like(p)
+    run.step()
+    assert run.as_usual == SEEN + 2
+
+
+def test_few_shapes_are_kept() -> None:
+    run = Run()
+    for rows in range(1, MOST + 3):
+        for _ in range(GOING):
+            run.step(rows)
+    assert (run.graphs.recordings, Graph.replays) == (MOST, 3 * MOST)
+
+
+def test_a_full_device_ends_recording(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    run = Run()
+    for _ in range(SEEN):
+        run.step()
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(torch.cuda, "graph", full)
+    for _ in range(3):
+        run.step()
+    assert (run.as_usual, Graph.replays) == (SEEN + 3, 0)
+    assert caplog.text.count("do not fit into the device's memory") == 1
+
+
+def test_a_recording_that_fails_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run()
+    for _ in range(SEEN):
+        run.step()
+
+    def failing(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "graph", failing)
+    with pytest.raises(RuntimeError, match="drop --compile"):
+        run.step()

@@ -45,6 +45,7 @@ def can_record(cfg: Any, model: nn.Module, criterion: nn.Module, device: torch.d
         device.type == "cuda"
         and bool(getattr(cfg.model, "compile", False))
         and cfg.distributed_training.distributed_world_size == 1
+        and cfg.distributed_training.ddp_backend != "fully_sharded"
         and not cfg.common.amp
         and not cfg.ema.store_ema
         and isinstance(criterion, CRITERIONS)

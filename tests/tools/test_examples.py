@@ -13,6 +13,7 @@ pytest.importorskip("fairseq")
 pytest.importorskip("tensorboard")
 
 from tests.fairseq_cli import Finished
+from tests.plugin.drawn_scans import draw_scans
 from tests.plugin.shrunk import shrunk
 from tests.tools.families import FAMILIES, build, write_checkpoint
 from tests.tools.in_process import run_tool
@@ -70,6 +71,9 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_texts(tmp_path / "text", random.Random(1), size=5)
     _write_models(tmp_path)
     (tmp_path / "runs/en-de").mkdir()
+    if find_spec("openslide"):
+        draw_scans(tmp_path / "scans", 1)
+        (tmp_path / "scans/slides.csv").unlink()
     write_logs(tmp_path / "runs/en-de-xmoe", moe_load_most=60.0, moe_load_least=20.0)
     shutil.copy(tmp_path / "text/test.de", tmp_path / "runs/en-de/generate-test.txt")
     wheels = tmp_path / "wheels"
@@ -126,6 +130,8 @@ def test_examples_work(workplace: Path) -> None:
             done = type_in(example)
             if name == "plot-expert-load" and find_spec("matplotlib") is None:
                 assert "this needs matplotlib" in done.last_line
+            elif name == "tile-slides" and find_spec("openslide") is None:
+                assert "needs the package openslide" in done.last_line
             elif done.returncode:
                 failed.append(f"{example}: {done.last_line}")
             else:

@@ -10,6 +10,7 @@ from omegaconf import II, MISSING
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.data.images.check import readable_images
 from torchscale_fairseq.data.images.dataset import ImageDataset
+from torchscale_fairseq.data.images.patches import ImagePatches
 from torchscale_fairseq.data.images.views import Augmentation
 from torchscale_fairseq.data.problems import Problems
 
@@ -98,6 +99,14 @@ class ImageTask(LabelledTask):
         super().__init__(cfg)
         _check(cfg)
         self._share = (0, 1)
+
+    def model_input(self, path: Path) -> dict[str, Any]:
+        """The model's arguments for one image."""
+        return {"patches": [ImagePatches(path, self.cfg.img_size, self.cfg.patch_size)]}
+
+    def reads(self, path: Path) -> bool:
+        """Whether a path in a folder may be an image."""
+        return path.is_file() and path.name != self.cfg.labels
 
     def check_resumed(self, state: dict[str, Any]) -> None:
         """Refuse a checkpoint of another --img-size.

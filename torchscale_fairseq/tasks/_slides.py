@@ -7,12 +7,14 @@ from typing import Any
 
 from fairseq.dataclass import FairseqDataclass
 from omegaconf import II, MISSING
+from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.core.ops.survival import risk
 from torchscale_fairseq.data.problems import DataError, Problems
 from torchscale_fairseq.data.slides.dataset import SlideDataset, batch_of
-from torchscale_fairseq.data.slides.files import read_bag, read_size
+from torchscale_fairseq.data.slides.files import FORMATS, read_bag, read_size
 from torchscale_fairseq.data.slides.slices import SlicesOfSlides
 from torchscale_fairseq.data.slides.table import SlideRows, read_slides
 
@@ -129,6 +131,14 @@ class SlideTask(LabelledTask):
     def sequence_cut(self, group: ProcessGroup) -> SlicesOfSlides:
         """How the processes of a group share batches (--seq-parallel)."""
         return SlicesOfSlides(group)
+
+    def reads(self, path: Path) -> bool:
+        """Whether a path in a folder may be a slide."""
+        return path.suffix in FORMATS and not any(parent.suffix == ".zarr" for parent in path.parents)
+
+    def explained(self, scores: Tensor) -> Tensor:
+        """The number that attributions are of: the largest score, or the risk."""
+        return risk(scores) if self.columns == TIMES else scores.max()
 
     def model_input(self, path: Path) -> dict[str, Any]:
         """The model's arguments for one slide.

@@ -2,7 +2,7 @@
 
 SUBCOMMANDS = {
     "average-checkpoints": "average the parameters of several checkpoints into one",
-    "classify-images": "print the likeliest class, or the risk, of image files",
+    "classify-images": "print the likeliest class, or the risk, of images and slides",
     "completion": "print a script that completes this command in bash, zsh or fish",
     "convert": "convert checkpoints: TorchScale's, safetensors, packed BitNet weights, sharded experts",
     "data": "prepare text for training; make corpora and images for first trials",
@@ -11,6 +11,7 @@ SUBCOMMANDS = {
     "perplexity": "print the perplexity per token and per byte from the output of fairseq-eval-lm",
     "plot-expert-load": "draw how the experts of training runs were used",
     "score-translation": "print BLEU, chrF and exact match of translations",
+    "tile-slides": "cut slides in a scanner's format into tiles with tissue, and embed them",
     "unigram-perplexity": "print the perplexity of guessing by frequency, a baseline for masked models",
     "user-dir": "print the path to give to fairseq as --user-dir",
     "version": "print the version of this package",

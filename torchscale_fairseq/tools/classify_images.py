@@ -1,13 +1,16 @@
-"""Print the output of a model of --task image_classification for image files, as a table with tabs between columns.
+"""Print what a model says of image files (--task image_classification) or slides (--task slide_classification).
 
-The first line names the columns. Each other line has a file, its likeliest class and the probability of each class.
-A model that was trained with --labels gives a risk (the higher, the sooner the event) and the probabilities S(t) that
-the event has not come before time t, where bins of time meet.
+The output is a table with tabs between columns, whose first line names them. Each other line has a file, its likeliest
+class and the probability of each class. A model of survival (--labels, or --label-columns time,event) gives a risk (the
+higher, the sooner the event) and the probabilities S(t) that the event has not come before time t, where bins of time
+meet.
 
-A file that is not an image is named on stderr, and the other files are classified; the exit code is then 1.
+--embeddings and --attribution are for slides. A file that cannot be used is named on stderr, and the other files are
+classified; the exit code is then 1.
 """
 
 import argparse
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.reporting import print_sentence
 from torchscale_fairseq.tools.progress import progress
 
+TASKS = ("image_classification", "slide_classification")
 EXAMPLE = "torchscale-fairseq classify-images --checkpoint runs/details/checkpoint_best.pt data/details/valid"
 
 
@@ -23,7 +27,7 @@ class Classifier:
     """A model, and what it needs to read images.
 
     Args:
-        checkpoint: of --task image_classification.
+        checkpoint: of --task image_classification or slide_classification.
         device: where it computes; None: on the GPU if there is one, else on the CPU.
 
     Raises:
@@ -40,28 +44,49 @@ class Classifier:
 
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         models, config, task = checkpoint_utils.load_model_ensemble_and_task([str(checkpoint)])
-        if config.task._name != "image_classification":
+        if config.task._name not in TASKS:
             raise InputError(
-                f"{checkpoint} was trained with --task {config.task._name}; a model of --task image_classification "
-                "classifies images"
+                f"{checkpoint} was trained with --task {config.task._name}; a model of --task {' or '.join(TASKS)} "
+                "classifies files"
             )
         self.model: Any = models[0].eval().to(device)
         self.task = task
-        self.sizes = (task.cfg.img_size, task.cfg.patch_size)
+        self.reads_slides = config.task._name == "slide_classification"
+        self.device = device
 
     def __call__(self, image: Path) -> list[tuple[str, str]]:
         """Columns of the table, and their cells.
 
         Raises:
-            DataError: the file is not an image.
+            DataError: the file is not an image, or not a slide.
         """
         import torch
 
-        from torchscale_fairseq.data.images.patches import ImagePatches
+        with torch.no_grad():
+            found: list[tuple[str, str]] = self.task.reading(self.model(**self.inputs(image))[0].cpu())
+        return found
+
+    def inputs(self, file: Path) -> dict[str, Any]:
+        """The model's arguments for a file."""
+        import torch
+
+        given: dict[str, Any] = self.task.model_input(file)
+        return {name: x.to(self.device) if torch.is_tensor(x) else x for name, x in given.items()}
+
+    def embedding(self, file: Path) -> Any:
+        """A slide's embedding (width,)."""
+        import torch
 
         with torch.no_grad():
-            found: list[tuple[str, str]] = self.task.reading(self.model([ImagePatches(image, *self.sizes)])[0])
-        return found
+            return self.model.extract_features(**self.inputs(file))[0].float().cpu().numpy()
+
+    def draw_attribution(self, file: Path, folder: Path) -> None:
+        """Write FOLDER/NAME.png, in which red tiles speak for the likeliest class (or label, or for risk)."""
+        from torchscale_fairseq.data.slides.attribution import draw, tile_attribution
+
+        inputs = self.inputs(file)
+        found = tile_attribution(self.model, inputs, self.task.explained)
+        draw(found, inputs["coords"][0].cpu(), self.model.model.config.tile_size, folder / f"{file.stem}.png")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -70,18 +95,47 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="FILE",
-        help="a model trained with --task image_classification",
+        help="a model trained with --task image_classification or slide_classification",
     )
     parser.add_argument("--device", help="cpu or cuda, where the model runs (default: cuda if there is a GPU)")
-    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files, or folders of them")
+    parser.add_argument(
+        "images", type=Path, nargs="+", metavar="IMAGE", help="image files or slides, or folders of them"
+    )
+    parser.add_argument("--embeddings", type=Path, metavar="FILE", help="write embeddings of slides to this .npz file")
+    parser.add_argument(
+        "--attribution", type=Path, metavar="FOLDER", help="draw for each slide which tiles raise or lower the score"
+    )
 
 
 def run(options: argparse.Namespace) -> None:
     classifier = Classifier(options.checkpoint, options.device)
-    images = list(files(options.images, classifier.task.cfg.labels))
+    if not classifier.reads_slides and (options.embeddings or options.attribution):
+        raise InputError("--embeddings and --attribution are for models of --task slide_classification")
+    images = list(files(options.images, classifier.task))
     failed = print_table(classifier, images, options.program)
+    _write_more(classifier, images, options)
     if failed:
         raise InputError(f"{failed} of {len(images)} files could not be read; the others stand in the table")
+
+
+def _write_more(classifier: Classifier, files: list[Path], options: argparse.Namespace) -> None:
+    import numpy as np
+
+    from torchscale_fairseq.core.files import make_directory, write_atomically
+    from torchscale_fairseq.data.problems import DataError
+
+    if options.attribution:
+        make_directory(options.attribution)
+    embeddings: dict[str, Any] = {}
+    for file in progress(files, "explaining", "slide") if options.attribution or options.embeddings else ():
+        with contextlib.suppress(DataError):  # named before
+            if options.attribution:
+                classifier.draw_attribution(file, options.attribution)
+            if options.embeddings:
+                embeddings[file.stem] = classifier.embedding(file)
+    if options.embeddings:
+        with write_atomically(options.embeddings) as scratch, scratch.open("wb") as stream:
+            np.savez(stream, slides=np.array(list(embeddings)), embeddings=np.stack(list(embeddings.values())))
 
 
 def print_table(classifier: Classifier, images: list[Path], program: str) -> int:
@@ -103,10 +157,10 @@ def print_table(classifier: Classifier, images: list[Path], program: str) -> int
     return failed
 
 
-def files(paths: list[Path], labels: str) -> Iterator[Path]:
-    """The paths, and what is in folders among them, folders below included, but no table of --labels."""
+def files(paths: list[Path], task: Any) -> Iterator[Path]:
+    """The paths, and the files that the task reads in folders among them, folders below included."""
     for path in paths:
-        if path.is_dir():
-            yield from sorted(p for p in path.rglob("*") if p.is_file() and p.name[0] != "." and p.name != labels)
+        if path.is_dir() and path.suffix != ".zarr":
+            yield from sorted(p for p in path.rglob("*") if p.name[0] != "." and task.reads(p))
         else:
             yield path

@@ -1,17 +1,23 @@
 """Options with --ddp-backend fully_sharded, and the memory that a model takes."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytest.importorskip("fairseq")
 
+from fairseq.models import MODEL_REGISTRY
+from torch import nn
+
 import torchscale_fairseq.models  # noqa: F401 - registers them
-from tests.fairseq_cli import FEW_UPDATES, TINY_LANGUAGE_MODEL, run_fairseq
+from tests.fairseq_cli import FEW_UPDATES, REPOSITORY, TINY_LANGUAGE_MODEL, run_fairseq
 from tests.plugin.registered import config_of
 from tests.plugin.test_models import parameters
 from tests.plugin.trainers import make_trainer
-from torchscale_fairseq.hooks.sharding.memory import parameter_count
+from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.hooks.sharding.communication import compute_seconds, ddp_traffic, sharded_traffic
+from torchscale_fairseq.hooks.sharding.memory import check_fit, parameter_count, preset_memory
 
 SHARDED = ["--ddp-backend", "fully_sharded"]
 
@@ -40,3 +46,40 @@ def test_refused_with_a_way_out(flags: list[str], message: str, language_data: P
 @pytest.mark.parametrize("arch", ["gpt_deepnorm", "bert_magneto", "mt_deepnorm", "retnet_base"])
 def test_nearly_all_parameters_are_counted(arch: str) -> None:
     assert parameter_count(config_of(arch)) == pytest.approx(parameters(config_of(arch)), rel=0.02)
+
+
+SCALING = (REPOSITORY / "docs/scaling.md").read_text().splitlines()
+TOKENS = 4 * 2048
+
+
+def config_of_preset(arch: str) -> Any:
+    model = MODEL_REGISTRY[arch]
+    return model.config_class(**model.preset, vocab_size=50_000)
+
+
+@pytest.mark.parametrize("arch", ["retnet_xl", "retnet_7b", "retnet_13b", "retnet_65b"])
+def test_table_of_memory(arch: str) -> None:
+    config = config_of_preset(arch)
+    gigabytes = [preset_memory(config, gpus, TOKENS).total / 2**30 for gpus in (2, 4, 8, 16, 64, 512)]
+    row = [f"`{arch}`", f"{parameter_count(config) / 1e9:.1f}", *(f"{value:.0f}" for value in gigabytes)]
+    assert f"| {' | '.join(row)} |" in SCALING
+
+
+@pytest.mark.parametrize("gpus", [2, 8, 64, 512])
+@pytest.mark.parametrize("arch", ["retnet_7b", "retnet_13b", "retnet_65b"])
+def test_table_of_communication(arch: str, gpus: int) -> None:
+    parameters = parameter_count(config_of_preset(arch))
+    times = [compute_seconds(parameters, TOKENS), ddp_traffic(parameters, gpus).seconds]
+    times.append(sharded_traffic(parameters, gpus).seconds)
+    hybrid = f"{sharded_traffic(parameters, gpus, shard_size=8).seconds:.2f}" if gpus > 8 else "-"
+    row = [f"`{arch}`", str(gpus), *(f"{value:.2f}" for value in times), hybrid]
+    assert f"| {' | '.join(row)} |" in SCALING
+
+
+def test_a_model_that_does_not_fit_is_refused_with_a_number_that_does() -> None:
+    model = nn.Module()
+    model.layers = nn.ModuleList(nn.Linear(999, 1000) for _ in range(10))  # 10 million parameters, 160 MB
+    message = r"--arch x with 0.0 billion .* for 2 processes .* \(16 bytes per parameter\) .* use 5 processes or more"
+    with pytest.raises(InputError, match=message):
+        check_fit(model, 2, 2, 38e6, arch="x")
+    check_fit(model, 5, 2, 38e6 + 1e6, arch="x")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.parallel.fully_sharded import LocalParameters, local_part, shard_model
+from torchscale_fairseq.hooks.sharding import memory
 from torchscale_fairseq.hooks.sharding.options import check_options, check_unsharded, is_fully_sharded, sharding_options
 
 
@@ -42,6 +43,7 @@ class ShardedTraining:
         if not dist.is_initialized():  # fairseq does without where there is one process
             backend = "gloo" if self.options.device.type == "cpu" else "nccl"
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        self._check_fit(cfg, model)
         self._modules = [module for module in (model, criterion) if utils.has_parameters(module)]
         for module in self._modules:
             shard_model(module, self.options)
@@ -49,6 +51,14 @@ class ShardedTraining:
         self.parameters = LocalParameters(chain(model.parameters(), criterion.parameters()))
         # fairseq's optimizer calls this before it looks at gradients; nn.Module's own __setattr__ would look for it
         object.__setattr__(model, "all_reduce_grads", self.parameters.take_gradients)
+
+    def _check_fit(self, cfg: Any, model: nn.Module) -> None:
+        options = self.options
+        if not options.cpu_offload:
+            compute_bytes = 4 if options.compute_dtype is None else options.compute_dtype.itemsize
+            holders = options.shard_size or dist.get_world_size()
+            room = memory.device_bytes(options.device)
+            memory.check_fit(model, holders, compute_bytes, room, arch=str(getattr(cfg.model, "_name", "")))
 
     def build_optimizer(self, cfg: Any) -> Any:
         """fairseq's optimizer of the slices, with loss scaling under --fp16.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 
 pytest.importorskip("fairseq")
 pytest.importorskip("tensorboard")
@@ -24,6 +25,7 @@ from tests.tools.tensorboard_logs import write_logs
 from tests.tools.test_help import ALL
 from tests.tools.untrained import write_untrained
 from tests.tools.wheels import add_wheel
+from torchscale_fairseq.checkpoints import distributed
 from torchscale_fairseq.checkpoints.shards import ENTRY, EXPERT
 from torchscale_fairseq.tools.command import PROGRAM, make_parser
 from torchscale_fairseq.tools.data import catalog_corpus, python_corpus
@@ -96,10 +98,11 @@ def _write_models(folder: Path) -> None:
         shutil.copy(folder / "runs/text/checkpoint_best.pt", folder / f"runs/text/checkpoint_1_{update}.pt")
     write_dictionaries(folder, case_of("fs_lm"))
     torch.save(official_checkpoint(case_of("fs_lm"), folder), folder / "official.pt")
-    _write_sharded(folder / "runs/sharded")
+    _write_sharded_experts(folder / "runs/sharded")
+    _write_fully_sharded(folder / "runs/fully_sharded")
 
 
-def _write_sharded(folder: Path) -> None:
+def _write_sharded_experts(folder: Path) -> None:
     options, model = build(FAMILIES["experts"])
     experts = {name: value for name, value in model.state_dict().items() if EXPERT.match(name)}
     rest = {name: value for name, value in model.state_dict().items() if name not in experts}
@@ -107,6 +110,14 @@ def _write_sharded(folder: Path) -> None:
     torch.save({"model": experts, "optimizer": {}}, folder / "experts/update1.0of1.pt")
     entry = {"files": ["experts/update1.0of1.pt"], "experts": options["moe_expert_count"]}
     torch.save({"model": rest, "extra_state": {}, ENTRY: entry}, folder / "checkpoint_last.pt")
+
+
+def _write_fully_sharded(folder: Path) -> None:
+    state = {"model": dict(build(FAMILIES["gpt"])[1].state_dict()), "extra_state": {}}
+    (folder / distributed.FOLDER).mkdir(parents=True)
+    tensors = distributed.pop_tensors(state)
+    dcp.save(tensors, storage_writer=dcp.FileSystemWriter(folder / distributed.FOLDER / "update1"), no_dist=True)
+    torch.save({**state, distributed.ENTRY: f"{distributed.FOLDER}/update1"}, folder / "checkpoint_last.pt")
 
 
 def _write_after(folder: Path, name: str) -> None:

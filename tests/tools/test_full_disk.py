@@ -11,6 +11,7 @@ pytest.importorskip("fairseq")
 from tests.data.corpora import made_line
 from tests.small_disk import fill, small_disk
 from tests.tools.in_process import run_tool
+from tests.tools.preprocessing import preprocessing_in_server
 
 COMMANDS = {
     "draw-survival": "{disk}/made --train 8 --valid 2 --img-size 64",
@@ -39,7 +40,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_subcommands_resume_after_room_is_made(name: str, text: Path, tmp_path: Path) -> None:
     def run(disk: Path) -> tuple[int, str]:
-        done = run_tool("data", name, *shlex.split(COMMANDS[name].format(text=text, disk=disk)))
+        with preprocessing_in_server():
+            done = run_tool("data", name, *shlex.split(COMMANDS[name].format(text=text, disk=disk)))
         return done.returncode, done.last_line
 
     def prepare(disk: Path) -> None:

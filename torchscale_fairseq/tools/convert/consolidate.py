@@ -7,7 +7,7 @@ import argparse
 
 from torchscale_fairseq.tools.convert.input_output import add_input_and_output
 
-EXAMPLE = "torchscale-fairseq convert consolidate runs/sharded/checkpoint_last.pt runs/sharded/whole.pt"
+EXAMPLE = "torchscale-fairseq convert consolidate runs/fully_sharded/checkpoint_last.pt runs/fully_sharded/whole.pt"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

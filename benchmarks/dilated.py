@@ -28,7 +28,7 @@ from benchmarks.compare import positive
 from benchmarks.measure import if_it_fits, in_fresh_process, peak_resident_bytes, resident_bytes, time_in_turns
 from benchmarks.report import DENSE, OURS, DisagreementError, Row, document, machine, versions
 from torchscale_fairseq import DecoderConfig, LongNetDecoder, dilated_attention
-from torchscale_fairseq.core.ops.dilated import naive_dilated_attention
+from torchscale_fairseq.core.ops.dilated_pattern import naive_dilated_attention
 
 RATIOS = (1, 2, 4, 8, 16)
 SEGMENTS = tuple(2048 * ratio for ratio in RATIOS)

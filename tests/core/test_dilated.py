@@ -8,9 +8,7 @@ from torch import Tensor
 
 from tests.helpers import assert_close
 from torchscale_fairseq import dilated_attention
-from torchscale_fairseq.core.ops.dilated import (
-    naive_dilated_attention,
-)
+from torchscale_fairseq.core.ops.dilated_pattern import naive_dilated_attention
 
 BRANCHES = st.lists(st.tuples(st.integers(1, 20), st.integers(1, 6)), min_size=1, max_size=3)
 

@@ -23,7 +23,7 @@ from torchscale_fairseq import (
 from torchscale_fairseq.core.layers import cache as caches
 from torchscale_fairseq.core.layers import dilated_attention as layer
 from torchscale_fairseq.core.layers.dilated_cache import DilatedCache
-from torchscale_fairseq.core.ops.dilated import Branch, naive_dilated_attention
+from torchscale_fairseq.core.ops.dilated_pattern import Branch, naive_dilated_attention
 
 BRANCHES = st.lists(st.tuples(st.integers(1, 14), st.integers(1, 5)), min_size=1, max_size=3)
 PADDING = st.sampled_from(["none", "left", "right"])

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.helpers import assert_close
 from torchscale_fairseq import dilated_attention
-from torchscale_fairseq.core.ops.dilated import naive_dilated_attention
+from torchscale_fairseq.core.ops.dilated_pattern import naive_dilated_attention
 from torchscale_fairseq.core.parallel import dilated
 from torchscale_fairseq.core.parallel.dilated import dilated_attention_of_slice
 from torchscale_fairseq.core.parallel.sequence import SequenceSlice

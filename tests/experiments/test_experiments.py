@@ -101,14 +101,14 @@ def test_report_on_distance_is_of_its_script() -> None:
 
 def test_largest_segment_alone_shows_a_planted_pair() -> None:
     """By the definition: with it every query sees the value at once; without it not even in two steps."""
-    from torchscale_fairseq.core.ops.dilated import Branch, _shown
+    from torchscale_fairseq.core.ops.dilated_pattern import Branch, shown_keys
 
     planted, values = longnet_distance.plant(torch.zeros(6, 512, dtype=torch.long), torch.Generator().manual_seed(0))
     full, near = longnet_distance.runs(True, 1)
     heads = torch.empty(1, 512, longnet_distance.HEADS, 1)
     sees = {}
     for run in (full, near):
-        shown = [_shown(heads, Branch(*branch), None) for branch in zip(run.segments, run.ratios, strict=True)]
+        shown = [shown_keys(heads, Branch(*branch), None) for branch in zip(run.segments, run.ratios, strict=True)]
         sees[run.model] = (sum(shown).amax(1)[0] > 0).float()
     for tokens, asked in zip(planted, values, strict=True):
         queries = (asked >= 0).nonzero().flatten()

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from torchscale_fairseq import dilated_attention
-from torchscale_fairseq.core.ops.dilated import naive_dilated_attention
+from torchscale_fairseq.core.ops.dilated_pattern import naive_dilated_attention
 from torchscale_fairseq.core.ops.kernels import (
     NAIVE,
     Efficient,

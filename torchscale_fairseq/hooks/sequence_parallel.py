@@ -125,8 +125,8 @@ class SlicesAsRead:
         size = dist.get_world_size(self._group)
         uneven = self._length % size > 0
         lengths = torch.full((sample["nsentences"],), self._length) if uneven else None
-        mine = SequenceSlice(self._group, -(-self._length // size), lengths)
-        return {**sample, "net_input": {**sample["net_input"], SLICE: mine}}
+        sequence_slice = SequenceSlice(self._group, -(-self._length // size), lengths)
+        return {**sample, "net_input": {**sample["net_input"], SLICE: sequence_slice}}
 
 
 class SlicesOfTokens:
@@ -158,17 +158,19 @@ class SlicesOfTokens:
         size = dist.get_world_size(self._group)
         length = -(-tokens.size(1) // size)
         padded = length * size > tokens.size(1) or not bool(real.all())
-        mine = SequenceSlice(self._group, length, lengths if padded else None)
+        sequence_slice = SequenceSlice(self._group, length, lengths if padded else None)
 
         def own(x: Tensor) -> Tensor:
             if x.shape != tokens.shape:
                 return x
             fill = 0 if x.is_floating_point() else self._padding
-            return F.pad(x, (0, mine.total - x.size(1)), value=fill)[:, mine.start : mine.start + length].contiguous()
+            return F.pad(x, (0, sequence_slice.total - x.size(1)), value=fill)[
+                :, sequence_slice.start : sequence_slice.start + length
+            ].contiguous()
 
         result: dict[str, Any] = utils.apply_to_sample(own, sample)
-        result["net_input"][SLICE] = mine
-        result["ntokens"] = int((lengths - mine.start).clamp(0, length).sum())
+        result["net_input"][SLICE] = sequence_slice
+        result["ntokens"] = int((lengths - sequence_slice.start).clamp(0, length).sum())
         return result
 
 

@@ -9,6 +9,7 @@ from torchscale_fairseq.core.architectures.decoder import Decoder
 from torchscale_fairseq.core.architectures.retnet import RetNetDecoder
 from torchscale_fairseq.core.architectures.spec import AnyRetNetConfig
 from torchscale_fairseq.core.config import DecoderConfig, EncoderDecoderConfig
+from torchscale_fairseq.core.parallel.sequence import SequenceSlice
 from torchscale_fairseq.hooks.training.padding import padding_mask
 
 from ._dictionary import upgrade_state_dict
@@ -36,7 +37,7 @@ class DecoderAdapter(FairseqIncrementalDecoder):
         return_all_hiddens: bool = False,
         src_lengths: Tensor | None = None,
         token_embeddings: Tensor | None = None,
-        **slicing: Any,
+        sequence_slice: SequenceSlice | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Decode (batch, seq) tokens; padding, on either side, is read off them. With --seq-parallel,
         sequence_slice says which slice of longer rows they are."""
@@ -49,7 +50,7 @@ class DecoderAdapter(FairseqIncrementalDecoder):
             features_only=features_only,
             return_all_hiddens=return_all_hiddens,
             token_embeddings=token_embeddings,
-            **slicing,
+            **({} if sequence_slice is None else {"sequence_slice": sequence_slice}),
         )
 
     def extract_features(self, prev_output_tokens: Tensor, **arguments: Any) -> tuple[Tensor, dict[str, Any]]:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ..ops.backends import attention
-from ..ops.dilated import checked_branches, dilated_attention
+from ..ops.dilated import dilated_attention
+from ..ops.dilated_pattern import checked_branches
 from ..parallel.sequence import SequenceSlice
 from .attention import MultiheadAttention, one_dtype
 from .attention_inputs import AttentionInputs

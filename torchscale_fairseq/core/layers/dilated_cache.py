@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops.dilated import Branch, head_offsets
+from ..ops.dilated_pattern import Branch, head_offsets
 from .cache import decay_keys
 
 

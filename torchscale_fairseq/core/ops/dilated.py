@@ -1,9 +1,16 @@
 """Dilated attention: several patterns of segments, each of which keeps every r-th token, mixed in one softmax.
 
-LongNet, arXiv:2307.02486, sec. 2.2. Branch k cuts a sequence into segments of w tokens, counted from its first real
-token, and in each keeps, for head j, the tokens at offset j mod r, j mod r + r, ... Kept queries attend to kept keys of
-their segment. The branches' outputs are averaged with the denominators of their softmax as weights (eq. 9-10), which
-makes the whole one softmax in which a key counts as often as branches show it.
+``dilated_pattern`` defines it and ``dilated_layout`` finds kept tokens in memory. Here a kernel computes each branch's
+softmax, and the branches' outputs are averaged by their denominators.
+
+Terms:
+    branch: a pattern, that is a segment length and a dilation ratio.
+    kept: the tokens that a head keeps of a segment.
+    real: tokens that are not padding.
+    missing: places of kept tokens that are padding, or lie past the end of a segment.
+    part: one call of a kernel, for the kept queries of a stretch of the sequence; each branch is at least one.
+    remote: keys and values that other processes hold (``parallel.dilated``).
+    blind: queries that see no key; their output is zero.
 
 Axes: batch, seq, heads, head_dim; (segments) of a branch; (kept) tokens of a segment.
 """
@@ -15,19 +22,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .attention import naive_attention
+from .dilated_layout import Layout
+from .dilated_pattern import checked_branches, head_offsets
 from .kernels import Partial, PartialRequest, Scores, choose_kernel
 from .masks import is_traced, marked
 
 Tensors = tuple[Tensor, Tensor, Tensor]
 """Query, key and value, or what belongs to them."""
-
-
-class Branch(NamedTuple):
-    """One pattern."""
-
-    segment_length: int
-    ratio: int
 
 
 def dilated_attention(
@@ -83,61 +84,6 @@ def dilated_attention(
     return output if starts is None else _roll(output, -starts)
 
 
-def naive_dilated_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    segment_lengths: Sequence[int],
-    dilation_ratios: Sequence[int],
-    *,
-    causal: bool = False,
-    key_padding_mask: Tensor | None = None,
-    scale: float | None = None,
-) -> Tensor:
-    """The definition: one softmax over all keys, with the logarithm of how many branches show a key added to its
-    score. Arguments as for ``dilated_attention``."""
-    shown = torch.zeros((), dtype=torch.long, device=query.device)
-    for branch in checked_branches(segment_lengths, dilation_ratios):
-        shown = shown + _shown(query, branch, key_padding_mask)
-    visible = shown > 0
-    if causal:
-        visible = visible & torch.ones(query.size(1), query.size(1), dtype=torch.bool, device=query.device).tril()
-    bias = shown.clamp(min=1).to(torch.promote_types(query.dtype, torch.float32)).log()
-    scale = query.size(-1) ** -0.5 if scale is None else scale
-    output, _ = naive_attention(query, key, value, visible=visible, bias=bias, scale=scale, dropout=0.0)
-    return output
-
-
-def _shown(query: Tensor, branch: Branch, key_padding_mask: Tensor | None) -> Tensor:
-    """(batch, heads, seq, seq), 1 where the branch lets a query see a key, order aside."""
-    batch, length, heads = query.shape[:3]
-    position = torch.arange(length, device=query.device).expand(batch, length)
-    real = torch.ones_like(position, dtype=torch.bool) if key_padding_mask is None else ~key_padding_mask
-    position = position - real.to(torch.uint8).argmax(1, keepdim=True)
-    segment, within = position // branch.segment_length, position % branch.segment_length
-    offset = torch.arange(heads, device=query.device) % branch.ratio
-    kept = (within[:, None] % branch.ratio == offset[None, :, None]) & real[:, None]
-    same = segment[:, :, None] == segment[:, None, :]
-    return (kept[:, :, :, None] & kept[:, :, None, :] & same[:, None]).long()
-
-
-def checked_branches(segment_lengths: Sequence[int], dilation_ratios: Sequence[int]) -> list[Branch]:
-    """One per entry of the two lists.
-
-    Raises:
-        ValueError: the lists do not fit each other, or an entry is below 1.
-    """
-    if not segment_lengths or len(segment_lengths) != len(dilation_ratios):
-        raise ValueError(
-            f"segment_lengths ({list(segment_lengths)}) and dilation_ratios ({list(dilation_ratios)}) must have one "
-            "entry per branch each, and at least one."
-        )
-    for name, values in (("segment_lengths", segment_lengths), ("dilation_ratios", dilation_ratios)):
-        if min(values) < 1:
-            raise ValueError(f"{name} ({list(values)}) must be 1 or more.")
-    return [Branch(*pair) for pair in zip(segment_lengths, dilation_ratios, strict=True)]
-
-
 def _extent(query: Tensor, key_padding_mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     """Which tokens are real once rows begin with their first real one, (batch, seq), and the rows' first real
     tokens; None where nothing is padded, or nothing on the left."""
@@ -160,98 +106,6 @@ def _roll(x: Tensor, shifts: Tensor) -> Tensor:
     return x[torch.arange(x.size(0), device=x.device)[:, None], index]
 
 
-def head_offsets(heads: int, ratio: int, device: torch.device, *, contiguous: bool = False) -> Tensor:
-    """(heads,), offset that each head keeps; ``contiguous`` groups of heads share one in TorchScale's code."""
-    head = torch.arange(heads, device=device)
-    return head // -(-heads // ratio) if contiguous else head % ratio
-
-
-class Rows:
-    """Kept tokens among the rows (batch * seq * heads, ...) of a sequence.
-
-    Positions past the end of a segment or sequence are placeholders: reads return an arbitrary row, writes go to a
-    scratch row after the last one.
-    """
-
-    def __init__(self, index: Tensor | slice, kept: int, heads: int):
-        self.index, self.kept, self.heads = index, kept, heads
-
-    def take(self, x: Tensor) -> Tensor:
-        """(batch, seq, heads, ...) to (batch * segments, heads, kept, ...)."""
-        rows = x.flatten(0, 2)
-        if isinstance(self.index, slice):
-            rows = rows[self.index]
-        else:
-            rows = rows.index_select(0, self.index.clamp(max=rows.size(0) - 1))
-        return rows.unflatten(0, (-1, self.kept, self.heads)).transpose(1, 2)
-
-    def put(self, into: Tensor, x: Tensor) -> None:
-        """Replace rows (batch * seq * heads + 1, ...) by kept tokens as ``take`` gives them."""
-        if isinstance(self.index, slice):
-            into[self.index] = x.transpose(1, 2).flatten(0, 2)
-        else:
-            into.index_copy_(0, self.index, x.transpose(1, 2).flatten(0, 2))
-
-    def add(self, into: Tensor, x: Tensor) -> None:
-        """Add to the rows."""
-        if isinstance(self.index, slice):
-            into[self.index] += x.transpose(1, 2).flatten(0, 2)
-        else:
-            into.index_add_(0, self.index, x.transpose(1, 2).flatten(0, 2))
-
-
-class Layout:
-    """How a branch's kept tokens lie in a sequence, or in a stretch of one.
-
-    Args:
-        branch: the pattern.
-        offsets: (heads,), as ``head_offsets`` gives them.
-        batch: sequences.
-        length: tokens.
-    """
-
-    def __init__(self, branch: Branch, offsets: Tensor, batch: int, length: int):
-        self.offsets, self.batch, self.length, self.ratio = offsets, batch, length, branch.ratio
-        self.segment = min(branch.segment_length, length)
-        self.segments = -(-length // self.segment)
-        self.kept = -(-self.segment // branch.ratio)
-        self.whole = length % self.segment == 0 and self.segment % branch.ratio == 0
-
-    def rows(self, start: int, total: int) -> Rows:
-        """Where they lie in sequences of ``total`` tokens, in which this is the stretch from ``start`` on."""
-        heads = self.offsets.numel()
-        if self.whole and self.ratio == 1 and (self.batch == 1 or self.length == total):
-            return Rows(slice(start * heads, (start + self.batch * self.length) * heads), self.kept, heads)
-        token, there = self._tokens()
-        sequence = torch.arange(self.batch, device=token.device)[:, None, None, None] * total
-        row = (sequence + start + token) * heads + torch.arange(heads, device=token.device)
-        behind = self.batch * total * heads
-        return Rows((row if self.whole else row.masked_fill(~there, behind)).flatten(), self.kept, heads)
-
-    def take(self, x: Tensor) -> Tensor:
-        """The kept tokens of (batch, seq, heads, ...), (batch * segments, heads, kept, ...); any where one does not
-        exist."""
-        return self.rows(0, self.length).take(x)
-
-    def missing(self, real: Tensor | None) -> Tensor | None:
-        """(batch * segments, heads, kept), True at tokens that do not exist or, (batch, seq), are not real; None if
-        there are none."""
-        if self.whole and real is None:
-            return None
-        _, there = self._tokens()
-        there = there.expand(self.batch, -1, -1, -1).flatten(0, 1).transpose(1, 2)
-        if real is None:
-            return ~there
-        return ~(there & self.take(real[:, :, None].expand(-1, -1, self.offsets.numel())))
-
-    def _tokens(self) -> tuple[Tensor, Tensor]:
-        """(segments, kept, heads), which tokens are kept, and whether they exist."""
-        device = self.offsets.device
-        within = torch.arange(self.kept, device=device)[:, None] * self.ratio + self.offsets
-        token = torch.arange(self.segments, device=device)[:, None, None] * self.segment + within
-        return token, (within < self.segment) & (token < self.length)
-
-
 class Settings(NamedTuple):
     """How parts are computed, as ``dilated_attention`` has it."""
 
@@ -270,7 +124,7 @@ class Part(NamedTuple):
     layout: Layout
     """Layout of the stretch."""
     causal: bool
-    guest: int | None = None
+    remote: int | None = None
     """Which keys and values from outside the queries see, all of them; None for those of the stretch itself."""
     hidden: Tensor | None = None
     """(batch or 1, heads, keys), True for keys from outside that do not exist."""
@@ -289,10 +143,10 @@ class _Call:
     def __init__(self, part: Part, query: Tensor, real: Tensor | None, settings: Settings):
         start = range(query.size(1))[part.tokens].start
         self.rows = part.layout.rows(start, query.size(1))
-        self.guest, self.backend = part.guest, settings.backend
+        self.remote, self.backend = part.remote, settings.backend
         missing = part.layout.missing(None if real is None else real[:, part.tokens])
         # In causal attention order hides what is missing, which comes last.
-        hidden = part.hidden if part.guest is not None else None if part.causal else missing
+        hidden = part.hidden if part.remote is not None else None if part.causal else missing
         if hidden is not None:
             # If all keys would be masked, mask none; the result for such queries is discarded.
             hidden = (hidden & ~hidden.all(-1, keepdim=True)).unsqueeze(2)
@@ -303,15 +157,15 @@ class _Call:
             nothing = part.hidden.all(-1, keepdim=True)
             self.blind = nothing if missing is None else nothing | missing
 
-    def forward(self, inputs: Tensors, guests: Sequence[Tensor]) -> Partial:
+    def forward(self, inputs: Tensors, remotes: Sequence[Tensor]) -> Partial:
         """The part's own softmax of query, key and value, as (batch, seq, heads, head_dim)."""
-        operands = self._operands(inputs, guests)
+        operands = self._operands(inputs, remotes)
         request = PartialRequest(*operands, self.scores)
         return choose_kernel(request, self.backend).run(request)
 
-    def backward(self, upstream: Tensor, of: Partial, inputs: Tensors, guests: Sequence[Tensor]) -> Tensors:
+    def backward(self, upstream: Tensor, of: Partial, inputs: Tensors, remotes: Sequence[Tensor]) -> Tensors:
         """The part's share of the gradients of a softmax with this output and log-sum-exp of its queries."""
-        operands = self._operands(inputs, guests)
+        operands = self._operands(inputs, remotes)
         of = Partial(of.output, self.log_sum(of.log_sum_exp, float("inf")), of.random)
         kernel = choose_kernel(PartialRequest(*operands, self.scores), self.backend)
         return kernel.backward(upstream, *operands, of, self.scores)
@@ -320,11 +174,11 @@ class _Call:
         """The logarithms, with a value at blind queries by which they weigh nothing: -inf, or +inf as denominator."""
         return log_sum_exp if self.blind is None else log_sum_exp.masked_fill(self.blind, of_blind)
 
-    def _operands(self, inputs: Tensors, guests: Sequence[Tensor]) -> Tensors:
-        if self.guest is None:
+    def _operands(self, inputs: Tensors, remotes: Sequence[Tensor]) -> Tensors:
+        if self.remote is None:
             query, key, value = map(self.rows.take, inputs)
             return query, key, value
-        return self.rows.take(inputs[0]), guests[2 * self.guest], guests[2 * self.guest + 1]
+        return self.rows.take(inputs[0]), remotes[2 * self.remote], remotes[2 * self.remote + 1]
 
 
 def mix(
@@ -332,7 +186,7 @@ def mix(
     key: Tensor,
     value: Tensor,
     parts: list[Part],
-    guests: Sequence[Tensor] = (),
+    remotes: Sequence[Tensor] = (),
     *,
     real: Tensor | None,
     settings: Settings,
@@ -342,14 +196,14 @@ def mix(
     Args:
         query, key, value: (batch, seq, heads, head_dim).
         parts: what to mix.
-        guests: keys and values from outside in turn, (batch, heads, keys, head_dim) each, as the parts count them.
+        remotes: keys and values from outside in turn, (batch, heads, keys, head_dim) each, as the parts count them.
         real: (batch, seq), True for tokens; None for all.
         settings: the rest.
 
     Returns:
         Shaped like query; zero at padding and where no part has the query.
     """
-    output: Tensor = _Mixture.apply(query, key, value, parts, real, settings, *guests)  # type: ignore[no-untyped-call]
+    output: Tensor = _Mixture.apply(query, key, value, parts, real, settings, *remotes)  # type: ignore[no-untyped-call]
     return output if real is None else output.masked_fill(~real[:, :, None, None], 0.0)
 
 
@@ -370,7 +224,7 @@ class _Mixture(torch.autograd.Function):
         parts: list[Part],
         real: Tensor | None,
         settings: Settings,
-        *guests: Tensor,
+        *remotes: Tensor,
     ) -> Tensor:
         wide = torch.promote_types(query.dtype, torch.float32)
         count = query.shape[:3].numel()
@@ -380,7 +234,7 @@ class _Mixture(torch.autograd.Function):
         partials = []
         for part in parts:
             call = _Call(part, query, real, settings)
-            partial = call.forward((query, key, value), guests)
+            partial = call.forward((query, key, value), remotes)
             log_sum, before = call.log_sum(partial.log_sum_exp), call.rows.take(log_so_far)
             merged = torch.logaddexp(before, log_sum)
             average = call.rows.take(so_far) * _share(before, merged)
@@ -389,19 +243,19 @@ class _Mixture(torch.autograd.Function):
             partials.append(partial if settings.detach else partial.random)
             del partial, average  # frees their memory before the next ones are computed
         result = so_far.to(query.dtype)
-        ctx.save_for_backward(query, key, value, result, log_so_far, real, *guests)
+        ctx.save_for_backward(query, key, value, result, log_so_far, real, *remotes)
         ctx.parts, ctx.settings, ctx.partials = parts, settings, partials
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        query, key, value, result, log_whole, real, *guests = ctx.saved_tensors
+        query, key, value, result, log_whole, real, *remotes = ctx.saved_tensors
         settings: Settings = ctx.settings
         if real is not None:
             gradient = gradient.masked_fill(~real[:, :, None, None], 0.0)
         sums = [x.new_zeros(x.shape[:3].numel() + 1, x.size(3)) for x in (query, key, value)]
-        of_guests: list[Tensor | None] = [None] * len(guests)
+        of_remotes: list[Tensor | None] = [None] * len(remotes)
         for part, own in zip(ctx.parts, ctx.partials, strict=True):
             call = _Call(part, query, real, settings)
             upstream, log_sum = call.rows.take(gradient), call.rows.take(log_whole)
@@ -410,13 +264,13 @@ class _Mixture(torch.autograd.Function):
                 upstream = upstream * weight.to(gradient.dtype)
             else:
                 of = Partial(call.rows.take(result), log_sum, own)
-            shares = call.backward(upstream, of, (query, key, value), guests)
-            for into, share in zip(sums, shares if part.guest is None else shares[:1], strict=False):
+            shares = call.backward(upstream, of, (query, key, value), remotes)
+            for into, share in zip(sums, shares if part.remote is None else shares[:1], strict=False):
                 call.rows.add(into, share)
-            if part.guest is not None:
-                of_guests[2 * part.guest : 2 * part.guest + 2] = shares[1:]
+            if part.remote is not None:
+                of_remotes[2 * part.remote : 2 * part.remote + 2] = shares[1:]
             del upstream, of, shares, share  # frees their memory before the next ones are computed
-        return *(x[:-1].view(query.shape) for x in sums), None, None, None, *of_guests
+        return *(x[:-1].view(query.shape) for x in sums), None, None, None, *of_remotes
 
 
 def _share(log_sum: Tensor, merged: Tensor) -> Tensor:

@@ -15,7 +15,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
-from ..ops.dilated import Branch, Layout, Part, Settings, checked_branches, head_offsets, mix
+from ..ops.dilated import Part, Settings, mix
+from ..ops.dilated_layout import Layout
+from ..ops.dilated_pattern import Branch, checked_branches, head_offsets
 from .exchange import exchange
 from .sequence import SequenceSlice
 
@@ -27,7 +29,7 @@ def dilated_attention_of_slice(
     value: Tensor,
     segment_lengths: Sequence[int],
     dilation_ratios: Sequence[int],
-    sequence: SequenceSlice,
+    sequence_slice: SequenceSlice,
     *,
     causal: bool = False,
     scale: float | None = None,
@@ -38,29 +40,29 @@ def dilated_attention_of_slice(
     group call it together, forward and backward.
 
     Args:
-        query, key, value: (batch, sequence.length, heads, head_dim).
+        query, key, value: (batch, sequence_slice.length, heads, head_dim).
         segment_lengths, dilation_ratios: as for ``dilated_attention``, in tokens of the whole sequence.
-        sequence: which slice it is, and where rows end.
+        sequence_slice: which slice it is, and where rows end.
         causal: a query sees keys up to its own position.
         scale, dropout, backend: as for ``dilated_attention``.
 
     Returns:
-        (batch, sequence.length, heads, head_dim); zero at padding, and for a head where no branch keeps a token.
+        (batch, sequence_slice.length, heads, head_dim); zero at padding, and for a head where no branch keeps a token.
 
     Raises:
         ValueError: the lists do not fit each other, an entry is below 1, the slice has another length, or the backend
             cannot serve the request.
     """
     branches = checked_branches(segment_lengths, dilation_ratios)
-    if query.size(1) != sequence.length:
-        raise ValueError(f"query has {query.size(1)} tokens, but each process's slice has {sequence.length}.")
+    if query.size(1) != sequence_slice.length:
+        raise ValueError(f"query has {query.size(1)} tokens, but each process's slice has {sequence_slice.length}.")
     scale = query.size(-1) ** -0.5 if scale is None else scale
-    plan = _Plan(branches, sequence, query.size(0), query.size(2), query.device, causal=causal)
-    guests: tuple[Tensor, ...] = ()
+    plan = _Plan(branches, sequence_slice, query.size(0), query.size(2), query.device, causal=causal)
+    remotes: tuple[Tensor, ...] = ()
     if any(plan.shared):
-        key, value, *guests = _Gathered.apply(key, value, plan)  # type: ignore[no-untyped-call]
+        key, value, *remotes = _Gathered.apply(key, value, plan)  # type: ignore[no-untyped-call]
     settings = Settings(scale, dropout, backend)
-    return mix(query, key, value, plan.parts(), guests, real=sequence.real(), settings=settings)
+    return mix(query, key, value, plan.parts(), remotes, real=sequence_slice.real(), settings=settings)
 
 
 class _Shared(NamedTuple):
@@ -79,27 +81,27 @@ class _Plan:
     def __init__(
         self,
         branches: list[Branch],
-        sequence: SequenceSlice,
+        sequence_slice: SequenceSlice,
         batch: int,
         heads: int,
         device: torch.device,
         *,
         causal: bool,
     ):
-        self._branches, self.sequence, self._batch, self._causal = branches, sequence, batch, causal
-        self.rank, self.ranks = sequence.rank, range(sequence.size)
+        self._branches, self.sequence_slice, self._batch, self._causal = branches, sequence_slice, batch, causal
+        self.rank, self.ranks = sequence_slice.rank, range(sequence_slice.size)
         self._offsets = {branch: head_offsets(heads, branch.ratio, device) for branch in branches}
         self.shared = [[s for branch in branches for s in self._shared(branch, rank)] for rank in self.ranks]
         """One entry per process."""
 
     def parts(self) -> list[Part]:
-        """The calls that this process computes; guests are counted as in ``shared``."""
+        """The calls that this process computes; remote keys are counted as in ``shared``."""
         parts = [part for branch in self._branches for part in self._own_parts(branch)]
         start = self._slice(self.rank).start
-        for guest, shared in enumerate(self.shared[self.rank]):
+        for remote, shared in enumerate(self.shared[self.rank]):
             tokens = slice(shared.queries.start - start, shared.queries.stop - start)
             layout = self.kept(shared, shared.queries)
-            parts.append(Part(tokens, layout, causal=False, guest=guest, hidden=self._absent(shared)))
+            parts.append(Part(tokens, layout, causal=False, remote=remote, hidden=self._absent(shared)))
         return parts
 
     def travels(self, source: int, destination: int) -> list[tuple[int, Layout]]:
@@ -119,7 +121,7 @@ class _Plan:
         return [(rank, tokens) for rank, tokens in overlaps if tokens]
 
     def _slice(self, rank: int) -> range:
-        return range(rank * self.sequence.length, (rank + 1) * self.sequence.length)
+        return range(rank * self.sequence_slice.length, (rank + 1) * self.sequence_slice.length)
 
     def _shared(self, branch: Branch, rank: int) -> list[_Shared]:
         """The segments that begin before a slice or end after it."""
@@ -129,7 +131,7 @@ class _Plan:
         if first < own.start:
             queries = range(own.start, min(first + length, own.stop))
             found.append(_Shared(branch, first, queries, range(first, own.start)))
-        end = min(last + length, self.sequence.total)
+        end = min(last + length, self.sequence_slice.total)
         if end > own.stop and not self._causal:
             queries = range(max(last, own.start), own.stop)
             found.append(_Shared(branch, last, queries, range(own.stop, end)))
@@ -146,7 +148,7 @@ class _Plan:
             pieces.append(Part(slice(0, begins - own.start), layout, self._causal))
         if begins < own.stop:
             layout = Layout(branch, self._offsets[branch], self._batch, own.stop - begins)
-            pieces.append(Part(slice(begins - own.start, self.sequence.length), layout, self._causal))
+            pieces.append(Part(slice(begins - own.start, self.sequence_slice.length), layout, self._causal))
         return pieces
 
     def kept(self, shared: _Shared, tokens: range) -> Layout:
@@ -160,7 +162,7 @@ class _Plan:
     def _absent(self, shared: _Shared) -> Tensor | None:
         """(batch or 1, heads, keys), True for keys that fill up a process's part, or are padding; None for none.
         Causal queries that are real see no padding."""
-        lengths = None if self._causal else self.sequence.lengths
+        lengths = None if self._causal else self.sequence_slice.lengths
         ratio, sources = shared.branch.ratio, self.sources(shared)
         if lengths is None and not any(len(tokens) % ratio for _, tokens in sources):
             return None
@@ -194,26 +196,26 @@ class _Gathered(torch.autograd.Function):
             for rank in plan.ranks
         ]
         expected = [plan.travels(rank, plan.rank) for rank in plan.ranks]
-        arrived = _trade(outgoing, expected, key, plan.sequence.group)
-        guests = []
+        arrived = _trade(outgoing, expected, key, plan.sequence_slice.group)
+        remotes = []
         for shared in plan.shared[plan.rank]:
             sources = [rank for rank, _ in plan.sources(shared)]
-            guests += [torch.cat([arrived[rank].pop(0) for rank in sources], 2) for _ in range(2)]
-        return key.view_as(key), value.view_as(value), *guests
+            remotes += [torch.cat([arrived[rank].pop(0) for rank in sources], 2) for _ in range(2)]
+        return key.view_as(key), value.view_as(value), *remotes
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_key: Tensor, of_value: Tensor, *of_guests: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, of_key: Tensor, of_value: Tensor, *of_remotes: Tensor) -> tuple[Any, ...]:
         plan = ctx.plan
         outgoing: list[list[Tensor]] = [[] for _ in plan.ranks]
         for index, shared in enumerate(plan.shared[plan.rank]):
             sources = plan.sources(shared)
             kept = [plan.kept(shared, tokens).kept for _, tokens in sources]
-            for gradient in of_guests[2 * index : 2 * index + 2]:
+            for gradient in of_remotes[2 * index : 2 * index + 2]:
                 for (rank, _), chunk in zip(sources, gradient.split(kept, 2), strict=True):
                     outgoing[rank].append(chunk)
         expected = [plan.travels(plan.rank, rank) for rank in plan.ranks]
-        arrived = _trade(outgoing, expected, of_key, plan.sequence.group)
+        arrived = _trade(outgoing, expected, of_key, plan.sequence_slice.group)
         sums = [F.pad(x.flatten(0, 2), (0, 0, 0, 1)) for x in (of_key, of_value)]  # see Rows
         for travels, chunks in zip(expected, arrived, strict=True):
             for start, layout in travels:

@@ -127,7 +127,7 @@ def _options(case: Case) -> dict[str, Any]:
     return {**_sizes(case.size), "share_decoder_input_output_embed": True, "subln": True}
 
 
-def _sizes(size: Size) -> dict[str, int]:
+def _sizes(size: Size) -> dict[str, Any]:
     return {
         "decoder_layers": size.layers,
         "decoder_embed_dim": size.width,

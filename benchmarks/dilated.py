@@ -63,7 +63,8 @@ def inputs(length: int, device: str, dtype: torch.dtype) -> list[Tensor]:
 
 def dense(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-        output = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (query, key, value)), is_causal=True)
+        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+        output = F.scaled_dot_product_attention(query, key, value, is_causal=True)
     return output.transpose(1, 2)
 
 
@@ -134,8 +135,11 @@ def check(device: str, dtype: torch.dtype) -> str:
     segments = [length // 32 for length in SEGMENTS]
     low = inputs(CHECKED, device, dtype)
     exact = [x.detach().double().requires_grad_() for x in low]
-    found, expected = [], []
-    for form, tensors, into in ((dilated_attention, low, found), (naive_dilated_attention, exact, expected)):
+    found: list[Tensor] = []
+    expected: list[Tensor] = []
+    forms: list[tuple[Callable[..., Tensor], list[Tensor], list[Tensor]]]
+    forms = [(dilated_attention, low, found), (naive_dilated_attention, exact, expected)]
+    for form, tensors, into in forms:
         output = form(*tensors, segments, RATIOS, causal=True)
         upstream = torch.ones_like(output, dtype=torch.float64).cumsum(1).sin().to(output.dtype)
         into += [output, *torch.autograd.grad(output, tensors, upstream)]

@@ -115,8 +115,10 @@ def check_agreement(case: ExpertCase) -> str:
     (y, dx), (our_y, our_dx) = (tuple(t.clone() for t in step(layer, x)) for layer in (official, ours))
     difference = (our_y - y).abs().max().item()
     gradients = {name: p.grad for name, p in official.named_parameters()}
-    found = {"x": (our_dx, dx)}
+    found: dict[str, tuple[Tensor, Tensor | None]] = {"x": (our_dx, dx)}
     for name, parameter in ours.named_parameters():
+        if parameter.grad is None:
+            raise DisagreementError(f"{case.title}: {name} has no gradient")
         before, stacked, rest = name.rpartition("experts.")
         parts = [(name, parameter.grad)]
         if stacked:
@@ -150,7 +152,7 @@ def prepare_official_experts() -> None:
     if not dist.is_initialized():
         store = tempfile.NamedTemporaryFile(delete=False)  # noqa: SIM115 - outlives this function
         dist.init_process_group("gloo", init_method=f"file://{store.name}", rank=0, world_size=1)
-    torch.histc = _histc_of_floats
+    setattr(torch, "histc", _histc_of_floats)  # noqa: B010 - the type checker knows torch.histc as a function
 
 
 _histc = torch.histc

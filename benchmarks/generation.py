@@ -87,9 +87,10 @@ class OfficialEncoder(FairseqEncoder):
 class OfficialDecoder(FairseqIncrementalDecoder):
     """TorchScale's decoder behind fairseq's interface."""
 
-    def __init__(self, dictionary: Dictionary, decoder: nn.Module):
+    def __init__(self, dictionary: Dictionary, decoder: Any):
         super().__init__(dictionary)
         self.decoder = decoder
+        self._max_positions: int = decoder.embed_positions.max_positions
         self.adaptive_softmax = None  # asked for by FairseqDecoder.get_normalized_probs
 
     def forward(
@@ -106,7 +107,7 @@ class OfficialDecoder(FairseqIncrementalDecoder):
                 layer[name] = value.index_select(0, new_order)
 
     def max_positions(self) -> int:
-        return self.decoder.embed_positions.max_positions
+        return self._max_positions
 
 
 def compare_generation(sentences: Sentences, sides: list[str], *, repeats: int) -> tuple[list[Row], list[str]]:

@@ -14,6 +14,7 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -53,7 +54,7 @@ def measure(case: Case, threads: int, repeats: int) -> tuple[float, int]:
         torch.cuda.reset_peak_memory_stats()
     dtype = torch.bfloat16 if on_gpu else torch.float32
     torch.manual_seed(1)
-    dense = {} if case.side == OURS else {"segment_length": [case.patches], "dilated_ratio": [1]}
+    dense: dict[str, Any] = {} if case.side == OURS else {"segment_length": [case.patches], "dilated_ratio": [1]}
     config = LongViTConfig(
         img_size=case.size, checkpoint_activations=case.work == TRAINING, ffn_chunk_size=case.chunk_size, **dense
     )

@@ -33,7 +33,7 @@ def parameters(layers: int, device: str) -> list[Tensor]:
     torch.manual_seed(1)
     config = DecoderConfig(decoder_layers=layers, vocab_size=20_000, share_decoder_input_output_embed=True)
     model = Decoder(config, TextEmbedding(config.vocab_size, config.decoder_embed_dim, PADDING_POSITION)).to(device)
-    learnt = list(model.parameters())
+    learnt: list[Tensor] = list(model.parameters())
     for p in learnt:
         p.grad = torch.randn_like(p) / 100
     return learnt

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.measure import time_in_turns
 from benchmarks.report import OURS, Row
@@ -43,7 +43,7 @@ class Greedy:
     """Takes STEPS_PER_TURN steps at each call, after a prompt that it has read."""
 
     @torch.no_grad()
-    def __init__(self, model: nn.Module, sentences: int, prompt: int, seed: int):
+    def __init__(self, model: Any, sentences: int, prompt: int, seed: int):
         self.model = model.eval()
         self.tokens = torch.randint(4, 8000, (sentences, prompt), generator=torch.Generator().manual_seed(seed))
         self.state: dict[str, Any] = {}

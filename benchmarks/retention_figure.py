@@ -21,10 +21,10 @@ def draw(rows: list[Row], path: Path) -> None:
     lengths = sorted({row.items for row in rows})
     figure, panels = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for side, colour, marker in zip(dict.fromkeys(row.side for row in rows), COLOURS, MARKERS, strict=False):
-        of_side = [row for row in rows if row.side == side]
+        of_side = [(row.items, row.seconds or 0.0, row.memory or 0) for row in rows if row.side == side]
         look = {"color": colour, "marker": marker, "label": side}
-        panels[0].plot([r.items for r in of_side], [r.seconds / r.items * 1e6 for r in of_side], **look)
-        panels[1].plot([r.items for r in of_side], [r.memory / 2**30 for r in of_side], **look)
+        panels[0].plot([items for items, _, _ in of_side], [s / items * 1e6 for items, s, _ in of_side], **look)
+        panels[1].plot([items for items, _, _ in of_side], [memory / 2**30 for _, _, memory in of_side], **look)
     for panel, label in zip(panels, ("microseconds per token", "memory (GiB)"), strict=True):
         panel.set(xscale="log", xlabel=f"length (tokens): {name}, training step", ylabel=label)
         panel.set_yscale("log", base=2)

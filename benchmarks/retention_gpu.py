@@ -123,6 +123,7 @@ def layer_step(case: Case, side: str, dtype: torch.dtype = torch.bfloat16, *, co
         backend="torch" if side == PLAIN else "auto",
     ).to(case.device, dtype)
     build = {OFFICIAL: _official, FLA: _fla, ATTENTION: _attention}.get(side)
+    layer: nn.Module
     if build is None:
         layer, forward = ours, _forward_of(ours, case, dtype, compatible)
     else:

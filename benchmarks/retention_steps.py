@@ -142,4 +142,4 @@ def step(forward: Callable[[Tensor], Tensor], weights: Tensor, leaves: dict[str,
         leaf.grad = None
     output = forward(leaves["input"])
     output.backward(weights)
-    return {"output": output.detach(), **{name: leaf.grad for name, leaf in leaves.items()}}
+    return {"output": output.detach(), **{name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}}

@@ -125,7 +125,7 @@ def _difference(actual: Tensor, expected: Tensor, floor: float = 0.0) -> float:
 def _outputs(case: Case, side: str, weights: dict[str, Tensor] | None) -> Outputs:
     model = build(side, case, weights)
     logits = training_step(model, case.tokens())
-    return Outputs(logits.cpu(), {name: p.grad.cpu() for name, p in model.named_parameters()})
+    return Outputs(logits.cpu(), {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None})
 
 
 def _measure_alone(case: Case, side: str, weights: dict[str, Tensor] | None, repeats: int) -> Measured:

@@ -5,6 +5,7 @@ python scripts/write_options.py --check   # exit code 1 if it is out of date
 """
 
 import argparse
+import dataclasses
 import sys
 import typing
 from dataclasses import Field
@@ -38,7 +39,7 @@ def options_md() -> str:
     seen: set[str] = set()
     parts = [HEADER]
     for title, config_class in SECTIONS.items():
-        rows = [f for f in config_class.__dataclass_fields__.values() if f.name not in seen]
+        rows = [f for f in dataclasses.fields(config_class) if f.name not in seen]
         seen |= {f.name for f in rows}
         parts.append(f"\n## {title}\n\n| option | kind | default | meaning |\n|---|---|---|---|\n")
         hints = typing.get_type_hints(config_class)
@@ -55,9 +56,9 @@ def presets() -> dict[str, dict[str, Any]]:
     """Those of all architectures, by name."""
     from torchscale_fairseq.models import _presets as tables  # and fairseq, which takes seconds that --help is spared
 
-    families = (tables.TRANSLATION, tables.LANGUAGE, tables.MASKED, tables.RETENTION, tables.RETENTION_TRANSLATION)
-    families += (tables.IMAGE_TEXT, tables.IMAGES, tables.SLIDES)
-    return {name: preset for family in families for name, preset in family.items()}
+    families = [tables.TRANSLATION, tables.LANGUAGE, tables.MASKED, tables.RETENTION, tables.RETENTION_TRANSLATION]
+    families += [tables.IMAGE_TEXT, tables.IMAGES, tables.SLIDES]
+    return {name: dict(preset) for family in families for name, preset in family.items()}
 
 
 def _of_retnet() -> str:

@@ -9,7 +9,7 @@ by learning rate, and training losses at each one's best.
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -65,7 +65,7 @@ def runs(small: bool, seed: int) -> list[Run]:
 def measure(run: Run, text: Text, device: str) -> Result:
     torch.manual_seed(run.training.seed)
     scheme, _, recipe = run.weights.partition(", ")
-    bits = {} if scheme == "full precision" else {"bitnet": scheme, "bitnet_recipe": recipe or "faq"}
+    bits: dict[str, Any] = {} if scheme == "full precision" else {"bitnet": scheme, "bitnet_recipe": recipe or "faq"}
     config = DecoderConfig(
         **side_options(["decoder"], "pre-LN", layers=run.layers, width=run.width, heads=run.heads),
         **bits,

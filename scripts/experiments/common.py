@@ -206,7 +206,7 @@ def versions() -> dict[str, str]:
 def load_text(folder: Path) -> Text:
     """The corpus in a folder, written by torchscale-fairseq data python-corpus if the folder is missing."""
     if not folder.exists():
-        words = [sys.executable, "-m", "torchscale_fairseq", "data", "python-corpus", folder]
+        words = [sys.executable, "-m", "torchscale_fairseq", "data", "python-corpus", str(folder)]
         done = subprocess.run(words, capture_output=True, text=True)
         if done.returncode:
             raise InputError(f"no corpus: {done.stderr.strip()}")

@@ -46,8 +46,8 @@ def make_once(directory: Path, words: Words) -> None:
 
 def train(directory: Path, words: Words) -> None:
     """Run fairseq-train with a directory for its checkpoints and curves, unless this very training is finished."""
-    logs = ["--tensorboard-logdir", directory / "tensorboard", "--log-file", directory / "train.log"]
-    command = ["fairseq-train", *words, "--save-dir", directory, *logs]
+    logs: list[str | Path] = ["--tensorboard-logdir", directory / "tensorboard", "--log-file", directory / "train.log"]
+    command: list[str | Path] = ["fairseq-train", *words, "--save-dir", directory, *logs]
     typed, finished = shlex.join(map(str, command)), directory / "finished"
     make_directory(directory)
     if finished.exists() and finished.read_text() == typed:

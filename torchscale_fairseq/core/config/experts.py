@@ -118,17 +118,24 @@ class ExpertOptions(Config):
                     {name: layers},
                     {name: None},
                 )
-        if not self.has_experts:
-            for name in EXPERT_OPTIONS:
-                value = getattr(self, name)
-                if value not in (None, False, 0):
-                    raise self._error(
-                        name,
-                        f"{{{name}()}} has no use without experts",
-                        {"moe_freq": 1, "moe_expert_count": self.moe_expert_count or max(8, self.expert_top_k)},
-                        {name: None},
-                    )
-            return
+        if self.has_experts:
+            self._check_choice_of_experts()
+            self._check_capacity()
+        else:
+            self._refuse_options_of_experts()
+
+    def _refuse_options_of_experts(self) -> None:
+        for name in EXPERT_OPTIONS:
+            value = getattr(self, name)
+            if value not in (None, False, 0):
+                raise self._error(
+                    name,
+                    f"{{{name}()}} has no use without experts",
+                    {"moe_freq": 1, "moe_expert_count": self.moe_expert_count or max(8, self.expert_top_k)},
+                    {name: None},
+                )
+
+    def _check_choice_of_experts(self) -> None:
         if self.moe_expert_count < 1:
             raise self._error(
                 "moe_expert_count",
@@ -149,6 +156,15 @@ class ExpertOptions(Config):
                 {"moe_top_k": 1},
                 moe_top_k=self.expert_top_k,
             )
+        if getattr(self, "multiway", False):
+            raise self._error(
+                "multiway",
+                "{multiway} and {moe_freq} cannot both be on: both replace the feed-forward network",
+                {"multiway": None},
+                {"moe_freq": None},
+            )
+
+    def _check_capacity(self) -> None:
         if self.moe_capacity_factor <= 0:
             raise self._error(
                 "moe_capacity_factor", "{moe_capacity_factor()} must be above 0", {"moe_capacity_factor": 1.0}
@@ -170,13 +186,6 @@ class ExpertOptions(Config):
                 "moe_routing_dim",
                 "{moe_routing_dim()} belongs to {use_xmoe} without {torchscale_compatible}",
                 {"moe_routing_dim": None},
-            )
-        if getattr(self, "multiway", False):
-            raise self._error(
-                "multiway",
-                "{multiway} and {moe_freq} cannot both be on: both replace the feed-forward network",
-                {"multiway": None},
-                {"moe_freq": None},
             )
 
     def expert_freq(self, side: str) -> int:

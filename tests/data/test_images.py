@@ -9,7 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from tests.fairseq_cli import run_python
-from torchscale_fairseq.data.images.dataset import ImageDataset, drawn_evenly
+from torchscale_fairseq.data.drawn_order import drawn_evenly
+from torchscale_fairseq.data.images.dataset import ImageDataset
 from torchscale_fairseq.data.images.folders import read_classes, read_folders
 from torchscale_fairseq.data.images.patches import ImagePatches
 from torchscale_fairseq.data.images.views import Augmentation, View

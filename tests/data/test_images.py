@@ -133,7 +133,7 @@ def test_an_epoch_is_drawn_from_its_number(image: Path) -> None:
     other.set_epoch(2)
     other[0]
     assert not all(torch.equal(first[i]["patches"], other[i]["patches"]) for i in range(6))
-    assert first._order.tolist() != other._order.tolist()
+    assert first.order.tolist() != other.order.tolist()
     first.set_epoch(2)
     for i in (4, 1, 5):
         assert torch.equal(first[i]["patches"], other[i]["patches"]) and first[i]["id"] == other[i]["id"]

@@ -1,5 +1,6 @@
 """--ddp-backend fully_sharded: several gloo processes that hold slices of a model train what one process trains."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,11 +9,19 @@ import torch
 pytest.importorskip("fairseq")
 
 from tests.distributed.test_experts import CRITERION
-from tests.fairseq_cli import run_beside_fairseq, run_gloo, tiny_language_data, tiny_translation_data
+from tests.fairseq_cli import (
+    run_beside_fairseq,
+    run_fairseq,
+    run_gloo,
+    run_processes,
+    tiny_language_data,
+    tiny_translation_data,
+)
 from tests.plugin.drawings import make_drawings, make_folders
 from tests.plugin.shrunk import shrunk
 from tests.plugin.test_image_classification_cli import IMAGES
 from tests.plugin.test_image_text_cli import IMAGES as IMAGES_AND_TEXT
+from tests.plugin.test_translation_cli import assert_same_weights
 
 SHARDED = ["--ddp-backend", "fully_sharded"]
 COMMON = ["--cpu", "--dropout", "0", "--batch-size", "2", "--clip-norm", "0.5", "--num-workers", "0", "--no-save"]
@@ -76,3 +85,27 @@ def test_equals_one_process(family: str, optimizer: str, processes: int, recorde
     for name, value in expected["weights"].items():
         if not name.endswith("k_proj.bias"):  # attention does not depend on it: Adam magnifies rounding alone
             torch.testing.assert_close(ours["weights"][name], value, atol=1e-6, rtol=0, msg=name)
+
+
+ONE_LAYER = [*LANGUAGE, *shrunk("longnet_small"), *BRANCHES, "--dropout", "0", "--batch-size", "4", "--cpu", *ADAM]
+ONE_LAYER += ["--num-workers", "0", "--max-update", "3", "--required-batch-size-multiple", "1", "--log-format", "none"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("processes", "flags"),
+    [
+        (2, ["--seq-parallel"]),
+        (4, ["--seq-parallel", "--seq-parallel-size", "2", "--fsdp-shard-size", "2", "--update-freq", "1"]),
+        (4, ["--fsdp-shard-size", "2", "--no-reshard-after-forward", "--cpu-offload"]),
+    ],
+    ids=["sequences", "groups-of-sequences", "hybrid"],
+)
+def test_options_equal_one_process(processes: int, flags: list[str], tmp_path: Path) -> None:
+    data = tiny_language_data(tmp_path)
+    batches = processes if "--seq-parallel" not in flags else processes // 2
+    alone = [data, *ONE_LAYER, "--save-dir", tmp_path / "alone", "--update-freq", batches]
+    run_fairseq("train", alone).check()
+    ours = [data, *ONE_LAYER, "--save-dir", tmp_path / "ours", *SHARDED, *flags]
+    run_processes(processes, "train", ours, timeout=600).check()
+    assert_same_weights(tmp_path / "alone", tmp_path / "ours", 1e-6)

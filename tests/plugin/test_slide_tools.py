@@ -20,7 +20,7 @@ from PIL import Image
 
 from tests.fairseq_cli import run_beside_fairseq, run_fairseq
 from tests.plugin.drawn_scans import SIDE, TILE, Colours, draw_scans
-from tests.plugin.test_slide_classification_cli import COMMON, TINY
+from tests.plugin.test_slide_classification_cli import COMMON, LEARNING, TINY
 from tests.printed import validated
 from tests.tools.in_process import run_tool
 from torchscale_fairseq.data.slides.tile_encoder import TileEncoder
@@ -146,6 +146,5 @@ def test_learns_where_the_lesion_is(scans: Path, encoder: Path, tmp_path: Path) 
     words = ["--output", tmp_path / "data", "--tile-size", TILE, "--encoder", encoder, "--device", "cpu"]
     run_tool("tile-slides", *sorted(data.glob("*.tiff")), *words).check()
     shutil.copy(data / "slides.csv", tmp_path / "data")
-    flags = ["--optimizer", "adam", "--lr", "2e-3", "--batch-size", "16", "--log-interval", "50"]
-    output = train(tmp_path / "data", tmp_path / "run", *flags, "--validate-interval", "100", "--max-update", "600")
+    output = train(tmp_path / "data", tmp_path / "run", *LEARNING, "--max-update", "200")
     assert validated(output, "accuracy")[-1] > 90

@@ -5,7 +5,6 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from typing import Any
 import torch
 from fairseq import checkpoint_utils
 from fairseq.logging import metrics
-from fairseq.optim import lr_scheduler
 
 from torchscale_fairseq.checkpoints import distributed
 from torchscale_fairseq.checkpoints import shards as expert_shards
@@ -31,12 +29,12 @@ from torchscale_fairseq.hooks.monitoring.layer_norms import LayerNorms
 from torchscale_fairseq.hooks.monitoring.speed import speed_meter
 from torchscale_fairseq.hooks.options import module_switches
 from torchscale_fairseq.hooks.runs import finished, preemption, save_dir
-from torchscale_fairseq.hooks.sharding.asynchronous import PendingSave, SavedIterator, SavedTrainer
-from torchscale_fairseq.hooks.sharding.checkpoints import WRAPPERS, ShardedStates
+from torchscale_fairseq.hooks.sharding.asynchronous import PendingSave
+from torchscale_fairseq.hooks.sharding.checkpoints import WRAPPERS
 from torchscale_fairseq.hooks.sharding.options import in_float32
-from torchscale_fairseq.hooks.sharding.training import ShardedEMA, sharded_training
+from torchscale_fairseq.hooks.sharding.training import sharded_training
 from torchscale_fairseq.hooks.stock import precision
-from torchscale_fairseq.hooks.training.deferring_trainer import DeferringTrainer
+from torchscale_fairseq.hooks.training.sharded_trainer import ShardedTrainer
 from torchscale_fairseq.hooks.training.step_graphs import StepGraphs, can_record
 
 logger = logging.getLogger(__name__)
@@ -44,7 +42,7 @@ logger = logging.getLogger(__name__)
 CRASH = "crash.pt"
 
 
-class Trainer(DeferringTrainer):
+class Trainer(ShardedTrainer):
     """fairseq's Trainer plus five bug fixes (docs/stock_repairs.md), expert and sequence parallelism
     (docs/distributed.md), throughput and norm logging, and graceful shutdown on SIGTERM and SIGUSR1
     (docs/launching.md)."""
@@ -56,7 +54,6 @@ class Trainer(DeferringTrainer):
         self._split = expert_checkpoints.split_of(model)
         """How experts are held, if several processes hold them."""
         self._states_taken = 0
-        self._pending: PendingSave | None = None
         has_experts = any(isinstance(module, Experts) for module in model.modules())
         if has_experts:
             prepare_options(cfg, several_processes=self._split is not None)
@@ -91,40 +88,6 @@ class Trainer(DeferringTrainer):
         self._stop: signal.Signals | None = None
         if preemption.asked():
             preemption.listen()
-
-    @property
-    def is_fsdp(self) -> bool:
-        """Whether fairscale shards the model: never. Stock code for it stays out of the way."""
-        return False
-
-    @property
-    def use_distributed_wrapper(self) -> bool:
-        """Whether stock leaves it to others to move the model to the device."""
-        return self._sharded is not None or bool(super().use_distributed_wrapper)
-
-    @property
-    def model(self) -> Any:
-        """The model in the wrapper that reduces its gradients; a sharded one has none."""
-        return super().model if self._sharded is None else self._model
-
-    @property
-    def criterion(self) -> Any:
-        """The criterion in the wrapper that reduces its gradients; a sharded one has none."""
-        return super().criterion if self._sharded is None else self._criterion
-
-    def _build_optimizer(self) -> None:
-        if self._sharded is None:
-            super()._build_optimizer()
-            return
-        self._optimizer = self._sharded.build_optimizer(self.cfg)
-        self._lr_scheduler = lr_scheduler.build_lr_scheduler(self.cfg.lr_scheduler, self._optimizer)
-        self._lr_scheduler.step_update(0)
-
-    def _build_ema(self) -> None:
-        if self._sharded is None:
-            super()._build_ema()
-        elif self.cfg.ema.store_ema:
-            self._ema = ShardedEMA(self._model, self.cfg.ema)
 
     def _claim_save_dir(self) -> None:
         options = self.cfg.checkpoint
@@ -286,34 +249,6 @@ class Trainer(DeferringTrainer):
             expert_shards.remove_unused(Path(self.cfg.checkpoint.save_dir), read_mapped)
 
     @property
-    def saves_asynchronously(self) -> bool:
-        """Whether training goes on while a checkpoint is written."""
-        return self._writes_folders and bool(getattr(self.cfg.model, "async_checkpoint", False))
-
-    def begin_saving(self, stock: Callable[..., Any], cfg: Any, epoch_itr: Any, val_loss: Any) -> None:
-        """Begin what fairseq's ``save_checkpoint`` does, and finish it when the tensors are on the disk.
-
-        Args:
-            stock: fairseq's function.
-            cfg, epoch_itr, val_loss: its arguments.
-        """
-        self.finish_pending_save()
-        self.consolidate_optimizer()
-        state = self.state_dict()
-        if self.is_data_parallel_master:
-            assert self._pending is not None
-            frozen = (SavedTrainer(self, state), SavedIterator(epoch_itr))
-            self._pending.announce = partial(stock, cfg, *frozen, val_loss)
-
-    def finish_pending_save(self) -> None:
-        """Wait for the checkpoint that is being written, if there is one."""
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.finish()
-            if self.is_data_parallel_master:
-                distributed.remove_unused(Path(self.cfg.checkpoint.save_dir), read_mapped)
-
-    @property
     def states_taken(self) -> int:
         """How often ``state_dict`` was called."""
         return self._states_taken
@@ -323,27 +258,6 @@ class Trainer(DeferringTrainer):
         """None for all."""
         split = self._split
         return None if split is None else range(split.first, split.first + split.local)
-
-    @property
-    def _writes_folders(self) -> bool:
-        return self._sharded is not None and getattr(self.cfg.model, "checkpoint_format", None) != "merged"
-
-    @property
-    def _sharded_states(self) -> ShardedStates:
-        assert self._sharded is not None
-        return ShardedStates(self._sharded.parameters, self._split)
-
-    def _reader(self) -> Any:
-        """The reader of slices of a checkpoint's tensors if the model is sharded, or None."""
-        if self._sharded is None:
-            return None
-        return self._sharded_states.reader(self._model, self._criterion, self._averages)
-
-    def _averages(self) -> dict[str, Any]:
-        """The moving averages, which begin when somebody looks at them first."""
-        if not self.cfg.ema.store_ema:
-            return {}
-        return {"ema": self.ema.get_model().state_dict(), "ema_fp32_params": self.ema.fp32_params}
 
     @property
     def _writes_shards(self) -> bool:

@@ -71,6 +71,7 @@ def test_figures_are_logged(straight: tuple[Path, Finished]) -> None:
     assert re.search(r"train_inner .*loss=[\d.]+, accuracy=\d", output)
 
 
+@pytest.mark.slow
 def test_resumes_with_the_tiles_it_would_have_seen(
     slides: Path, straight: tuple[Path, Finished], tmp_path: Path
 ) -> None:
@@ -102,6 +103,7 @@ def test_other_targets(slides: Path, tmp_path: Path) -> None:
     assert_printed_alike(validated(alone.output, "c_index"), validated(done.output, "c_index"))
 
 
+@pytest.mark.slow
 def test_begins_from_released_weights(slides: Path, straight: tuple[Path, Finished], tmp_path: Path) -> None:
     """In Prov-GigaPath's layout, with a fixed table of positions and a tensor that has no place."""
     old = weights(straight[0])

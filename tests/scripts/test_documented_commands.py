@@ -72,8 +72,8 @@ def walk(documents: Sequence[Path], checkout: Checkout) -> list[str]:
             if done.returncode:
                 failed.append((command, done.last_line))
             print(f"{done.returncode:4} {command.where}: {command.text}", flush=True)
-            if "--save-dir runs/text " in command.text:  # a model that the next part evaluates
-                xpos = command.text.replace("gpt_deepnorm", "gpt_xpos").replace("runs/text ", "runs/text-xpos ")
+            if command.text.endswith("--save-dir runs/text"):  # a model that the next part evaluates
+                xpos = command.text.replace("gpt_deepnorm", "gpt_xpos").replace("runs/text", "runs/text-xpos")
                 checkout.run_tiny(xpos).check()
         if len(failed) == len(waiting):
             return [f"{command.where}: {command.text}\n    {line}" for command, line in failed]

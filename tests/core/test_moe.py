@@ -390,7 +390,7 @@ def observed(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[Any
         torch.manual_seed(0)
         seen.append(one.train(training)(text)["encoder_out"].tolist())
     layer = next(layer.moe_layer for layer in model.layers if layer.moe_layer is not None)
-    seen.append(layer.experts.norm_weight)
+    seen.append(layer.experts.fc1.weight.expert.norm_weight)
     with monkeypatch.context() as patch:
         patch.setattr(factory, "split_experts", lambda count: ExpertSplit(count, size=2))
         shared = next(layer.moe_layer for layer in encoder(**given).layers if layer.moe_layer is not None).experts

@@ -12,16 +12,17 @@ from torch import nn
 pytest.importorskip("fairseq")
 
 from fairseq.logging import metrics
+from fairseq.optim.fp16_optimizer import FP16Optimizer
 
 from tests.fairseq_cli import FEW_UPDATES, Finished, run_fairseq, tiny_language_data
 from tests.plugin.shrunk import EXPERTS, shrunk
 from torchscale_fairseq.checkpoints.reading import load_checkpoint
+from torchscale_fairseq.core.layers.experts import ExpertGradients
 from torchscale_fairseq.core.layers.moe import RoutingReport
 from torchscale_fairseq.core.parallel.groups import ExpertSplit
 from torchscale_fairseq.criterions import _mixture
 from torchscale_fairseq.criterions._mixture import LOGGED, MixtureCriterion, MixtureOptions
-from torchscale_fairseq.hooks.experts import gradient_clipping
-from torchscale_fairseq.hooks.experts.gradient_clipping import ExpertGradients, clip_with_experts
+from torchscale_fairseq.hooks.experts.gradient_clipping import clip_with_experts, mark_copies
 
 LANGUAGE = ["--task", "language_modeling", "--tokens-per-sample", "16", "--criterion", "moe_cross_entropy"]
 MASKED = ["--task", "masked_lm", "--tokens-per-sample", "16", "--criterion", "masked_lm_moe_cross_entropy"]
@@ -127,11 +128,10 @@ def test_plain_clip_counts_each_expert_like_the_rest(data: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("max_norm", [1.0, 100.0, 0.0])
-def test_all_gradients_are_clipped_by_one_coefficient(max_norm: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_gradients_are_clipped_by_one_coefficient(max_norm: float) -> None:
     """Of the norm in which the experts count a quarter; zero is no limit."""
-    monkeypatch.setattr(gradient_clipping, "_current", ExpertGradients(ExpertSplit(4), norm_weight=1 / 4))
     dense, expert, idle = (nn.Parameter(torch.zeros(shape)) for shape in ((3,), (4, 2), (5,)))
-    expert.expert = True
+    expert.expert = ExpertGradients(ExpertSplit(4), norm_weight=1 / 4)
     gradients = [torch.full((3,), 2.0), torch.full((4, 2), 3.0)]
     dense.grad, expert.grad = (gradient.clone() for gradient in gradients)
     norm = clip_with_experts(None)(iter([dense, expert, idle]), max_norm)  # type: ignore[arg-type]
@@ -140,6 +140,14 @@ def test_all_gradients_are_clipped_by_one_coefficient(max_norm: float, monkeypat
     for parameter, gradient in zip((dense, expert), gradients, strict=True):
         torch.testing.assert_close(parameter.grad, gradient * factor)
     assert idle.grad is None
+
+
+def test_copies_in_float32_are_clipped_like_their_parameters() -> None:
+    expert, dense = (nn.Parameter(torch.zeros(4, 2, dtype=torch.float16)) for _ in range(2))
+    expert.expert = ExpertGradients(ExpertSplit(4), norm_weight=1 / 4)
+    build = mark_copies(FP16Optimizer.build_fp32_params.__func__)
+    of_expert, of_dense = build(FP16Optimizer, None, [expert, dense], flatten=False)
+    assert of_expert.expert is expert.expert and not hasattr(of_dense, "expert")
 
 
 def test_fine_tunes_with_frozen_routing(data: Path, tmp_path: Path) -> None:

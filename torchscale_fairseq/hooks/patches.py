@@ -212,6 +212,7 @@ PATCHES: tuple[Patch | Setting, ...] = (
         "the copy is named after a CUDA device",
         "Torch not compiled with CUDA enabled",
     ),
+    Patch(_FP16OptimizerMixin, "build_fp32_params", gradient_clipping.mark_copies, "copies of experts clip like them"),
     Patch(_FP16OptimizerMixin, "_sync_fp16_grads_to_fp32", mixed_precision.copy_gradients, "one kernel for many"),
     Patch(_FP16OptimizerMixin, "_sync_fp32_params_to_fp16", mixed_precision.copy_parameters, "one kernel for many"),
     Patch(_FP16OptimizerMixin, "zero_grad", mixed_precision.forget_gradients, "the next copy replaces them"),

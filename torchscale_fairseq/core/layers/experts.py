@@ -6,7 +6,8 @@ processes' experts; loading takes this process's own out of a state dict with al
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +19,27 @@ from ..parallel.fully_sharded import unbind_experts
 from ..parallel.groups import ExpertSplit
 from .feed_forward import ACTIVATIONS
 from .grouped import GroupedLinear, GroupedNorm
+
+
+@dataclass(frozen=True)
+class ExpertGradients:
+    """How the gradients of a parameter of experts are summed and clipped. Each such parameter has it as ``expert``,
+    the attribute by which fairseq tells experts from the rest.
+
+    Args:
+        split: the experts that this process holds.
+        norm_weight: factor on the squares of the gradients in the norm by which gradients are clipped
+            (``ops.sparse_clip``).
+    """
+
+    split: ExpertSplit
+    norm_weight: float = 1.0
+
+    @staticmethod
+    def of(parameters: Iterable[Tensor]) -> "ExpertGradients | None":
+        """Those of the first expert among parameters, which all experts of a model share; None without experts."""
+        marks = (getattr(p, "expert", None) for p in parameters)
+        return next((mark for mark in marks if isinstance(mark, ExpertGradients)), None)
 
 
 class Experts(nn.Module):
@@ -32,8 +54,7 @@ class Experts(nn.Module):
         dropout: after the activation (expert dropout, Switch Transformer, arXiv:2101.03961, sec. 2.4).
         norm: kind of the inner norm, or None.
         eps: of the inner norm.
-        norm_weight: factor on the squares of these parameters' gradients in the norm by which gradients are clipped
-            (``ops.sparse_clip``); kept for whoever clips.
+        norm_weight: as for ``ExpertGradients``, for whoever clips.
         gradient_root: divide gradients by the square root of the number of processes, not by the number, which is
             what makes them those of a mean over processes.
         linear: makes the projections, as GroupedLinear.
@@ -56,7 +77,6 @@ class Experts(nn.Module):
     ):
         super().__init__()
         self.split = split
-        self.norm_weight = norm_weight
         self.activation = ACTIVATIONS[activation_fn]
         self.dropout = nn.Dropout(dropout)
         self.fc1 = linear(split, embed_dim, ffn_dim, bias=not gated, activated=True)
@@ -65,8 +85,9 @@ class Experts(nn.Module):
         self.fc2 = linear(split, ffn_dim, embed_dim, bias=not gated)
         self.gradient_divisor = divisor = math.sqrt(split.processes) if gradient_root else split.processes
         """Of the sum over processes; sharded experts (``parallel.fully_sharded``) lose the hooks that divide by it."""
+        gradients = ExpertGradients(split, norm_weight)
         for parameter in self.parameters():
-            parameter.expert = True  # type: ignore[attr-defined]  # fairseq's mark
+            parameter.expert = gradients  # type: ignore[attr-defined]
             if divisor != 1:
                 parameter.register_hook(lambda gradient: gradient / divisor)
         self.register_state_dict_post_hook(_to_names_of_experts)  # type: ignore[no-untyped-call]

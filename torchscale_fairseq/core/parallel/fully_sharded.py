@@ -92,9 +92,10 @@ def shard_model(model: nn.Module, options: ShardingOptions) -> None:
     }
     for experts, split in _split_experts(model):
         mesh_of_experts = DeviceMesh.from_group(replica_group(split), options.device.type)
+        marks = [parameter.expert for parameter in experts.parameters()]
         fully_shard(experts, mesh=mesh_of_experts, shard_placement_fn=_evenly(mesh_of_experts.size()), **common)
-        for parameter in experts.parameters():
-            parameter.expert = True
+        for parameter, mark in zip(experts.parameters(), marks, strict=True):
+            parameter.expert = mark
             parameter.gradient_factor = split.replicas / experts.gradient_divisor
     common["ignored_params"] = {p for p in model.parameters() if p.dim() == 0}
     for layer in _layers(model):

@@ -13,14 +13,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from torchscale_fairseq.checkpoints.shards import AVERAGES, EXPERT, expert_index, is_stacked, own_states
-from torchscale_fairseq.core.layers.experts import Experts
+from torchscale_fairseq.core.layers.experts import ExpertGradients
 from torchscale_fairseq.core.parallel.groups import ExpertSplit, exchange_group
 
 
 def split_of(model: nn.Module) -> ExpertSplit | None:
     """How the experts of a model are held, if it has some that several processes hold."""
-    splits = [module.split for module in model.modules() if isinstance(module, Experts)]
-    return splits[0] if splits and splits[0].size * splits[0].replicas > 1 else None
+    experts = ExpertGradients.of(model.parameters())
+    return None if experts is None or experts.split.size * experts.split.replicas == 1 else experts.split
 
 
 def expert_indices(parameters: Iterable[nn.Parameter]) -> list[int]:

@@ -6,7 +6,6 @@ experts overflow would not be noticed.
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,27 +13,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 
-from torchscale_fairseq.core.layers.experts import Experts
+from torchscale_fairseq.core.layers.experts import ExpertGradients
 from torchscale_fairseq.core.ops.sparse_clip import sparse_norm, sum_of_squares
 from torchscale_fairseq.core.parallel.groups import ExpertSplit, replica_group
-
-
-@dataclass(frozen=True)
-class ExpertGradients:
-    """The experts of the model in training, as clipping needs to know them."""
-
-    split: ExpertSplit
-    norm_weight: float
-
-
-_current: ExpertGradients | None = None
-
-
-def watch(model: nn.Module) -> None:
-    """Treat gradients as this model needs it; fairseq's optimizer knows parameters only."""
-    global _current
-    layers = [module for module in model.modules() if isinstance(module, Experts)]
-    _current = ExpertGradients(layers[0].split, layers[0].norm_weight) if layers else None
 
 
 def clip_with_experts(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -42,10 +23,10 @@ def clip_with_experts(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     def clip_grad_norm_(params: Any, max_norm: float, aggregate_norm_fn: Any = None) -> Tensor:
         params = [params] if isinstance(params, Tensor) else list(params)
-        experts = _current
+        experts = ExpertGradients.of(params)
         if any(hasattr(p, "copies") for p in params):
             return _clip_slices(params, max_norm, 1.0 if experts is None else experts.norm_weight)
-        if experts is None or not any(hasattr(p, "expert") for p in params):
+        if experts is None:
             return _clip_together(stock, params, max_norm, aggregate_norm_fn)
         dense = [p.grad.detach() for p in params if p.grad is not None and not hasattr(p, "expert")]
         sparse = [p.grad.detach() for p in params if p.grad is not None and hasattr(p, "expert")]
@@ -108,14 +89,29 @@ def reduce_with_replicas(stock: Callable[..., None]) -> Callable[..., None]:
 
     def all_reduce_grads(self: Any, module: nn.Module) -> None:
         stock(self, module)
-        if _current is None or _current.split.replicas == 1:
+        experts = ExpertGradients.of(module.parameters())
+        if experts is None or experts.split.replicas == 1:
             return
-        group = replica_group(_current.split)
+        group = replica_group(experts.split)
         for parameter in module.parameters():
             if hasattr(parameter, "expert") and parameter.grad is not None:
                 dist.all_reduce(parameter.grad, group=group)
 
     return all_reduce_grads
+
+
+def mark_copies(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """``FP16Optimizer.build_fp32_params``, whose float32 copies of experts say how their gradients are treated, as the
+    parameters do; stock's say no more than that they are of experts."""
+
+    def build_fp32_params(cls: type, args: Any, params: Any, flatten: bool = True) -> Any:
+        copies = stock(cls, args, params, flatten=flatten)
+        for parameter, copy in zip(params, () if flatten else copies, strict=not flatten):
+            if hasattr(parameter, "expert"):
+                copy.expert = parameter.expert
+        return copies
+
+    return build_fp32_params
 
 
 def over_processes(squares: Tensor, split: ExpertSplit) -> Tensor:

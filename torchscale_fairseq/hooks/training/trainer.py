@@ -22,7 +22,6 @@ from torchscale_fairseq.core.layers.experts import Experts
 from torchscale_fairseq.core.parallel.fully_sharded import CuttingCopies
 from torchscale_fairseq.hooks import sequence_parallel as sequence
 from torchscale_fairseq.hooks.experts import checkpoints as expert_checkpoints
-from torchscale_fairseq.hooks.experts import gradient_clipping
 from torchscale_fairseq.hooks.experts.options import prepare_options
 from torchscale_fairseq.hooks.generation import evaluation
 from torchscale_fairseq.hooks.monitoring.layer_norms import LayerNorms
@@ -60,7 +59,6 @@ class Trainer(ShardedTrainer):
         if self._split is not None:
             experts = [name for name, p in model.named_parameters() if hasattr(p, "expert")]
             model._ddp_params_and_buffers_to_ignore = experts
-        gradient_clipping.watch(model)
         self._sharing = sequence.sharing_of(cfg, task, model)
         """Sequence parallelism of this run, or None."""
         self._sharded = sharded_training(cfg, task, model, criterion)

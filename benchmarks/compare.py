@@ -1,4 +1,4 @@
-"""Our models beside official TorchScale 0.3.0 and stock fairseq: measured in one run, printed as one table.
+"""Our models and official TorchScale 0.3.0 and stock fairseq: measured in one run, printed as one table.
 
     pip install --no-deps torchscale==0.3.0
     python -m benchmarks.compare                        # a decoder's training step, and translation
@@ -111,7 +111,7 @@ def generate(options: argparse.Namespace, results: Results) -> None:
 
 
 def experts(options: argparse.Namespace, results: Results) -> None:
-    """A layer with experts: beside the official one, and with more and fewer of them beside a dense network."""
+    """A layer with experts, the official one, layers with more and fewer experts, and a dense network."""
     prepare_official_experts()
     sides = [side for side in options.sides if side != STOCK]
     for tokens in options.tokens:

@@ -21,7 +21,7 @@ from torchscale_fairseq.core.ops.positions import FIRST_POSITION, PADDING_POSITI
 
 @dataclass(frozen=True)
 class Size:
-    """A decoder, and how many tokens of it a step takes unless told otherwise."""
+    """A decoder, and how many tokens of it a step takes by default."""
 
     layers: int
     width: int

@@ -1,4 +1,4 @@
-"""Dilated attention beside dense causal attention by torch's flash kernel, and its memory: measured in one run.
+"""Dilated attention compared with dense causal attention by torch's flash kernel, and its memory: measured in one run.
 
     python -m benchmarks.dilated                          # time over length on a CPU, in float32
     python -m benchmarks.dilated memory                   # 262,144 tokens: dilated attention alone, and a whole layer

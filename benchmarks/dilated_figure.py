@@ -1,4 +1,4 @@
-"""Draws cost over length from the numbers of dilated.py, beside them: FILE.json becomes FILE.png.
+"""Draws cost over length from the numbers of dilated.py, in their folder: FILE.json becomes FILE.png.
 
 pip install -r requirements/experiments.txt   # matplotlib
 python -m benchmarks.dilated_figure docs/figures/dilated_attention.json

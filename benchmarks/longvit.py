@@ -4,7 +4,7 @@
     python -m benchmarks.longvit --device cuda --output longvit.md     # 1,024 to 16,384 pixels in bfloat16
 
 Patches of 32 pixels, 12 layers of width 384, the released segments of each size; every layer is recomputed in the
-backward pass and its feed-forward network goes in chunks. Beside it, up to --dense-up-to, the same model with dense
+backward pass and its feed-forward network goes in chunks. For comparison, up to --dense-up-to, the model with dense
 attention by torch's fused kernel. On a CPU each figure is from a process of its own.
 """
 

@@ -2,7 +2,7 @@
 
     pip install --no-deps torchscale==0.3.0
 
-Its requirements, fairscale and timm, do not install beside current torch. A dense model uses nothing of them but
+Its requirements, fairscale and timm, do not install with current torch. A dense model uses nothing of them but
 wrappers that leave it as it is, so stand-ins are enough while torchscale is imported.
 """
 

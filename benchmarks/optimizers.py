@@ -1,4 +1,4 @@
-"""An update by --optimizer fused_adam_torch beside fairseq's adam (without apex), measured in one run.
+"""An update by --optimizer fused_adam_torch and by fairseq's adam (without apex), measured in one run.
 
     python -m benchmarks.optimizers                  # the 125M decoder's layers and 20,000 entries of vocabulary: 100M
     python -m benchmarks.optimizers --layers 2

@@ -1,4 +1,4 @@
-"""The reader of --task pretraining beside fairseq's own binarised masked_lm: tokens per second, in one run, one table.
+"""The reader of --task pretraining and fairseq's binarised masked_lm: tokens per second, in one run, one table.
 
     python -m benchmarks.reading                    # text of Python's standard library, four times over
     python -m benchmarks.reading --text my.txt --workers 0 1 2
@@ -166,7 +166,7 @@ def ours(data: Data, options: argparse.Namespace) -> Start:
 
 
 def starts(task: Any, options: argparse.Namespace) -> Start:
-    """Begins a pass with so many workers."""
+    """Begins a pass with this number of workers."""
     with contextlib.redirect_stdout(io.StringIO()):
         task.load_dataset("train")
 

@@ -1,9 +1,9 @@
-"""RetNet beside official TorchScale 0.3.0 (its parallel form) and beside attention: measured in one run, one table.
+"""RetNet, official TorchScale 0.3.0's (its parallel form) and attention: measured in one run, one table.
 
     pip install --no-deps torchscale==0.3.0
     python -m benchmarks.retention                      # training steps of a layer, retention alone, decoding
     python -m benchmarks.retention train --lengths 4096 --figure cost.png
-    python -m benchmarks.retention --device cuda        # a retention layer in bfloat16, fla's own beside it
+    python -m benchmarks.retention --device cuda        # a retention layer in bfloat16, and fla's own
 
 The official side and ours have the same weights and inputs; outputs and gradients are compared first, at each length
 (on a GPU at the shortest), and where they disagree nothing is timed and the exit status is 1. Official lengths above

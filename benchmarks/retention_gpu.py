@@ -68,7 +68,7 @@ def available_sides() -> list[str]:
 
 
 def check_agreement(case: Case, sides: list[str]) -> list[str]:
-    """Ours and the official layer in float32; ours and fla's in bfloat16 beside ours in float32.
+    """Ours and the official layer in float32; ours and fla's in bfloat16 compared with ours in float32.
 
     Returns:
         Sentences about it.

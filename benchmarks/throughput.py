@@ -1,4 +1,4 @@
-"""fairseq-train beside a plain, compiled training loop in PyTorch: tokens per second of whole updates, in one run.
+"""fairseq-train and a plain, compiled training loop in PyTorch: tokens per second of whole updates, in one run.
 
     python -m benchmarks.throughput                                 # the four sizes of docs/performance.md, on a GPU
     python -m benchmarks.throughput --cases base:16x1024 --profile  # and where the time of five updates goes
@@ -83,7 +83,7 @@ class Measured:
 
 
 def write_data(folder: Path, tokens: int, vocab_size: int) -> None:
-    """Random text of so many tokens, binarised as fairseq-preprocess would, with its dictionary."""
+    """Random text with this number of tokens, binarised as fairseq-preprocess would, with its dictionary."""
     from fairseq.data.dictionary import Dictionary
     from fairseq.data.indexed_dataset import MMapIndexedDatasetBuilder
 

@@ -86,7 +86,7 @@ def _ms(microseconds: float, updates: int) -> str:
 
 
 def profiled(train_step: Callable[..., Any], first: int, updates: int) -> Callable[..., Any]:
-    """A Trainer's ``train_step`` that profiles so many updates from the ``first`` on, prints the summary and ends."""
+    """A Trainer's ``train_step`` that profiles this many updates from the ``first`` on, prints the summary and ends."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     activities += [torch.profiler.ProfilerActivity.CUDA] * torch.cuda.is_available()
     profiler = torch.profiler.profile(activities=activities)

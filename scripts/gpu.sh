@@ -6,9 +6,9 @@ usage() {
   cat <<'EOF'
 usage: scripts/gpu.sh [--wheels DIR] [--output FILE.md] [-- COMMAND...]
 
-Prints the hardware and the versions, runs the tests marked gpu, and measures training beside official
-TorchScale (benchmarks/compare.py) and a layer of retention beside official TorchScale's, flash-linear-attention's,
-where that is installed, and attention (benchmarks/retention.py), and dilated attention beside dense
+Prints the hardware and the versions, runs the tests marked gpu, and compares training with official
+TorchScale (benchmarks/compare.py) and a layer of retention with official TorchScale's, flash-linear-attention's,
+where that is installed, and attention (benchmarks/retention.py), and dilated attention with dense
 (benchmarks/dilated.py). With a COMMAND, runs that instead, in the prepared environment.
 Without --wheels it prepares .venv by scripts/setup.sh, which needs a package index.
 

@@ -1,4 +1,4 @@
-# What the quick starts share: their options, and steps that say what they run. They source it.
+# Functions that the quick starts source: their options, and steps that print their commands.
 
 shared=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
@@ -22,7 +22,7 @@ read_options() {
       --gpu) gpu=yes && shift ;;
       -h | --help) usage && exit 0 ;;
       --) shift && break ;;
-      *) fail "unknown option '$1'; what is meant for fairseq-train goes after --" ;;
+      *) fail "unknown option '$1'; options of fairseq-train go after --" ;;
     esac
   done
   case "$max_update" in

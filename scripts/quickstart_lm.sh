@@ -78,7 +78,7 @@ step "4/6 Training: $arch for $max_update updates"
 train "$run" "$data" --user-dir torchscale_fairseq --arch "$arch" "${training[@]}" "${device[@]}"
 
 if [ "${task[1]}" = pretraining ]; then
-  step "5/6 Perplexity of the masked tokens of the test set, beside that of guessing by frequency"
+  step "5/6 Perplexity of the masked tokens of the test set, and that of guessing by frequency"
   run fairseq-validate "$data" "${model[@]}" --task pretraining --valid-subset test --batch-size 8 "${device[@]}"
   run torchscale-fairseq unigram-perplexity "$data" --subset test
 

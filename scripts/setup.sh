@@ -10,9 +10,9 @@ Installs the packages pinned in requirements/, fairseq and this project into a v
 A second call returns at once, until requirements/ or this script change.
 
 environment:
-  VENV     absolute path of the virtual environment (default: .venv beside README.md)
+  VENV     absolute path of the virtual environment (default: .venv next to README.md)
   PYTHON   the interpreter to make it with (default: the first of python3.11, 3.12, 3.13, 3.10, python3)
-  TORCH    a version of torch in the place of the pinned one, as scripts/test.sh --torch needs it
+  TORCH    a version of torch instead of the pinned one, as scripts/test.sh --torch needs it
 EOF
 }
 
@@ -130,7 +130,7 @@ fi
 pip_install --no-deps -r "$requirements/benchmarks.txt"
 echo "setup: installing this project"
 pip_install --no-build-isolation --no-deps --editable "$root"
-# Beside fairseq, where it looks for --user-dir torchscale_fairseq from any folder, and type checkers look for packages.
+# Next to fairseq, where it looks for --user-dir torchscale_fairseq from any folder, and type checkers look for packages.
 ln -sfn "$root/torchscale_fairseq" "$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torchscale_fairseq"
 
 fingerprint >"$stamp"

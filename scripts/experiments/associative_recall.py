@@ -1,4 +1,4 @@
-"""Multi-query associative recall: what a state of constant size keeps of a list of pairs, beside attention.
+"""Multi-query associative recall: the items of a list that a state of constant size keeps, compared with attention.
 
 Zoology, arXiv:2312.04927. An example lists four pairs of a key and a value; then, among random tokens, each key comes
 once more, and the model is to predict the value that it had. The gaps follow a power law. Two layers of RetNet and of
@@ -43,7 +43,7 @@ GAP_EXPONENT = 0.01 - 1
 EXAMPLES, HELD_OUT = 10000, 1000
 """To train on, again and again, and to measure on."""
 UPDATES_PER_LOOK = 100
-"""After so many updates it is measured how far the model is."""
+"""Updates between measurements of the model's recall."""
 ENOUGH = 0.999
 """Share of right values at which training stops."""
 

@@ -125,7 +125,7 @@ def parse_options(experiment: Experiment) -> argparse.Namespace:
     add = parser.add_argument
     task = parser.add_mutually_exclusive_group(required=True)
     task.add_argument("--output", type=Path, metavar="DIR", help="train, and write the report and its figure here")
-    task.add_argument("--plot-only", type=Path, metavar="JSON", help="draw the figure of this report, beside it")
+    task.add_argument("--plot-only", type=Path, metavar="JSON", help="draw the figure of this report, into its folder")
     add("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
     add("--small", action="store_true", help="smaller models and fewer of them: one to five minutes on a CPU")
     add("--processes", type=int, default=1, metavar="N", help="models trained at the same time; default: 1")

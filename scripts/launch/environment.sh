@@ -1,8 +1,8 @@
-# What all processes of a run on a cluster have in their environment; the launchers source it. What is set already wins.
+# The environment of all processes of a run on a cluster; the launchers source it. Variables that are set already stay.
 
 # A checkpoint at the next update on SIGTERM and SIGUSR1 (docs/launching.md).
 export TORCHSCALE_SAVE_ON_SIGNAL=${TORCHSCALE_SAVE_ON_SIGNAL:-1}
-# torch's launcher passes SIGUSR1 on too (its --signals-to-handle), and gives processes so many seconds before it kills them.
+# torch's launcher also forwards SIGUSR1 (its --signals-to-handle); it kills the processes some seconds after a signal.
 export PET_SIGNALS_TO_HANDLE=${PET_SIGNALS_TO_HANDLE:-SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1}
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}
 

@@ -23,7 +23,7 @@ def test_help_names_every_option() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--lr 1", "unknown option '--lr'; what is meant for fairseq-train goes after --"),
+        ("--lr 1", "unknown option '--lr'; options of fairseq-train go after --"),
         ("--arch", "--arch needs a value"),
         ("--max-update 0", "--max-update takes a whole number above 0, not '0'"),
     ],

@@ -17,7 +17,7 @@ class Load:
     """The input of one side of a model in one step."""
 
     lengths: tuple[int, ...]
-    """Of its sequences, in tokens."""
+    """Length of the sequences, in tokens."""
 
     @property
     def tokens(self) -> int:

@@ -117,7 +117,7 @@ def _is_scaled(name: str, scale_cross_attention: bool) -> bool:
 
 
 RETENTION_GAINS = {"q_proj": 2**-2.5, "k_proj": 2**-2.5, "v_proj": 2**-2.5, "g_proj": 2**-2.5, "out_proj": 2**-1.0}
-"""Of Xavier's initialisation, as the authors' code of RetNet has them."""
+"""Gains of Xavier's initialisation, as the authors' code of RetNet has them."""
 _SCALED_BY_RETNET = ("v_proj", "out_proj", "fc1", "fc2")
 
 

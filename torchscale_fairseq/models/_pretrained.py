@@ -39,7 +39,7 @@ class Pretrained:
                 or else checkpoint_last.pt by default.
             data_name_or_path: directory of the dictionaries; by default the one it was trained with. A relative one is
                 looked for in the folders above the checkpoint, and then in the working directory.
-            overrides: options of the task; a sentencepiece.bpe.model beside the dictionaries is used by default.
+            overrides: options of the task; a sentencepiece.bpe.model next to the dictionaries is used by default.
 
         Returns:
             For translation and language models fairseq's GeneratorHubInterface: ``.translate(text)`` or

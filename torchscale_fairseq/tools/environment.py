@@ -34,7 +34,7 @@ def show(title: str, rows: Iterable[tuple[str, str]]) -> None:
 
 
 def versions() -> Iterator[tuple[str, str]]:
-    """Of this package, Python and the system."""
+    """Versions of this package, Python and the system."""
     yield "torchscale-fairseq", __version__
     yield "Python", f"{platform.python_version()} ({sys.executable})"
     yield "system", platform.platform()

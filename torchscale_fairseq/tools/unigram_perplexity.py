@@ -67,7 +67,7 @@ def _chunks(shard: Path) -> Iterator[list[bytes]]:
 
 
 def perplexity(train: "NDArray[np.int64]", guessed: "NDArray[np.int64]") -> float:
-    """Of counted tokens under the frequencies of others, each raised by one."""
+    """Perplexity of counted tokens under the frequencies of others, each raised by one."""
     import numpy as np
 
     log_probabilities = np.log(train + 1) - np.log((train + 1).sum())

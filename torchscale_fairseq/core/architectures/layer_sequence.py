@@ -12,7 +12,7 @@ from ..layers.dilated_attention import DilatedAttention
 from ..layers.moe import MixtureOfExperts, RoutingReport
 
 OPTIONS = {"triton.multi_kernel": 1}
-"""Of torch.compile: norms over wide rows are also tried with a whole row at a time, which halves their time."""
+"""Options of torch.compile: norms over wide rows are also tried with a whole row at a time, which halves their time."""
 
 
 class LayerSequence(nn.ModuleList):

@@ -64,8 +64,8 @@ def check_length(spec: LayerSpec, embed_positions: nn.Module, rows: Tensor, tota
         spec: the side's.
         embed_positions: the table.
         rows: (batch or 1, seq).
-        total: the tokens of a sequence, padding included. Rows, which may lie on a device, are looked at only where so
-            many do not fit.
+        total: the tokens of a sequence, padding included. Rows, which may lie on a device, are only looked at if
+            this number does not fit.
     """
     if isinstance(embed_positions, Multiway) or is_traced():
         return

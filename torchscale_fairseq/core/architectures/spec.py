@@ -28,7 +28,7 @@ class AttentionSpec(NamedTuple):
     dropout: float
     backend: str
     segment_lengths: tuple[int, ...]
-    """Of dilated attention, one entry per branch; empty for dense attention."""
+    """Segment lengths and ratios of dilated attention, one entry per branch; empty for dense attention."""
     dilation_ratios: tuple[int, ...]
 
 
@@ -71,7 +71,7 @@ class ExpertSpec:
     time_first: bool
     """Tokens queue for experts time step by time step instead of sequence by sequence."""
     norm_weight: float
-    """Of their gradients in the norm for clipping."""
+    """Weight of the experts' gradients in the norm for clipping."""
     gradient_root: bool
     """Their gradients are divided by the square root of the number of processes."""
 
@@ -130,7 +130,7 @@ class LayerSpec:
     drop_path_rate: float
     """Drop-path rate of the last layer; it falls linearly towards the first."""
     bits: BitKind | None
-    """Of BitNet's linear layers; None for dense ones."""
+    """Settings of BitNet's linear layers; None for dense ones."""
     torchscale_compatible: bool
 
 

@@ -1,4 +1,4 @@
-"""Cross-entropy of logits on a GPU: losses, and their gradients in the place of the logits, in one launch.
+"""Cross-entropy of logits on a GPU: losses, and their gradients in the memory of the logits, in one launch.
 
 Each row of logits is read twice and written once. The second read mostly finds the row in the cache. The definition is
 ``from_logits`` in ``linear_cross_entropy.py``.

@@ -295,7 +295,7 @@ class Efficient(Kernel):
         return _without_filling(parts, query)
 
     def _mask(self, query: Tensor, key: Tensor, scores: Scores) -> Tensor | None:
-        """Of full shape, as a view of rows whose beginnings are aligned."""
+        """A mask of full shape, as a view of rows whose beginnings are aligned."""
         if scores.hidden is None:
             return None
         mask = F.pad(_additive(scores.hidden, query.dtype), (0, -key.size(2) % 16))[..., : key.size(2)]

@@ -188,7 +188,7 @@ class _Clock:
     """Documents begun in the chunk up to here."""
 
     def decay_between(self, log_decay: Tensor) -> Tensor:
-        """Of key m for query n, (batch or 1, heads, chunks or 1, n, m); zero if n does not see m."""
+        """Weight of key m for query n, (batch or 1, heads, chunks or 1, n, m); zero if n does not see m."""
         size = self.time.size(-1)
         elapsed = self.time.unsqueeze(-1) - self.time.unsqueeze(-2)
         hidden = torch.ones(size, size, dtype=torch.bool, device=elapsed.device).triu(1)

@@ -34,7 +34,7 @@ class ShardingOptions:
     shard_size: int = 0
     """Processes that hold a model together; there are replicas of it between them and others. 0: all processes."""
     compute_dtype: torch.dtype | None = None
-    """Of gathered parameters, and so of the computation; None: that of the parameters."""
+    """Dtype of gathered parameters, and so of the computation; None: that of the parameters."""
     reduce_dtype: torch.dtype | None = None
     """In which gradients are summed over processes; None: ``compute_dtype``."""
     reshard_after_forward: bool = True

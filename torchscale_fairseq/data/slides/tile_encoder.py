@@ -11,7 +11,7 @@ from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.data.slides.files import optional_package
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet's pixels, for models that name no others."""
+"""Mean and standard deviation of ImageNet's pixels, for models that name no others."""
 
 
 class TileEncoder:

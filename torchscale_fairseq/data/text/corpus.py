@@ -33,7 +33,7 @@ OPEN_INDICES = 256
 
 @dataclass(frozen=True)
 class PartOfShard:
-    """What a corpus keeps in memory of 32 MiB of text."""
+    """A part of a shard, as a corpus keeps it in memory for 32 MiB of text."""
 
     shard: int
     part: int

@@ -49,7 +49,7 @@ class Masking:
 
     @classmethod
     def over(cls, dictionary: Any, **shares: float) -> "Masking":
-        """Of tokens of a fairseq dictionary, which become its <mask> or any that is no control symbol.
+        """Replacement of tokens of a fairseq dictionary, which become its <mask> or any that is no control symbol.
 
         Raises:
             InputError: as above.

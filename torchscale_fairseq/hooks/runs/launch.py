@@ -43,7 +43,7 @@ def launch_processes_on_cpu(stock: Callable[..., Any]) -> Callable[..., Any]:
         processes = training.distributed_world_size - first_rank
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))
         logger.info("starting %d processes on the CPU", processes)
-        # fairseq's own function, lest unpickling one of ours import this package ahead of fairseq, which would
+        # fairseq's own function, since unpickling one of ours would import this package ahead of fairseq, which would
         # then import nothing from it as --user-dir
         start = distributed_utils.distributed_main
         with preemption.passing_on():

@@ -1,4 +1,4 @@
-"""--async-checkpoint: training goes on while a checkpoint is written.
+"""--async-checkpoint: training continues while a checkpoint is written.
 
 A save copies the slices to host memory and starts a thread that writes them. When it is done, fairseq's own function
 for saving runs with what the Trainer held then, so that a checkpoint appears under its names when it is whole.
@@ -56,7 +56,7 @@ class PendingSave:
 
 
 class SavedTrainer:
-    """What fairseq's function for saving asks of a Trainer, as it was when the save began.
+    """The interface of a Trainer that fairseq's function for saving uses, as it was when the save began.
 
     Args:
         trainer: fairseq's.
@@ -103,5 +103,5 @@ class SavedIterator:
         return bool(self._at_end)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the iterator had to remember."""
+        """State of the iterator when the save began."""
         return dict(self._state)

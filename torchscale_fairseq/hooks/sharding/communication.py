@@ -67,5 +67,5 @@ def expert_traffic(tokens: int, width: int, layers: int, gpus: int, *, top_k: in
 
 
 def compute_seconds(parameters: float, tokens: int, *, recompute: bool = True) -> float:
-    """Of an update with so many tokens per GPU, attention's scores left out."""
+    """Seconds of computation of an update with this many tokens per GPU, attention's scores left out."""
     return (8 if recompute else 6) * parameters * tokens / RATE

@@ -12,7 +12,7 @@ from torchscale_fairseq.core.flops import Load, training_flops
 from torchscale_fairseq.core.parallel.fully_sharded import LAYERS
 
 BYTES_PER_PARAMETER = 16
-"""Of a slice: parameter, gradient and two states of Adam, each in float32."""
+"""Bytes per value of a slice: parameter, gradient and two states of Adam, each in float32."""
 BYTES_PER_ACTIVATION = 34
 """Kept for the backward pass, per token, layer and channel, in half precision, without the scores of attention, which
 fused kernels compute again (arXiv:2205.05198, sec. 4.1)."""
@@ -27,7 +27,7 @@ class Memory:
     gathered: float
     """Parameters of what is computing and what computes next, and gradients before they are summed."""
     activations: float = 0.0
-    """Of one batch."""
+    """Bytes of one batch."""
 
     @property
     def total(self) -> float:

@@ -195,8 +195,8 @@ class Decoder(nn.Module):
     def forward_embedding(
         self, tokens: Tensor, token_embedding: Tensor | None = None, incremental_state: Any = None
     ) -> tuple[Tensor, Tensor]:
-        """What the first layer gets, and scaled embeddings without positions; of new tokens alone where a state has
-        earlier ones."""
+        """The first layer's input, and scaled embeddings without positions; only of new tokens if a state has earlier
+        ones."""
         positions = None
         if self.embed_positions is not None:
             positions = self.embed_positions(tokens, incremental_state=incremental_state)

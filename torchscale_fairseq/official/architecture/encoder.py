@@ -173,7 +173,7 @@ class Encoder(nn.Module):
     def forward_embedding(
         self, src_tokens: Tensor | None, token_embedding: Tensor | None = None, positions: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """What the first layer gets, and scaled embeddings without positions."""
+        """The first layer's input, and scaled embeddings without positions."""
         if token_embedding is None:
             token_embedding = self.embed_tokens(src_tokens)
         x = embed = self.embed_scale * token_embedding

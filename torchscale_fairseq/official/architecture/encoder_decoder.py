@@ -52,7 +52,7 @@ class EncoderDecoder(nn.Module):
         features_only: bool = False,
         **kwargs: Any,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """What the decoder returns. ``encoder_padding_mask`` and ``self_attn_padding_mask`` hide padding."""
+        """Decode; returns as the decoder does. ``encoder_padding_mask`` and ``self_attn_padding_mask`` hide padding."""
         encoder_out = self.encoder(
             src_tokens, kwargs.get("encoder_padding_mask"), return_all_hiddens=return_all_hiddens
         )

@@ -176,7 +176,7 @@ class RetNetDecoder(nn.Module):
     def forward_embedding(
         self, tokens: Tensor, token_embedding: Tensor | None = None, incremental_state: Any = None
     ) -> tuple[Tensor, Tensor]:
-        """What the first layer gets, and scaled embeddings; of the last token alone where a state has earlier ones."""
+        """The first layer's input, and scaled embeddings; only of the last token if a state has earlier ones."""
         if has_state(incremental_state):
             tokens = tokens[:, -1:]
         if token_embedding is None:

@@ -21,7 +21,7 @@ class PositionalEmbedding(nn.Embedding):
 
 
 class VisionEmbedding(_Patches):
-    """Patches of an image, with a vector in the place of masked ones and a class token in front if asked for.
+    """Patches of an image, with a learned vector instead of masked ones and an optional class token in front.
 
     Args:
         img_size, patch_size: sides in pixels.

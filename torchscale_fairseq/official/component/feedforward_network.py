@@ -88,7 +88,7 @@ def get_activation_fn(activation: str) -> Callable[[Tensor], Tensor]:
 
 
 class FeedForwardNetwork(nn.Module):
-    """fc2(activation(fc1(x))), with SubLN's norm in between if asked for.
+    """fc2(activation(fc1(x))), optionally with SubLN's norm in between.
 
     Args:
         embed_dim, ffn_dim: widths.

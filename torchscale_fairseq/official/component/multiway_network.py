@@ -14,7 +14,7 @@ def MultiwayWrapper(args: Any, module: nn.Module, dim: int = 1) -> nn.Module:
 
 
 def set_split_position(position: int) -> Callable[[nn.Module], None]:
-    """What ``model.apply`` calls to set where modality A ends: -1 where all is A, 0 where all is B."""
+    """A function for ``model.apply`` that sets the end of modality A: -1 if all tokens are A, 0 if all are B."""
 
     def apply_fn(module: nn.Module) -> None:
         if hasattr(module, "split_position"):

@@ -100,7 +100,7 @@ DEAD = _words(
 """Options that change nothing in a trained model without experts; so do those that begin with moe_."""
 
 DEAD_IN = {"retnet_base": _words("attention_dropout decoder_learned_pos no_token_positional_embeddings")}
-"""The same for single architectures."""
+"""Options without effect in single architectures."""
 
 COPIED = _words(
     "add_bos_token tpu memory_efficient_fp16 fp16 fp16_no_flatten_grads ddp_backend world_size distributed_rank"

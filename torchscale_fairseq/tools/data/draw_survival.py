@@ -22,7 +22,7 @@ COLOUR = (50, 80, 220)
 SMALLEST, LARGEST = 1 / 8, 7 / 8
 """Widths, as shares of an image's."""
 SLOPE = 13.0
-"""Of the logarithm of the hazard, in such shares."""
+"""Slope of the logarithm of the hazard over the disc's width, as a share of the image's."""
 CENSORED_BEFORE = 3 / 8
 """Observation ends with the hazard that a disc of this width has."""
 

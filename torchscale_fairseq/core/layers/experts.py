@@ -84,7 +84,8 @@ class Experts(nn.Module):
         self.ffn_layernorm = None if norm is None else GroupedNorm(split, norm, ffn_dim, eps)
         self.fc2 = linear(split, ffn_dim, embed_dim, bias=not gated)
         self.gradient_divisor = divisor = math.sqrt(split.processes) if gradient_root else split.processes
-        """Of the sum over processes; sharded experts (``parallel.fully_sharded``) lose the hooks that divide by it."""
+        """Divisor of the sum of gradients over processes; sharded experts (``parallel.fully_sharded``) lose the hooks
+        that divide by it."""
         gradients = ExpertGradients(split, norm_weight)
         for parameter in self.parameters():
             parameter.expert = gradients  # type: ignore[attr-defined]

@@ -20,7 +20,7 @@ class ShardedTrainer(DeferringTrainer):
     """The optimizer, the moving average and the saving of a sharded model; any other model goes stock's way."""
 
     _sharded: ShardedTraining | None = None
-    """What a sharded model needs, if it is."""
+    """The sharding of the model, or None."""
     _split: ExpertSplit | None = None
     """How experts are held, if several processes hold them."""
     _pending: PendingSave | None = None

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from fairseq.models import BaseFairseqModel, register_model
+from fairseq.models import BaseFairseqModel
 from torch import Tensor, nn
 
 from torchscale_fairseq.core.architectures.beit3 import BEiT3
@@ -15,9 +15,10 @@ from torchscale_fairseq.core.ops.positions import FIRST_POSITION
 
 from ._fits import IMAGE_TEXT as FITTING_TASKS
 from ._hubs import ImageTextHub
-from ._options import ModelOptions, Preset, core_config, fairseq_dataclass
+from ._options import Preset, core_config
 from ._presets import IMAGE_TEXT
 from ._pretrained import Pretrained
+from ._registration import register_presets
 
 FROM_TASK = ("img_size", "patch_size", "max_source_positions")
 PATCH_POSITIONS = "core.encoder.embed_positions.A.weight"
@@ -125,8 +126,4 @@ class ImageTextModel(Pretrained, BaseFairseqModel):
             state_dict[PATCH_POSITIONS] = torch.cat((table[:FIRST_PATCH], patches))
 
 
-for _name, _preset in IMAGE_TEXT.items():
-    register_model(
-        _name,
-        dataclass=fairseq_dataclass(f"{_name}_options", BEiT3Config, _preset, ModelOptions, from_task=FROM_TASK),
-    )(type(_name, (ImageTextModel,), {"preset": _preset, "__doc__": ImageTextModel.__doc__}))
+register_presets(ImageTextModel, IMAGE_TEXT, BEiT3Config, from_task=FROM_TASK)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch.nn.functional as F
-from fairseq.models import FairseqEncoderModel, register_model
+from fairseq.models import FairseqEncoderModel
 from torch import Tensor, nn
 
 from torchscale_fairseq.core.config import EncoderConfig
@@ -18,9 +18,10 @@ from ._dictionary import token_embedding
 from ._encoder import TextEncoder
 from ._fits import MASKED as FITTING_TASKS
 from ._hubs import MaskedLanguageHub
-from ._options import ModelOptions, Preset, core_config, fairseq_dataclass
+from ._options import ModelOptions, Preset, core_config
 from ._presets import MASKED
 from ._pretrained import Pretrained
+from ._registration import register_presets
 
 logger = logging.getLogger(__name__)
 
@@ -195,7 +196,4 @@ def _head(key: str) -> str:
     return key.removeprefix(HEADS).split(".")[0]
 
 
-for _name, _preset in MASKED.items():
-    register_model(
-        _name, dataclass=fairseq_dataclass(f"{_name}_options", EncoderConfig, _preset, MaskedLanguageModelOptions)
-    )(type(_name, (MaskedLanguageModel,), {"preset": _preset, "__doc__": MaskedLanguageModel.__doc__}))
+register_presets(MaskedLanguageModel, MASKED, EncoderConfig, MaskedLanguageModelOptions)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-from fairseq.models import FairseqLanguageModel, register_model
+from fairseq.models import FairseqLanguageModel
 
 from torchscale_fairseq.core.config import DecoderConfig
 from torchscale_fairseq.core.errors import InputError
@@ -12,9 +12,10 @@ from ._decoder import TextDecoder
 from ._dictionary import token_embedding
 from ._dropout import RetainsDropout
 from ._fits import LANGUAGE as FITTING_TASKS
-from ._options import ModelOptions, Preset, core_config, fairseq_dataclass, of_task
+from ._options import ModelOptions, Preset, core_config, of_task
 from ._presets import LANGUAGE
 from ._pretrained import Pretrained
+from ._registration import register_presets
 
 FROM_TASK = ("max_target_positions",)
 
@@ -79,10 +80,4 @@ class LanguageModel(RetainsDropout, Pretrained, FairseqLanguageModel):
         super().prepare_for_inference_(cfg)
 
 
-for _name, _preset in LANGUAGE.items():
-    register_model(
-        _name,
-        dataclass=fairseq_dataclass(
-            f"{_name}_options", DecoderConfig, _preset, LanguageModelOptions, from_task=FROM_TASK
-        ),
-    )(type(_name, (LanguageModel,), {"preset": _preset, "__doc__": LanguageModel.__doc__}))
+register_presets(LanguageModel, LANGUAGE, DecoderConfig, LanguageModelOptions, FROM_TASK)

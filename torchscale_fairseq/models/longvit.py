@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fairseq.models import BaseFairseqModel, register_model
+from fairseq.models import BaseFairseqModel
 from torch import Tensor
 
 from torchscale_fairseq.core.architectures.longvit import LongViTClassifier, resized_positions
@@ -14,9 +14,10 @@ from torchscale_fairseq.core.parallel.sequence import SequenceSlice
 
 from ._fits import IMAGES as FITTING_TASKS
 from ._hubs import ImageHub
-from ._options import Preset, core_config, fairseq_dataclass
+from ._options import Preset, core_config
 from ._presets import IMAGES
 from ._pretrained import Pretrained
+from ._registration import register_presets
 from ._released import FreshHead, PretrainedOptions, begin_from, read_released
 
 FROM_TASK = ("img_size", "patch_size")
@@ -88,8 +89,4 @@ class LongViTModel(FreshHead, Pretrained, BaseFairseqModel, LongViTClassifier):
             state_dict[POSITIONS] = resized_positions(state_dict[POSITIONS], side, side)
 
 
-for _name, _preset in IMAGES.items():
-    register_model(
-        _name,
-        dataclass=fairseq_dataclass(f"{_name}_options", LongViTConfig, _preset, PretrainedOptions, from_task=FROM_TASK),
-    )(type(_name, (LongViTModel,), {"preset": _preset, "__doc__": LongViTModel.__doc__}))
+register_presets(LongViTModel, IMAGES, LongViTConfig, PretrainedOptions, FROM_TASK)

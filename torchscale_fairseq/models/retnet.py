@@ -1,13 +1,11 @@
 """RetNet: TorchScale's language models from ``retnet_base`` to ``retnet_65b`` and ``retnet_small``, and the translation
 models ``mt_retnet``."""
 
-from fairseq.models import register_model
-
 from torchscale_fairseq.core.config import RetNetConfig, RetNetEncoderDecoderConfig
 
 from ._decoder import RetNetTextDecoder
-from ._options import fairseq_dataclass
 from ._presets import RETENTION, RETENTION_TRANSLATION
+from ._registration import register_presets
 from .gpt import FROM_TASK, LanguageModel, LanguageModelOptions
 from .translation import FROM_TASK as FROM_TRANSLATION_TASK
 from .translation import TranslationModel, TranslationOptions
@@ -28,14 +26,11 @@ class RetNetTranslationModel(TranslationModel):
     decoder_class = RetNetTextDecoder
 
 
-for _family, _presets, _options, _from_task in (
-    (RetNetLanguageModel, RETENTION, LanguageModelOptions, FROM_TASK),
-    (RetNetTranslationModel, RETENTION_TRANSLATION, TranslationOptions, FROM_TRANSLATION_TASK),
-):
-    for _name, _preset in _presets.items():
-        register_model(
-            _name,
-            dataclass=fairseq_dataclass(
-                f"{_name}_options", _family.config_class, _preset, _options, from_task=_from_task
-            ),
-        )(type(_name, (_family,), {"preset": _preset, "__doc__": _family.__doc__}))
+register_presets(RetNetLanguageModel, RETENTION, RetNetConfig, LanguageModelOptions, FROM_TASK)
+register_presets(
+    RetNetTranslationModel,
+    RETENTION_TRANSLATION,
+    RetNetEncoderDecoderConfig,
+    TranslationOptions,
+    FROM_TRANSLATION_TASK,
+)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from fairseq.models import BaseFairseqModel, register_model
+from fairseq.models import BaseFairseqModel
 from torch import Tensor
 
 from torchscale_fairseq.core.architectures.slide_encoder import SlideClassifier
@@ -12,9 +12,10 @@ from torchscale_fairseq.core.parallel.sequence import SequenceSlice
 
 from ._fits import SLIDES as FITTING_TASKS
 from ._hubs import SlideHub
-from ._options import Preset, core_config, fairseq_dataclass
+from ._options import Preset, core_config
 from ._presets import SLIDES
 from ._pretrained import Pretrained
+from ._registration import register_presets
 from ._released import FreshHead, PretrainedOptions, begin_from, read_released
 
 WRAPPERS = ("module.", "slide_encoder.", "model.")
@@ -93,8 +94,4 @@ def _our_name(name: str) -> str:
     return f"model.{name}"
 
 
-for _name, _preset in SLIDES.items():
-    register_model(
-        _name,
-        dataclass=fairseq_dataclass(f"{_name}_options", SlideEncoderConfig, _preset, PretrainedOptions),
-    )(type(_name, (SlideEncoderModel,), {"preset": _preset, "__doc__": SlideEncoderModel.__doc__}))
+register_presets(SlideEncoderModel, SLIDES, SlideEncoderConfig, PretrainedOptions)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 import torch
-from fairseq.models import FairseqEncoderDecoderModel, register_model
+from fairseq.models import FairseqEncoderDecoderModel
 from torch import Tensor
 
 from torchscale_fairseq.core.config import EncoderDecoderConfig
@@ -16,9 +16,10 @@ from ._dictionary import token_embedding
 from ._dropout import RetainsDropout
 from ._encoder import TextEncoder
 from ._fits import TRANSLATION as FITTING_TASKS
-from ._options import ModelOptions, Preset, core_config, fairseq_dataclass
+from ._options import ModelOptions, Preset, core_config
 from ._presets import TRANSLATION
 from ._pretrained import Pretrained
+from ._registration import register_presets
 
 FROM_TASK = ("max_source_positions", "max_target_positions")
 
@@ -116,10 +117,4 @@ class TranslationModel(RetainsDropout, Pretrained, FairseqEncoderDecoderModel):
         )
 
 
-for _name, _preset in TRANSLATION.items():
-    register_model(
-        _name,
-        dataclass=fairseq_dataclass(
-            f"{_name}_options", EncoderDecoderConfig, _preset, TranslationOptions, from_task=FROM_TASK
-        ),
-    )(type(_name, (TranslationModel,), {"preset": _preset, "__doc__": TranslationModel.__doc__}))
+register_presets(TranslationModel, TRANSLATION, EncoderDecoderConfig, TranslationOptions, FROM_TASK)

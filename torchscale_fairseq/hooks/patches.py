@@ -12,7 +12,7 @@ import fairseq.trainer
 import hydra.core.utils
 from fairseq import checkpoint_utils, file_io, models, ngram_repeat_block, options, sequence_scorer, utils
 from fairseq.criterions import label_smoothed_cross_entropy_with_rdrop
-from fairseq.data import data_utils, resampling_dataset
+from fairseq.data import data_utils, iterators, resampling_dataset
 from fairseq.data.legacy.masked_lm_dictionary import MaskedLMDictionary
 from fairseq.dataclass import initialize
 from fairseq.distributed import fully_sharded_data_parallel
@@ -263,6 +263,9 @@ PATCHES: tuple[Patch | Setting, ...] = (
         "nothing; at the next start a truncated checkpoint",
     ),
     # batches
+    Patch(
+        iterators, "BackgroundConsumer", batches.stop_reading_at_exit, "it outlives the interpreter", "exit status -6"
+    ),
     Patch(data_utils, "batch_by_size", batches.keep_the_last_batch, "stock drops it", "16 of 21 sentences"),
     Setting(batches.speak_current_numpy, "names that numpy dropped", "module 'numpy' has no attribute 'compat'"),
     # generation and evaluation

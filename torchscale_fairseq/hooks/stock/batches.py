@@ -1,7 +1,12 @@
 """Batches that stock fairseq leaves out, or cannot make with current numpy."""
 
+import atexit
 import inspect
-from collections.abc import Callable
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -27,6 +32,45 @@ def keep_the_last_batch(stock: Callable[..., Any]) -> Callable[..., Any]:
         return batches if batched == len(indices) else [*batches, indices[batched:]]
 
     return batch_by_size
+
+
+SECONDS_TO_STOP = 10.0
+"""How long the end of a process waits for the threads that read batches ahead."""
+_reading: "weakref.WeakSet[Any]" = weakref.WeakSet()
+
+
+def stop_reading_at_exit(stock: Any) -> type:
+    """A thread reads batches ahead, and a run that ends within an epoch leaves it running. The interpreter and the
+    libraries below it are then taken down under the thread, and now and then the process aborts (exit status -6) after
+    it has done all its work. Here the thread ends first."""
+
+    class BackgroundConsumer(stock):
+        def __init__(self, items: Any, source: Iterable[Any], *arguments: Any):
+            self.stopped = threading.Event()
+            super().__init__(items, _until(self.stopped, source), *arguments)
+            _reading.add(self)
+
+    return BackgroundConsumer
+
+
+def _until(stopped: threading.Event, source: Iterable[Any]) -> Iterator[Any]:
+    for item in source:
+        if stopped.is_set():
+            return
+        yield item
+
+
+@atexit.register
+def stop_reading() -> None:
+    """End the threads that read batches ahead, whose queues may be full."""
+    deadline = time.monotonic() + SECONDS_TO_STOP
+    for consumer in list(_reading):
+        consumer.stopped.set()
+        while consumer.is_alive() and time.monotonic() < deadline:
+            try:
+                consumer._queue.get_nowait()
+            except queue.Empty:
+                consumer.join(0.01)
 
 
 class _Numpy(ModuleType):

@@ -47,7 +47,7 @@ def test_fairseq_finds_the_installed_package_from_any_folder(tmp_path: Path) -> 
     """``scripts/setup.sh`` links it where fairseq looks; a plain ``pip install`` puts it there."""
     if not (Path(sysconfig.get_path("purelib")) / "torchscale_fairseq").exists():
         pytest.skip("the package is installed elsewhere; scripts/setup.sh links it beside fairseq")
-    words = ["--user-dir", "torchscale_fairseq", "--task", "language_modeling", "--arch", "gpt_xpos_small", "--help"]
+    words = ["--user-dir", "torchscale_fairseq", "--arch", "gpt_xpos_small", "--help"]
     done = run_fairseq("train", words, plugin=False, cwd=tmp_path).check()
     assert "--xpos-rel-pos" in done.stdout
 

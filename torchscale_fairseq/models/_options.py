@@ -5,6 +5,7 @@ is None here and the preset supplies True when the model is built.
 """
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -126,7 +127,7 @@ def _derived_field(f: dataclasses.Field[Any], hint: Any, default: Any) -> tuple[
         help_text += f"; one of {', '.join(f.metadata['choices'])}"
     if kind is bool and default is True:
         default = None
-        help_text += " (on in this architecture)"
+        help_text = re.sub(r" \(default: .*\)$", "", help_text) + " (on in this architecture)"
     if default is not None and default is not False and "default" not in help_text:
         help_text += f" (default: {default})"
     metadata = {"help": help_text}

@@ -45,11 +45,13 @@ def refuse_unfit(arch: str | None, task: str | None, criterion: str | None = Non
 
 
 def check_command_line(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """``fairseq.options.parse_args_and_arch``: the check comes before options of the wrong task are called unknown."""
+    """``fairseq.options.parse_args_and_arch``: the check comes before options of the wrong task are called unknown.
+    --help lists the options of an architecture without a task that fits."""
 
     def parse_args_and_arch(parser: argparse.ArgumentParser, input_args: Any = None, *rest: Any, **more: Any) -> Any:
         words = sys.argv[1:] if input_args is None else input_args
-        refuse_unfit(**_chosen(parser, words), typed=words)
+        if not {"-h", "--help"} & set(words):
+            refuse_unfit(**_chosen(parser, words), typed=words)
         return stock(parser, input_args, *rest, **more)
 
     return parse_args_and_arch

@@ -145,14 +145,14 @@ def test_peers_come_from_slurm_or_torchrun(tmp_path: Path) -> None:
         os.environ.update(SLURM_STEP_NODELIST="node1", SLURM_NNODES="1", SLURM_NTASKS_PER_NODE="2")
         os.environ.update(SLURM_PROCID="1", SLURM_LOCALID="1", PATH="{tmp_path}:" + os.environ["PATH"])
         from fairseq.dataclass.configs import DistributedTrainingConfig
-        from torchscale_fairseq.hooks.runs.launch import _find_peers
+        from torchscale_fairseq.hooks.runs.launch import find_peers
         for port in (29500, -1):
             found = DistributedTrainingConfig(distributed_world_size=2, distributed_port=port)
-            _find_peers(found)
+            find_peers(found)
             print(found.distributed_init_method, found.distributed_rank, found.distributed_no_spawn)
         os.environ.update(MASTER_ADDR="localhost", MASTER_PORT="1", WORLD_SIZE="3", RANK="2")
         found = DistributedTrainingConfig(distributed_world_size=2)
-        _find_peers(found)
+        find_peers(found)
         print(found.distributed_init_method, found.distributed_rank, found.distributed_world_size)
     """
     slurm, alone, torchrun = run_beside_fairseq(code, plugin=True).check().stdout.splitlines()[-3:]

@@ -12,7 +12,7 @@ from tests.fairseq_cli import Finished, run_fairseq, run_gloo, run_processes, ti
 from tests.plugin.test_translation_cli import assert_same_weights
 from tests.printed import assert_logged_alike
 from torchscale_fairseq import DecoderConfig, LongNetDecoder
-from torchscale_fairseq.hooks.sequence_parallel import _check_options
+from torchscale_fairseq.hooks.sequence_parallel import check_options
 
 BRANCHES = ["--segment-length", "[8,20,64]", "--dilated-ratio", "[1,2,3]"]
 SIZES = ["layers", "2", "embed-dim", "16", "ffn-embed-dim", "32", "attention-heads", "2"]
@@ -130,4 +130,4 @@ def test_refused_options(options: dict[str, Any], message: str) -> None:
     given = {"ddp_backend": "pytorch_ddp", "use_bmuf": False, "seq_parallel": True, "seq_parallel_size": 0}
     given = Namespace(**{**given, "torchscale_compatible": False, "_name": "longnet", **options})
     with pytest.raises(ValueError, match=message):
-        _check_options(Namespace(model=given, distributed_training=given, optimization=given), model)
+        check_options(Namespace(model=given, distributed_training=given, optimization=given), model)

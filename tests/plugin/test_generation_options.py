@@ -211,7 +211,7 @@ def test_shards_are_disjoint_and_complete() -> None:
     def read(shard: int, shards: int) -> list[int]:
         given = settings()
         given.dataset, given.common_eval.results_path = SimpleNamespace(num_shards=shards, shard_id=shard), "out"
-        with evaluation._one_shard(given, "generate"):
+        with evaluation.one_shard(given, "generate"):
             task = Task()
             task.dataset("test")
             found = task.dataset("test").ordered_indices().tolist()

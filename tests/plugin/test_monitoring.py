@@ -18,7 +18,7 @@ from tests.plugin.shrunk import EXPERTS, shrunk
 from torchscale_fairseq.core.config import DecoderConfig
 from torchscale_fairseq.core.flops import Load, training_flops
 from torchscale_fairseq.hooks.monitoring.layer_norms import layer_of
-from torchscale_fairseq.hooks.monitoring.speed import SpeedMeter, _known_peak, speed_meter
+from torchscale_fairseq.hooks.monitoring.speed import SpeedMeter, known_peak, speed_meter
 
 LAYERS = {"decoder.embed_tokens", "decoder.layers.0", "decoder.layer_norm", "decoder.output_projection"}
 
@@ -124,8 +124,8 @@ def test_flops_of_a_batch() -> None:
         ("cpu", True, None),
     ],
 )
-def test_known_peaks(device: str, half: bool, peak: float | None) -> None:
-    assert _known_peak(device, half=half) == peak
+def testknown_peaks(device: str, half: bool, peak: float | None) -> None:
+    assert known_peak(device, half=half) == peak
 
 
 def test_other_models_are_left_alone() -> None:

@@ -27,7 +27,7 @@ from torchscale_fairseq.core.config import BEiT3Config, DecoderConfig, EncoderCo
 from torchscale_fairseq.core.option_error import OptionError, Surface
 from torchscale_fairseq.hooks.experts.options import prepare_options
 from torchscale_fairseq.hooks.options.surfaces import Flags, HydraOverrides
-from torchscale_fairseq.hooks.sequence_parallel import _check_options
+from torchscale_fairseq.hooks.sequence_parallel import check_options
 from torchscale_fairseq.models._options import core_config
 
 Options = dict[str, Any]
@@ -242,7 +242,7 @@ def test_distributed_sequences(given: Options, surface: Surface, monkeypatch: py
         branches = {name: value for name, value in options.items() if name in DILATED}
         experts = {"moe_freq": 1, "moe_expert_count": 2} if options.get("moe_freq") else {}
         model = Decoder(DecoderConfig(decoder_layers=1, **branches, **experts))
-        _check_options(sections(options), model)
+        check_options(sections(options), model)
 
     with pytest.raises(OptionError) as refused:
         attempt(given)

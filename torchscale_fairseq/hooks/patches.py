@@ -1,7 +1,7 @@
 """Everything that this package replaces or sets in stock fairseq, in the order in which it does so.
 
 Wrappers of one function stand together: each gets the function as the one above it left it, so that the last is called
-first. What is replaced for the length of a block alone is not listed: ``after_loading`` and ``_one_shard``
+first. What is replaced for the length of a block alone is not listed: ``after_loading`` and ``one_shard``
 (generation), the reading of checkpoints and ``Tensor.cuda`` in ``training/trainer.py``, batches of groups
 (``sequence_parallel.py``) and the storing of Hydra's nodes (``options/deferred_nodes.py``).
 """

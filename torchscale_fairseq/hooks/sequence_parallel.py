@@ -17,6 +17,7 @@ from torchscale_fairseq.core.layers.dilated_attention import DilatedAttention
 from torchscale_fairseq.core.layers.experts import Experts
 from torchscale_fairseq.core.option_error import OptionError
 from torchscale_fairseq.core.parallel.sequence import SequenceSlice, sequence_group
+from torchscale_fairseq.hooks.contracts import CutsSequences, ReadsSlices
 from torchscale_fairseq.hooks.experts.options import DDP_ADVICE
 from torchscale_fairseq.hooks.options.surfaces import spelt_as_typed
 
@@ -43,15 +44,15 @@ def sharing_of(cfg: Any, task: Any, model: nn.Module) -> "SequenceSharing | None
     Raises:
         InputError: the model cannot read slices, or options do not go together.
     """
-    _check_options(cfg, model)
+    check_options(cfg, model)
     size = _processes_per_batch(cfg.model, cfg.distributed_training.distributed_world_size)
     if size == 1:
         return None
     with spelt_as_typed():
         group = sequence_group(size)
-    if hasattr(task, "sequence_cut"):
+    if isinstance(task, CutsSequences):
         return SequenceSharing(group, task.sequence_cut(group), sentence_avg=True)
-    if hasattr(task, "share_sequences"):
+    if isinstance(task, ReadsSlices):
         task.share_sequences(dist.get_rank(group), size)
         return SequenceSharing(group, SlicesAsRead(group, task.sequence_length), sentence_avg=True)
     cut = SlicesOfTokens(group, task.source_dictionary.pad())
@@ -174,7 +175,7 @@ class SlicesOfTokens:
         return result
 
 
-def _check_options(cfg: Any, model: nn.Module) -> None:
+def check_options(cfg: Any, model: nn.Module) -> None:
     """Refuse what sequences that are distributed over processes do not go with.
 
     Raises:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torchscale_fairseq.core.parallel.groups import splitting_experts
+from torchscale_fairseq.hooks.contracts import SavesTogether
 from torchscale_fairseq.hooks.options.surfaces import spelt_as_typed
 
 
@@ -24,12 +25,13 @@ def save_together(stock: Callable[..., Any]) -> Callable[..., Any]:
     """``fairseq.checkpoint_utils.save_checkpoint`` with what our Trainer does after it."""
 
     def save_checkpoint(cfg: Any, trainer: Any, *arguments: Any) -> Any:
-        if getattr(trainer, "saves_asynchronously", False) and not cfg.no_save:
+        if not isinstance(trainer, SavesTogether) or cfg.no_save:
+            return stock(cfg, trainer, *arguments)
+        if trainer.saves_asynchronously:
             return trainer.begin_saving(stock, cfg, *arguments)
-        before = getattr(trainer, "states_taken", 0)
+        before = trainer.states_taken
         result = stock(cfg, trainer, *arguments)
-        if hasattr(trainer, "finish_saving") and not cfg.no_save:
-            trainer.finish_saving(before)
+        trainer.finish_saving(before)
         return result
 
     return save_checkpoint

@@ -40,7 +40,7 @@ def heed_options(stock: Callable[..., Any], *, command: str) -> Callable[..., An
         if command in ("generate", "interactive"):
             generation_options.check(cfg, interactive=command == "interactive")
         with ExitStack() as meanwhile:
-            meanwhile.enter_context(_one_shard(cfg, command))
+            meanwhile.enter_context(one_shard(cfg, command))
             meanwhile.enter_context(in_evaluation(cfg.common))
             meanwhile.enter_context(after_loading(_compare_with(cfg.common_eval.model_overrides)))
             if command == "validate":
@@ -51,7 +51,7 @@ def heed_options(stock: Callable[..., Any], *, command: str) -> Callable[..., An
 
 
 @contextmanager
-def _one_shard(cfg: Any, command: str) -> Iterator[None]:
+def one_shard(cfg: Any, command: str) -> Iterator[None]:
     """Meanwhile every data set that a task gives has only the sentences of ``--shard-id``: every N-th in their order,
     so that shards are alike in lengths, and each sentence is in one. Stock translates and validates everything in each.
     Results go to a folder of the shard, since fairseq gives all shards' files one name."""

@@ -108,7 +108,7 @@ def speed_meter(model: nn.Module, device: torch.device, peak_tflops: float | Non
         return None
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     precision = "half precision" if half else "float32"
-    peak = peak_tflops or _known_peak(name, half=half)
+    peak = peak_tflops or known_peak(name, half=half)
     if peak is None:
         logger.info(
             f"model FLOPs utilisation (mfu) is not logged: the peak rate of this device ({name}, {precision}) is not "
@@ -119,7 +119,13 @@ def speed_meter(model: nn.Module, device: torch.device, peak_tflops: float | Non
     return SpeedMeter(configs[0], None if peak is None else peak * 1e12)
 
 
-def _known_peak(device: str, *, half: bool) -> float | None:
+def known_peak(device: str, *, half: bool) -> float | None:
+    """Peak rate of a device in TFLOP/s; None if it is not known.
+
+    Args:
+        device: name, as ``torch.cuda.get_device_name`` returns it.
+        half: of float16 and bfloat16, not of float32.
+    """
     for name, (in_half, in_float32) in PEAK_TFLOPS.items():
         if re.search(rf"\b{name}\b", device):
             return in_half if half else in_float32

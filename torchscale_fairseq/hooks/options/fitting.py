@@ -13,6 +13,7 @@ from fairseq.models import MODEL_REGISTRY
 from fairseq.tasks import TASK_REGISTRY
 
 from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.hooks.contracts import NamesFittingTasks
 
 _KNOWN = ("fairseq.", "torchscale_fairseq.")
 
@@ -28,9 +29,9 @@ def refuse_unfit(arch: str | None, task: str | None, criterion: str | None = Non
         InputError: the architecture cannot be trained with the task, or not with the criterion.
     """
     model = MODEL_REGISTRY.get(arch)
-    fits = getattr(model, "fits", None)
-    if fits is None or not _is_known(TASK_REGISTRY, task):
+    if task is None or not isinstance(model, NamesFittingTasks) or not _is_known(TASK_REGISTRY, task):
         return
+    fits = model.fits
     if task not in fits:
         others = _architectures_for(task)
         raise InputError(
@@ -100,7 +101,9 @@ def _named(flag: str, value: str | None, typed: Sequence[str]) -> str:
 
 def _architectures_for(task: str | None) -> list[str]:
     """Ours that fit, without their sizes."""
-    fitting = {name for name, model in MODEL_REGISTRY.items() if task in getattr(model, "fits", ())}
+    fitting = {
+        name for name, model in MODEL_REGISTRY.items() if isinstance(model, NamesFittingTasks) and task in model.fits
+    }
     return sorted(name for name in fitting if not any(name.startswith(f"{family}_") for family in fitting))
 
 

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from fairseq.models import MODEL_DATACLASS_REGISTRY, MODEL_REGISTRY
 
 from torchscale_fairseq.core.errors import did_you_mean
+from torchscale_fairseq.hooks.contracts import HasPreset
 
 MOST_CHOICES = 20
 """More are not listed in an error."""
@@ -60,11 +61,15 @@ def hint(message: str) -> str:
 
 def _architectures_with(option: str) -> list[str]:
     """Ours that have it, without their sizes; first those that are made with it."""
-    ours = [name for name, model in MODEL_REGISTRY.items() if model.__module__.startswith("torchscale_fairseq.")]
+    ours = {
+        name: model
+        for name, model in MODEL_REGISTRY.items()
+        if model.__module__.startswith("torchscale_fairseq.") and isinstance(model, HasPreset)
+    }
     having = {
         name
         for name in ours
         if option in {f.name for f in dataclasses.fields(MODEL_DATACLASS_REGISTRY[name])}
         and not any(name.startswith(f"{family}_") for family in ours)
     }
-    return sorted(having, key=lambda name: (option not in MODEL_REGISTRY[name].preset, name))
+    return sorted(having, key=lambda name: (option not in ours[name].preset, name))

@@ -35,7 +35,7 @@ def launch_processes_on_cpu(stock: Callable[..., Any]) -> Callable[..., Any]:
 
         if training.distributed_backend == "nccl":
             training.distributed_backend = "gloo"
-        _find_peers(training)
+        find_peers(training)
         if training.distributed_no_spawn:
             return distributed_utils.distributed_main(0, main, cfg, kwargs)
 
@@ -64,7 +64,7 @@ def launched_processes() -> int:
     return int(os.environ["WORLD_SIZE"]) if all(name in os.environ for name in _TORCHRUN) else 1
 
 
-def _find_peers(training: Any) -> None:
+def find_peers(training: Any) -> None:
     """Fill in the init method: torchrun's, Slurm's (which needs --distributed-port), or this machine alone."""
     if training.distributed_init_method is not None:
         return

@@ -21,6 +21,7 @@ from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.layers.experts import Experts
 from torchscale_fairseq.core.parallel.fully_sharded import CuttingCopies
 from torchscale_fairseq.hooks import sequence_parallel as sequence
+from torchscale_fairseq.hooks.contracts import AdaptsCheckpoints, BalancesExperts
 from torchscale_fairseq.hooks.experts import checkpoints as expert_checkpoints
 from torchscale_fairseq.hooks.experts.options import prepare_options
 from torchscale_fairseq.hooks.generation import evaluation
@@ -72,7 +73,7 @@ class Trainer(ShardedTrainer):
         """Whether the run had reached its end when it was resumed; see ``finished.py``."""
         if not self.cuda and self.is_data_parallel_master:
             precision.warn_of_training_on_cpu(cfg.common)
-        if has_experts and not hasattr(criterion, "mixture") and self.is_data_parallel_master:
+        if has_experts and not isinstance(criterion, BalancesExperts) and self.is_data_parallel_master:
             logger.warning(
                 "--criterion %s leaves out the experts' balance loss (--moe-gate-loss-wt); moe_cross_entropy, "
                 "moe_label_smoothed_cross_entropy and masked_lm_moe_cross_entropy have it",
@@ -320,7 +321,7 @@ class Trainer(ShardedTrainer):
         if self._sharded is not None:
             self._sharded_states.cut(state)
             _name_as_here(state, type(self.optimizer).__name__)
-        if hasattr(self.task, "adapt_checkpoint"):
+        if isinstance(self.task, AdaptsCheckpoints):
             fine_tuning = bool(self.cfg.checkpoint.finetune_from_model)
             keep_optimizer = not (fine_tuning or self.cfg.checkpoint.reset_optimizer)
             self.task.adapt_checkpoint(state, fine_tuning=fine_tuning, keep_optimizer=keep_optimizer)

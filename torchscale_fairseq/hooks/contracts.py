@@ -1,0 +1,103 @@
+"""Members that hooks look for in models, tasks, criterions and Trainers. Those of fairseq and of other packages lack
+them, and are treated as stock fairseq treats them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from torch.distributed import ProcessGroup
+
+
+@runtime_checkable
+class NamesFittingTasks(Protocol):
+    """A model class that is refused with other tasks and criterions (``options.fitting``)."""
+
+    fits: Mapping[str, Sequence[str]]
+    """Criterions by task. A class may also have ``instead``, a sentence of advice."""
+
+
+@runtime_checkable
+class HasPreset(Protocol):
+    """A model class that an architecture of this package names."""
+
+    preset: Mapping[str, Any]
+    """Options that differ from the config's defaults."""
+
+
+@runtime_checkable
+class AdaptsCheckpoints(Protocol):
+    """A task that looks at a checkpoint before a run resumes or fine-tunes from it."""
+
+    def adapt_checkpoint(self, state: dict[str, Any], *, fine_tuning: bool, keep_optimizer: bool) -> None:
+        """Check a checkpoint, or change it.
+
+        Args:
+            state: of the checkpoint; may be changed in place.
+            fine_tuning: the run begins from the weights alone (--finetune-from-model).
+            keep_optimizer: the state of the optimizer is used as well.
+
+        Raises:
+            InputError: the run cannot begin from it.
+        """
+
+
+@runtime_checkable
+class CutsSequences(Protocol):
+    """A task that knows how the processes of a group share its batches (--seq-parallel)."""
+
+    def sequence_cut(self, group: ProcessGroup) -> Callable[[dict[str, Any]], dict[str, Any]]:
+        """From a batch of the group to this process's part of it."""
+
+
+@runtime_checkable
+class ReadsSlices(Protocol):
+    """A task whose sequences have one length, and which reads one process's slice of each (--seq-parallel)."""
+
+    @property
+    def sequence_length(self) -> int:
+        """Length of a whole sequence, in the positions that the model counts."""
+
+    def share_sequences(self, rank: int, size: int) -> None:
+        """From now on, read one slice of each sequence.
+
+        Args:
+            rank: of this process among those that share a sequence.
+            size: their number.
+        """
+
+
+@runtime_checkable
+class BalancesExperts(Protocol):
+    """A criterion that adds the balance loss of mixtures of experts."""
+
+    mixture: Any
+    """Its options (``criterions._mixture.MixtureOptions``)."""
+
+
+@runtime_checkable
+class SavesTogether(Protocol):
+    """A Trainer whose processes write checkpoints together."""
+
+    @property
+    def states_taken(self) -> int:
+        """How often ``state_dict`` was called."""
+
+    @property
+    def saves_asynchronously(self) -> bool:
+        """Whether training goes on while a checkpoint is written."""
+
+    def begin_saving(self, stock: Callable[..., Any], cfg: Any, epoch_itr: Any, val_loss: Any) -> None:
+        """Takes the place of fairseq's ``save_checkpoint`` if the Trainer saves asynchronously.
+
+        Args:
+            stock: fairseq's function.
+            cfg: its first argument, the options of checkpoints.
+            epoch_itr: its third.
+            val_loss: its last.
+        """
+
+    def finish_saving(self, before: int) -> None:
+        """Called in every process after fairseq may have saved.
+
+        Args:
+            before: ``states_taken`` before.
+        """

@@ -13,6 +13,7 @@ from torch import nn
 import torchscale_fairseq.models  # noqa: F401 - registers them
 from tests.fairseq_cli import FEW_UPDATES, REPOSITORY, TINY_LANGUAGE_MODEL, run_fairseq
 from tests.plugin.registered import config_of
+from tests.plugin.shrunk import shrunk
 from tests.plugin.test_models import parameters
 from tests.plugin.trainers import make_trainer
 from torchscale_fairseq.core.errors import InputError
@@ -41,6 +42,13 @@ def test_refused_with_a_way_out(flags: list[str], message: str, language_data: P
     with pytest.raises(ValueError, match=message) as error:
         make_trainer(language_data, tmp_path, *SHARDED, *flags)
     assert "--ddp-backend pytorch_ddp" in str(error.value)
+
+
+def test_a_size_that_does_not_divide_is_named_as_typed(language_data: Path, tmp_path: Path) -> None:
+    words = [language_data, "--task", "language_modeling", *shrunk("gpt_magneto_small"), *FEW_UPDATES, *SHARDED]
+    done = run_fairseq("train", [*words, "--cpu", "--save-dir", tmp_path, "--fsdp-shard-size", "2"])
+    assert done.returncode == 1
+    assert "--fsdp-shard-size (2) must divide the number of processes (1)" in done.last_line
 
 
 @pytest.mark.parametrize("arch", ["gpt_deepnorm", "bert_magneto", "mt_deepnorm", "retnet_base"])

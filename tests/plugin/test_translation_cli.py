@@ -245,7 +245,7 @@ def test_from_pretrained(run: Path, data: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--encoder-layer", "2"], "unrecognized arguments: --encoder-layer 2"),
+        (["--encoder-layer", "2"], r"unrecognized arguments: --encoder-layer 2; did you mean --encoder-layers\?"),
         (["--moe-freq", "2"], r"--moe-freq \(2\) is above --encoder-layers \(1\)"),
         (["--subln"], "--deepnorm and --subln cannot both be on.*The architecture itself sets deepnorm=True"),
         (

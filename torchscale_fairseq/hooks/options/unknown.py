@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import difflib
 import re
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -21,7 +22,8 @@ def name_what_is_near(stock: Callable[..., Any]) -> Callable[..., Any]:
 
     def parse_args_and_arch(parser: argparse.ArgumentParser, *arguments: Any, **more: Any) -> Any:
         def error(message: str) -> NoReturn:
-            parser.exit(2, f"{parser.prog}: error: {message}{hint(message)}\n")
+            flags = [flag for flag in parser._option_string_actions if flag.startswith("--")]
+            parser.exit(2, f"{parser.prog}: error: {message}{hint(message, flags)}\n")
 
         parser.error = error  # type: ignore[method-assign]
         parser._check_value = check_value  # type: ignore[method-assign]
@@ -43,20 +45,29 @@ def check_value(action: argparse.Action, value: Any) -> None:
     raise argparse.ArgumentError(action, f"there is no {value!r}{did_you_mean(str(value), names) or listed}")
 
 
-def hint(message: str) -> str:
-    """A sentence to add to a message of argparse."""
+def hint(message: str, known: list[str]) -> str:
+    """Sentences to add to a message of argparse.
+
+    Args:
+        message: argparse's.
+        known: the flags that it knows.
+    """
     if not message.startswith("unrecognized arguments"):
         return ""
     flags_of: dict[str, list[str]] = {}
+    near = []
     for flag in dict.fromkeys(re.findall(r"--[a-z][\w-]*", message)):
         names = ", ".join(_architectures_with(flag.removeprefix("--").replace("-", "_")))
         if names:
             flags_of.setdefault(names, []).append(flag)
+        else:
+            near += difflib.get_close_matches(flag, known, n=1, cutoff=0.8)
     lines = [
         f"\n{' and '.join(flags)}: for --arch {names}; the --arch of this command has no such option."
         for names, flags in flags_of.items()
     ]
-    return "".join(lines)
+    question = f"; did you mean {' '.join(dict.fromkeys(near))}?" if near else ""
+    return "".join([question, *lines])
 
 
 def _architectures_with(option: str) -> list[str]:

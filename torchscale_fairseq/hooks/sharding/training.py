@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.parallel.fully_sharded import LocalParameters, local_part, shard_model
+from torchscale_fairseq.hooks.options.surfaces import spelt_as_typed
 from torchscale_fairseq.hooks.sharding import memory
 from torchscale_fairseq.hooks.sharding.options import check_options, check_unsharded, is_fully_sharded, sharding_options
 
@@ -26,7 +27,8 @@ def sharded_training(cfg: Any, task: Any, model: nn.Module, criterion: nn.Module
         check_unsharded(cfg)
         return None
     check_options(cfg, task)
-    return ShardedTraining(cfg, model, criterion)
+    with spelt_as_typed():
+        return ShardedTraining(cfg, model, criterion)
 
 
 class ShardedTraining:

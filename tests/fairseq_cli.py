@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import random
+import re
 import shlex
 import signal
 import subprocess
@@ -306,3 +307,13 @@ def _show_error() -> int:
 
 if __name__ == "__main__":
     _serve()
+
+
+def column(output: str, tag: str, index: int = -1) -> dict[int, list[str]]:
+    """Fields of the lines ``TAG-id``, by sentence."""
+    result: dict[int, list[str]] = {}
+    for line in output.splitlines():
+        match = re.match(rf"{tag}-(\d+)\t", line)
+        if match:
+            result.setdefault(int(match.group(1)), []).append(line.split("\t")[index])
+    return result

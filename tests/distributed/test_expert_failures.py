@@ -7,9 +7,9 @@ import pytest
 
 pytest.importorskip("fairseq")
 
+from tests.checkpoints import weights
 from tests.distributed.test_experts import ADAM, SGD, data, train
 from tests.distributed.test_sharded_checkpoints import SHARDED
-from tests.plugin.test_translation_cli import weights
 
 __all__ = ["data"]
 SOON = 60

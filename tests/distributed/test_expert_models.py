@@ -7,10 +7,10 @@ import pytest
 
 pytest.importorskip("fairseq")
 
+from tests.checkpoints import assert_same_weights
 from tests.fairseq_cli import FEW_UPDATES, run_fairseq, run_processes, tiny_language_data
 from tests.plugin.shrunk import EXPERTS, shrunk
 from tests.plugin.test_mixture import LANGUAGE, MASKED
-from tests.plugin.test_translation_cli import assert_same_weights
 
 
 @pytest.fixture(scope="module")

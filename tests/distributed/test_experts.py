@@ -11,9 +11,10 @@ import torch
 
 pytest.importorskip("fairseq")
 
+from tests.checkpoints import assert_same_weights, weights
 from tests.fairseq_cli import Finished, run_fairseq, run_processes, tiny_translation_data
 from tests.plugin.shrunk import shrunk
-from tests.plugin.test_translation_cli import COMMON, assert_same_weights, weights
+from tests.plugin.test_translation_cli import COMMON
 from tests.printed import assert_logged_alike, printed
 from torchscale_fairseq.checkpoints.reading import load_checkpoint
 

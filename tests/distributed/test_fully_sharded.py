@@ -8,6 +8,7 @@ import torch
 
 pytest.importorskip("fairseq")
 
+from tests.checkpoints import assert_same_weights
 from tests.distributed.test_experts import CRITERION
 from tests.fairseq_cli import (
     run_beside_fairseq,
@@ -21,7 +22,6 @@ from tests.plugin.drawings import make_drawings, make_folders
 from tests.plugin.shrunk import shrunk
 from tests.plugin.test_image_classification_cli import IMAGES
 from tests.plugin.test_image_text_cli import IMAGES as IMAGES_AND_TEXT
-from tests.plugin.test_translation_cli import assert_same_weights
 
 SHARDED = ["--ddp-backend", "fully_sharded"]
 COMMON = ["--cpu", "--dropout", "0", "--batch-size", "2", "--clip-norm", "0.5", "--num-workers", "0", "--no-save"]

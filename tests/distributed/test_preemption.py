@@ -7,9 +7,9 @@ import pytest
 pytest.importorskip("fairseq")
 
 import torchscale_fairseq.models  # noqa: F401 - registers them
+from tests.checkpoints import assert_same_weights
 from tests.fairseq_cli import FEW_UPDATES, Finished, run_processes, run_program, tiny_language_data
 from tests.plugin.shrunk import shrunk
-from tests.plugin.test_translation_cli import assert_same_weights
 from torchscale_fairseq.checkpoints.reading import load_checkpoint
 from torchscale_fairseq.hooks.runs.preemption import ASKED
 

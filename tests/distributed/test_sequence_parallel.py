@@ -8,8 +8,8 @@ import pytest
 
 pytest.importorskip("fairseq")
 
+from tests.checkpoints import assert_same_weights
 from tests.fairseq_cli import Finished, run_fairseq, run_gloo, run_processes, tiny_language_data
-from tests.plugin.test_translation_cli import assert_same_weights
 from tests.printed import assert_logged_alike
 from torchscale_fairseq import DecoderConfig, LongNetDecoder
 from torchscale_fairseq.hooks.sequence_parallel import check_options

@@ -7,9 +7,9 @@ import torch
 
 pytest.importorskip("fairseq")
 
+from tests.checkpoints import assert_same_weights
 from tests.distributed.test_experts import ADAM, assert_same_state, data, train
 from tests.fairseq_cli import run_fairseq
-from tests.plugin.test_translation_cli import assert_same_weights
 from tests.tools.in_process import run_tool
 from torchscale_fairseq.checkpoints.reading import load_checkpoint, read_file
 

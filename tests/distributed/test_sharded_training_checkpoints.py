@@ -8,10 +8,10 @@ import torch
 
 pytest.importorskip("fairseq")
 
+from tests.checkpoints import assert_same_weights
 from tests.distributed.test_experts import train
 from tests.distributed.test_fully_sharded import ADAM, SHARDED
 from tests.fairseq_cli import run_fairseq, tiny_translation_data
-from tests.plugin.test_translation_cli import assert_same_weights
 from torchscale_fairseq.checkpoints.distributed import FOLDER, consolidate
 from torchscale_fairseq.checkpoints.reading import load_checkpoint, read_mapped
 

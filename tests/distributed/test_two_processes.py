@@ -7,9 +7,10 @@ import pytest
 
 pytest.importorskip("fairseq")
 
+from tests.checkpoints import assert_same_weights
 from tests.fairseq_cli import TORCHRUN, USER_DIR, run_program, tiny_translation_data
 from tests.plugin.shrunk import shrunk
-from tests.plugin.test_translation_cli import ARCH, COMMON, assert_same_weights, train
+from tests.plugin.test_translation_cli import ARCH, COMMON, train
 
 UPDATES = ["--max-update", "6", "--optimizer", "sgd", "--lr", "0.1", "--label-smoothing", "0.1"]
 UPDATES += ["--criterion", "label_smoothed_cross_entropy", "--batch-size", "8"]

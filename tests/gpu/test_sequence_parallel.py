@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.checkpoints import assert_same_weights
 from tests.fairseq_cli import TORCHRUN, USER_DIR, run_fairseq, run_program, tiny_language_data
-from tests.plugin.test_translation_cli import assert_same_weights
 
 pytestmark = [
     pytest.mark.gpu,

@@ -15,12 +15,12 @@ pytest.importorskip("fairseq")
 from fairseq.optim.adam import Adam
 
 import torchscale_fairseq.models  # noqa: F401 - registers them
+from tests.checkpoints import assert_same_weights
 from tests.core.models import decoder, tokens
 from tests.distributed.test_experts import train as train_experts
 from tests.fairseq_cli import FEW_UPDATES, Finished, run_fairseq, tiny_language_data, tiny_translation_data
 from tests.helpers import assert_close
 from tests.plugin.shrunk import EXPERTS, shrunk
-from tests.plugin.test_translation_cli import assert_same_weights
 from torchscale_fairseq.checkpoints.reading import load_checkpoint
 from torchscale_fairseq.optim import fused_adam_torch
 from torchscale_fairseq.optim.fused_adam_torch import KERNELS, FusedAdam

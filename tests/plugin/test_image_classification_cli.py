@@ -12,9 +12,9 @@ import torch
 
 pytest.importorskip("fairseq")
 
+from tests.checkpoints import assert_same_weights, weights
 from tests.fairseq_cli import TOOL, Finished, run_beside_fairseq, run_fairseq, run_processes, run_program
 from tests.plugin.drawings import make_folders
-from tests.plugin.test_translation_cli import assert_same_weights, weights
 from tests.printed import assert_logged_alike, assert_printed_alike, printed, validated
 from torchscale_fairseq.criterions.image_classification import area_under_curve
 

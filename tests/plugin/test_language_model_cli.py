@@ -15,9 +15,9 @@ from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
 
 import torchscale_fairseq.models
-from tests.fairseq_cli import FEW_UPDATES, Finished, run_fairseq
+from tests.checkpoints import assert_same_weights
+from tests.fairseq_cli import FEW_UPDATES, Finished, column, run_fairseq
 from tests.plugin.shrunk import shrunk
-from tests.plugin.test_translation_cli import assert_same_weights, column
 from tests.printed import assert_printed_alike, validated
 from torchscale_fairseq.checkpoints.reading import load_checkpoint
 

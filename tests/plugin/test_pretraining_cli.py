@@ -12,10 +12,10 @@ pytest.importorskip("sentencepiece")
 
 import sentencepiece
 
+from tests.checkpoints import assert_same_weights
 from tests.data.corpora import made_corpus
 from tests.fairseq_cli import FEW_UPDATES, Finished, run_beside_fairseq, run_fairseq, run_processes
 from tests.plugin.shrunk import shrunk
-from tests.plugin.test_translation_cli import assert_same_weights
 from torchscale_fairseq.checkpoints.reading import load_checkpoint
 
 LENGTH = 32

@@ -9,7 +9,8 @@ pytest.importorskip("fairseq")
 
 from fairseq.checkpoint_utils import load_model_ensemble_and_task
 
-from tests.fairseq_cli import FEW_UPDATES, Finished, run_fairseq
+from tests.checkpoints import assert_same_weights
+from tests.fairseq_cli import FEW_UPDATES, Finished, column, run_fairseq
 from tests.plugin.shrunk import shrunk
 from tests.plugin.test_language_model_cli import (
     LENGTH,
@@ -19,7 +20,6 @@ from tests.plugin.test_language_model_cli import (
     interact,
     load,
 )
-from tests.plugin.test_translation_cli import assert_same_weights, column
 from tests.tools.official_checkpoints import case_of, official_checkpoint, write_dictionaries
 from torchscale_fairseq.models.retnet import RetNetLanguageModel
 

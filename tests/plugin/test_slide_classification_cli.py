@@ -12,9 +12,9 @@ pytest.importorskip("fairseq")
 
 from fairseq.dataclass import FairseqDataclass
 
+from tests.checkpoints import assert_same_weights, weights
 from tests.fairseq_cli import Finished, run_fairseq, run_processes
 from tests.plugin.drawn_slides import make_slides, write_bag
-from tests.plugin.test_translation_cli import assert_same_weights, weights
 from tests.printed import assert_logged_alike, assert_printed_alike, validated
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.criterions.image_classification import ImageClassificationOptions

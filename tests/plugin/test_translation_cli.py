@@ -11,9 +11,9 @@ pytest.importorskip("fairseq")
 from fairseq.models import MODEL_REGISTRY
 
 import torchscale_fairseq.models
-from tests.fairseq_cli import FEW_UPDATES, Finished, run_fairseq, run_program, tiny_translation_data
+from tests.checkpoints import assert_same_weights, weights
+from tests.fairseq_cli import FEW_UPDATES, Finished, column, run_fairseq, run_program, tiny_translation_data
 from tests.plugin.shrunk import shrunk
-from torchscale_fairseq.checkpoints.reading import load_checkpoint
 
 TRANSLATION = sorted(
     name
@@ -52,16 +52,6 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def generate(data: Path, path: Path | str, *flags: str) -> str:
     arguments = [data, "--path", path, "--cpu", "--batch-size", "8", "--max-len-b", "15", *flags]
     return run_fairseq("generate", arguments).check().stdout
-
-
-def column(output: str, tag: str, index: int = -1) -> dict[int, list[str]]:
-    """Fields of the lines ``TAG-id``, by sentence."""
-    result: dict[int, list[str]] = {}
-    for line in output.splitlines():
-        match = re.match(rf"{tag}-(\d+)\t", line)
-        if match:
-            result.setdefault(int(match.group(1)), []).append(line.split("\t")[index])
-    return result
 
 
 @pytest.mark.parametrize("arch", TRANSLATION)
@@ -162,17 +152,6 @@ def test_resume_continues(data: Path, tmp_path: Path) -> None:
     second = train(data, tmp_path / "resumed", "--max-update", "8").check()
     assert "@ 4 updates" in second.output
     assert_same_weights(tmp_path / "straight", tmp_path / "resumed", 1e-6)
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_checkpoint(run / "checkpoint_last.pt")["model"]
-
-
-def assert_same_weights(one: Path, other: Path, atol: float) -> None:
-    first, second = weights(one), weights(other)
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        torch.testing.assert_close(value, second[name], atol=atol, rtol=0, msg=name)
 
 
 def test_finetune_from_model(run: Path, data: Path, tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 import torchscale_fairseq.models  # noqa: F401 - registers them
+from tests.checkpoints import assert_same_weights
 from tests.distributed.test_preemption import updates, words
 from tests.fairseq_cli import ENVIRONMENT, REPOSITORY, USER_DIR, Finished, run_program, tiny_language_data
-from tests.plugin.test_translation_cli import assert_same_weights
 from torchscale_fairseq.hooks.runs import preemption
 
 LAUNCH = REPOSITORY / "scripts" / "launch"

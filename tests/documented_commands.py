@@ -38,7 +38,7 @@ QUICK_START = re.compile(r"scripts/(quickstart\w*|experiments/\w+)\.sh")
 EXPERIMENT = re.compile(r"scripts[./]experiments[./]")
 PRESETS = {"quickstart": "mt_deepnorm_small", "quickstart_lm": "gpt_deepnorm_small"}
 """The architecture that a quick start trains unless --arch names another."""
-SHELL_SYNTAX = re.compile(r"^for |\|")
+SHELL_SYNTAX = re.compile(r"^for |[|<>]")
 STDIN = "a text\n"
 
 

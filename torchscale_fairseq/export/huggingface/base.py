@@ -1,0 +1,88 @@
+"""The base of the exported models: a model of the core as a ``PreTrainedModel``."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from torchscale_fairseq.core.layers.experts import Experts
+
+from .configuration import CoreConfig
+
+
+class CoreModel(PreTrainedModel):
+    """A model of the core under the name ``core``. Subclasses say what forward takes and returns.
+
+    Args:
+        config: with the core's options.
+    """
+
+    config_class = CoreConfig
+    base_model_prefix = "core"
+    main_input_name = "input_ids"
+    _tied_weights_keys: Any = None
+
+    def __init__(self, config: CoreConfig, *_: Any, **__: Any):
+        super().__init__(config)
+        self.core: Any = build_core(config)
+        self._tied_weights_keys = tied_names(self) or None
+        self.config.tie_word_embeddings = bool(self._tied_weights_keys)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """The core has initialised its modules itself."""
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The embedding of tokens."""
+        return self.core.embed_tokens
+
+    def balance_loss(self, reports: list[Tensor | None]) -> Tensor | float:
+        """What experts add to the loss of training.
+
+        Args:
+            reports: ``l_aux`` of the core, balance losses of the layers.
+        """
+        losses = [loss for loss in reports if loss is not None]
+        return self.config.router_aux_loss_coef * torch.stack(losses).mean() if losses else 0.0
+
+
+def build_core(config: CoreConfig) -> nn.Module:
+    """The core with real tables on the CPU, also where transformers builds models without values and in half precision.
+
+    Tables of positions are no part of the weights, so that nothing would fill them.
+    """
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"):
+            core = config.build_core()
+    finally:
+        torch.set_default_dtype(dtype)
+    keep_stacked(core)
+    return core.to(dtype)
+
+
+def keep_stacked(model: nn.Module) -> None:
+    """Let the state dict have experts as they are held, one tensor for all, since transformers sets parameters by their
+    names."""
+    for module in model.modules():
+        if isinstance(module, Experts):
+            module._state_dict_hooks.clear()
+            module._load_state_dict_pre_hooks.clear()
+
+
+def tied_names(model: nn.Module) -> dict[str, str]:
+    """For each parameter with several names, the first by each of the others."""
+    first: dict[int, str] = {}
+    tied = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owner = first.setdefault(id(parameter), name)
+        if owner != name:
+            tied[name] = owner
+    return tied
+
+
+def hidden(mask: Tensor | None) -> Tensor | None:
+    """The core's mask, True for padding, from transformers', 1 for tokens."""
+    return None if mask is None else mask.eq(0)

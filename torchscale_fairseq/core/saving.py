@@ -63,7 +63,7 @@ def load_pretrained(folder: str | Path) -> Model:
     folder = Path(folder)
     config = _read_config(folder / CONFIG_FILE)
     tensors = read_tensors(folder / WEIGHTS_FILE)
-    model = _build(config, tensors).to(next(t.dtype for t in tensors.values() if t.is_floating_point()))
+    model = build(config, tensors).to(next(t.dtype for t in tensors.values() if t.is_floating_point()))
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
@@ -143,8 +143,16 @@ def _read_config(path: Path) -> AnyConfig:
     return kind(**options)
 
 
-def _build(config: AnyConfig, tensors: Mapping[str, Tensor]) -> Model:
-    """A model for these tensors, with their vocabularies."""
+def build(config: AnyConfig, tensors: Mapping[str, Tensor]) -> Model:
+    """A model with fresh values that fits a state dict.
+
+    Args:
+        config: of a model that ``load_pretrained`` returns.
+        tensors: the state dict, from whose names and shapes vocabularies, classes and heads are read.
+
+    Raises:
+        InputError: an embedding or a head is missing.
+    """
     return BUILDERS[type(config)](config, tensors)
 
 

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from torchscale_fairseq.core.layers.experts import Experts
-
 from .configuration import CoreConfig
+from .names import keep_stacked, tied_names
 
 
 class CoreModel(PreTrainedModel):
@@ -61,26 +60,6 @@ def build_core(config: CoreConfig) -> nn.Module:
         torch.set_default_dtype(dtype)
     keep_stacked(core)
     return core.to(dtype)
-
-
-def keep_stacked(model: nn.Module) -> None:
-    """Let the state dict have experts as they are held, one tensor for all, since transformers sets parameters by their
-    names."""
-    for module in model.modules():
-        if isinstance(module, Experts):
-            module._state_dict_hooks.clear()
-            module._load_state_dict_pre_hooks.clear()
-
-
-def tied_names(model: nn.Module) -> dict[str, str]:
-    """For each parameter with several names, the first by each of the others."""
-    first: dict[int, str] = {}
-    tied = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        owner = first.setdefault(id(parameter), name)
-        if owner != name:
-            tied[name] = owner
-    return tied
 
 
 def hidden(mask: Tensor | None) -> Tensor | None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from torchscale_fairseq.core.saving import build, config_of
+from torchscale_fairseq.core.saving import CONFIGS, build
 
 
 class CoreConfig(PretrainedConfig):
@@ -39,7 +39,7 @@ class CoreConfig(PretrainedConfig):
 
     def build_core(self) -> nn.Module:
         """A model of the core with fresh values, in float32 on the CPU."""
-        config = config_of({"config": self.core_config, "options": self.core_options})
+        config = CONFIGS[self.core_config](**self.core_options)
         shapes: dict[str, Tensor] = {
             name: torch.empty(shape, device="meta") for name, shape in self.core_shapes.items()
         }

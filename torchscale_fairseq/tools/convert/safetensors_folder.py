@@ -3,6 +3,8 @@
 import json
 from argparse import Namespace
 from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,39 @@ NAMESPACE = "argparse.Namespace"
 """Key of an object of fairseq.json that stands for a namespace."""
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What a checkpoint of fairseq holds of a model.
+
+    Args:
+        config: of the core's model.
+        tensors: its state dict.
+        heads: parameters that the core's model lacks, by their names in the checkpoint.
+        description: content of fairseq.json.
+    """
+
+    config: Any
+    tensors: dict[str, Tensor]
+    heads: dict[str, Tensor]
+    description: dict[str, Any]
+
+
 def to_folder(checkpoint: Path, folder: Path) -> str:
     """Write the folder, whole or not at all; return a sentence about it.
+
+    Raises:
+        InputError: the checkpoint is a folder or not of one of our models, or the new folder exists already.
+    """
+    parts = parts_of(checkpoint, folder)
+    with make_directory_atomically(folder) as scratch:
+        write_folder(scratch, parts.config, parts.tensors)
+        write_rest(scratch, parts)
+    apart = f", and {len(parts.heads)} of heads in {HEADS_FILE}" if parts.heads else ""
+    return f"{type(parts.config).__name__.removesuffix('Config')} of {len(parts.tensors)} tensors{apart}"
+
+
+def parts_of(checkpoint: Path, folder: Path) -> Parts:
+    """Read a checkpoint for a new folder.
 
     Raises:
         InputError: the checkpoint is a folder or not of one of our models, or the new folder exists already.
@@ -53,13 +86,14 @@ def to_folder(checkpoint: Path, folder: Path) -> str:
         "prefix": prefix,
         "names": list(parameters),
     }
-    with make_directory_atomically(folder) as scratch:
-        write_folder(scratch, config, tensors)
-        (scratch / FAIRSEQ_FILE).write_text(json.dumps(description, indent=2) + "\n")
-        if heads:
-            write_tensors(scratch / HEADS_FILE, heads)
-    apart = f", and {len(heads)} of heads in {HEADS_FILE}" if heads else ""
-    return f"{type(config).__name__.removesuffix('Config')} of {len(tensors)} tensors{apart}"
+    return Parts(config, tensors, heads, description)
+
+
+def write_rest(folder: Path, parts: Parts) -> None:
+    """Write what only fairseq needs: fairseq.json, and heads if there are any."""
+    (folder / FAIRSEQ_FILE).write_text(json.dumps(parts.description, indent=2) + "\n")
+    if parts.heads:
+        write_tensors(folder / HEADS_FILE, parts.heads)
 
 
 def prefix_of(model: nn.Module) -> str:
@@ -79,7 +113,22 @@ def to_checkpoint(folder: Path, checkpoint: Path) -> str:
     if folder.is_file():
         raise InputError(f"{folder} is a file; from-safetensors takes the folder that to-safetensors writes")
     description = read_description(folder / FAIRSEQ_FILE)
-    tensors = {description["prefix"] + name: value for name, value in read_tensors(folder / WEIGHTS_FILE).items()}
+    return join(description, read_tensors(folder / WEIGHTS_FILE), folder, checkpoint)
+
+
+def join(description: dict[str, Any], core_tensors: Mapping[str, Tensor], folder: Path, checkpoint: Path) -> str:
+    """Write a checkpoint of a core model's state dict and the rest in its folder; return a sentence about it.
+
+    Args:
+        description: content of fairseq.json.
+        core_tensors: the state dict.
+        folder: of the rest.
+        checkpoint: to write.
+
+    Raises:
+        InputError: the parts do not belong together.
+    """
+    tensors = {description["prefix"] + name: value for name, value in core_tensors.items()}
     if (folder / HEADS_FILE).exists():
         tensors |= read_tensors(folder / HEADS_FILE)
     check_names(tensors, description["names"], folder)

@@ -1,0 +1,124 @@
+"""Fast tokenizers (package tokenizers) that number pieces or words as a dictionary of fairseq does."""
+
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from torchscale_fairseq.core.errors import InputError
+
+from .kinds import BOS, CAUSAL, EOS, MASKED, PAD, UNK, Kind
+from .sentencepiece_model import BPE, BYTE, CONTROL, UNIGRAM, UNKNOWN, UNUSED, USER_DEFINED, SentencePieceModel, read_model
+
+SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
+MASK = "<mask>"
+UNMATCHED = -1e5
+"""Score of symbols that no text is to give."""
+
+
+def make_tokenizer(symbols: Sequence[str], pieces: Path | None, kind: Kind) -> Any:
+    """A ``tokenizers.Tokenizer``.
+
+    Args:
+        symbols: of the dictionary, by their numbers. Pieces that it lacks are numbered behind it.
+        pieces: the SentencePiece model; None for a dictionary of words.
+        kind: of the model, which says the special tokens of a text.
+
+    Raises:
+        InputError: the SentencePiece model is missing, or of a type that has no fast tokenizer.
+        ModuleNotFoundError: tokenizers is not installed.
+    """
+    from tokenizers import AddedToken, Tokenizer
+
+    if pieces is None:
+        tokenizer = Tokenizer(_words(symbols))
+        _configure_words(tokenizer)
+    else:
+        model = read_model(pieces)
+        tokenizer = Tokenizer(_pieces(symbols, model, pieces))
+        _configure_pieces(tokenizer, model)
+        own = [piece.text for piece in model.pieces if piece.type == USER_DEFINED]
+        tokenizer.add_tokens([AddedToken(text, normalized=False) for text in own])
+    tokenizer.post_processor = _template(symbols, kind)
+    special = [symbols[number] for number in (BOS, PAD, EOS, UNK)] + [MASK] * (kind is MASKED)
+    tokenizer.add_special_tokens([AddedToken(text, lstrip=text == MASK, special=True) for text in special])
+    return tokenizer
+
+
+def pieces_beyond(symbols: Sequence[str], model: SentencePieceModel) -> list[str]:
+    """Pieces that texts can give and the dictionary lacks."""
+    known = set(symbols)
+    return [
+        piece.text
+        for piece in model.pieces
+        if piece.text not in known and piece.type not in (CONTROL, UNKNOWN, UNUSED)
+    ]
+
+
+def _words(symbols: Sequence[str]) -> Any:
+    from tokenizers import models
+
+    split = next((symbol for symbol in symbols if symbol.startswith(SPACE)), None)
+    if split is not None:
+        raise InputError(
+            f"the dictionary has pieces of SentencePiece, such as {split}; name the model with --sentencepiece"
+        )
+    return models.WordLevel({symbol: number for number, symbol in enumerate(symbols)}, unk_token=symbols[UNK])
+
+
+def _configure_words(tokenizer: Any) -> None:
+    from tokenizers import pre_tokenizers
+
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+
+
+def _pieces(symbols: Sequence[str], model: SentencePieceModel, path: Path) -> Any:
+    from tokenizers import models
+
+    vocabulary = [*symbols, *pieces_beyond(symbols, model)]
+    scores = {piece.text: piece.score for piece in model.pieces if piece.type not in (CONTROL, UNKNOWN, UNUSED, BYTE)}
+    if model.model_type == UNIGRAM:
+        scored = [(text, scores.get(text, UNMATCHED)) for text in vocabulary]
+        return models.Unigram(scored, unk_id=UNK, byte_fallback=model.byte_fallback)
+    if model.model_type == BPE:
+        numbers = {text: number for number, text in enumerate(vocabulary)}
+        return models.BPE(
+            numbers, _merges(scores), unk_token=symbols[UNK], fuse_unk=True, byte_fallback=model.byte_fallback
+        )
+    raise InputError(f"{path} is of type word or char; models of type unigram and bpe become fast tokenizers")
+
+
+def _merges(scores: dict[str, float]) -> list[tuple[str, str]]:
+    """The pairs of pieces that SentencePiece joins, the first to be joined first."""
+    pairs = {
+        text: [(text[:cut], text[cut:]) for cut in range(1, len(text)) if text[:cut] in scores and text[cut:] in scores]
+        for text in sorted(scores, key=lambda text: -scores[text])
+    }
+    return list(chain.from_iterable(pairs.values()))
+
+
+def _configure_pieces(tokenizer: Any, model: SentencePieceModel) -> None:
+    from tokenizers import Regex, decoders, normalizers, pre_tokenizers
+
+    rules: list[Any] = [normalizers.Precompiled(model.charsmap)] if model.charsmap else []
+    if model.remove_extra_whitespace:
+        rules += [normalizers.Replace(Regex("^[ \u2581]+|[ \u2581]+$"), ""), normalizers.Replace(Regex("[ \u2581]{2,}"), " ")]
+    tokenizer.normalizer = normalizers.Sequence(rules)
+    scheme = "always" if model.dummy_prefix else "never"
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, scheme, split=model.split_by_whitespace)
+    steps: list[Any] = [decoders.Replace(SPACE, " ")]
+    if model.byte_fallback:
+        steps += [decoders.ByteFallback(), decoders.Fuse()]
+    else:
+        steps.append(decoders.Fuse())
+    tokenizer.decoder = decoders.Sequence([*steps, *([decoders.Strip(" ", 1, 0)] if model.dummy_prefix else [])])
+
+
+def _template(symbols: Sequence[str], kind: Kind) -> Any:
+    """Special tokens around a text, as fairseq's tasks put them."""
+    from tokenizers import processors
+
+    start, end = symbols[BOS], symbols[EOS]
+    single = f"{start} $A {end}" if kind is MASKED else f"{end} $A" if kind is CAUSAL else f"$A {end}"
+    pair = f"{single} {end} $B {end}" if kind is MASKED else f"{single} $B {end}"
+    return processors.TemplateProcessing(single, pair, [(start, BOS), (end, EOS)])

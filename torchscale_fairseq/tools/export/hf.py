@@ -1,0 +1,28 @@
+"""Write the model of a checkpoint as a folder that Hugging Face's transformers loads.
+
+The folder holds config.json, weights in safetensors (several files above 5 GB), a tokenizer and a modelling file that
+builds on this package, so that AutoModelForCausalLM and its siblings load it with trust_remote_code=True. import hf
+makes a checkpoint of fairseq of it again. See docs/export.md.
+"""
+
+import argparse
+from pathlib import Path
+
+EXAMPLE = "torchscale-fairseq export hf runs/text/checkpoint_best.pt gpt-hf --data data/text"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the checkpoint")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a new folder")
+    parser.add_argument("--data", type=Path, help="folder of the dictionaries (default: that of the training)")
+    parser.add_argument(
+        "--sentencepiece", type=Path, help="SentencePiece model (default: sentencepiece.bpe.model in that folder)"
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    from torchscale_fairseq.export.huggingface.dictionaries import Dictionaries
+    from torchscale_fairseq.export.huggingface.writing import export
+
+    note = export(options.checkpoint, options.folder, Dictionaries(options.data, options.sentencepiece))
+    print(f"wrote {options.folder}: {note}")

@@ -25,12 +25,18 @@ class CoreModel(PreTrainedModel):
     def __init__(self, config: CoreConfig, *_: Any, **__: Any):
         super().__init__(config)
         self.core: Any = build_core(config)
+        self._has_values = True
         self._tied_weights_keys = tied_names(self) or None
         self.config.tie_word_embeddings = bool(self._tied_weights_keys)
         self.post_init()
+        self._has_values = False
 
     def _init_weights(self, module: nn.Module) -> None:
-        """The core has initialised its modules itself."""
+        """Fill what weights that were loaded lack: tables, which transformers has overwritten, and parameters of new
+        heads. In a model that is built anew the core has initialised all."""
+        restore_tables(module)
+        if not self._has_values:
+            super()._init_weights(module)
 
     def get_input_embeddings(self) -> nn.Module:
         """The embedding of tokens."""
@@ -59,7 +65,22 @@ def build_core(config: CoreConfig) -> nn.Module:
     finally:
         torch.set_default_dtype(dtype)
     keep_stacked(core)
-    return core.to(dtype)
+    core.to(dtype)
+    keep_tables(core)
+    return core
+
+
+def keep_tables(model: nn.Module) -> None:
+    """Hold a copy of each table in its module, out of transformers' sight."""
+    for module in model.modules():
+        if module._non_persistent_buffers_set:
+            module.kept_tables = {name: getattr(module, name).clone() for name in module._non_persistent_buffers_set}
+
+
+def restore_tables(module: nn.Module) -> None:
+    """Fill the tables of a module from the copies."""
+    for name, table in getattr(module, "kept_tables", {}).items():
+        getattr(module, name).copy_(table)
 
 
 def hidden(mask: Tensor | None) -> Tensor | None:

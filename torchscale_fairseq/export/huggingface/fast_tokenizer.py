@@ -40,7 +40,7 @@ def make_tokenizer(symbols: Sequence[str], pieces: Path | None, kind: Kind) -> A
         own = [piece.text for piece in model.pieces if piece.type == USER_DEFINED]
         tokenizer.add_tokens([AddedToken(text, normalized=False) for text in own])
     tokenizer.post_processor = _template(symbols, kind)
-    special = [symbols[number] for number in (BOS, PAD, EOS, UNK)] + [MASK] * (kind is MASKED)
+    special = [symbols[number] for number in (BOS, PAD, EOS, UNK)] + [MASK] * (kind is MASKED and MASK in symbols)
     tokenizer.add_special_tokens([AddedToken(text, lstrip=text == MASK, special=True) for text in special])
     return tokenizer
 

@@ -57,7 +57,7 @@ def _write(folder: Path, symbols: Sequence[str], pieces: Path | None, kind: Kind
     }
     if longest is not None:
         content["model_max_length"] = longest
-    if kind is MASKED:
+    if kind is MASKED and MASK in symbols:
         content["mask_token"] = MASK
     else:
         content["split_special_tokens"] = True

@@ -2,7 +2,10 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
+from transformers.generation import ForcedEOSTokenLogitsProcessor
 
 from .cache import DecodingCache
 
@@ -15,6 +18,13 @@ class StatefulGeneration:
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
         return False
+
+    def _get_logits_processor(self, *arguments: Any, **keywords: Any) -> LogitsProcessorList:
+        processors = super()._get_logits_processor(*arguments, **keywords)  # type: ignore[misc]
+        return LogitsProcessorList(
+            EndAtLimit(p.max_length, p.eos_token_id) if isinstance(p, ForcedEOSTokenLogitsProcessor) else p
+            for p in processors
+        )
 
     def prepare_inputs_for_generation(
         self,
@@ -38,3 +48,25 @@ class StatefulGeneration:
             "decoder_attention_mask": others.get("decoder_attention_mask"),
             "encoder_outputs": others["encoder_outputs"],
         }
+
+
+class EndAtLimit(LogitsProcessor):  # type: ignore[misc]
+    """The end of the sentence as the only token at the greatest length. It keeps its score, as in fairseq, where
+    transformers' own processor takes it for certain.
+
+    Args:
+        max_length: tokens of a sequence, the end included.
+        end: (number of ends,), their tokens.
+    """
+
+    def __init__(self, max_length: int, end: Tensor):
+        self.max_length = max_length
+        self.end = end
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores (batch, vocabulary) of the tokens after input_ids (batch, seq)."""
+        if input_ids.size(1) != self.max_length - 1:
+            return scores
+        ended = torch.full_like(scores, -torch.inf)
+        ended[:, self.end] = scores[:, self.end]
+        return ended

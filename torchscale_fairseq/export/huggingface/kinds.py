@@ -9,6 +9,8 @@ from torch import Tensor
 
 from torchscale_fairseq.core.errors import InputError
 
+LONGEST_TRANSLATION = 200
+"""fairseq-generate's default of --max-len-b: tokens in front of the end."""
 MODULE = "modeling_torchscale"
 BOS, PAD, EOS, UNK = range(4)
 """Numbers of <s>, <pad>, </s> and <unk> in every dictionary of fairseq."""
@@ -107,13 +109,20 @@ def _heads(config: Any, side: str) -> int:
     return retention if retention is not None else getattr(config, f"{side}_attention_heads")
 
 
-def generation(kind: Kind) -> dict[str, Any] | None:
+def generation(kind: Kind, config: Any) -> dict[str, Any] | None:
     """The content of generation_config.json, by which ``generate`` searches as fairseq-generate does; None for models
-    that generate nothing."""
+    that generate nothing.
+
+    Args:
+        kind: of the model.
+        config: of the core.
+    """
     common = {"bos_token_id": BOS, "pad_token_id": PAD, "eos_token_id": EOS, "suppress_tokens": [PAD]}
     if kind is CAUSAL:
         return common
     if kind is not TRANSLATION:
         return None
-    search = {"num_beams": 5, "early_stopping": True, "length_penalty": 1.0, "min_new_tokens": 1, "max_new_tokens": 200}
-    return {**common, **search, "decoder_start_token_id": EOS}
+    search = {"num_beams": 5, "early_stopping": True, "length_penalty": 1.0, "min_new_tokens": 1}
+    longest = min(LONGEST_TRANSLATION + 1, getattr(config, "max_target_positions", LONGEST_TRANSLATION + 1))
+    ends = {"max_new_tokens": longest, "forced_eos_token_id": EOS, "decoder_start_token_id": EOS}
+    return {**common, **search, **ends}

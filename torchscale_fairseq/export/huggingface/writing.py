@@ -45,7 +45,7 @@ def export(checkpoint: Path, folder: Path, dictionaries: Dictionaries, shard_byt
     with make_directory_atomically(folder) as scratch:
         note = write_tokenizers(scratch, kind, content.get("vocab_size"), parts, dictionaries)
         write_json(scratch / CONFIG_FILE, content)
-        defaults = generation(kind)
+        defaults = generation(kind, parts.config)
         if defaults is not None:
             write_json(scratch / "generation_config.json", defaults)
         shutil.copy(Path(__file__).with_name(f"{MODULE}.py"), scratch)

@@ -8,7 +8,17 @@ from typing import Any
 from torchscale_fairseq.core.errors import InputError
 
 from .kinds import BOS, CAUSAL, EOS, MASKED, PAD, UNK, Kind
-from .sentencepiece_model import BPE, BYTE, CONTROL, UNIGRAM, UNKNOWN, UNUSED, USER_DEFINED, SentencePieceModel, read_model
+from .sentencepiece_model import (
+    BPE,
+    CONTROL,
+    NORMAL,
+    UNIGRAM,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    SentencePieceModel,
+    read_model,
+)
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 MASK = "<mask>"
@@ -37,8 +47,9 @@ def make_tokenizer(symbols: Sequence[str], pieces: Path | None, kind: Kind) -> A
         model = read_model(pieces)
         tokenizer = Tokenizer(_pieces(symbols, model, pieces))
         _configure_pieces(tokenizer, model)
-        own = [piece.text for piece in model.pieces if piece.type == USER_DEFINED]
-        tokenizer.add_tokens([AddedToken(text, normalized=False) for text in own])
+        if model.model_type == BPE:
+            own = [piece.text for piece in model.pieces if piece.type == USER_DEFINED]
+            tokenizer.add_tokens([AddedToken(text, normalized=False) for text in own])
     tokenizer.post_processor = _template(symbols, kind)
     special = [symbols[number] for number in (BOS, PAD, EOS, UNK)] + [MASK] * (kind is MASKED and MASK in symbols)
     tokenizer.add_special_tokens([AddedToken(text, lstrip=text == MASK, special=True) for text in special])
@@ -76,7 +87,7 @@ def _pieces(symbols: Sequence[str], model: SentencePieceModel, path: Path) -> An
     from tokenizers import models
 
     vocabulary = [*symbols, *pieces_beyond(symbols, model)]
-    scores = {piece.text: piece.score for piece in model.pieces if piece.type not in (CONTROL, UNKNOWN, UNUSED, BYTE)}
+    scores = _scores(model)
     if model.model_type == UNIGRAM:
         scored = [(text, scores.get(text, UNMATCHED)) for text in vocabulary]
         return models.Unigram(scored, unk_id=UNK, byte_fallback=model.byte_fallback)
@@ -86,6 +97,15 @@ def _pieces(symbols: Sequence[str], model: SentencePieceModel, path: Path) -> An
             numbers, _merges(scores), unk_token=symbols[UNK], fuse_unk=True, byte_fallback=model.byte_fallback
         )
     raise InputError(f"{path} is of type word or char; models of type unigram and bpe become fast tokenizers")
+
+
+def _scores(model: SentencePieceModel) -> dict[str, float]:
+    """Scores of the pieces that are matched with text. Unigram prefers a symbol that the user has defined to all else
+    (unigram_model.cc)."""
+    best = max((piece.score for piece in model.pieces if piece.type == NORMAL), default=0.0)
+    scores = {piece.text: piece.score for piece in model.pieces if piece.type == NORMAL}
+    own = [piece.text for piece in model.pieces if piece.type == USER_DEFINED]
+    return scores | {text: len(text) * best - 0.1 for text in own}
 
 
 def _merges(scores: dict[str, float]) -> list[tuple[str, str]]:
@@ -102,10 +122,14 @@ def _configure_pieces(tokenizer: Any, model: SentencePieceModel) -> None:
 
     rules: list[Any] = [normalizers.Precompiled(model.charsmap)] if model.charsmap else []
     if model.remove_extra_whitespace:
-        rules += [normalizers.Replace(Regex("^[ \u2581]+|[ \u2581]+$"), ""), normalizers.Replace(Regex("[ \u2581]{2,}"), " ")]
+        rules += [normalizers.Replace(Regex("^ +"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+    rules.append(normalizers.Replace(" ", SPACE))
+    if model.dummy_prefix:
+        rules.append(normalizers.Prepend(SPACE))
+    if model.remove_extra_whitespace:
+        rules.append(normalizers.Replace(Regex(f"{SPACE}+$"), ""))  # also where the text itself has the mark
     tokenizer.normalizer = normalizers.Sequence(rules)
-    scheme = "always" if model.dummy_prefix else "never"
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, scheme, split=model.split_by_whitespace)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, "never", split=model.split_by_whitespace)
     steps: list[Any] = [decoders.Replace(SPACE, " ")]
     if model.byte_fallback:
         steps += [decoders.ByteFallback(), decoders.Fuse()]

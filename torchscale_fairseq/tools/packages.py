@@ -40,6 +40,8 @@ OPTIONAL = [
     Package("sacrebleu", "sacrebleu"),
     Package("babel", "babel"),
     Package("num2words", "num2words"),
+    Package("tokenizers", "tokenizers"),
+    Package("transformers", "transformers"),
     Package("PIL", "pillow"),
     Package("pyvips", "pyvips"),
     Package("h5py", "h5py"),

@@ -9,6 +9,9 @@ from transformers import PreTrainedModel
 from .configuration import CoreConfig
 from .names import keep_stacked, tied_names
 
+KEPT = "kept_tables"
+"""Attribute of a module that holds copies of its tables."""
+
 
 class CoreModel(PreTrainedModel):
     """A model of the core under the name ``core``. Subclasses say what forward takes and returns.
@@ -27,6 +30,7 @@ class CoreModel(PreTrainedModel):
         self.core: Any = build_core(config)
         self._has_values = True
         self._tied_weights_keys = tied_names(self) or None
+        self._keys_to_ignore_on_save = list(self._tied_weights_keys or ())
         self.config.tie_word_embeddings = bool(self._tied_weights_keys)
         self.post_init()
         self._has_values = False
@@ -74,12 +78,13 @@ def keep_tables(model: nn.Module) -> None:
     """Hold a copy of each table in its module, out of transformers' sight."""
     for module in model.modules():
         if module._non_persistent_buffers_set:
-            module.kept_tables = {name: getattr(module, name).clone() for name in module._non_persistent_buffers_set}
+            tables = {name: getattr(module, name).clone() for name in module._non_persistent_buffers_set}
+            setattr(module, KEPT, tables)
 
 
 def restore_tables(module: nn.Module) -> None:
     """Fill the tables of a module from the copies."""
-    for name, table in getattr(module, "kept_tables", {}).items():
+    for name, table in getattr(module, KEPT, {}).items():
         getattr(module, name).copy_(table)
 
 

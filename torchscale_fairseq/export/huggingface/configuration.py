@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PretrainedConfig
 
 from torchscale_fairseq.core.saving import CONFIGS, build
@@ -18,29 +18,16 @@ class CoreConfig(PretrainedConfig):
         core_shapes: shapes of the tensors from which vocabularies, classes and heads are read, by their names in the
             core's state dict.
         router_aux_loss_coef: weight of the experts' balance loss, a mean over layers, in the loss of training.
-        others: of transformers.
     """
 
     model_type = "torchscale_fairseq"
-
-    def __init__(
-        self,
-        core_config: str = "DecoderConfig",
-        core_options: dict[str, Any] | None = None,
-        core_shapes: dict[str, list[int]] | None = None,
-        router_aux_loss_coef: float = 0.01,
-        **others: Any,
-    ):
-        self.core_config = core_config
-        self.core_options = core_options or {}
-        self.core_shapes = core_shapes or {}
-        self.router_aux_loss_coef = router_aux_loss_coef
-        super().__init__(**others)
+    core_config: str = "DecoderConfig"
+    core_options: dict[str, Any] | None = None
+    core_shapes: dict[str, list[int]] | None = None
+    router_aux_loss_coef: float = 0.01
 
     def build_core(self) -> nn.Module:
         """A model of the core with fresh values, in float32 on the CPU."""
-        config = CONFIGS[self.core_config](**self.core_options)
-        shapes: dict[str, Tensor] = {
-            name: torch.empty(shape, device="meta") for name, shape in self.core_shapes.items()
-        }
-        return build(config, shapes)
+        config = CONFIGS[self.core_config](**(self.core_options or {}))
+        shapes = (self.core_shapes or {}).items()
+        return build(config, {name: torch.empty(shape, device="meta") for name, shape in shapes})

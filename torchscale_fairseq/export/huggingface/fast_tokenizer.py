@@ -60,9 +60,7 @@ def pieces_beyond(symbols: Sequence[str], model: SentencePieceModel) -> list[str
     """Pieces that texts can give and the dictionary lacks."""
     known = set(symbols)
     return [
-        piece.text
-        for piece in model.pieces
-        if piece.text not in known and piece.type not in (CONTROL, UNKNOWN, UNUSED)
+        piece.text for piece in model.pieces if piece.text not in known and piece.type not in (CONTROL, UNKNOWN, UNUSED)
     ]
 
 

@@ -20,7 +20,7 @@ class StatefulGeneration:
         return False
 
     def _get_logits_processor(self, *arguments: Any, **keywords: Any) -> LogitsProcessorList:
-        processors = super()._get_logits_processor(*arguments, **keywords)  # type: ignore[misc]
+        processors = super()._get_logits_processor(*arguments, **keywords)
         return LogitsProcessorList(
             EndAtLimit(p.max_length, p.eos_token_id) if isinstance(p, ForcedEOSTokenLogitsProcessor) else p
             for p in processors

@@ -51,6 +51,7 @@ def encode(encoder: Any, tokens: Tensor, attention_mask: Tensor | None, **more: 
         more: arguments of the encoder.
     """
     padding = hidden(attention_mask)
-    counted = padding is not None and encoder.config.torchscale_compatible
-    positions = absolute_positions(padding) if counted else None
+    positions = None
+    if padding is not None and encoder.config.torchscale_compatible:
+        positions = absolute_positions(padding)
     return encoder(tokens, padding, positions=positions, **more)

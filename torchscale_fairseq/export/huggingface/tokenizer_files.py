@@ -15,9 +15,7 @@ TARGET = "target_tokenizer"
 """Folder of the tokenizer of the target language where its dictionary is another one."""
 
 
-def write_tokenizers(
-    folder: Path, kind: Kind, rows: int | None, parts: Parts, dictionaries: Dictionaries
-) -> str:
+def write_tokenizers(folder: Path, kind: Kind, rows: int | None, parts: Parts, dictionaries: Dictionaries) -> str:
     """Write the files; return a clause about them.
 
     Args:
@@ -50,7 +48,10 @@ def _write(folder: Path, symbols: Sequence[str], pieces: Path | None, kind: Kind
     tokenizer.save(str(folder / "tokenizer.json"))
     content: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        **{f"{name}_token": symbols[number] for name, number in (("bos", BOS), ("pad", PAD), ("eos", EOS), ("unk", UNK))},
+        **{
+            f"{name}_token": symbols[number]
+            for name, number in (("bos", BOS), ("pad", PAD), ("eos", EOS), ("unk", UNK))
+        },
         "model_input_names": ["input_ids", "attention_mask"],
         "padding_side": "left" if kind is CAUSAL else "right",
         "clean_up_tokenization_spaces": False,

@@ -84,9 +84,13 @@ class CoreForSeq2SeqLM(StatefulGeneration, CoreModel, GenerationMixin):
         """
         encoded: dict[str, Any] = {}
         if encoder_outputs is None:
+            if input_ids is None:
+                raise ValueError("a translation model needs input_ids or encoder_outputs.")
             encoded = encode(self.core.encoder, input_ids, attention_mask)
             encoder_outputs = BaseModelOutput(last_hidden_state=encoded["encoder_out"])
         if decoder_input_ids is None:
+            if labels is None:
+                raise ValueError("a translation model needs decoder_input_ids or labels.")
             decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
         if cache is None and use_cache:
             cache = DecodingCache()
@@ -101,7 +105,5 @@ class CoreForSeq2SeqLM(StatefulGeneration, CoreModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = label_loss(logits, labels) + (self.balance_loss(extra["l_aux"]) if self.training else 0.0)
-        output = Seq2SeqLMOutput(
-            loss=loss, logits=logits, cache=cache, encoder_last_hidden_state=encoder_outputs[0]
-        )
+        output = Seq2SeqLMOutput(loss=loss, logits=logits, cache=cache, encoder_last_hidden_state=encoder_outputs[0])
         return output.to_tuple() if return_dict is False else output

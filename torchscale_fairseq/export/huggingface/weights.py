@@ -34,7 +34,7 @@ def write_weights(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int 
     if len(shards) == 1:
         write_tensors(folder / SINGLE, shards[0])
         return
-    files = {}
+    files: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         name = f"model-{number:05}-of-{len(shards):05}.safetensors"
         write_tensors(folder / name, shard)

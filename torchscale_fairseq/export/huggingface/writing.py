@@ -80,7 +80,7 @@ def import_folder(folder: Path, checkpoint: Path) -> str:
 
 def _named_as_in_the_core(core: nn.Module, exported: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
     """The state dict of the core's model, with TorchScale's names of experts."""
-    owners = {name: tensor for name, tensor in [*core.named_parameters(), *core.named_buffers()]}
+    owners = dict([*core.named_parameters(), *core.named_buffers()])
     for name, value in exported.items():
         if name not in owners or owners[name].shape != value.shape:
             raise InputError(f"{folder}: the tensor {name} does not fit {CONFIG_FILE}")

@@ -143,6 +143,10 @@ def test_examples_work(workplace: Path) -> None:
                 assert "this needs matplotlib" in done.last_line
             elif name == "tile-slides" and find_spec("openslide") is None:
                 assert "needs the package openslide" in done.last_line
+            elif name == "export hf" and find_spec("tokenizers") is None:
+                assert "this needs tokenizers" in done.last_line
+            elif name == "import hf" and find_spec("tokenizers") is None:
+                assert "masked-hf" in done.last_line
             elif done.returncode:
                 failed.append(f"{example}: {done.last_line}")
             else:

@@ -4,14 +4,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList
 from transformers.generation import ForcedEOSTokenLogitsProcessor
 
 from .cache import DecodingCache
 
 
-class StatefulGeneration:
-    """Goes before GenerationMixin: the model makes its cache itself, and is given the tokens that it has not seen."""
+class StatefulGeneration(GenerationMixin):
+    """The model makes its cache itself, and is given the tokens that it has not seen."""
 
     config: Any
 
@@ -50,7 +50,7 @@ class StatefulGeneration:
         }
 
 
-class EndAtLimit(LogitsProcessor):  # type: ignore[misc]
+class EndAtLimit(LogitsProcessor):
     """The end of the sentence as the only token at the greatest length. It keeps its score, as in fairseq, where
     transformers' own processor takes it for certain.
 

@@ -8,7 +8,7 @@ makes a checkpoint of fairseq of it again. See docs/export.md.
 import argparse
 from pathlib import Path
 
-EXAMPLE = "torchscale-fairseq export hf runs/text/checkpoint_best.pt gpt-hf --data data/text"
+EXAMPLE = "torchscale-fairseq export hf runs/masked/checkpoint_best.pt masked-hf --data data/text"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ import argparse
 
 from torchscale_fairseq.tools.convert.input_output import add_input_and_output
 
-EXAMPLE = "torchscale-fairseq import hf gpt-hf gpt-hf.pt"
+EXAMPLE = "torchscale-fairseq import hf masked-hf masked.pt"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .base import CoreModel, hidden
@@ -14,7 +15,7 @@ IGNORED = -100
 """Label of tokens without loss."""
 
 
-class CoreForCausalLM(StatefulGeneration, CoreModel):
+class CoreForCausalLM(StatefulGeneration, CoreModel, GenerationMixin):
     """A causal language model. Padding, left or right, is read off attention_mask."""
 
     def forward(

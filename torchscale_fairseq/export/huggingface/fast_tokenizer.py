@@ -118,7 +118,9 @@ def _merges(scores: dict[str, float]) -> list[tuple[str, str]]:
 def _configure_pieces(tokenizer: Any, model: SentencePieceModel) -> None:
     from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 
-    rules: list[Any] = [normalizers.Precompiled(model.charsmap)] if model.charsmap else []
+    rules: list[Any] = []
+    if model.charsmap:  # which tokenizers applies to grapheme clusters, and "\r\n" is one
+        rules += [normalizers.Replace("\r\n", "\n\n"), normalizers.Precompiled(model.charsmap)]
     if model.remove_extra_whitespace:
         rules += [normalizers.Replace(Regex("^ +"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     rules.append(normalizers.Replace(" ", SPACE))
@@ -127,7 +129,10 @@ def _configure_pieces(tokenizer: Any, model: SentencePieceModel) -> None:
     if model.remove_extra_whitespace:
         rules.append(normalizers.Replace(Regex(f"{SPACE}+$"), ""))  # also where the text itself has the mark
     tokenizer.normalizer = normalizers.Sequence(rules)
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, "never", split=model.split_by_whitespace)
+    # Where a text spells out a special token or a byte, which SentencePiece never gives, no piece goes over its first character.
+    apart = pre_tokenizers.Split(Regex("<(?=/?s>|pad>|unk>|0x[0-9A-F]{2}>)"), "merged_with_previous")
+    spaces = pre_tokenizers.Metaspace(SPACE, "never", split=model.split_by_whitespace)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([apart, spaces])
     steps: list[Any] = [decoders.Replace(SPACE, " ")]
     if model.byte_fallback:
         steps += [decoders.ByteFallback(), decoders.Fuse()]

@@ -3,6 +3,7 @@
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
 from .base import CoreModel, hidden
@@ -27,7 +28,7 @@ class SourceEncoder(nn.Module):
         return BaseModelOutput(last_hidden_state=out["encoder_out"])
 
 
-class CoreForSeq2SeqLM(StatefulGeneration, CoreModel):
+class CoreForSeq2SeqLM(StatefulGeneration, CoreModel, GenerationMixin):
     """A translation model."""
 
     def __init__(self, config: Any, *arguments: Any, **keywords: Any):

@@ -23,7 +23,7 @@ ODD = [
     *("", " ", "  a  b ", "a\tb\nc", "Hello, world!", "naïve café", "n\u0303", "ﬁ ligature ½ ①", "日本語テキスト"),
     *("🙂👩\u200d👩\u200d👧 emoji", "\u200b zero\u200bwidth", "\u3000full\u3000width", "▁meta ▁▁ x", "▁", "a▁b"),
     *("</s> <s> <unk> <pad>", "<0x41> <0xE2>", "x" * 300, "AAAAA" + 50 * " " + "b", "0123456789 1,000.5"),
-    *("\u00a0nbsp\u00a0", "\ufeffbom", "\x00nul\x01", "Ünïcödé ﷺ", "ＦＵＬＬ", "\r\n", "a\u2028b"),
+    *("\u00a0nbsp\u00a0", "\ufeffbom", "\x00nul\x01", "Ünïcödé ﷺ", "\uff26\uff35\uff2c\uff2c", "\r\n", "a\u2028b"),
     *("-- '' \"\" `` ...", "https://x.y/z?q=1&r=%20", "مرحبا", "한국어", "ก็", "İı ß ẞ", "\U0001f1e9\U0001f1ea"),
 ]
 LETTERS = "abcdefghij  .,"

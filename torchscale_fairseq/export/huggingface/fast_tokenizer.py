@@ -129,7 +129,7 @@ def _configure_pieces(tokenizer: Any, model: SentencePieceModel) -> None:
     if model.remove_extra_whitespace:
         rules.append(normalizers.Replace(Regex(f"{SPACE}+$"), ""))  # also where the text itself has the mark
     tokenizer.normalizer = normalizers.Sequence(rules)
-    # Where a text spells out a special token or a byte, which SentencePiece never gives, no piece goes over its first character.
+    # SentencePiece gives no special tokens or bytes for texts that spell them out: no piece goes over their first "<".
     apart = pre_tokenizers.Split(Regex("<(?=/?s>|pad>|unk>|0x[0-9A-F]{2}>)"), "merged_with_previous")
     spaces = pre_tokenizers.Metaspace(SPACE, "never", split=model.split_by_whitespace)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([apart, spaces])

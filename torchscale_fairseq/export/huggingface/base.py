@@ -47,7 +47,7 @@ class CoreModel(PreTrainedModel):
         return self.core.embed_tokens
 
     def balance_loss(self, reports: list[Tensor | None]) -> Tensor | float:
-        """What experts add to the loss of training.
+        """The loss that experts add in training.
 
         Args:
             reports: ``l_aux`` of the core, balance losses of the layers.

@@ -37,7 +37,7 @@ class CoreForCausalLM(StatefulGeneration, CoreModel, GenerationMixin):
             cache: of an earlier call.
             labels: (batch, seq), input_ids, with -100 where no loss is wanted.
             use_cache: return a cache.
-            logits_to_keep: compute only the logits of so many last tokens; 0 for all.
+            logits_to_keep: compute only the logits of this many last tokens; 0 for all.
         """
         if cache is None and use_cache:
             cache = DecodingCache()

@@ -1,4 +1,4 @@
-"""What a SentencePiece model file holds, read from its protocol buffer without that package."""
+"""The contents of a SentencePiece model file, read from its protocol buffer without that package."""
 
 import struct
 from collections.abc import Iterator

@@ -15,7 +15,7 @@ SHARD_BYTES = 5 * 10**9
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PREFIX = "core."
-"""Of the core's parameters in transformers' model."""
+"""The prefix of the core's parameters in transformers' model."""
 
 
 def exported_tensors(core: nn.Module) -> dict[str, Tensor]:

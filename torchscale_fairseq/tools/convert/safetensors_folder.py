@@ -28,7 +28,7 @@ NAMESPACE = "argparse.Namespace"
 
 @dataclass(frozen=True)
 class Parts:
-    """What a checkpoint of fairseq holds of a model.
+    """The parts of a model in a checkpoint of fairseq.
 
     Args:
         config: of the core's model.

@@ -113,12 +113,14 @@ def test_a_full_device_ends_recording(monkeypatch: pytest.MonkeyPatch, caplog: p
         run.step()
 
     def full(*_: Any, **__: Any) -> Any:
+        run.model.weight.grad = torch.full_like(run.model.weight, torch.nan)
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(torch.cuda, "graph", full)
     for _ in range(3):
         run.step()
     assert (run.as_usual, Graph.replays) == (SEEN + 3, 0)
+    assert run.model.weight.grad is None
     assert caplog.text.count("do not fit into the device's memory") == 1
 
 

@@ -130,12 +130,14 @@ class StepGraphs:
         return str(structure), tuple(map(_description, inputs)), place, scale
 
     def _record(self, key: Hashable, inputs: list[Any], structure: Any, train_step: Callable[[Any], Any]) -> Any:
-        static = [_static(leaf) for leaf in inputs]
+        static, before = [_static(leaf) for leaf in inputs], [p.grad for p in self._params]
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # loaders pin memory meanwhile
                 outputs = pytree.tree_map(_detached, train_step(pytree.tree_unflatten(static, structure)))
         except torch.OutOfMemoryError:
+            for p, gradient in zip(self._params, before, strict=True):
+                p.grad = gradient  # a capture computes nothing, so that new gradients hold anything
             self._stop()
             return train_step(pytree.tree_unflatten(inputs, structure))
         except RuntimeError as error:

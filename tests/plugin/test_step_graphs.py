@@ -10,7 +10,7 @@ from torch import nn
 
 pytest.importorskip("fairseq")
 
-from torchscale_fairseq.hooks.training.step_graphs import MOST, SEEN, StepGraphs
+from torchscale_fairseq.hooks.training.step_graphs import MOST, RECENT, SEEN, StepGraphs
 
 GOING = SEEN + 3
 """Batches of a shape: those before it is recorded, the one that is, and two that are replayed."""
@@ -105,6 +105,24 @@ def test_few_shapes_are_kept() -> None:
         for _ in range(GOING):
             run.step(rows)
     assert (run.graphs.recordings, Graph.replays) == (MOST, 3 * MOST)
+
+
+def test_shapes_that_do_not_recur_are_forgotten() -> None:
+    """Batches of all lengths must not grow the host's memory, and a shape that does recur is still recorded."""
+    run = Run()
+    for rows in range(1, 3 * RECENT):
+        run.step(rows)
+        run.step(rows=3 * RECENT)
+    assert len(run.graphs._seen) <= RECENT
+    assert run.graphs.recordings == 1
+
+
+def test_nothing_is_counted_when_no_more_can_be_recorded() -> None:
+    run = Run()
+    for rows in range(1, MOST + 3):
+        for _ in range(GOING):
+            run.step(rows)
+    assert not run.graphs._seen
 
 
 def test_a_full_device_ends_recording(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

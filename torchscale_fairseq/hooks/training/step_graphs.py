@@ -7,7 +7,6 @@ those with padding, of which the model asks the device where it lies.
 """
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +28,8 @@ SEEN = 3
 """Batches of a shape that run as usual before one is recorded. Kernels are compiled and tuned meanwhile."""
 MOST = 4
 """Recordings at a time. Each keeps the activations of its batch."""
+RECENT = 64
+"""Shapes that are counted at a time. A shape that did not recur among so many others is forgotten."""
 CRITERIONS = (CrossEntropyCriterion, LabelSmoothedCrossEntropyCriterion)
 """Criterions, with their subclasses here, that never wait for the device. Stock's others are not tried."""
 
@@ -89,7 +90,7 @@ class StepGraphs:
     def __init__(self, train_step: Callable[..., Any]):
         self._train_step = train_step
         self._recordings: dict[Hashable, Recording] = {}
-        self._seen: Counter[Hashable] = Counter()
+        self._seen: dict[Hashable, int] = {}
         self._params: list[nn.Parameter] = []
         self._stopped = False
 
@@ -110,26 +111,32 @@ class StepGraphs:
         if ignore_grad or self._stopped or watched or not is_free_of_padding(sample):
             return train_step(sample)
         self._params = self._params or list(model.parameters())
-        inputs, structure = pytree.tree_flatten(sample)
-        key = self._key(inputs, structure, optimizer)
+        key = self._key(sample, optimizer)
         if key in self._recordings:
-            outputs = self._recordings[key].replay(inputs, self._params)
+            outputs = self._recordings[key].replay(pytree.tree_leaves(sample), self._params)
             optimizer._needs_sync = True  # set by FP16Optimizer.backward, which a replay does not call
             return outputs
-        self._seen[key] += 1
-        if self._seen[key] <= SEEN or len(self._recordings) >= MOST:
+        if len(self._recordings) >= MOST or not self._recurs(key):
             return train_step(sample)
-        return self._record(key, inputs, structure, train_step)
+        return self._record(key, sample, train_step)
 
-    def _key(self, inputs: list[Any], structure: Any, optimizer: Any) -> Hashable:
+    def _recurs(self, key: Hashable) -> bool:
+        """Count a batch of this shape. True once SEEN others came before it, with few other shapes in between."""
+        self._seen[key] = self._seen.pop(key, 0) + 1  # the dictionary is in the order of the last batches
+        if len(self._seen) > RECENT:
+            del self._seen[next(iter(self._seen))]
+        return self._seen[key] > SEEN
+
+    def _key(self, sample: Any, optimizer: Any) -> Hashable:
         """Everything that is fixed in a recording: shapes and numbers of the batch, where gradients are accumulated,
         and the factor on the loss."""
         scaler, gradient = getattr(optimizer, "scaler", None), self._params[0].grad
         scale = None if scaler is None else float(scaler.loss_scale)
         place = None if gradient is None else gradient.data_ptr()
-        return str(structure), tuple(map(_description, inputs)), place, scale
+        return _description(sample), place, scale
 
-    def _record(self, key: Hashable, inputs: list[Any], structure: Any, train_step: Callable[[Any], Any]) -> Any:
+    def _record(self, key: Hashable, sample: Any, train_step: Callable[[Any], Any]) -> Any:
+        inputs, structure = pytree.tree_flatten(sample)
         static, before = [_static(leaf) for leaf in inputs], [p.grad for p in self._params]
         graph = torch.cuda.CUDAGraph()
         try:
@@ -139,25 +146,32 @@ class StepGraphs:
             for p, gradient in zip(self._params, before, strict=True):
                 p.grad = gradient  # a capture computes nothing, so that new gradients hold anything
             self._stop()
-            return train_step(pytree.tree_unflatten(inputs, structure))
+            return train_step(sample)
         except RuntimeError as error:
             raise RuntimeError(
                 "an update cannot be recorded as a CUDA graph; drop --compile to train without"
             ) from error
+        del self._seen[key]
         self._recordings[key] = recording = Recording(graph, static, outputs, [p.grad for p in self._params])
         return recording.replay(inputs, self._params)
 
     def _stop(self) -> None:
         logger.warning("CUDA graphs do not fit into the device's memory next to the model; training goes on without.")
         self._recordings.clear()
+        self._seen.clear()
         self._stopped = True
         torch.cuda.empty_cache()
 
 
-def _description(leaf: Any) -> Hashable:
-    if not isinstance(leaf, Tensor):
-        return leaf
-    return leaf.shape, leaf.dtype, leaf.device
+def _description(part: Any) -> Hashable:
+    """Everything about a batch, or part of one, that a recording of it fixes."""
+    if isinstance(part, Tensor):
+        return part.shape, part.dtype, part.device
+    if isinstance(part, dict):
+        return tuple((name, _description(value)) for name, value in part.items())
+    if isinstance(part, list | tuple):
+        return type(part), tuple(map(_description, part))
+    return part
 
 
 def _static(leaf: Any) -> Any:

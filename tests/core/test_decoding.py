@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from torch import Tensor
 
+from tests.core.decoding import mask_of, stepped
 from tests.core.models import VARIANTS, decoder, encoder, encoder_decoder, tokens
 from tests.helpers import assert_close
 from torchscale_fairseq import Decoder
@@ -11,24 +11,6 @@ from torchscale_fairseq.core.layers import cache
 from torchscale_fairseq.core.layers.cache import KeyValueCache, rows_of_groups
 
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
-
-
-def mask_of(lengths: list[int], total: int, side: str) -> Tensor:
-    """Padding mask of rows of given lengths."""
-    index = torch.arange(total)
-    real = torch.tensor(lengths)[:, None]
-    return index >= real if side == "right" else index < total - real
-
-
-def stepped(model: Decoder, target: Tensor, first: int, mask: Tensor | None = None, **kwargs: object) -> Tensor:
-    """Logits of a prompt of ``first`` tokens, then of chunks of 1 and 2 tokens."""
-    state: dict = {}
-    outputs, end = [], 0
-    while end < target.size(1):
-        end = first if end == 0 else min(end + 1 + end % 2, target.size(1))
-        part = None if mask is None else mask[:, :end]
-        outputs.append(model(target[:, :end], part, incremental_state=state, **kwargs)[0])
-    return torch.cat(outputs, 1)
 
 
 @every_variant

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import torchscale_fairseq
-from tests.core.test_standalone import run
+from tests.core.standalone import run
 from tests.documents import DOCUMENTS, code_blocks
 from tests.fairseq_cli import REPOSITORY
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.core.decoding import mask_of, stepped
 from tests.core.models import LONGNETS, SIZES, VOCABULARY, decoder, encoder, options, randomize, tokens
-from tests.core.test_decoding import mask_of, stepped
 from tests.helpers import assert_close
 from torchscale_fairseq import (
     Decoder,

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tests.core.mixtures import EXPERTS, WIDTH, mixture, options
 from tests.core.models import decoder, encoder, encoder_decoder, randomize, tokens
 from tests.helpers import assert_close
 from torchscale_fairseq import DecoderConfig, EncoderConfig
@@ -19,37 +20,14 @@ from torchscale_fairseq.core.architectures import factory
 from torchscale_fairseq.core.architectures.decoder import Decoder
 from torchscale_fairseq.core.architectures.encoder import Encoder
 from torchscale_fairseq.core.config import ExpertOptions
-from torchscale_fairseq.core.layers.experts import Experts
 from torchscale_fairseq.core.layers.feed_forward import FeedForwardNetwork, GatedLinearUnit
-from torchscale_fairseq.core.layers.moe import MixtureOfExperts, RoutingOptions
+from torchscale_fairseq.core.layers.moe import MixtureOfExperts
 from torchscale_fairseq.core.layers.norm import build_norm
-from torchscale_fairseq.core.layers.router import CosineRouter, LinearRouter
+from torchscale_fairseq.core.layers.router import CosineRouter
 from torchscale_fairseq.core.ops.routing import balance_loss, capacity_of, route, statistics, z_loss
 from torchscale_fairseq.core.ops.segments import Segments
 from torchscale_fairseq.core.ops.sparse_clip import sparse_norm, sum_of_squares
 from torchscale_fairseq.core.parallel.groups import ExpertSplit, split_experts
-
-EXPERTS = {"moe_freq": 2, "moe_expert_count": 4}
-WIDTH = 6
-
-
-def options(**changed: Any) -> RoutingOptions:
-    defaults: dict[str, Any] = {
-        "top_k": 2,
-        "capacity_factor": 1.0,
-        "eval_capacity_token_fraction": None,
-        "policy": "all",
-        "normalize_before_dropping": False,
-        "prioritized": False,
-        "use_fp32": False,
-    }
-    return RoutingOptions(**{**defaults, **changed})
-
-
-def mixture(experts: int = 4, *, gated: bool = False, norm: str | None = "layernorm", **changed: Any) -> Any:
-    """A random layer in float64."""
-    ffn = Experts(ExpertSplit(experts), WIDTH, 10, gated=gated, activation_fn="gelu", dropout=0.0, norm=norm, eps=1e-5)
-    return randomize(MixtureOfExperts(LinearRouter(WIDTH, experts), ffn, options(**changed))).double()
 
 
 def one_by_one(layer: MixtureOfExperts) -> list[nn.Module]:

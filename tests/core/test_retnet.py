@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.core.decoding import mask_of
 from tests.core.models import VOCABULARY, randomize, tokens
-from tests.core.test_decoding import mask_of
 from tests.helpers import assert_close
 from torchscale_fairseq import (
     EncoderDecoder,

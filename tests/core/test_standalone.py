@@ -1,19 +1,10 @@
 """The core works without fairseq, and TorchScale's README snippets work with our import line."""
 
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 
-
-def run(code: str) -> str:
-    """Run code in a fresh interpreter in which fairseq cannot be imported."""
-    blocked = "import sys\nsys.modules['fairseq'] = None\n"
-    done = subprocess.run([sys.executable, "-c", blocked + textwrap.dedent(code)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+from tests.core.standalone import run
 
 
 def test_snippets_of_torchscales_readme() -> None:

@@ -8,10 +8,8 @@ import pytest
 pytest.importorskip("fairseq")
 
 from tests.checkpoints import weights
-from tests.distributed.test_experts import ADAM, SGD, data, train
-from tests.distributed.test_sharded_checkpoints import SHARDED
+from tests.distributed.expert_training import ADAM, SGD, SHARDED, train
 
-__all__ = ["data"]
 SOON = 60
 """Seconds in which a job has to end; a process that waits for another would wait half an hour."""
 

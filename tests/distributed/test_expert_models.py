@@ -9,8 +9,8 @@ pytest.importorskip("fairseq")
 
 from tests.checkpoints import assert_same_weights
 from tests.fairseq_cli import FEW_UPDATES, run_fairseq, run_processes, tiny_language_data
+from tests.plugin.mixtures import LANGUAGE, MASKED
 from tests.plugin.shrunk import EXPERTS, shrunk
-from tests.plugin.test_mixture import LANGUAGE, MASKED
 
 
 @pytest.fixture(scope="module")

@@ -12,40 +12,16 @@ import torch
 pytest.importorskip("fairseq")
 
 from tests.checkpoints import assert_same_weights, weights
-from tests.fairseq_cli import Finished, run_fairseq, run_processes, tiny_translation_data
-from tests.plugin.shrunk import shrunk
-from tests.plugin.test_translation_cli import COMMON
+from tests.distributed.expert_training import ADAM, SGD, assert_same_state, train
+from tests.fairseq_cli import run_fairseq, run_processes
 from tests.printed import assert_logged_alike, printed
 from torchscale_fairseq.checkpoints.reading import load_checkpoint
 
-ARCH = "mt_xmoe_small"
-CRITERION = ["--criterion", "moe_label_smoothed_cross_entropy", "--label-smoothing", "0.1"]
-SGD = ["--optimizer", "sgd", "--lr", "0.1"]
-ADAM = ["--optimizer", "adam", "--lr", "1e-2"]
 OPTIMIZERS = {"sgd": SGD, "adam": ADAM}
 RESUMED = {"sgd": 1e-6, "adam": 0.05 * 1e-2}
 """Largest difference of a weight ten updates after a resumption; for Adam, relative to its learning rate."""
-BATCHES = 4
-"""Batches that make an update, over processes and --update-freq."""
 ONE_EPOCH = 6
 """Updates; the last has one batch, so that all processes but the first get a dummy."""
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_translation_data(tmp_path_factory.mktemp("expert-data"))
-
-
-def train(
-    processes: int, data: Path, folder: Path, *flags: object, updates: int = 3, before: str = "", timeout: int = 120
-) -> Finished:
-    """Train with batches of 4 sentences, BATCHES of them an update."""
-    arguments = [data, *shrunk(ARCH), *COMMON, *CRITERION, "--dropout", "0", "--batch-size", "4", "--clip-norm", "0.5"]
-    arguments += ["--update-freq", BATCHES // processes, "--moe-gate-loss-wt", "0.1", "--max-update", updates]
-    arguments += ["--save-dir", folder, *flags]
-    if processes == 1:
-        return run_fairseq("train", arguments)
-    return run_processes(processes, "train", arguments, before=before, timeout=timeout)
 
 
 @pytest.fixture(scope="module")
@@ -130,15 +106,6 @@ def test_checkpoint_is_what_one_process_writes(data: Path, alone: Path, tmp_path
         for name, value in expected.items():
             torch.testing.assert_close(ours[name], value, atol=1e-3, rtol=0, msg=name)
     assert_same_state(two["last_optimizer_state"], one["last_optimizer_state"])
-
-
-def assert_same_state(actual: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert actual["state"].keys() == expected["state"].keys()
-    for index, state in expected["state"].items():
-        for name, value in state.items():
-            if torch.is_tensor(value):
-                assert actual["state"][index][name].shape == value.shape, (index, name)
-                torch.testing.assert_close(actual["state"][index][name], value, atol=1e-3, rtol=1e-2)
 
 
 def test_a_moved_average_goes_on(data: Path, tmp_path: Path) -> None:

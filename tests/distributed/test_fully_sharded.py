@@ -9,7 +9,8 @@ import torch
 pytest.importorskip("fairseq")
 
 from tests.checkpoints import assert_same_weights
-from tests.distributed.test_experts import CRITERION
+from tests.distributed.expert_training import CRITERION
+from tests.distributed.fully_sharded import ADAM, SHARDED
 from tests.fairseq_cli import (
     run_beside_fairseq,
     run_fairseq,
@@ -19,11 +20,9 @@ from tests.fairseq_cli import (
     tiny_translation_data,
 )
 from tests.plugin.drawings import make_drawings, make_folders
+from tests.plugin.image_models import IMAGES, IMAGES_AND_TEXT
 from tests.plugin.shrunk import shrunk
-from tests.plugin.test_image_classification_cli import IMAGES
-from tests.plugin.test_image_text_cli import IMAGES as IMAGES_AND_TEXT
 
-SHARDED = ["--ddp-backend", "fully_sharded"]
 COMMON = ["--cpu", "--dropout", "0", "--batch-size", "2", "--clip-norm", "0.5", "--num-workers", "0", "--no-save"]
 COMMON += ["--required-batch-size-multiple", "1", "--max-update", "100"]
 LANGUAGE = ["--task", "language_modeling", "--tokens-per-sample", "8", "--max-target-positions", "30"]
@@ -55,8 +54,6 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     return {name: [*map(str, given), *COMMON] for name, given in words.items()}
 
 
-ADAM = ["--optimizer", "adam", "--lr", "1e-2", "--adam-eps", "1e-3"]
-"""An epsilon above the rounding of gradients, which Adam magnifies otherwise."""
 OPTIMIZERS = {"sgd": ["--optimizer", "sgd", "--lr", "0.1"], "adam": ADAM}
 RUNS = [(2, "adam"), (4, "sgd")]
 

@@ -8,12 +8,10 @@ pytest.importorskip("fairseq")
 
 import torchscale_fairseq.models  # noqa: F401 - registers them
 from tests.checkpoints import assert_same_weights
-from tests.fairseq_cli import FEW_UPDATES, Finished, run_processes, run_program, tiny_language_data
-from tests.plugin.shrunk import shrunk
-from torchscale_fairseq.checkpoints.reading import load_checkpoint
+from tests.distributed.short_training import UPDATES, updates, words
+from tests.fairseq_cli import Finished, run_processes, run_program, tiny_language_data
 from torchscale_fairseq.hooks.runs.preemption import ASKED
 
-UPDATES = 7
 ONE_GETS_IT = """
 import os
 from fairseq.trainer import Trainer
@@ -34,23 +32,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_language_data(tmp_path_factory.mktemp("preemption-data"))
 
 
-def words(data: Path, folder: Path) -> list[object]:
-    """Five updates an epoch with two processes, nine with one; validation after the fourth."""
-    arguments = [data, *shrunk("gpt_magneto_small"), *FEW_UPDATES, "--task", "language_modeling", "--num-workers", "1"]
-    arguments += ["--tokens-per-sample", "16", "--batch-size", "4", "--max-update", UPDATES, "--save-dir", folder]
-    return [*arguments, "--validate-interval-updates", "4", "--no-epoch-checkpoints", "--lr", "0.001", "--cpu"]
-
-
 def train(processes: int, data: Path, folder: Path, before: str = "", asked: str = "1") -> Finished:
     return run_processes(processes, "train", words(data, folder), before=before, environment={ASKED: asked})
 
 
 def told(signal: str, *, after: int, rank: int = 0, step: str = "train_step") -> str:
     return ONE_GETS_IT.format(signal=signal.removeprefix("SIG"), after=after, rank=str(rank), step=step)
-
-
-def updates(folder: Path) -> int:
-    return int(load_checkpoint(folder / "checkpoint_last.pt")["optimizer_history"][-1]["num_updates"])
 
 
 @pytest.fixture(scope="module", params=[1, 2])

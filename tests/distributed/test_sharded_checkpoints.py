@@ -8,13 +8,10 @@ import torch
 pytest.importorskip("fairseq")
 
 from tests.checkpoints import assert_same_weights
-from tests.distributed.test_experts import ADAM, assert_same_state, data, train
+from tests.distributed.expert_training import ADAM, SHARDED, assert_same_state, train
 from tests.fairseq_cli import run_fairseq
 from tests.tools.in_process import run_tool
 from torchscale_fairseq.checkpoints.reading import load_checkpoint, read_file
-
-__all__ = ["data"]
-SHARDED = ["--moe-checkpoint-format", "sharded"]
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import torch
 pytest.importorskip("fairseq")
 
 from tests.checkpoints import assert_same_weights
-from tests.distributed.test_experts import train
-from tests.distributed.test_fully_sharded import ADAM, SHARDED
-from tests.fairseq_cli import run_fairseq, tiny_translation_data
+from tests.distributed.expert_training import train
+from tests.distributed.fully_sharded import ADAM, SHARDED
+from tests.fairseq_cli import run_fairseq
 from torchscale_fairseq.checkpoints.distributed import FOLDER, consolidate
 from torchscale_fairseq.checkpoints.reading import load_checkpoint, read_mapped
 
@@ -28,11 +28,6 @@ def finish_or_die(self):
     finish(self)
 asynchronous.PendingSave.finish = finish_or_die
 """
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_translation_data(tmp_path_factory.mktemp("sharded-data"))
 
 
 @pytest.fixture(scope="module")

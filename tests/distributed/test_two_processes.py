@@ -8,17 +8,12 @@ import pytest
 pytest.importorskip("fairseq")
 
 from tests.checkpoints import assert_same_weights
-from tests.fairseq_cli import TORCHRUN, USER_DIR, run_program, tiny_translation_data
+from tests.fairseq_cli import TORCHRUN, USER_DIR, run_program
 from tests.plugin.shrunk import shrunk
-from tests.plugin.test_translation_cli import ARCH, COMMON, train
+from tests.plugin.translation_models import ARCH, COMMON, train
 
 UPDATES = ["--max-update", "6", "--optimizer", "sgd", "--lr", "0.1", "--label-smoothing", "0.1"]
 UPDATES += ["--criterion", "label_smoothed_cross_entropy", "--batch-size", "8"]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_translation_data(tmp_path_factory.mktemp("distributed-data"))
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.core.mixtures import EXPERTS, mixture
 from tests.core.models import encoder_decoder, tokens
-from tests.core.test_moe import EXPERTS, mixture
 from torchscale_fairseq.core.ops.grouped import _GroupedLinear, grouped_linear, grouped_norm
 from torchscale_fairseq.core.ops.grouped_products import BATCHED, KERNEL, LOOP, products_for
 from torchscale_fairseq.core.ops.segments import Segments

@@ -14,7 +14,7 @@ from torch import nn
 import torchscale_fairseq.models  # noqa: F401 - registers them
 from tests.fairseq_cli import FEW_UPDATES, run_fairseq, tiny_language_data
 from tests.helpers import assert_close
-from tests.plugin.test_monitoring import scalars, total
+from tests.tools.tensorboard_logs import scalars, total
 from torchscale_fairseq.optim.fused_adam_torch import KERNELS, FusedAdam
 
 pytestmark = [

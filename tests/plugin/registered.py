@@ -1,6 +1,7 @@
 """Registered models and what fairseq's command line makes of their flags, without a command."""
 
 import argparse
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -64,6 +65,7 @@ def task(source: Dictionary | None = None, target: Dictionary | None = None) -> 
     return SimpleNamespace(source_dictionary=source or shared, target_dictionary=target or shared, num_classes=CLASSES)
 
 
+@cache
 def parser_of(arch: str) -> argparse.ArgumentParser:
     """fairseq's command line, as far as the model makes it."""
     parser = argparse.ArgumentParser(allow_abbrev=False)

@@ -4,6 +4,8 @@ import dataclasses
 
 from fairseq.models import MODEL_DATACLASS_REGISTRY
 
+import torchscale_fairseq.models  # noqa: F401 - registers them
+
 EXPERTS = ["--moe-freq", "1", "--moe-expert-count", "4"]
 _SMALL = {"_ffn_embed_dim": 32, "_embed_dim": 16, "_attention_heads": 2, "_retention_heads": 2, "_layers": 1}
 

@@ -17,7 +17,7 @@ from fairseq.optim.adam import Adam
 import torchscale_fairseq.models  # noqa: F401 - registers them
 from tests.checkpoints import assert_same_weights
 from tests.core.models import decoder, tokens
-from tests.distributed.test_experts import train as train_experts
+from tests.distributed.expert_training import train as train_experts
 from tests.fairseq_cli import FEW_UPDATES, Finished, run_fairseq, tiny_language_data, tiny_translation_data
 from tests.helpers import assert_close
 from tests.plugin.shrunk import EXPERTS, shrunk

@@ -13,15 +13,12 @@ import torch
 pytest.importorskip("fairseq")
 
 from tests.checkpoints import assert_same_weights, weights
-from tests.fairseq_cli import TOOL, Finished, run_beside_fairseq, run_fairseq, run_processes, run_program
+from tests.fairseq_cli import TOOL, Finished, run_fairseq, run_processes, run_program
 from tests.plugin.drawings import make_folders
+from tests.plugin.image_models import IMAGES, classify
 from tests.printed import assert_logged_alike, assert_printed_alike, printed, validated
 from torchscale_fairseq.criterions.image_classification import area_under_curve
 
-IMAGES = ["--task", "image_classification", "--criterion", "image_classification", "--arch", "longvit_tiny"]
-IMAGES += ["--img-size", "32", "--patch-size", "8", "--encoder-layers", "1", "--encoder-embed-dim", "16"]
-IMAGES += ["--encoder-ffn-embed-dim", "32", "--encoder-attention-heads", "2", "--segment-length", "[4,16]"]
-IMAGES += ["--dilated-ratio", "[1,2]"]
 COMMON = ["--batch-size", "4", "--optimizer", "sgd", "--lr", "0.1", "--cpu", "--num-workers", "0", "--log-format"]
 COMMON += ["simple", "--log-interval", "1", "--no-epoch-checkpoints", "--required-batch-size-multiple", "1"]
 FIGURES = ("loss", "accuracy", "auc")
@@ -85,17 +82,6 @@ def test_the_checkpoint_knows_its_classes(folders: Path, straight: tuple[Path, F
     refused = run_fairseq("validate", [tmp_path, *words])
     assert re.search(
         "valid has the class purple, which the training lacks; its classes are blue, green", refused.output
-    )
-
-
-def classify(checkpoint: Path, *images: Path) -> Finished:
-    words = ["classify-images", "--checkpoint", checkpoint, "--device", "cpu", *images]
-    return run_beside_fairseq(
-        f"""
-        from torchscale_fairseq.tools.command import main
-        main({[str(word) for word in words]})
-        """,
-        plugin=False,
     )
 
 

@@ -12,6 +12,7 @@ pytest.importorskip("fairseq")
 
 from tests.fairseq_cli import Finished, run_fairseq
 from tests.plugin.drawings import make_drawings
+from tests.plugin.image_models import IMAGES_AND_TEXT
 from torchscale_fairseq.checkpoints.reading import load_checkpoint
 from torchscale_fairseq.core.config import BEiT3Config
 from torchscale_fairseq.core.errors import InputError
@@ -21,7 +22,6 @@ from torchscale_fairseq.data.problems import DataError
 from torchscale_fairseq.models.beit3 import ImageTextModel
 from torchscale_fairseq.tasks._images import check_size
 
-IMAGES = ["--task", "image_text", "--criterion", "image_text", "--img-size", "32", "--patch-size", "8"]
 TINY = ["--encoder-layers", "1", "--encoder-embed-dim", "16", "--encoder-ffn-embed-dim", "32"]
 TINY += ["--encoder-attention-heads", "2"]
 
@@ -32,7 +32,19 @@ def drawings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(data: Path, folder: Path, *flags: str, updates: int = 3, arch: str = "beit3_base") -> Finished:
-    words = [data, *IMAGES, "--arch", arch, "--batch-size", "8", "--optimizer", "adam", "--lr", "1e-3", "--cpu"]
+    words = [
+        data,
+        *IMAGES_AND_TEXT,
+        "--arch",
+        arch,
+        "--batch-size",
+        "8",
+        "--optimizer",
+        "adam",
+        "--lr",
+        "1e-3",
+        "--cpu",
+    ]
     words += ["--max-update", str(updates), "--num-workers", "0", "--log-format", "simple", "--log-interval", "1"]
     return run_fairseq("train", [*words, "--save-dir", folder, "--no-epoch-checkpoints", *flags], timeout=1200)
 

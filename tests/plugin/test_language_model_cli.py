@@ -1,6 +1,5 @@
 """Our language models, causal and masked, through fairseq's own commands."""
 
-import math
 import random
 import re
 from collections.abc import Callable
@@ -11,31 +10,29 @@ import torch
 
 pytest.importorskip("fairseq")
 
-from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
 
 import torchscale_fairseq.models
 from tests.checkpoints import assert_same_weights
 from tests.fairseq_cli import FEW_UPDATES, Finished, column, run_fairseq
+from tests.plugin.language_models import (
+    CAUSAL,
+    LENGTH,
+    MASKED,
+    evaluate,
+    interact,
+    load,
+    nll,
+    tokens_of_the_test_set,
+    train,
+)
 from tests.plugin.shrunk import shrunk
 from tests.printed import assert_printed_alike, validated
 from torchscale_fairseq.checkpoints.reading import load_checkpoint
 
-CAUSAL = ("gpt_deepnorm", "gpt_magneto", "gpt_xpos", "longnet", "lm_base")
-MASKED = ("bert_magneto", "bert_deepnorm", "mlm_base")
 SHARED = {"gpt_magneto": "causal_run", "gpt_xpos": "xpos_run", "bert_magneto": "masked_run"}
 """Fixtures that hold a checkpoint of an architecture."""
-LENGTH = 32
 SENTENCES = 21
-
-
-def train(data: Path, save_dir: Path, arch: str, *flags: str) -> Finished:
-    task = "language_modeling" if arch in CAUSAL else "masked_lm"
-    words = [data, "--task", task, *shrunk(arch), *FEW_UPDATES, "--cpu", "--dropout", "0", "--save-dir", save_dir]
-    words += ["--tokens-per-sample", LENGTH, "--required-batch-size-multiple", "1"]
-    if arch in MASKED:
-        words += ["--criterion", "masked_lm", "--max-source-positions", LENGTH]
-    return run_fairseq("train", [*words, *flags])
 
 
 @pytest.fixture(scope="session")
@@ -60,30 +57,6 @@ def masked_run(language_data: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return folder / "checkpoint_last.pt"
 
 
-def evaluate(data: Path, checkpoint: Path, *flags: str) -> tuple[int, float]:
-    """Tokens scored, and their mean loss in bits."""
-    words = [data, "--path", checkpoint, "--cpu", "--tokens-per-sample", str(LENGTH), *flags]
-    output = run_fairseq("eval_lm", words).check().output
-    tokens = re.search(r"Evaluated ([\d,]+) tokens", output)[1]
-    return int(tokens.replace(",", "")), float(re.search(r"Loss \(base 2\): ([\d.]+)", output)[1])
-
-
-def interact(data: Path, checkpoint: Path, prompts: str, *flags: str) -> Finished:
-    words = [data, "--task", "language_modeling", "--path", checkpoint, "--cpu", *flags]
-    return run_fairseq("interactive", words, stdin=prompts)
-
-
-def test_tokens(data: Path) -> torch.Tensor:
-    from fairseq.data import data_utils
-
-    dictionary = Dictionary.load(str(data / "dict.txt"))
-    sentences = data_utils.load_indexed_dataset(str(data / "test"), dictionary)
-    return torch.cat([sentences[i] for i in range(len(sentences))])
-
-
-test_tokens.__test__ = False
-
-
 @pytest.fixture
 def trained(language_data: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Callable[[str], Path]:
     """From an architecture to a checkpoint of it: the one that other tests use, or a fresh one."""
@@ -101,7 +74,7 @@ def trained(language_data: Path, tmp_path: Path, request: pytest.FixtureRequest)
 @pytest.mark.family
 def test_every_causal_model_trains_and_scores(arch: str, trained: Callable[[str], Path], language_data: Path) -> None:
     tokens, loss = evaluate(language_data, trained(arch))
-    assert tokens == len(test_tokens(language_data))
+    assert tokens == len(tokens_of_the_test_set(language_data))
     assert 0 < loss < 12
 
 
@@ -115,51 +88,10 @@ def test_every_masked_model_trains_and_validates(
     assert 0 < float(re.search(r"\| test \| .*?loss ([\d.]+)", output)[1]) < 12
 
 
-def load(checkpoint: Path, data: Path) -> torch.nn.Module:
-    models, _, _ = checkpoint_utils.load_model_ensemble_and_task([str(checkpoint)], {"data": str(data)})
-    return models[0].eval()
-
-
-def check_beams_and_prompts(run: Path, language_data: Path) -> None:
-    """Prompts of different lengths in one batch, and the scores of a beam are those of a full forward."""
-    flags = ["--beam", "3", "--max-len-b", "14", "--nbest", "2", "--buffer-size", "2"]
-    output = interact(language_data, run, "w1 w2 w3 w4\nw5\n", *flags).check().stdout
-    model, dictionary = load(run, language_data), Dictionary.load(str(language_data / "dict.txt"))
-    hypotheses, scores = column(output, "H"), column(output, "P")
-    for sentence, prompt in enumerate(("w1 w2 w3 w4", "w5")):
-        for text, positional in zip(hypotheses[sentence], scores[sentence], strict=True):
-            assert text.startswith(prompt)
-            ids = dictionary.encode_line(text, add_if_not_exist=False).long()
-            with torch.no_grad():
-                lprobs = model(torch.cat((torch.tensor([2]), ids[:-1]))[None])[0][0].log_softmax(-1)
-            expected = lprobs.gather(1, ids[:, None])[:, 0] / math.log(2)
-            found = torch.tensor([float(x) for x in positional.split()])
-            new = len(prompt.split())
-            torch.testing.assert_close(found[new:], expected[new : len(found)], atol=2e-3, rtol=1e-3)
-
-
-def check_prefixes(run: Path, language_data: Path) -> None:
-    """fairseq-generate goes on from the first words of the test set."""
-    words = [language_data, "--task", "language_modeling", "--path", run, "--cpu", "--batch-size", "4", "--beam", "2"]
-    words += ["--prefix-size", "1", "--max-len-b", "20", "--gen-subset", "test", "--sample-break-mode", "eos"]
-    output = run_fairseq("generate", words).check().stdout
-    hypotheses, targets = column(output, "H"), column(output, "T")
-    assert len(hypotheses) == 21
-    assert hypotheses and all(h[0].split()[:1] == targets[i][0].split()[:1] for i, h in hypotheses.items())
-
-
-@torch.no_grad()
-def nll(model: torch.nn.Module, context: torch.Tensor, targets: torch.Tensor) -> float:
-    """Bits of the targets, which follow the context one by one."""
-    logits, _ = model(torch.cat((context, targets[:-1]))[None])
-    lprobs = logits[0, -len(targets) :].log_softmax(-1)
-    return -lprobs.gather(1, targets[:, None]).sum().item() / math.log(2)
-
-
 @pytest.mark.parametrize("window", [0, 8, 24])
 def test_eval_lm_with_context_window(window: int, causal_run: Path, language_data: Path) -> None:
     """Each sample scores --tokens-per-sample less the window, after as much of the text before as fits."""
-    model, text = load(causal_run, language_data), test_tokens(language_data)
+    model, text = load(causal_run, language_data), tokens_of_the_test_set(language_data)
     eos = torch.tensor([2])
     expected = 0.0
     for start in range(0, len(text), LENGTH - window):
@@ -228,7 +160,7 @@ def test_blockwise_causal_attention_reads_longer_texts(xpos_run: Path, language_
     }
     assert losses["short"] == losses["short blocks"], "two blocks see each other"
     assert losses["short"] != losses["long"] != losses["long blocks"]
-    model, text = load(xpos_run, language_data), test_tokens(language_data)
+    model, text = load(xpos_run, language_data), tokens_of_the_test_set(language_data)
     expected = nll(model, torch.tensor([2]), text) / len(text)
     assert losses["long"] == pytest.approx(expected, abs=2e-3)
 

@@ -2,8 +2,6 @@
 
 import re
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -11,10 +9,8 @@ import torch
 pytest.importorskip("fairseq")
 
 from fairseq.criterions import CRITERION_REGISTRY
-from fairseq.data import Dictionary
-from fairseq.models import MODEL_DATACLASS_REGISTRY, MODEL_REGISTRY
 
-from tests.distributed.test_launch import TWO_PROCESSES
+from tests.distributed.process_pair import TWO_PROCESSES
 from tests.fairseq_cli import (
     FEW_UPDATES,
     TINY_LANGUAGE_MODEL,
@@ -25,6 +21,7 @@ from tests.fairseq_cli import (
 )
 from tests.helpers import TOLERANCES, assert_close
 from tests.plugin.shrunk import shrunk
+from tests.plugin.small_language_model import batch, language_model
 from torchscale_fairseq import plugin
 from torchscale_fairseq.checkpoints.reading import load_checkpoint
 
@@ -91,32 +88,6 @@ def test_precisions(flag: str, data: dict[str, Path], tmp_path: Path) -> None:
     assert_trains_like("cross_entropy", "gpt_deepnorm_small", data, tmp_path, tolerance, *flags)
 
 
-def language_model(seed: int = 0) -> tuple[Any, Any]:
-    """A small model in float64 and its task, of 24 words."""
-    dictionary = Dictionary()
-    for index in range(20):
-        dictionary.add_symbol(f"w{index}")
-    task = SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary)
-    sizes = {"decoder_embed_dim": 8, "decoder_ffn_embed_dim": 16, "decoder_attention_heads": 2, "decoder_layers": 1}
-    options = MODEL_DATACLASS_REGISTRY["gpt_deepnorm_small"](**sizes, dropout=0.0, max_target_positions=16)
-    torch.manual_seed(seed)
-    return MODEL_REGISTRY["gpt_deepnorm_small"].build_model(options, task).double(), task
-
-
-def batch(seed: int = 0) -> dict[str, Any]:
-    """Three sentences of up to seven words."""
-    generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(4, 24, (3, 8), generator=generator)
-    tokens[0, 5:] = 1
-    inputs, target = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-    lengths = inputs.ne(1).sum(1)
-    return {
-        "net_input": {"src_tokens": inputs, "src_lengths": lengths},
-        "target": target,
-        "ntokens": int(target.ne(1).sum()),
-    }
-
-
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("sentence_avg", [False, True])
 @pytest.mark.parametrize("reduce", [False, True])
@@ -146,7 +117,7 @@ def check():
     from fairseq.criterions import CRITERION_REGISTRY
     from fairseq.dataclass.configs import DistributedTrainingConfig
     from fairseq.models import DistributedFairseqModel
-    from tests.plugin.test_linear_cross_entropy import batch, language_model
+    from tests.plugin.small_language_model import batch, language_model
 
     gradients = {}
     for name, options in (("cross_entropy", {}), ("linear_cross_entropy", {"label_smoothing": 0.0})):

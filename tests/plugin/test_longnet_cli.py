@@ -8,8 +8,15 @@ import torch
 pytest.importorskip("fairseq")
 
 from tests.fairseq_cli import Finished, run_fairseq
-from tests.plugin.test_language_model_cli import check_beams_and_prompts, check_prefixes, evaluate, load, nll, train
-from tests.plugin.test_language_model_cli import test_tokens as text_of
+from tests.plugin.language_models import (
+    check_beams_and_prompts,
+    check_prefixes,
+    evaluate,
+    load,
+    nll,
+    tokens_of_the_test_set,
+    train,
+)
 
 PATTERN = ["--segment-length", "[4,8,16]", "--dilated-ratio", "[1,2,4]"]
 
@@ -27,7 +34,7 @@ def run(language_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.family
 def test_scores_are_those_of_full_forwards(run: Path, language_data: Path) -> None:
-    model, text = load(run, language_data), text_of(language_data)
+    model, text = load(run, language_data), tokens_of_the_test_set(language_data)
     assert model.decoder.config.segment_lengths == (4, 8, 16)
     before = torch.cat((torch.tensor([2]), text))
     expected = sum(nll(model, before[start : start + 1], text[start : start + 32]) for start in range(0, len(text), 32))

@@ -15,6 +15,7 @@ from fairseq.logging import metrics
 from fairseq.optim.fp16_optimizer import FP16Optimizer
 
 from tests.fairseq_cli import FEW_UPDATES, Finished, run_fairseq, tiny_language_data
+from tests.plugin.mixtures import LANGUAGE, MASKED
 from tests.plugin.shrunk import EXPERTS, shrunk
 from torchscale_fairseq.checkpoints.reading import load_checkpoint
 from torchscale_fairseq.core.layers.experts import ExpertGradients
@@ -23,9 +24,6 @@ from torchscale_fairseq.core.parallel.groups import ExpertSplit
 from torchscale_fairseq.criterions import _mixture
 from torchscale_fairseq.criterions._mixture import LOGGED, MixtureCriterion, MixtureOptions
 from torchscale_fairseq.hooks.experts.gradient_clipping import clip_with_experts, mark_copies
-
-LANGUAGE = ["--task", "language_modeling", "--tokens-per-sample", "16", "--criterion", "moe_cross_entropy"]
-MASKED = ["--task", "masked_lm", "--tokens-per-sample", "16", "--criterion", "masked_lm_moe_cross_entropy"]
 
 
 @pytest.fixture(scope="module")

@@ -10,102 +10,27 @@ pytest.importorskip("fairseq")
 
 from fairseq.models import MODEL_DATACLASS_REGISTRY, MODEL_REGISTRY, build_model
 
+from tests.plugin.flag_values import (
+    flag_of,
+    flags,
+    is_fixed,
+    is_refused_by_deepnorm,
+    is_refused_by_retnet,
+    words_and_value,
+)
+from tests.plugin.parameter_counts import parameters
 from tests.plugin.registered import (
-    CLASSES,
     OF_THE_TASK,
     WORDS,
     config_class,
     config_of,
     dictionary,
     parse,
-    parser_of,
     task,
 )
-from torchscale_fairseq.core.config import (
-    BEiT3Config,
-    DecoderConfig,
-    EncoderConfig,
-    EncoderDecoderConfig,
-    LongViTConfig,
-    RetNetConfig,
-    RetNetEncoderDecoderConfig,
-    SlideEncoderConfig,
-)
-from torchscale_fairseq.models._options import flag_fields
 
 OURS = sorted(name for name, cls in MODEL_REGISTRY.items() if cls.__module__.startswith("torchscale_fairseq"))
-LANGUAGE_CONFIGS = (DecoderConfig, RetNetConfig)
-
-
-def parameters(c: Any) -> int:
-    """Parameters of a model, counted by hand from its config."""
-    retnet = isinstance(c, RetNetConfig)  # whose norms and feed-forward networks are of one kind
-    norm = 1 if retnet or c.norm == "rmsnorm" else 2
-    gated, subln, ways = retnet or c.gated_ffn, not retnet and c.uses_subln, 1 if retnet else 1 + c.multiway
-
-    def ffn(width: int, inner: int) -> int:
-        if gated:
-            return 3 * width * inner
-        return 2 * width * inner + width + inner + (2 * inner if subln else 0)
-
-    def attention(width: int, memory: int) -> int:
-        if c.bitnet:
-            return 2 * width * width + 2 * memory * width
-        return 2 * (width * width + width) + 2 * (memory * width + width)
-
-    def norms_of_a_layer(width: int, inner: int) -> int:
-        if c.bitnet:  # one in front of each linear layer, and none in front of the sublayer
-            return norm * (4 * width + 2 * width + inner)
-        return 2 * norm * width
-
-    def side(width: int, inner: int, layers: int, *, pre_norm: bool, cross: bool, mixing: int | None = None) -> int:
-        layer = (
-            (attention(width, width) if mixing is None else mixing)
-            + ways * ffn(width, inner)
-            + norms_of_a_layer(width, inner)
-        )
-        layer += 2 * width if subln else 0
-        layer += attention(width, c.encoder_embed_dim) + norm * width if cross else 0
-        mixed = layers // c.moe_freq if c.moe_freq else 0
-        assert c.use_xmoe or not mixed
-        return layers * layer + mixed * more_in_a_mixture(width, inner) + (norm * width if pre_norm else 0)
-
-    def more_in_a_mixture(width: int, inner: int) -> int:
-        experts, dim = c.moe_expert_count, max(c.moe_expert_count // 2, 4)
-        return (experts - 1) * ffn(width, inner) + width * dim + experts * dim + 1
-
-    total = 0
-    if not isinstance(c, LANGUAGE_CONFIGS):
-        e = c.encoder_embed_dim
-        total += side(e, c.encoder_ffn_embed_dim, c.encoder_layers, pre_norm=c.encoder_pre_norm, cross=False)
-        total += 0 if isinstance(c, (LongViTConfig, SlideEncoderConfig)) else WORDS * e
-        total += (1024 + 2) * e if c.encoder_learned_pos else 0
-        total += 2 * e if c.layernorm_embedding else 0
-    if isinstance(c, BEiT3Config):
-        patch = 3 * c.patch_size**2
-        total += (1024 + 2) * e + (c.num_patches + 1 + 2) * e + patch * e + e + 2 * e  # positions, patches, two tokens
-        total += e * patch + patch + 2 * e + 2  # the heads of patches and of matching
-    if isinstance(c, LongViTConfig):
-        total += c.num_patches * e + 3 * c.patch_size**2 * e + e  # positions and patches
-        total += 2 * e + e * CLASSES + CLASSES - 2 * e  # the head, with its norm in the place of the encoder's
-    elif isinstance(c, SlideEncoderConfig):
-        total += 1536 * e + e + e + 2 * e + e * CLASSES + CLASSES  # tiles, class token, norm and head
-    elif isinstance(c, EncoderConfig):
-        total += e * e + e + 2 * e + WORDS  # the head, whose vectors are the embedding's
-    else:
-        d = c.decoder_embed_dim
-        cross = isinstance(c, EncoderDecoderConfig)
-        retains = isinstance(c, (RetNetConfig, RetNetEncoderDecoderConfig))
-        total += side(
-            d,
-            c.decoder_ffn_embed_dim,
-            c.decoder_layers,
-            pre_norm=c.decoder_pre_norm,
-            cross=cross,
-            mixing=2 * d * d + 3 * d * c.decoder_value_embed_dim if retains else None,
-        )
-        total += 2 * WORDS * d  # embedding and output projection
-    return total
+FLAGS = list(flags())
 
 
 def test_the_documented_names_are_registered() -> None:
@@ -151,14 +76,8 @@ def test_sizes_are_the_papers(arch: str, millions: int) -> None:
 
 
 @pytest.mark.parametrize("arch", OURS)
-def test_parameter_count(arch: str) -> None:
-    with torch.device("meta"):
-        model = build_model(parse(arch), task())
-    assert sum(p.numel() for p in model.parameters()) == parameters(config_of(arch))
-
-
-@pytest.mark.parametrize("arch", OURS)
 def test_hydra_and_arch_build_the_same_model(arch: str) -> None:
+    """By their configs; the model that Hydra builds has as many parameters as that of --arch should have."""
     from omegaconf import OmegaConf
 
     from_hydra = OmegaConf.structured(MODEL_DATACLASS_REGISTRY[arch]())
@@ -168,69 +87,27 @@ def test_hydra_and_arch_build_the_same_model(arch: str) -> None:
         model = build_model(root.model, task())
     core = next(module for module in model.modules() if hasattr(module, "config"))
     assert core.config == config_of(arch)
+    assert sum(p.numel() for p in model.parameters()) == parameters(config_of(arch))
 
 
 @pytest.mark.parametrize(
-    ("arch", "name"),
-    [
-        (arch, field.name)
-        for arch in (
-            "mt_base",
-            "mt_deepnorm",
-            "lm_base",
-            "gpt_deepnorm",
-            "mlm_base",
-            "bert_deepnorm",
-            "retnet_base",
-            "mt_retnet",
-        )
-        for field in flag_fields(config_class(arch))
-        if f"--{field.name.replace('_', '-')}" in parser_of(arch)._option_string_actions
-    ],
+    ("arch", "name"), [f for f in FLAGS if not (is_refused_by_retnet(*f) or is_refused_by_deepnorm(*f) or is_fixed(*f))]
 )
 def test_each_flag_sets_its_option(arch: str, name: str) -> None:
-    field = next(f for f in flag_fields(config_class(arch)) if f.name == name)
-    default = getattr(config_of(arch), name)
-    flag = "--" + name.replace("_", "-")
-    if isinstance(field.default, bool) or field.type in (bool, "bool | None") or "bool" in str(field.type):
-        flags, expected = [flag], True
-    elif field.metadata["choices"]:
-        expected = next(c for c in field.metadata["choices"] if c != default)
-        flags = [flag, expected]
-    elif "float" in str(field.type):
-        flags, expected = [flag, "0.25"], 0.25
-    else:
-        expected = 4 if name.endswith(("moe_freq", "top_k")) else 96
-        if name.endswith("heads"):
-            expected = 16 if "retention" in name else 64
-        flags = [flag, str(expected)]
-    if name in ("segment_length", "dilated_ratio"):
-        flags, expected = [flag, "[96]"], "[96]"
-    if "moe" in name and config_of(arch).torchscale_compatible and name == "moe_routing_dim":
-        pytest.skip("TorchScale's router has 16 dimensions")
-    if "moe" in name:
-        needed = {"moe_freq": "2", "moe_expert_count": "8"}
-        flags += [word for n, v in needed.items() if n != name for word in (f"--{n.replace('_', '-')}", v)]
-        flags += ["--use-xmoe"] if name == "moe_routing_dim" else []
-    companions = {
-        "bitnet_recipe": ["--bitnet", "b1.58"],
-        "bitnet_packed": ["--bitnet", "b1"],
-        "rel_pos_buckets": ["--max-rel-pos", "128"],
-        "max_rel_pos": ["--rel-pos-buckets", "32"],
-        "blockwise_causal_window": ["--xpos-rel-pos"],
-        "segment_length": ["--dilated-ratio", "[1]"],
-        "dilated_ratio": ["--segment-length", "[64]"],
-    }
-    contradicts_deepnorm = name in ("subln", "encoder_normalize_before", "decoder_normalize_before")
-    if "retnet" in arch and name in ("deepnorm", "subln", "decoder_learned_pos", "blockwise_causal_window"):
-        with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} has no place in a decoder with retention"):
-            config_of(arch, *flags, *companions.get(name, []))
-        return
-    if arch.endswith("deepnorm") and contradicts_deepnorm:
-        with pytest.raises(ValueError, match=r"deepnorm.*The architecture itself sets deepnorm=True"):
-            config_of(arch, *flags)
-        return
-    assert getattr(config_of(arch, *flags, *companions.get(name, [])), name) == expected
+    words, value = words_and_value(arch, name)
+    assert getattr(config_of(arch, *words), name) == value
+
+
+@pytest.mark.parametrize(("arch", "name"), [f for f in FLAGS if is_refused_by_retnet(*f)])
+def test_flags_without_a_place_next_to_retention(arch: str, name: str) -> None:
+    with pytest.raises(ValueError, match=f"{flag_of(name)} has no place in a decoder with retention"):
+        config_of(arch, *words_and_value(arch, name)[0])
+
+
+@pytest.mark.parametrize(("arch", "name"), [f for f in FLAGS if is_refused_by_deepnorm(*f)])
+def test_flags_that_contradict_deepnorm(arch: str, name: str) -> None:
+    with pytest.raises(ValueError, match=r"deepnorm.*The architecture itself sets deepnorm=True"):
+        config_of(arch, *words_and_value(arch, name)[0])
 
 
 def test_torchscales_second_spelling() -> None:

@@ -1,6 +1,5 @@
 """What a run says of its speed and its layers: read back from TensorBoard's files and the log."""
 
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from fairseq.logging import metrics
 import torchscale_fairseq.models  # noqa: F401 - registers them
 from tests.fairseq_cli import FEW_UPDATES, Finished, run_fairseq, run_processes, tiny_language_data
 from tests.plugin.shrunk import EXPERTS, shrunk
+from tests.tools.tensorboard_logs import scalars, total
 from torchscale_fairseq.core.config import DecoderConfig
 from torchscale_fairseq.core.flops import Load, training_flops
 from torchscale_fairseq.hooks.monitoring.layer_norms import layer_of
@@ -34,19 +34,6 @@ def train(data: Path, folder: Path, *flags: object, processes: int = 1) -> Finis
     arguments += ["--tensorboard-logdir", folder / "tensorboard", "--log-norms-interval", "2", "--max-update", "4"]
     arguments += ["--disable-validation", *flags]
     return run_fairseq("train", arguments) if processes == 1 else run_processes(processes, "train", arguments)
-
-
-def scalars(folder: Path, run: str) -> dict[str, dict[int, float]]:
-    """By tag and update."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(folder / "tensorboard" / run))
-    events.Reload()
-    return {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
-
-
-def total(norms: dict[str, dict[int, float]], what: str, update: int) -> float:
-    return math.sqrt(sum(v[update] ** 2 for tag, v in norms.items() if tag.startswith(f"{what}/")))
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,7 @@ from fairseq.checkpoint_utils import load_model_ensemble_and_task
 
 from tests.checkpoints import assert_same_weights
 from tests.fairseq_cli import FEW_UPDATES, Finished, column, run_fairseq
-from tests.plugin.shrunk import shrunk
-from tests.plugin.test_language_model_cli import (
+from tests.plugin.language_models import (
     LENGTH,
     check_beams_and_prompts,
     check_prefixes,
@@ -20,6 +19,7 @@ from tests.plugin.test_language_model_cli import (
     interact,
     load,
 )
+from tests.plugin.shrunk import shrunk
 from tests.tools.official_checkpoints import case_of, official_checkpoint, write_dictionaries
 from torchscale_fairseq.models.retnet import RetNetLanguageModel
 

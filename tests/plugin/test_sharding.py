@@ -12,9 +12,9 @@ from torch import nn
 
 import torchscale_fairseq.models  # noqa: F401 - registers them
 from tests.fairseq_cli import FEW_UPDATES, REPOSITORY, TINY_LANGUAGE_MODEL, run_fairseq
+from tests.plugin.parameter_counts import parameters
 from tests.plugin.registered import config_of
 from tests.plugin.shrunk import shrunk
-from tests.plugin.test_models import parameters
 from tests.plugin.trainers import make_trainer
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.hooks.sharding.communication import compute_seconds, ddp_traffic, sharded_traffic

@@ -15,6 +15,7 @@ from fairseq.dataclass import FairseqDataclass
 from tests.checkpoints import assert_same_weights, weights
 from tests.fairseq_cli import Finished, run_fairseq, run_processes
 from tests.plugin.drawn_slides import make_slides, write_bag
+from tests.plugin.slide_models import COMMON, LEARNING, TINY
 from tests.printed import assert_logged_alike, assert_printed_alike, validated
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.criterions.image_classification import ImageClassificationOptions
@@ -23,22 +24,6 @@ from torchscale_fairseq.criterions.slide_classification import SlideClassificati
 from torchscale_fairseq.data.slides.files import find_file, read_bag
 from torchscale_fairseq.tasks.slide_classification import SlideClassificationTask, SlideConfig
 
-TINY = ["--task", "slide_classification", "--criterion", "slide_classification", "--arch", "slide_encoder_tiny"]
-TINY += ["--encoder-layers", "1", "--encoder-embed-dim", "16", "--encoder-ffn-embed-dim", "32", "--feature-dim", "6"]
-TINY += ["--encoder-attention-heads", "2", "--segment-length", "[8,64]", "--dilated-ratio", "[1,2]"]
-COMMON = ["--batch-size", "4", "--optimizer", "sgd", "--lr", "0.1", "--cpu", "--num-workers", "0", "--log-format"]
-COMMON += ["simple", "--log-interval", "1", "--no-epoch-checkpoints", "--required-batch-size-multiple", "1"]
-LEARNING = [
-    "--encoder-layers",
-    "2",
-    "--encoder-embed-dim",
-    "32",
-    "--segment-length",
-    "[1024]",
-    "--dilated-ratio",
-    "[1]",
-]
-LEARNING += ["--optimizer", "adam", "--lr", "3e-3", "--clip-norm", "1.0", "--batch-size", "16", "--log-interval", "50"]
 FIGURES = ("loss", "accuracy", "auc", "balanced_accuracy", "kappa")
 
 

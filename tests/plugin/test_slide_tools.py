@@ -20,7 +20,7 @@ from PIL import Image
 
 from tests.fairseq_cli import run_beside_fairseq, run_fairseq
 from tests.plugin.drawn_scans import SIDE, TILE, Colours, draw_scans
-from tests.plugin.test_slide_classification_cli import COMMON, LEARNING, TINY
+from tests.plugin.slide_models import COMMON, LEARNING, TINY
 from tests.printed import validated
 from tests.tools.in_process import run_tool
 from torchscale_fairseq.data.slides.tile_encoder import TileEncoder

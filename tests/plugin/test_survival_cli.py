@@ -12,7 +12,7 @@ pytest.importorskip("fairseq")
 
 from tests.fairseq_cli import Finished, run_fairseq, run_processes
 from tests.helpers import assert_close
-from tests.plugin.test_image_classification_cli import classify
+from tests.plugin.image_models import classify
 from tests.printed import assert_printed_alike, validated
 from tests.tools.in_process import run_tool
 from torchscale_fairseq.checkpoints.reading import load_checkpoint

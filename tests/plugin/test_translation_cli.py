@@ -12,8 +12,8 @@ from fairseq.models import MODEL_REGISTRY
 
 import torchscale_fairseq.models
 from tests.checkpoints import assert_same_weights, weights
-from tests.fairseq_cli import FEW_UPDATES, Finished, column, run_fairseq, run_program, tiny_translation_data
-from tests.plugin.shrunk import shrunk
+from tests.fairseq_cli import column, run_fairseq, run_program, tiny_translation_data
+from tests.plugin.translation_models import ARCH, train
 
 TRANSLATION = sorted(
     name
@@ -23,8 +23,6 @@ TRANSLATION = sorted(
     and name.rpartition("_")[0] not in MODEL_REGISTRY
 )
 """One of each family; other sizes differ in what ``shrunk`` sets."""
-ARCH = "mt_deepnorm_small"
-COMMON = ["--task", "translation", "--cpu", "--share-all-embeddings", *FEW_UPDATES]
 WIDER = ["--encoder-embed-dim", "32", "--decoder-embed-dim", "32"]
 SENTENCES = 21
 
@@ -32,11 +30,6 @@ SENTENCES = 21
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_translation_data(tmp_path_factory.mktemp("translation-data"))
-
-
-def train(data: Path, save_dir: Path, *flags: str, arch: str = ARCH) -> Finished:
-    arguments = [data, *shrunk(arch), *COMMON, "--save-dir", save_dir, "--dropout", "0", *flags]
-    return run_fairseq("train", arguments)
 
 
 @pytest.fixture(scope="session")

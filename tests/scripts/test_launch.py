@@ -19,7 +19,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 
 import torchscale_fairseq.models  # noqa: F401 - registers them
 from tests.checkpoints import assert_same_weights
-from tests.distributed.test_preemption import updates, words
+from tests.distributed.short_training import updates, words
 from tests.fairseq_cli import ENVIRONMENT, REPOSITORY, USER_DIR, Finished, run_program, tiny_language_data
 from torchscale_fairseq.hooks.runs import preemption
 

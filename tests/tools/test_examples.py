@@ -21,8 +21,8 @@ from tests.tools.in_process import run_tool
 from tests.tools.made_text import write_texts
 from tests.tools.official_checkpoints import case_of, official_checkpoint, write_dictionaries
 from tests.tools.preprocessing import preprocessing_in_server
+from tests.tools.subcommands import ALL
 from tests.tools.tensorboard_logs import write_logs
-from tests.tools.test_help import ALL
 from tests.tools.untrained import write_untrained
 from tests.tools.wheels import add_wheel
 from torchscale_fairseq.checkpoints import distributed

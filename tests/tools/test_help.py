@@ -1,12 +1,10 @@
 """Help comes at once: it waits for neither torch nor fairseq nor optional packages, and needs none of them."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from tests.fairseq_cli import REPOSITORY, run_python
 from tests.tools.in_process import run_tool
-from torchscale_fairseq.tools.command import SubcommandParser, make_parser
+from tests.tools.subcommands import ALL
 
 HEAVY = ("torch", "fairseq", "numpy", "sentencepiece", "sacrebleu", "babel", "num2words", "PIL", "matplotlib")
 SCRIPTS = [path for path in sorted((REPOSITORY / "scripts").rglob("*.py")) if "__main__" in path.read_text()]
@@ -39,17 +37,6 @@ def load(parser):
 
 print(load(make_parser()))
 """
-
-
-def parsers(parser: SubcommandParser) -> Iterator[SubcommandParser]:
-    """A parser and all parsers of its subcommands."""
-    parser.load()
-    yield parser
-    for subcommand in parser.subcommands.values():
-        yield from parsers(subcommand)
-
-
-ALL = [parser.prog.split()[1:] for parser in parsers(make_parser())]
 
 
 def test_subcommands_import_nothing_heavy() -> None:

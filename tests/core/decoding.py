@@ -1,0 +1,24 @@
+"""Padding masks, and decoding in steps."""
+
+import torch
+from torch import Tensor
+
+from torchscale_fairseq import Decoder
+
+
+def mask_of(lengths: list[int], total: int, side: str) -> Tensor:
+    """Padding mask of rows of given lengths."""
+    index = torch.arange(total)
+    real = torch.tensor(lengths)[:, None]
+    return index >= real if side == "right" else index < total - real
+
+
+def stepped(model: Decoder, target: Tensor, first: int, mask: Tensor | None = None, **kwargs: object) -> Tensor:
+    """Logits of a prompt of ``first`` tokens, then of chunks of 1 and 2 tokens."""
+    state: dict = {}
+    outputs, end = [], 0
+    while end < target.size(1):
+        end = first if end == 0 else min(end + 1 + end % 2, target.size(1))
+        part = None if mask is None else mask[:, :end]
+        outputs.append(model(target[:, :end], part, incremental_state=state, **kwargs)[0])
+    return torch.cat(outputs, 1)

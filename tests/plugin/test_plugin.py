@@ -1,5 +1,6 @@
 """How the package gets registered with fairseq, by every way in which it can be imported."""
 
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -87,11 +88,9 @@ def test_package_imported_before_needs_register() -> None:
 
 
 def test_failed_registration_is_not_taken_for_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(package: str) -> None:
-        raise ImportError(package)
-
-    monkeypatch.setattr(plugin, "_registered", False)
-    monkeypatch.setattr(plugin, "_import_modules", broken)
+    plugin.register()
+    monkeypatch.delitem(sys.modules, "torchscale_fairseq.registration")
+    monkeypatch.setitem(sys.modules, "torchscale_fairseq.criterions", None)
     for _ in range(2):
         with pytest.raises(ImportError, match="criterions"):
             plugin.register()

@@ -117,7 +117,6 @@ def test_many_shards_cut_between_documents(made: Path, tmp_path: Path) -> None:
     import runpy, sys
     from pathlib import Path
     from torchscale_fairseq.tools.data import shards
-    shards.start_worker(Path({str(made / "data/sentencepiece.bpe.model")!r}))
     texts = [Path({str(made / "one.txt")!r}), Path({str(made / "two.txt")!r})]
     for job in shards.plan(texts, Path({str(tmp_path)!r}), {SMALL_SHARDS}):
         job.shard.write_bytes(b"\\n".join(shards.document_lines(job, [], skips=False)) + b"\\n")

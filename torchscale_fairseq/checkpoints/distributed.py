@@ -10,7 +10,6 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +29,7 @@ ENTRY = "tensors"
 SCRATCH = ".part"
 """Ending of a folder that is being written."""
 Loader = Callable[[Path], dict[str, Tensor]]
-
-_loader: Loader | None = None
-
-
-@contextmanager
-def reading_by(loader: Loader | None) -> Iterator[None]:
-    """Meanwhile, ``join`` gets tensors from ``loader``, which is given their folder; None: whole ones."""
-    global _loader
-    before, _loader = _loader, loader
-    try:
-        yield
-    finally:
-        _loader = before
+"""From the folder of a checkpoint's tensors to those that are needed, by name."""
 
 
 def pop_tensors(state: dict[str, Any]) -> dict[str, Tensor]:
@@ -105,16 +92,17 @@ def write(tensors: dict[str, Tensor], folder: Path) -> None:
     dist.barrier()
 
 
-def join(state: dict[str, Any], checkpoint: str | Path) -> dict[str, Any]:
+def join(state: dict[str, Any], checkpoint: str | Path, load: Loader | None = None) -> dict[str, Any]:
     """Bring the tensors of a checkpoint back into its state, if they are apart.
 
     Args:
         state: what the checkpoint holds.
         checkpoint: its path.
+        load: gets the tensors; None: whole ones.
     """
     if ENTRY in state:
         folder = Path(checkpoint).parent / state.pop(ENTRY)
-        put_tensors(state, (_loader or read_whole)(folder))
+        put_tensors(state, (load or read_whole)(folder))
     return state
 
 

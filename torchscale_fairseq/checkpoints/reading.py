@@ -5,6 +5,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,14 +64,28 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     return complete(state, path)
 
 
-def complete(state: dict[str, Any], path: str | Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Parts:
+    """What a process needs of a checkpoint that has other files next to it. By default everything."""
+
+    experts: range | None = None
+    """None for all."""
+    load: distributed.Loader | None = None
+    """Gets the tensors of a sharded checkpoint; None: whole ones."""
+
+
+EVERYTHING = Parts()
+
+
+def complete(state: dict[str, Any], path: str | Path, parts: Parts = EVERYTHING) -> dict[str, Any]:
     """Bring back into a state what its checkpoint has in other files.
 
     Args:
         state: what the checkpoint holds.
         path: of the checkpoint.
+        parts: what is needed.
     """
-    return distributed.join(expert_shards.join(state, path, read_mapped), path)
+    return distributed.join(expert_shards.join(state, path, read_mapped, parts.experts), path, parts.load)
 
 
 def read_mapped(path: str | Path) -> Any:

@@ -7,8 +7,7 @@ older one's. Reading the checkpoint returns all experts, or the requested ones. 
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +23,6 @@ ENTRY = "expert_shards"
 AVERAGES = ("ema", "ema_fp32_params")
 """Entries of extra_state that hold a copy of the parameters."""
 EXPERT = re.compile(r"^(.*\bmoe_layer\.experts\.)(\d+)(\..+)$")
-
-_wanted: range | None = None
-
-
-@contextmanager
-def reading_only(own: range | None) -> Iterator[None]:
-    """Make ``join`` read only these experts within the with block; all for None."""
-    global _wanted
-    before, _wanted = _wanted, own
-    try:
-        yield
-    finally:
-        _wanted = before
 
 
 def write_shard(state: dict[str, Any], folder: Path, split: ExpertSplit, indices: list[int], update: int) -> None:
@@ -68,19 +54,22 @@ def write_shard(state: dict[str, Any], folder: Path, split: ExpertSplit, indices
     dist.barrier()
 
 
-def join(state: dict[str, Any], checkpoint: str | Path, read: Callable[[Path], Any]) -> dict[str, Any]:
+def join(
+    state: dict[str, Any], checkpoint: str | Path, read: Callable[[Path], Any], own: range | None = None
+) -> dict[str, Any]:
     """Bring the experts of a checkpoint back into its state, if they are apart.
 
     Args:
         state: what the checkpoint holds.
         checkpoint: its path.
         read: reads a file, or says what is wrong with it.
+        own: the experts to read; all for None.
     """
     if ENTRY not in state:
         return state
     entry = state.pop(ENTRY)
     local = entry["experts"] // len(entry["files"])
-    wanted = range(entry["experts"]) if _wanted is None else _wanted
+    wanted = range(entry["experts"]) if own is None else own
     parts: dict[int, list[dict[str, Any]]] = {}
     for number, file in enumerate(entry["files"]):
         here = range(max(wanted.start, number * local), min(wanted.stop, (number + 1) * local))

@@ -4,8 +4,10 @@ Processes r = 0, 1, ...; with at least as many experts as processes each holds a
 processes, every ``expert_count`` neighbours hold one expert each, and groups of them are replicas of each other.
 """
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch.distributed as dist
@@ -42,20 +44,18 @@ class ExpertSplit:
         return self.size * self.replicas
 
 
-_splitting = False
-_groups: dict[tuple[int, str], ProcessGroup] = {}
+_splitting: ContextVar[bool] = ContextVar("splitting_experts", default=False)
 
 
 @contextmanager
 def splitting_experts() -> Iterator[None]:
     """Layers with experts that are built meanwhile hold this process's share of them, if there are several
     processes; all processes then have to call them together."""
-    global _splitting
-    before, _splitting = _splitting, True
+    before = _splitting.set(True)
     try:
         yield
     finally:
-        _splitting = before
+        _splitting.reset(before)
 
 
 def split_experts(count: int) -> ExpertSplit:
@@ -64,7 +64,7 @@ def split_experts(count: int) -> ExpertSplit:
     Raises:
         OptionError: the number of processes neither divides nor is a multiple of count.
     """
-    processes = dist.get_world_size() if _splitting and dist.is_initialized() else 1
+    processes = dist.get_world_size() if _splitting.get() and dist.is_initialized() else 1
     if processes == 1:
         return ExpertSplit(count)
     if count % processes and processes % count:
@@ -80,22 +80,24 @@ def split_experts(count: int) -> ExpertSplit:
     return ExpertSplit(count, rank=dist.get_rank() % size, size=size, replicas=processes // size)
 
 
+@functools.cache
 def exchange_group(split: ExpertSplit) -> ProcessGroup:
     """The processes that hold one set of experts with this one. The first call is for all processes together."""
-    sets = [list(range(r * split.size, (r + 1) * split.size)) for r in range(split.replicas)]
-    return _group(split, "exchange", sets)
+    return own_group([list(range(r * split.size, (r + 1) * split.size)) for r in range(split.replicas)])
 
 
+@functools.cache
 def replica_group(split: ExpertSplit) -> ProcessGroup:
     """The processes that hold the same experts as this one. The first call is for all processes together."""
-    return _group(
-        split, "replica", [list(range(r, split.size * split.replicas, split.size)) for r in range(split.size)]
-    )
+    return own_group([list(range(r, split.processes, split.size)) for r in range(split.size)])
 
 
-def _group(split: ExpertSplit, kind: str, members: list[list[int]]) -> ProcessGroup:
-    key = (split.count, kind)
-    if key not in _groups:
-        created = [dist.new_group(ranks) for ranks in members]
-        _groups[key] = next(group for group, ranks in zip(created, members, strict=True) if dist.get_rank() in ranks)
-    return _groups[key]
+def own_group(members: list[list[int]]) -> ProcessGroup:
+    """Make a group of each list of processes. All processes call it together.
+
+    Returns:
+        The group of this process.
+    """
+    group, _ = dist.new_subgroups_by_enumeration(members)
+    assert group is not None
+    return group

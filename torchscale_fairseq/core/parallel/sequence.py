@@ -1,5 +1,6 @@
 """Sequences that are split over the processes of a group: each holds a slice of every row of a batch."""
 
+import functools
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,6 +10,7 @@ from torch.distributed import ProcessGroup
 
 from ..ops.positions import FIRST_POSITION, PADDING_POSITION
 from ..option_error import OptionError
+from .groups import own_group
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,7 @@ class SequenceSlice:
         return rows if real is None else rows.where(real, PADDING_POSITION)
 
 
-_groups: dict[int, ProcessGroup] = {}
-
-
+@functools.cache
 def sequence_group(size: int) -> ProcessGroup:
     """This process and its neighbours, ``size`` together, that share sequences. The first call is for all processes
     together.
@@ -87,8 +87,4 @@ def sequence_group(size: int) -> ProcessGroup:
             [{"seq_parallel_size": n} for n in usable],
             advice=f"use one of {', '.join(map(str, usable))}",
         )
-    if size not in _groups:
-        members = [list(range(first, first + size)) for first in range(0, processes, size)]
-        created = [dist.new_group(ranks) for ranks in members]
-        _groups[size] = created[dist.get_rank() // size]
-    return _groups[size]
+    return own_group([list(range(first, first + size)) for first in range(0, processes, size)])

@@ -28,8 +28,6 @@ ASKED = "TORCHSCALE_SAVE_ON_SIGNAL"
 EXIT_CODES = {signal.SIGUSR1: os.EX_TEMPFAIL, signal.SIGTERM: 128 + signal.SIGTERM}
 """75: the same command resumes from the checkpoint; 143: the code of a process that the signal ended."""
 
-_received: set[signal.Signals] = set()
-
 
 class StopRequested(Exception):
     """Processes have agreed to stop."""
@@ -44,14 +42,21 @@ def asked() -> bool:
     return os.environ.get(ASKED) == "1"
 
 
-def listen() -> None:
-    """From now on, the signals are noted. The workers of data loaders, which get those that a whole group of processes
-    is sent, leave it to this process."""
-    if threading.current_thread() is not threading.main_thread():
-        return
-    for number in EXIT_CODES:
-        signal.signal(number, lambda received, frame: _received.add(signal.Signals(received)))
-    multiprocessing.util.register_after_fork(_received, lambda _: _end_with_the_parent())
+class Received:
+    """The signals in EXIT_CODES that this process receives from now on. The workers of data loaders, which get those
+    that a whole group of processes is sent, leave them to this process."""
+
+    def __init__(self) -> None:
+        self._numbers: set[signal.Signals] = set()
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in EXIT_CODES:
+            signal.signal(number, lambda received, frame: self._numbers.add(signal.Signals(received)))
+        multiprocessing.util.register_after_fork(self, lambda _: _end_with_the_parent())
+
+    def counts(self) -> list[float]:
+        """Per signal in EXIT_CODES, whether it was received; to be summed over processes."""
+        return [float(number in self._numbers) for number in EXIT_CODES]
 
 
 def _end_with_the_parent() -> None:
@@ -66,13 +71,8 @@ def _end_with_the_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def counts() -> list[float]:
-    """Per signal in EXIT_CODES, whether it was received; to be summed over processes."""
-    return [float(number in _received) for number in EXIT_CODES]
-
-
 def agreed(sums: Sequence[Any]) -> signal.Signals | None:
-    """Why to stop, if to stop, from the sums of ``counts``."""
+    """Why to stop, if to stop, from the sums of ``Received.counts``."""
     return next((number for number, count in zip(EXIT_CODES, sums, strict=True) if float(count) > 0), None)
 
 

@@ -21,11 +21,13 @@ def allow_checkpoint_types() -> None:
 
 
 def explain_unreadable_checkpoints(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """A truncated or foreign file ends in a message of torch that does not name it; now it is named."""
+    """A truncated or foreign file ends in a message of torch that does not name it; now it is named. Experts and
+    tensors in files of their own are read as well, or the parts of them that the caller needs."""
 
-    def load_checkpoint_to_cpu(path: str, *args: Any, **kwargs: Any) -> Any:
+    def load_checkpoint_to_cpu(path: str, *args: Any, parts: reading.Parts = reading.EVERYTHING, **kwargs: Any) -> Any:
         try:
-            return _whole(stock, path, *args, **kwargs)
+            state = stock(path, *args, **kwargs)
+            return reading.complete(state, path, parts) if isinstance(state, dict) else state
         except reading.CheckpointError:
             raise
         except reading.UNREADABLE as error:
@@ -35,12 +37,6 @@ def explain_unreadable_checkpoints(stock: Callable[..., Any]) -> Callable[..., A
             raise reading.CheckpointError(message) from None
 
     return load_checkpoint_to_cpu
-
-
-def _whole(stock: Callable[..., Any], path: str, *args: Any, **kwargs: Any) -> Any:
-    """A checkpoint with all that lies in other files."""
-    state = stock(path, *args, **kwargs)
-    return reading.complete(state, path) if isinstance(state, dict) else state
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from fairseq.logging import metrics
 
 from torchscale_fairseq.checkpoints import distributed
 from torchscale_fairseq.checkpoints import shards as expert_shards
-from torchscale_fairseq.checkpoints.reading import CheckpointError, describe_mismatch, read_mapped
+from torchscale_fairseq.checkpoints.reading import CheckpointError, Parts, describe_mismatch, read_mapped
 from torchscale_fairseq.checkpoints.shards import write_shard
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.layers.experts import Experts
@@ -84,9 +84,8 @@ class Trainer(ShardedTrainer):
         self._work: list[Any] = []
         """Tokens and FLOPs of the update being made, until they are logged."""
         self._norms = self._layer_norms(getattr(cfg.model, "log_norms_interval", 0))
+        self._signals = preemption.Received() if preemption.asked() else None
         self._stop: signal.Signals | None = None
-        if preemption.asked():
-            preemption.listen()
 
     def _claim_save_dir(self) -> None:
         options = self.cfg.checkpoint
@@ -138,7 +137,7 @@ class Trainer(ShardedTrainer):
         that several processes share counts once."""
         if self._sharing is not None:
             logging_outputs, more = self._sharing.count_once(logging_outputs, more)
-        told = preemption.counts() if preemption.asked() else []
+        told = [] if self._signals is None else self._signals.counts()
         outputs, sums = super()._aggregate_logging_outputs(logging_outputs, *more, *self._work, *told, ignore=ignore)
         first, last = len(more), len(more) + len(self._work)
         self._work = [total / self.data_parallel_world_size for total in sums[first:last]]
@@ -148,9 +147,10 @@ class Trainer(ShardedTrainer):
 
     def stop_if_told(self) -> None:
         """Raise StopRequested if the processes, or the only one, received a signal to stop."""
-        reason = preemption.agreed(preemption.counts()) if self.data_parallel_world_size == 1 else self._stop
-        if reason is not None:
-            raise preemption.StopRequested(reason)
+        if self._signals is not None and self.data_parallel_world_size == 1:
+            self._stop = preemption.agreed(self._signals.counts())
+        if self._stop is not None:
+            raise preemption.StopRequested(self._stop)
 
     @property
     def _in_step(self) -> bool:
@@ -289,10 +289,9 @@ class Trainer(ShardedTrainer):
     def _load_or_explain(self, filename: str, *resets: Any) -> Any:
         try:
             with ExitStack() as stack:
-                stack.enter_context(_adapting_checkpoints(self._adapt))
-                stack.enter_context(expert_shards.reading_only(self._own_experts))
+                parts = Parts(self._own_experts, self._reader())
+                stack.enter_context(_adapting_checkpoints(self._adapt, parts))
                 if self._sharded is not None:
-                    stack.enter_context(distributed.reading_by(self._reader()))
                     stack.enter_context(CuttingCopies())
                 return super().load_checkpoint(filename, *resets)
         except CheckpointError:
@@ -356,12 +355,12 @@ def _cuda_is_identity() -> Iterator[None]:
 
 
 @contextmanager
-def _adapting_checkpoints(adapt: Callable[[dict[str, Any]], None]) -> Iterator[None]:
-    """Meanwhile, ``adapt`` sees each checkpoint read before anyone else."""
+def _adapting_checkpoints(adapt: Callable[[dict[str, Any]], None], parts: Parts) -> Iterator[None]:
+    """Meanwhile, these parts of a checkpoint are read, and ``adapt`` sees them before anyone else."""
     read = checkpoint_utils.load_checkpoint_to_cpu
 
     def read_and_adapt(*args: Any, **kwargs: Any) -> Any:
-        state = read(*args, **kwargs)
+        state = read(*args, parts=parts, **kwargs)
         adapt(state)
         return state
 

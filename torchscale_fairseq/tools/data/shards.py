@@ -1,6 +1,7 @@
 """Shards of text for --task pretraining, written in parallel, read back, and indexed."""
 
 import argparse
+import functools
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -23,9 +24,6 @@ from torchscale_fairseq.tools.data.splits import SPLITS
 DOCUMENT_WITHIN = 1 << 20
 """Bytes in which a shard looks for the end of a document; it ends with a line otherwise."""
 LINES_AT_ONCE = 1000
-
-_pieces: PieceEncoder
-"""The tokenizer of a worker process, which it loads once."""
 
 
 @dataclass(frozen=True)
@@ -101,11 +99,9 @@ def write_split(split: str, paths: Sequence[Path], model: Path, options: argpars
     total = Written()
     with (
         tqdm(total=sum(job.size for job in missing), unit="B", unit_scale=True, desc=split, disable=None) as bar,
-        ProcessPoolExecutor(
-            min(options.workers, max(1, len(missing))), initializer=start_worker, initargs=(model,)
-        ) as pool,
+        ProcessPoolExecutor(min(options.workers, max(1, len(missing)))) as pool,
     ):
-        running = {pool.submit(write_shard, job, options): job for job in missing}
+        running = {pool.submit(write_shard, job, model, options): job for job in missing}
         try:
             for done in as_completed(running):
                 total += done.result()
@@ -172,25 +168,27 @@ def is_written(job: Job, pieces: PieceEncoder, options: argparse.Namespace) -> b
     return job.shard.exists() and index_path(options.output, job.shard, pieces, None).is_current()
 
 
-def start_worker(model: Path) -> None:
-    global _pieces
-    _pieces = PieceEncoder(model)
+@functools.cache
+def tokenizer(model: Path) -> PieceEncoder:
+    """The tokenizer in a file, which a worker process loads once."""
+    return PieceEncoder(model)
 
 
-def write_shard(job: Job, options: argparse.Namespace) -> Written:
+def write_shard(job: Job, model: Path, options: argparse.Namespace) -> Written:
     """Write a shard, read it back, and index it."""
+    pieces = tokenizer(model)
     skipped: list[str] = []
     text = b"\n".join(document_lines(job, skipped, skips=options.skip_invalid))
     text += b"\n" if text else b""
     lines = text.split(b"\n")[:-1]
     if not options.lossy:
-        check_round_trip(job, lines)
+        check_round_trip(job, lines, pieces)
     with write_atomically(job.shard) as scratch:
         scratch.write_bytes(text)
         if scratch.read_bytes() != text:
             raise DataError(f"{scratch} does not read back as it was written; look at the disk.")
-    index = index_path(options.output, job.shard, _pieces, None)
-    index.build(_pieces)
+    index = index_path(options.output, job.shard, pieces, None)
+    index.build(pieces)
     filled = sum(map(bool, lines))
     return Written(
         filled,
@@ -261,14 +259,14 @@ def where(file: BinaryIO, place: int, path: Path, line: bytes, error: Exception)
     return f"{path}, line {number}: {reason}"
 
 
-def check_round_trip(job: Job, lines: list[bytes]) -> None:
+def check_round_trip(job: Job, lines: list[bytes], pieces: PieceEncoder) -> None:
     """Compare each line with the text of its tokens."""
     for first in range(0, len(lines), LINES_AT_ONCE):
         chosen = lines[first : first + LINES_AT_ONCE]
         units = [
             (number, unit_text(unit)) for number, line in enumerate(chosen, first + 1) for unit in split_line(line)
         ]
-        decoded = _pieces.decode(_pieces([unit for _, unit in units]))
+        decoded = pieces.decode(pieces([unit for _, unit in units]))
         for (number, unit), back in zip(units, decoded, strict=True):
             if back.encode() != unit:
                 raise DataError(

@@ -1,10 +1,9 @@
 """Which processes exchange tokens, and which hold copies of an expert."""
 
+import functools
 from typing import Any
 
 import torch.distributed as dist
-
-_groups: dict[tuple[str, int], list[Any]] = {}
 
 
 def _find_my_group_index(grouped_ranks: list[list[int]]) -> int:
@@ -17,16 +16,16 @@ def get_moe_group(moe_expert_count: int | None = None) -> tuple[int, Any]:
     """The processes that hold copies of this process's expert: their group's index, and the group."""
     world, count = _sizes(moe_expert_count)
     if world <= count:
-        return _group("moe", count, [[rank] for rank in range(world)])
-    return _group("moe", count, [[rank for rank in range(world) if rank % count == i] for i in range(count)])
+        return _group("moe", [[rank] for rank in range(world)])
+    return _group("moe", [[rank for rank in range(world) if rank % count == i] for i in range(count)])
 
 
 def get_all2all_group(moe_expert_count: int | None) -> tuple[int, Any]:
     """The processes among which tokens are exchanged: their group's index, and the group."""
     world, count = _sizes(moe_expert_count)
     if world <= count:
-        return _group("all2all", count, [list(range(world))])
-    return _group("all2all", count, [list(range(first, first + count)) for first in range(0, world, count)])
+        return _group("all2all", [list(range(world))])
+    return _group("all2all", [list(range(first, first + count)) for first in range(0, world, count)])
 
 
 def _sizes(moe_expert_count: int | None) -> tuple[int, int]:
@@ -34,10 +33,12 @@ def _sizes(moe_expert_count: int | None) -> tuple[int, int]:
     return world, moe_expert_count or world
 
 
-def _group(kind: str, count: int, ranks: list[list[int]]) -> tuple[int, Any]:
+def _group(kind: str, ranks: list[list[int]]) -> tuple[int, Any]:
     place = _find_my_group_index(ranks)
-    if not dist.is_initialized():
-        return place, None
-    if (kind, count) not in _groups:
-        _groups[kind, count] = [dist.new_group(members) for members in ranks]
-    return place, _groups[kind, count][place]
+    groups = _created(kind, tuple(map(tuple, ranks))) if dist.is_initialized() else [None] * len(ranks)
+    return place, groups[place]
+
+
+@functools.cache
+def _created(kind: str, ranks: tuple[tuple[int, ...], ...]) -> list[Any]:
+    return [dist.new_group(list(members)) for members in ranks]

@@ -23,6 +23,7 @@ from fairseq.tasks import FairseqTask
 import torchscale_fairseq.models  # noqa: F401 - registers them
 from tests.fairseq_cli import run_fairseq, run_processes
 from tests.plugin.built import tiny, words
+from tests.plugin.generating import BY_THE_GENERATOR, texts
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.hooks.generation import evaluation
 from torchscale_fairseq.hooks.generation import options as generation_options
@@ -32,25 +33,6 @@ from torchscale_fairseq.hooks.stock import precision
 
 LANGUAGE = ["gpt_deepnorm_small", "gpt_xpos_small", "longnet_small", "retnet_small", "bitnet_small"]
 TRANSLATION = ["mt_deepnorm_small", "mt_magneto_small", "mt_xmoe_small", "mt_retnet_small"]
-BY_THE_GENERATOR: dict[str, dict[str, Any]] = {
-    "beam": {"beam": 1},
-    "max_len_a": {"max_len_b": 2, "max_len_a": 1},
-    "max_len_b": {"max_len_b": 2},
-    "min_len": {"min_len": 8, "sampling": True, "temperature": 9.0},
-    "match_source_len": {"match_source_len": True},
-    "unnormalized": {"unnormalized": True},
-    "lenpen": {"lenpen": 2.0},
-    "unkpen": {"unkpen": -100.0},
-    "no_repeat_ngram_size": {"no_repeat_ngram_size": 1},
-    "sampling": {"sampling": True},
-    "sampling_topk": {"sampling": True, "sampling_topk": 1},
-    "sampling_topp": {"sampling": True, "sampling_topp": 0.1},
-    "temperature": {"temperature": 0.5},
-    "diverse_beam_groups": {"diverse_beam_groups": 2},
-    "diverse_beam_strength": {"diverse_beam_groups": 2, "diverse_beam_strength": 5.0},
-    "diversity_rate": {"diversity_rate": 0.9},
-    "score_reference": {"score_reference": True},
-}
 BY_THE_COMMAND = {
     *("nbest", "replace_unk", "sacrebleu", "prefix_size", "constraints", "print_alignment", "lm_path", "lm_weight"),
     *("retain_dropout", "retain_dropout_modules", "no_seed_provided"),
@@ -65,22 +47,6 @@ def settings(**given: Any) -> Any:
         eval_lm=SimpleNamespace(context_window=0),
         task=SimpleNamespace(_name="translation", tokens_per_sample=32),
     )
-
-
-def texts(model: Any, *, seed: int = 0, ids: tuple[int, int] = (0, 1), **given: Any) -> list[tuple[list[int], float]]:
-    """Hypotheses of two sentences, with their scores."""
-    dictionary = model.decoder.dictionary
-    task = SimpleNamespace(target_dictionary=dictionary)
-    arguments = GenerationConfig(**{"beam": 4, "max_len_b": 8, **given})
-    generator = FairseqTask.build_generator(task, [model], arguments)
-    tokens = torch.tensor([[5, 6, 7, 8, 2], [9, 10, 9, 11, 2]])
-    inputs = {"src_tokens": tokens, "src_lengths": torch.tensor([5, 5])}
-    if hasattr(model, "encoder"):
-        inputs["prev_output_tokens"] = tokens.roll(1, 1)
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        found = generator.generate([model], {"net_input": inputs, "target": tokens, "id": torch.tensor(ids)})
-    return [(hypothesis["tokens"].tolist(), float(hypothesis["score"])) for beam in found for hypothesis in beam]
 
 
 @pytest.fixture(scope="module")

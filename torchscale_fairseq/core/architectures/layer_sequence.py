@@ -11,9 +11,6 @@ from ..layers.cache import LayerState
 from ..layers.dilated_attention import DilatedAttention
 from ..layers.moe import MixtureOfExperts, RoutingReport
 
-OPTIONS = {"triton.multi_kernel": 1}
-"""Options of torch.compile: norms over wide rows are also tried with a whole row at a time, which halves their time."""
-
 
 class LayerSequence(nn.ModuleList):
     """A module list that can be called, so that its layers can be compiled as one region.
@@ -62,7 +59,7 @@ class LayerSequence(nn.ModuleList):
         """
         apart = any(isinstance(module, MixtureOfExperts | DilatedAttention) for module in self.modules())
         for module in [self] if together and not apart else self:
-            module.compile(options=OPTIONS)
+            module.compile()
 
 
 def routing_outputs(

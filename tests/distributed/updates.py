@@ -48,9 +48,9 @@ def updates(words: Sequence[str]) -> dict[str, Any]:
             output = trainer.train_step(samples)
         losses.append(output["loss"])
         norms.append(float(metrics.get_meter("train_inner", "gnorm").val))
-    trainer.consolidate_optimizer()
-    state = trainer.state_dict()
-    return {"losses": losses, "norms": norms, "weights": {n: w.clone() for n, w in state["model"].items()}}
+    with trainer.saving_together():
+        weights = {n: w.clone() for n, w in trainer.state_dict()["model"].items()}
+    return {"losses": losses, "norms": norms, "weights": weights}
 
 
 def make_trainer(words: Sequence[str]) -> Any:

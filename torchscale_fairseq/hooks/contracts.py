@@ -2,6 +2,7 @@
 them, and are treated as stock fairseq treats them."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
 from torch.distributed import ProcessGroup
@@ -78,10 +79,6 @@ class SavesTogether(Protocol):
     """A Trainer whose processes write checkpoints together."""
 
     @property
-    def states_taken(self) -> int:
-        """How often ``state_dict`` was called."""
-
-    @property
     def saves_asynchronously(self) -> bool:
         """Whether training goes on while a checkpoint is written."""
 
@@ -95,9 +92,5 @@ class SavesTogether(Protocol):
             val_loss: its last.
         """
 
-    def finish_saving(self, before: int) -> None:
-        """Called in every process after fairseq may have saved.
-
-        Args:
-            before: ``states_taken`` before.
-        """
+    def saving_together(self) -> AbstractContextManager[None]:
+        """Around fairseq's ``save_checkpoint``, in every process: within it, the first process has the whole state."""

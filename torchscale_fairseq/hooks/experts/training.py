@@ -22,16 +22,14 @@ def split_while_training(stock: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def save_together(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """``fairseq.checkpoint_utils.save_checkpoint`` with what our Trainer does after it."""
+    """``fairseq.checkpoint_utils.save_checkpoint`` with what our Trainer does before and after it."""
 
     def save_checkpoint(cfg: Any, trainer: Any, *arguments: Any) -> Any:
         if not isinstance(trainer, SavesTogether) or cfg.no_save:
             return stock(cfg, trainer, *arguments)
         if trainer.saves_asynchronously:
             return trainer.begin_saving(stock, cfg, *arguments)
-        before = trainer.states_taken
-        result = stock(cfg, trainer, *arguments)
-        trainer.finish_saving(before)
-        return result
+        with trainer.saving_together():
+            return stock(cfg, trainer, *arguments)
 
     return save_checkpoint

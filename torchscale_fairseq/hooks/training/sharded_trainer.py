@@ -1,30 +1,22 @@
 """fairseq's Trainer for a model that is sharded (``--ddp-backend fully_sharded``)."""
 
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 from fairseq.optim import lr_scheduler
 
-from torchscale_fairseq.checkpoints import distributed
-from torchscale_fairseq.checkpoints.reading import read_mapped
 from torchscale_fairseq.core.parallel.groups import ExpertSplit
-from torchscale_fairseq.hooks.sharding.asynchronous import PendingSave, SavedIterator, SavedTrainer
 from torchscale_fairseq.hooks.sharding.checkpoints import ShardedStates
 from torchscale_fairseq.hooks.sharding.training import ShardedEMA, ShardedTraining
 from torchscale_fairseq.hooks.training.deferring_trainer import DeferringTrainer
 
 
 class ShardedTrainer(DeferringTrainer):
-    """The optimizer, the moving average and the saving of a sharded model; any other model goes stock's way."""
+    """The optimizer and the moving average of a sharded model; any other model goes stock's way."""
 
     _sharded: ShardedTraining | None = None
     """The sharding of the model, or None."""
     _split: ExpertSplit | None = None
     """How experts are held, if several processes hold them."""
-    _pending: PendingSave | None = None
-    """The checkpoint that is being written while training goes on."""
 
     @property
     def is_fsdp(self) -> bool:
@@ -59,38 +51,6 @@ class ShardedTrainer(DeferringTrainer):
             super()._build_ema()
         elif self.cfg.ema.store_ema:
             self._ema = ShardedEMA(self._model, self.cfg.ema)
-
-    @property
-    def saves_asynchronously(self) -> bool:
-        """Whether training goes on while a checkpoint is written."""
-        return self._writes_folders and bool(getattr(self.cfg.model, "async_checkpoint", False))
-
-    def begin_saving(self, stock: Callable[..., Any], cfg: Any, epoch_itr: Any, val_loss: Any) -> None:
-        """Begin what fairseq's ``save_checkpoint`` does, and finish it when the tensors are on the disk.
-
-        Args:
-            stock: fairseq's function.
-            cfg, epoch_itr, val_loss: its arguments.
-        """
-        self.finish_pending_save()
-        self.consolidate_optimizer()
-        state = self.state_dict()
-        if self.is_data_parallel_master:
-            assert self._pending is not None
-            frozen = (SavedTrainer(self, state), SavedIterator(epoch_itr))
-            self._pending.announce = partial(stock, cfg, *frozen, val_loss)
-
-    def finish_pending_save(self) -> None:
-        """Wait for the checkpoint that is being written, if there is one."""
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.finish()
-            if self.is_data_parallel_master:
-                distributed.remove_unused(Path(self.cfg.checkpoint.save_dir), read_mapped)
-
-    @property
-    def _writes_folders(self) -> bool:
-        return self._sharded is not None and getattr(self.cfg.model, "checkpoint_format", None) != "merged"
 
     @property
     def _sharded_states(self) -> ShardedStates:

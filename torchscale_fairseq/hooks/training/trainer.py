@@ -1,11 +1,9 @@
 """The Trainer that fairseq's train command builds when this package is its --user-dir."""
 
 import logging
-import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +11,7 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq.logging import metrics
 
-from torchscale_fairseq.checkpoints import distributed
-from torchscale_fairseq.checkpoints import shards as expert_shards
-from torchscale_fairseq.checkpoints.reading import CheckpointError, Parts, describe_mismatch, read_mapped
-from torchscale_fairseq.checkpoints.shards import write_shard
+from torchscale_fairseq.checkpoints.reading import CheckpointError, Parts, describe_mismatch
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.layers.experts import Experts
 from torchscale_fairseq.core.parallel.fully_sharded import CuttingCopies
@@ -29,20 +24,17 @@ from torchscale_fairseq.hooks.monitoring.layer_norms import LayerNorms
 from torchscale_fairseq.hooks.monitoring.speed import speed_meter
 from torchscale_fairseq.hooks.options import module_switches
 from torchscale_fairseq.hooks.runs import finished, preemption, save_dir
-from torchscale_fairseq.hooks.sharding.asynchronous import PendingSave
 from torchscale_fairseq.hooks.sharding.checkpoints import WRAPPERS
 from torchscale_fairseq.hooks.sharding.options import in_float32
 from torchscale_fairseq.hooks.sharding.training import sharded_training
 from torchscale_fairseq.hooks.stock import precision
-from torchscale_fairseq.hooks.training.sharded_trainer import ShardedTrainer
+from torchscale_fairseq.hooks.training.saving_trainer import SavingTrainer
 from torchscale_fairseq.hooks.training.step_graphs import StepGraphs, can_record
 
 logger = logging.getLogger(__name__)
 
-CRASH = "crash.pt"
 
-
-class Trainer(ShardedTrainer):
+class Trainer(SavingTrainer):
     """fairseq's Trainer plus five bug fixes (docs/stock_repairs.md), expert and sequence parallelism
     (docs/distributed.md), throughput and norm logging, and graceful shutdown on SIGTERM and SIGUSR1
     (docs/launching.md)."""
@@ -53,7 +45,6 @@ class Trainer(ShardedTrainer):
         module_switches.refuse_product_quantization(cfg.common, model)
         self._split = expert_checkpoints.split_of(model)
         """How experts are held, if several processes hold them."""
-        self._states_taken = 0
         has_experts = any(isinstance(module, Experts) for module in model.modules())
         if has_experts:
             prepare_options(cfg, several_processes=self._split is not None)
@@ -182,88 +173,10 @@ class Trainer(ShardedTrainer):
         return super()._prepare_sample(sample, is_dummy)
 
     @property
-    def always_call_state_dict_during_save_checkpoint(self) -> bool:
-        """Whether the processes that write no checkpoint take part in collecting it."""
-        collected = self._split is not None or self._sharded is not None
-        return collected or bool(super().always_call_state_dict_during_save_checkpoint)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state that one process would write, in the first process. With --moe-checkpoint-format sharded it lacks
-        the experts, which each process writes itself."""
-        state: dict[str, Any] = super().state_dict()
-        if self.cfg.checkpoint.patience > 0:
-            state["extra_state"][finished.EARLY_STOP] = finished.early_stop_counts()
-        if self._split is None and self._sharded is None:
-            return state
-        self._states_taken += 1
-        if self._sharded is not None:
-            _name_as_elsewhere(state, self.cfg.common)
-            if self._writes_folders:
-                folder = Path(self.cfg.checkpoint.save_dir)
-                parts = self._sharded_states.detach(state, folder, self.get_num_updates(), self.device)
-                if self.saves_asynchronously:
-                    self._pending = PendingSave(*parts)
-                else:
-                    distributed.write(*parts)
-                return state
-            self._sharded_states.gather(state)
-        if self._split is None:
-            return state
-        if self._writes_shards:
-            folder = Path(self.cfg.checkpoint.save_dir)
-            write_shard(state, folder, self._split, self._expert_indices(), self.get_num_updates())
-        else:
-            expert_checkpoints.gather(state, self._split, self._expert_indices())
-        return state
-
-    def save_checkpoint(self, filename: str, extra_state: dict[str, Any]) -> Any:
-        """Stock's; what is left of a crash holds the experts of its process alone, as the others may be gone. A
-        sharded model, of which one process has no whole layer, leaves nothing."""
-        if self._sharded is not None and os.path.basename(filename) == CRASH:
-            logger.warning(
-                "no %s is written: a process holds a slice of the model (--ddp-backend fully_sharded)", CRASH
-            )
-            return None
-        if self._split is None or os.path.basename(filename) != CRASH:
-            return super().save_checkpoint(filename, extra_state)
-        split, self._split = self._split, None
-        try:
-            return super().save_checkpoint(filename, extra_state)
-        finally:
-            self._split = split
-
-    def finish_saving(self, before: int) -> None:
-        """Called after fairseq may have saved. If rank 0 skipped saving while the other ranks entered the collective in
-        ``state_dict``, rank 0 joins it here so that none of them hangs. Also deletes expert shards whose checkpoint is
-        gone.
-
-        Args:
-            before: ``states_taken`` before.
-        """
-        if self.always_call_state_dict_during_save_checkpoint and self._states_taken == before:
-            self.state_dict()
-        if self._sharded is not None and self.is_data_parallel_master:
-            distributed.remove_unused(Path(self.cfg.checkpoint.save_dir), read_mapped)
-        if self._writes_shards and self.is_data_parallel_master:
-            expert_shards.remove_unused(Path(self.cfg.checkpoint.save_dir), read_mapped)
-
-    @property
-    def states_taken(self) -> int:
-        """How often ``state_dict`` was called."""
-        return self._states_taken
-
-    @property
     def _own_experts(self) -> range | None:
         """None for all."""
         split = self._split
         return None if split is None else range(split.first, split.first + split.local)
-
-    @property
-    def _writes_shards(self) -> bool:
-        return self._split is not None and getattr(self.cfg.model, "moe_checkpoint_format", "merged") == "sharded"
-
-    def _expert_indices(self) -> list[int]:
-        return expert_checkpoints.expert_indices(chain(self._model.parameters(), self._criterion.parameters()))
 
     def load_checkpoint(
         self,
@@ -331,14 +244,8 @@ def build_our_trainer(stock: type) -> type:
     return Trainer
 
 
-def _name_as_elsewhere(state: dict[str, Any], common: Any) -> None:
-    """Record the optimizer under the name that it has where a model is not sharded, which fairseq compares."""
-    if common.fp16 or common.bf16:
-        state["optimizer_history"][-1]["optimizer_name"] = WRAPPERS[0]
-
-
 def _name_as_here(state: dict[str, Any], name: str) -> None:
-    """The opposite."""
+    """Undo ``saving_trainer._name_as_elsewhere``: the optimizer gets the name that it has in this run."""
     for last in state["optimizer_history"][-1:]:
         if last.get("optimizer_name") in WRAPPERS or name in WRAPPERS:
             last["optimizer_name"] = name

@@ -8,11 +8,13 @@ usage: scripts/test.sh [PYTEST ARGUMENTS]
        scripts/test.sh [--torch VERSION] [--python 3.N]
 
 Installs everything into .venv and runs the tests. With one of the options it makes another environment in build/ and
-runs there the tests of the core, the parity tests and one command line run per family of models.
+runs there the tests of the core, the parity tests and one command line run per family of models. An interpreter that
+this machine lacks, or a package that the index lacks, is named and skipped.
 
   --torch VERSION   test with this version of torch; "oldest" is that of pyproject.toml, "newest" the package index's
-  --python 3.N      test with this interpreter, from PATH or pyenv; without it, the tests use the one of setup.sh, or
-                    are skipped if there is no --torch
+                    for the interpreter
+  --python 3.N      test with this interpreter, from PATH or pyenv; if it is not there, --torch is tested with the
+                    interpreter that setup.sh chooses
 EOF
 }
 
@@ -52,18 +54,34 @@ interpreter() {
   done
 }
 
+skip() {
+  echo "test.sh: skipped: $1"
+  exit 0
+}
+
 PYTHON=${python:+$(interpreter "$python")}
 if [ -n "$python" ] && [ -z "$PYTHON" ]; then
-  echo "test.sh: python$python is not on this machine${torch:+; torch $torch is tested with another}"
-  [ -n "$torch" ] || exit 0
+  [ -n "$torch" ] || skip "python$python is not on this machine"
+  echo "test.sh: skipped: python$python is not on this machine; testing torch $torch with another interpreter"
 fi
 case "$torch" in
   oldest) torch=$(sed -n 's/.*"torch>=\([0-9.]*\)".*/\1/p' pyproject.toml) ;;
-  newest) torch=$("${PYTHON:-python3}" -m pip index versions torch 2>/dev/null | sed -n '1s/torch (\(.*\))/\1/p') ;;
+  newest)
+    torch=$("${PYTHON:-python3}" -m pip index versions torch 2>/dev/null | sed -n '1s/torch (\(.*\))/\1/p') || true
+    [ -n "$torch" ] || skip "the package index names no torch for ${PYTHON:-python3}"
+    ;;
 esac
 export PYTHON TORCH=$torch VENV=$root/build/venv${torch:+-torch$torch}${PYTHON:+-python$python}
-scripts/setup.sh
+mkdir -p "$root/build"
+log=$root/build/setup.log
+if ! scripts/setup.sh 2>&1 | tee "$log"; then
+  lacking=$(sed -n 's/.*No matching distribution found for \([^ ]*\).*/\1/p' "$log" | head -n 1)
+  [ -z "$lacking" ] || skip "the package index has no $lacking for ${PYTHON:-this interpreter}"
+  exit 1
+fi
 "$VENV/bin/python" -c 'import sys, torch
 print(f"test.sh: torch {torch.__version__} on Python {sys.version.split()[0]}")'
-"$VENV/bin/python" -m pytest tests/core tests/parity "${quick[@]}"
-"$VENV/bin/python" -m pytest tests/plugin -m family --numprocesses 2 --dist loadfile
+status=0
+"$VENV/bin/python" -m pytest tests/core tests/parity "${quick[@]}" || status=1
+"$VENV/bin/python" -m pytest tests/plugin -m family --numprocesses 2 --dist loadfile || status=1
+exit $status

@@ -29,7 +29,7 @@ SEEN = 3
 MOST = 4
 """Recordings at a time. Each keeps the activations of its batch."""
 RECENT = 64
-"""Shapes that are counted at a time. A shape that did not recur among so many others is forgotten."""
+"""Shapes that are counted at a time. A shape that does not recur among RECENT others is forgotten."""
 CRITERIONS = (CrossEntropyCriterion, LabelSmoothedCrossEntropyCriterion)
 """Criterions, with their subclasses here, that never wait for the device. Stock's others are not tried."""
 

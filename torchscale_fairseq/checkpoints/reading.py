@@ -66,7 +66,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a process needs of a checkpoint that has other files next to it. By default everything."""
+    """The parts that a process needs of a checkpoint with other files next to it. By default all of them."""
 
     experts: range | None = None
     """None for all."""

@@ -18,8 +18,8 @@ from tests.fairseq_cli import FEW_UPDATES, Finished, run_fairseq, tiny_language_
 from tests.plugin.mixtures import LANGUAGE, MASKED
 from tests.plugin.shrunk import EXPERTS, shrunk
 from torchscale_fairseq.checkpoints.reading import load_checkpoint
-from torchscale_fairseq.core.layers.experts import ExpertGradients
 from torchscale_fairseq.core.layers.moe import RoutingReport
+from torchscale_fairseq.core.parallel.expert_parameters import ExpertGradients
 from torchscale_fairseq.core.parallel.groups import ExpertSplit
 from torchscale_fairseq.criterions import _mixture
 from torchscale_fairseq.criterions._mixture import LOGGED, MixtureCriterion, MixtureOptions

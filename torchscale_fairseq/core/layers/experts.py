@@ -6,8 +6,7 @@ processes' experts; loading takes this process's own out of a state dict with al
 
 import math
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,31 +14,11 @@ from torch import Tensor, nn
 
 from ..ops.gating import gate
 from ..ops.segments import Segments
+from ..parallel.expert_parameters import ExpertGradients, mark_expert
 from ..parallel.fully_sharded import unbind_experts
 from ..parallel.groups import ExpertSplit
 from .feed_forward import ACTIVATIONS
 from .grouped import GroupedLinear, GroupedNorm
-
-
-@dataclass(frozen=True)
-class ExpertGradients:
-    """How the gradients of a parameter of experts are summed and clipped. Each such parameter has it as ``expert``,
-    the attribute by which fairseq tells experts from the rest.
-
-    Args:
-        split: the experts that this process holds.
-        norm_weight: factor on the squares of the gradients in the norm by which gradients are clipped
-            (``ops.sparse_clip``).
-    """
-
-    split: ExpertSplit
-    norm_weight: float = 1.0
-
-    @staticmethod
-    def of(parameters: Iterable[Tensor]) -> "ExpertGradients | None":
-        """Those of the first expert among parameters, which all experts of a model share; None without experts."""
-        marks = (getattr(p, "expert", None) for p in parameters)
-        return next((mark for mark in marks if isinstance(mark, ExpertGradients)), None)
 
 
 class Experts(nn.Module):
@@ -88,7 +67,7 @@ class Experts(nn.Module):
         that divide by it."""
         gradients = ExpertGradients(split, norm_weight)
         for parameter in self.parameters():
-            parameter.expert = gradients  # type: ignore[attr-defined]
+            mark_expert(parameter, gradients)
             if divisor != 1:
                 parameter.register_hook(lambda gradient: gradient / divisor)
         self.register_state_dict_post_hook(_to_names_of_experts)  # type: ignore[no-untyped-call]

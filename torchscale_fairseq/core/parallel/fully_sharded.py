@@ -8,7 +8,7 @@ Here stands which modules are gathered together, and how optimizers that know no
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.overrides import TorchFunctionMode
 
 from ..option_error import OptionError
+from .expert_parameters import is_expert, mark_expert, mark_of
 from .groups import ExpertSplit, replica_group
 
 LAYERS = "layers"
@@ -90,13 +91,16 @@ def shard_model(model: nn.Module, options: ShardingOptions) -> None:
         "offload_policy": options.offload,
         "reshard_after_forward": options.reshard_after_forward,
     }
-    for experts, split in _split_experts(model):
+    for experts in list(model.modules()):
+        if not isinstance(experts, HoldsExperts) or experts.split.processes == 1:
+            continue
+        split = experts.split
         mesh_of_experts = DeviceMesh.from_group(replica_group(split), options.device.type)
-        marks = [parameter.expert for parameter in experts.parameters()]
+        marks = [mark_of(parameter) for parameter in experts.parameters()]
         fully_shard(experts, mesh=mesh_of_experts, shard_placement_fn=_evenly(mesh_of_experts.size()), **common)
         for parameter, mark in zip(experts.parameters(), marks, strict=True):
-            parameter.expert = mark
-            parameter.gradient_factor = split.replicas / experts.gradient_divisor
+            mark_expert(parameter, mark)
+            parameter.gradient_factor = split.replicas / experts.gradient_divisor  # type: ignore[attr-defined]
     common["ignored_params"] = {p for p in model.parameters() if p.dim() == 0}
     for layer in _layers(model):
         fully_shard(layer, mesh=mesh, **common)
@@ -109,15 +113,15 @@ def shard_model(model: nn.Module, options: ShardingOptions) -> None:
             module.set_reduce_scatter_unused_params(True, recurse=False)  # type: ignore[operator]
 
 
-def _split_experts(model: nn.Module) -> list[tuple[Any, ExpertSplit]]:
-    """The modules that hold some of the experts of a layer, each with all that belongs to these."""
-    found = {name: module for name, module in model.named_modules() if isinstance(_split(module), ExpertSplit)}
-    outermost = [name for name in found if not any(name.startswith(f"{other}.") for other in found)]
-    return [(found[name], _split(found[name])) for name in outermost if _split(found[name]).processes > 1]
+@runtime_checkable
+class HoldsExperts(Protocol):
+    """A module with some of the experts of a layer, and all that belongs to these (``layers.experts.Experts``)."""
 
+    split: ExpertSplit
+    gradient_divisor: float
 
-def _split(module: nn.Module) -> Any:
-    return getattr(module, "split", None)
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """As of any module."""
 
 
 def _layers(model: nn.Module) -> Iterator[nn.Module]:
@@ -140,7 +144,7 @@ class LocalParameters:
     """The slices of a sharded model as plain parameters, for optimizers that work entry by entry. They share memory
     with the model's; so do their gradients, once ``take_gradients`` has been called.
 
-    A slice has the attribute ``copies``, the number of processes that hold the same one, and its parameter's marks.
+    A slice has its parameter's marks.
 
     Args:
         parameters: of a sharded model, in order.
@@ -159,6 +163,12 @@ class LocalParameters:
             if hasattr(parameter, mark):
                 setattr(alias, mark, getattr(parameter, mark))
         return alias
+
+    @staticmethod
+    def copies_of(parameter: Tensor) -> int | None:
+        """The number of processes that hold the same slice as this one; None for anything but a slice."""
+        found: int | None = getattr(parameter, "copies", None)
+        return found
 
     def take_gradients(self) -> None:
         """Move the gradients of the model's parameters to the slices; all processes call it together."""
@@ -191,7 +201,7 @@ class LocalParameters:
         parameter = self.sharded[index]
         if not isinstance(parameter, DTensor) or part.shape != self.local[index].shape:
             return part
-        if split is not None and hasattr(parameter, "expert"):
+        if split is not None and is_expert(parameter):
             return _part_of_stack(part, parameter, split)
         return DTensor.from_local(
             part,

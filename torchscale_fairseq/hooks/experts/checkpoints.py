@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from torchscale_fairseq.checkpoints.shards import AVERAGES, EXPERT, expert_index, is_stacked, own_states
-from torchscale_fairseq.core.layers.experts import ExpertGradients
+from torchscale_fairseq.core.parallel.expert_parameters import ExpertGradients, is_expert
 from torchscale_fairseq.core.parallel.groups import ExpertSplit, exchange_group
 
 
@@ -26,7 +26,7 @@ def split_of(model: nn.Module) -> ExpertSplit | None:
 def expert_indices(parameters: Iterable[nn.Parameter]) -> list[int]:
     """Places of experts among the parameters that an optimizer gets, its keys for their states."""
     learnt = [p for p in parameters if p.requires_grad]
-    return [index for index, p in enumerate(learnt) if hasattr(p, "expert")]
+    return [index for index, p in enumerate(learnt) if is_expert(p)]
 
 
 def gather(state: dict[str, Any], split: ExpertSplit, indices: list[int]) -> None:

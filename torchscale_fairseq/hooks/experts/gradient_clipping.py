@@ -13,8 +13,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 
-from torchscale_fairseq.core.layers.experts import ExpertGradients
 from torchscale_fairseq.core.ops.sparse_clip import sparse_norm, sum_of_squares
+from torchscale_fairseq.core.parallel.expert_parameters import ExpertGradients, is_expert, mark_expert, mark_of
+from torchscale_fairseq.core.parallel.fully_sharded import LocalParameters
 from torchscale_fairseq.core.parallel.groups import ExpertSplit, replica_group
 
 
@@ -24,12 +25,12 @@ def clip_with_experts(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def clip_grad_norm_(params: Any, max_norm: float, aggregate_norm_fn: Any = None) -> Tensor:
         params = [params] if isinstance(params, Tensor) else list(params)
         experts = ExpertGradients.of(params)
-        if any(hasattr(p, "copies") for p in params):
+        if any(LocalParameters.copies_of(p) is not None for p in params):
             return _clip_slices(params, max_norm, 1.0 if experts is None else experts.norm_weight)
         if experts is None:
             return _clip_together(stock, params, max_norm, aggregate_norm_fn)
-        dense = [p.grad.detach() for p in params if p.grad is not None and not hasattr(p, "expert")]
-        sparse = [p.grad.detach() for p in params if p.grad is not None and hasattr(p, "expert")]
+        dense = [p.grad.detach() for p in params if p.grad is not None and not is_expert(p)]
+        sparse = [p.grad.detach() for p in params if p.grad is not None and is_expert(p)]
         device = params[0].device
         of_experts = over_processes(sum_of_squares(sparse, device), experts.split)
         norm = sparse_norm(sum_of_squares(dense, device), of_experts, weight=experts.norm_weight)
@@ -46,7 +47,7 @@ def _clip_together(
 ) -> Tensor:
     """Stock's values; without apex stock starts a kernel for each gradient."""
     grads = [p.grad for p in params if p.grad is not None]
-    if not grads or any(g.is_sparse for g in grads) or any(hasattr(p, "expert") for p in params):
+    if not grads or any(g.is_sparse for g in grads) or any(map(is_expert, params)):
         return stock(params, max_norm, aggregate_norm_fn)
     norm = _norm(grads)
     if aggregate_norm_fn is not None:
@@ -62,7 +63,7 @@ def _clip_slices(params: list[Any], max_norm: float, expert_weight: float) -> Te
     alike: dict[tuple[int, bool], list[Tensor]] = defaultdict(list)
     for p in params:
         if p.grad is not None:
-            alike[p.copies, hasattr(p, "expert")].append(p.grad)
+            alike[LocalParameters.copies_of(p) or 1, is_expert(p)].append(p.grad)
     device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
     squares = torch.zeros(2, device=device)
     for (copies, of_expert), grads in alike.items():
@@ -94,7 +95,7 @@ def reduce_with_replicas(stock: Callable[..., None]) -> Callable[..., None]:
             return
         group = replica_group(experts.split)
         for parameter in module.parameters():
-            if hasattr(parameter, "expert") and parameter.grad is not None:
+            if is_expert(parameter) and parameter.grad is not None:
                 dist.all_reduce(parameter.grad, group=group)
 
     return all_reduce_grads
@@ -107,8 +108,8 @@ def mark_copies(stock: Callable[..., Any]) -> Callable[..., Any]:
     def build_fp32_params(cls: type, args: Any, params: Any, flatten: bool = True) -> Any:
         copies = stock(cls, args, params, flatten=flatten)
         for parameter, copy in zip(params, () if flatten else copies, strict=not flatten):
-            if hasattr(parameter, "expert"):
-                copy.expert = parameter.expert
+            if is_expert(parameter):
+                mark_expert(copy, mark_of(parameter))
         return copies
 
     return build_fp32_params

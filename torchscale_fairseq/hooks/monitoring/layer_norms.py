@@ -15,6 +15,7 @@ from fairseq.logging.progress_bar import TensorboardProgressBarWrapper
 from torch import Tensor, nn
 
 from torchscale_fairseq.core.ops.sparse_clip import sum_of_squares
+from torchscale_fairseq.core.parallel.expert_parameters import is_expert
 from torchscale_fairseq.core.parallel.groups import ExpertSplit
 from torchscale_fairseq.hooks.experts.gradient_clipping import over_processes
 from torchscale_fairseq.hooks.training.mixed_precision import parameters_in_float32
@@ -81,7 +82,7 @@ class LayerNorms:
         device = self.parameters[0][1].device
         for (name, p), tensor in zip(self.parameters, tensors, strict=True):
             if tensor is not None:
-                (experts if hasattr(p, "expert") else dense)[layer_of(name)].append(tensor.detach())
+                (experts if is_expert(p) else dense)[layer_of(name)].append(tensor.detach())
         layers = list(dict.fromkeys(layer_of(name) for name, _ in self.parameters))
         of_experts = torch.stack([sum_of_squares(experts[layer], device) for layer in layers])
         if self.split is not None:

@@ -14,6 +14,7 @@ from fairseq.logging import metrics
 from torchscale_fairseq.checkpoints.reading import CheckpointError, Parts, describe_mismatch
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.layers.experts import Experts
+from torchscale_fairseq.core.parallel.expert_parameters import is_expert
 from torchscale_fairseq.core.parallel.fully_sharded import CuttingCopies
 from torchscale_fairseq.hooks import sequence_parallel as sequence
 from torchscale_fairseq.hooks.contracts import AdaptsCheckpoints, BalancesExperts
@@ -49,7 +50,7 @@ class Trainer(SavingTrainer):
         if has_experts:
             prepare_options(cfg, several_processes=self._split is not None)
         if self._split is not None:
-            experts = [name for name, p in model.named_parameters() if hasattr(p, "expert")]
+            experts = [name for name, p in model.named_parameters() if is_expert(p)]
             model._ddp_params_and_buffers_to_ignore = experts
         self._sharing = sequence.sharing_of(cfg, task, model)
         """Sequence parallelism of this run, or None."""

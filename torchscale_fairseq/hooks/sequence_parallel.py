@@ -1,6 +1,6 @@
 """--seq-parallel: neighbouring processes get the same batch, and take their own slice of its sequences."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from torchscale_fairseq.core.option_error import OptionError
 from torchscale_fairseq.core.parallel.sequence import SequenceSlice, sequence_group
 from torchscale_fairseq.hooks.contracts import CutsSequences, ReadsSlices
 from torchscale_fairseq.hooks.experts.options import DDP_ADVICE
+from torchscale_fairseq.hooks.options.model_options import ModelOptions, model_options
 from torchscale_fairseq.hooks.options.surfaces import spelt_as_typed
 
 SLICE = "sequence_slice"
@@ -32,10 +33,10 @@ def batches_at_once(cfg: Any) -> int:
 
 
 def _processes_per_batch(model: Any, processes: int) -> int:
-    options = model if isinstance(model, Mapping) else vars(model)
-    if not options.get("seq_parallel") or processes == 1:
+    options = model_options(model)
+    if not options.seq_parallel or processes == 1:
         return 1
-    return options.get("seq_parallel_size") or processes
+    return options.seq_parallel_size or processes
 
 
 def sharing_of(cfg: Any, task: Any, model: nn.Module) -> "SequenceSharing | None":
@@ -182,15 +183,16 @@ def check_options(cfg: Any, model: nn.Module) -> None:
         OptionError: the model cannot read slices, or options do not go together.
     """
     with spelt_as_typed():
-        _check_size(cfg.model)
-        if getattr(cfg.model, "seq_parallel", False):
+        options = model_options(cfg.model)
+        _check_size(options)
+        if options.seq_parallel:
             for error in _contradictions(cfg, model):
                 raise error
 
 
-def _check_size(options: Any) -> None:
-    size = getattr(options, "seq_parallel_size", 0)
-    if size and not getattr(options, "seq_parallel", False):
+def _check_size(options: ModelOptions) -> None:
+    size = options.seq_parallel_size
+    if size and not options.seq_parallel:
         ways = ({"seq_parallel": True}, {"seq_parallel_size": None})
         raise OptionError("seq_parallel_size", size, "{seq_parallel_size()} has no use without {seq_parallel}", ways)
     if size < 0:

@@ -11,73 +11,10 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional, TypeVar
 
-from fairseq.dataclass import ChoiceEnum, FairseqDataclass
-
+from torchscale_fairseq.hooks.options.model_options import ModelOptions
 from torchscale_fairseq.hooks.options.surfaces import spelt_as_typed
 
 Preset = Mapping[str, Any]
-
-
-@dataclasses.dataclass
-class ModelOptions(FairseqDataclass):
-    """Options of fairseq's side alone, of every model."""
-
-    moe_checkpoint_format: ChoiceEnum(["merged", "sharded"]) = dataclasses.field(  # type: ignore[valid-type]
-        default="merged",
-        metadata={
-            "help": (
-                "merged: write one checkpoint file, independent of the number of processes; sharded: write the"
-                " experts to one file per process next to it, for models larger than one machine's memory "
-                "(default: merged)"
-            )
-        },
-    )
-    log_norms_interval: int = dataclasses.field(
-        default=0,
-        metadata={
-            "help": (
-                "log the norms of each layer's gradient and update to TensorBoard (run norms) every N updates; "
-                "0: never (default: 0)"
-            )
-        },
-    )
-    peak_tflops: Optional[float] = dataclasses.field(  # noqa: UP045
-        default=None,
-        metadata={
-            "help": (
-                "peak rate of one device in TFLOP/s, to which mfu in the log is relative (default: the rate of"
-                " common GPUs is known)"
-            )
-        },
-    )
-    checkpoint_format: Optional[ChoiceEnum(["merged", "sharded"])] = dataclasses.field(  # type: ignore[valid-type]  # noqa: UP045
-        default=None,
-        metadata={
-            "help": "with --ddp-backend fully_sharded, sharded (the default): every process writes its slices to a "
-            "folder of torch.distributed.checkpoint; merged: the first process writes all of it to one file"
-        },
-    )
-    async_checkpoint: bool = dataclasses.field(
-        default=False,
-        metadata={"help": "training goes on while a sharded checkpoint is written, from a copy in host memory"},
-    )
-    fsdp_shard_size: int = dataclasses.field(
-        default=0,
-        metadata={
-            "help": "with --ddp-backend fully_sharded, processes that hold one copy of the model together, of which "
-            "there are replicas then (hybrid sharding); 0: all processes"
-        },
-    )
-    seq_parallel: bool = dataclasses.field(
-        default=False,
-        metadata={"help": "split each sequence over several processes; only with dilated attention"},
-    )
-    seq_parallel_size: int = dataclasses.field(
-        default=0,
-        metadata={"help": "number of processes that share a sequence with --seq-parallel; 0: all (default: 0)"},
-    )
-
-
 ConfigT = TypeVar("ConfigT")
 
 

@@ -9,6 +9,7 @@ from omegaconf import open_dict
 
 from torchscale_fairseq.core.option_error import OptionError
 from torchscale_fairseq.core.parallel.fully_sharded import ShardingOptions
+from torchscale_fairseq.hooks.options.model_options import model_options
 from torchscale_fairseq.hooks.options.surfaces import spelt_as_typed
 
 BACKEND = "distributed_training.ddp_backend"
@@ -39,7 +40,7 @@ def sharding_options(cfg: Any) -> ShardingOptions:
     on_gpu = torch.cuda.is_available() and not common.cpu
     return ShardingOptions(
         device=torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu"),
-        shard_size=getattr(cfg.model, "fsdp_shard_size", 0),
+        shard_size=model_options(cfg.model).fsdp_shard_size,
         compute_dtype=torch.float16 if common.fp16 else torch.bfloat16 if common.bf16 else None,
         reduce_dtype=torch.float32 if training.fp32_reduce_scatter else None,
         reshard_after_forward=not training.no_reshard_after_forward,
@@ -81,8 +82,9 @@ def check_unsharded(cfg: Any) -> None:
         OptionError: naming the option and a way out.
     """
     defaults = {"checkpoint_format": (None, "merged"), "async_checkpoint": (False,), "fsdp_shard_size": (0,)}
+    options = model_options(cfg.model)
     for option, without_effect in defaults.items():
-        value = getattr(cfg.model, option, without_effect[0])
+        value = getattr(options, option)
         if value not in without_effect:
             condition = f"{{{option}=}} is for {{{BACKEND}}} {FULLY_SHARDED}"
             with spelt_as_typed():
@@ -116,11 +118,12 @@ def _contradictions(cfg: Any, task: Any) -> Iterator[OptionError]:
     if getattr(getattr(cfg, "task", None), "eval_bleu", False):
         reason = "generates text, and processes with slices of a model must take the same number of steps"
         yield _contradiction("task.eval_bleu", reason, {"task.eval_bleu": None})
-    if getattr(cfg.model, "async_checkpoint", False) and getattr(cfg.model, "checkpoint_format", None) == "merged":
+    options = model_options(cfg.model)
+    if options.async_checkpoint and options.checkpoint_format == "merged":
         condition = "{async_checkpoint=} is for sharded checkpoints, and does not go with {checkpoint_format} merged"
         ways: list[dict[str, Any]] = [{"checkpoint_format": "sharded"}, {"async_checkpoint": None}]
         yield OptionError("async_checkpoint", True, condition, ways)
-    if getattr(cfg.model, "log_norms_interval", 0):
+    if options.log_norms_interval:
         reason = "reads whole gradients"
         yield _contradiction("log_norms_interval", reason, {"log_norms_interval": None})
     if cfg.ema.store_ema and getattr(task, "uses_ema", False):

@@ -13,6 +13,7 @@ from torchscale_fairseq.checkpoints import distributed
 from torchscale_fairseq.checkpoints import shards as expert_shards
 from torchscale_fairseq.checkpoints.reading import read_mapped
 from torchscale_fairseq.hooks.experts import checkpoints as expert_checkpoints
+from torchscale_fairseq.hooks.options.model_options import model_options
 from torchscale_fairseq.hooks.runs import finished
 from torchscale_fairseq.hooks.sharding.asynchronous import PendingSave, SavedIterator, SavedTrainer
 from torchscale_fairseq.hooks.sharding.checkpoints import WRAPPERS
@@ -100,7 +101,7 @@ class SavingTrainer(ShardedTrainer):
     @property
     def saves_asynchronously(self) -> bool:
         """Whether training goes on while a checkpoint is written."""
-        return self._writes_folders and bool(getattr(self.cfg.model, "async_checkpoint", False))
+        return self._writes_folders and model_options(self.cfg.model).async_checkpoint
 
     def begin_saving(self, stock: Callable[..., Any], cfg: Any, epoch_itr: Any, val_loss: Any) -> None:
         """Begin what fairseq's ``save_checkpoint`` does, and finish it when the tensors are on the disk.
@@ -126,11 +127,11 @@ class SavingTrainer(ShardedTrainer):
 
     @property
     def _writes_folders(self) -> bool:
-        return self._sharded is not None and getattr(self.cfg.model, "checkpoint_format", None) != "merged"
+        return self._sharded is not None and model_options(self.cfg.model).checkpoint_format != "merged"
 
     @property
     def _writes_shards(self) -> bool:
-        return self._split is not None and getattr(self.cfg.model, "moe_checkpoint_format", "merged") == "sharded"
+        return self._split is not None and model_options(self.cfg.model).moe_checkpoint_format == "sharded"
 
     def _expert_indices(self) -> list[int]:
         return expert_checkpoints.expert_indices(chain(self._model.parameters(), self._criterion.parameters()))

@@ -24,6 +24,7 @@ from torchscale_fairseq.hooks.generation import evaluation
 from torchscale_fairseq.hooks.monitoring.layer_norms import LayerNorms
 from torchscale_fairseq.hooks.monitoring.speed import speed_meter
 from torchscale_fairseq.hooks.options import module_switches
+from torchscale_fairseq.hooks.options.model_options import model_options
 from torchscale_fairseq.hooks.runs import finished, preemption, save_dir
 from torchscale_fairseq.hooks.sharding.checkpoints import WRAPPERS
 from torchscale_fairseq.hooks.sharding.options import in_float32
@@ -72,10 +73,11 @@ class Trainer(SavingTrainer):
                 getattr(cfg.criterion, "_name", type(criterion).__name__),
             )
         half = cfg.common.fp16 or cfg.common.bf16 or cfg.common.amp
-        self._speed = speed_meter(self._model, self.device, getattr(cfg.model, "peak_tflops", None), half=half)
+        options = model_options(cfg.model)
+        self._speed = speed_meter(self._model, self.device, options.peak_tflops, half=half)
         self._work: list[Any] = []
         """Tokens and FLOPs of the update being made, until they are logged."""
-        self._norms = self._layer_norms(getattr(cfg.model, "log_norms_interval", 0))
+        self._norms = self._layer_norms(options.log_norms_interval)
         self._signals = preemption.Received() if preemption.asked() else None
         self._stop: signal.Signals | None = None
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tests.tools.families import FAMILIES, Family, write_checkpoint
 from tests.tools.in_process import run_tool
-from torchscale_fairseq.export.huggingface.dictionaries import Dictionaries
+from torchscale_fairseq.export.dictionaries import Dictionaries
 from torchscale_fairseq.export.huggingface.writing import export
 
 WORDS = 20

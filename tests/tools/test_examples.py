@@ -126,6 +126,9 @@ def _write_after(folder: Path, name: str) -> None:
         fits = ["--task", "image_classification", "--criterion", "image_classification"]
         images = [*fits, "--img-size", 256, "--patch-size", 32, *shrunk("longvit_tiny")]
         write_untrained(folder / "runs/details/checkpoint_best.pt", "data/details", *images)
+    elif name == "data prepare-translation":
+        translator = [*shrunk("mt_deepnorm_small"), "--share-all-embeddings"]
+        write_untrained(folder / "runs/en-de/checkpoint_best.pt", "data/en-de", *translator)
     elif name == "data prepare-language":
         masked = ["--task", "masked_lm", "--criterion", "masked_lm", *shrunk("bert_magneto_small")]
         write_untrained(folder / "runs/masked/checkpoint_best.pt", "data/text", *masked)
@@ -145,6 +148,8 @@ def test_examples_work(workplace: Path) -> None:
                 assert "needs the package openslide" in done.last_line
             elif name == "export hf" and find_spec("tokenizers") is None:
                 assert "this needs tokenizers" in done.last_line
+            elif name == "export ctranslate2" and find_spec("ctranslate2") is None:
+                assert "this needs ctranslate2" in done.last_line
             elif name == "import hf" and find_spec("tokenizers") is None:
                 assert "masked-hf" in done.last_line
             elif done.returncode:

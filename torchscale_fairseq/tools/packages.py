@@ -42,6 +42,7 @@ OPTIONAL = [
     Package("num2words", "num2words"),
     Package("tokenizers", "tokenizers"),
     Package("transformers", "transformers"),
+    Package("ctranslate2", "ctranslate2"),
     Package("PIL", "pillow"),
     Package("pyvips", "pyvips"),
     Package("h5py", "h5py"),

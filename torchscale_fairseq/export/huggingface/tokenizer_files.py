@@ -7,7 +7,7 @@ from typing import Any
 
 from torchscale_fairseq.tools.convert.safetensors_folder import Parts
 
-from .dictionaries import Dictionaries
+from ..dictionaries import Dictionaries
 from .fast_tokenizer import MASK, make_tokenizer
 from .kinds import BOS, CAUSAL, EOS, MASKED, MODULE, PAD, TRANSLATION, UNK, Kind
 

@@ -20,7 +20,7 @@ from torchscale_fairseq.tools.convert.safetensors_folder import (
     write_rest,
 )
 
-from .dictionaries import Dictionaries
+from ..dictionaries import Dictionaries
 from .kinds import MODULE, configuration, generation, kind_of
 from .names import tied_names
 from .tokenizer_files import write_tokenizers

@@ -21,7 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from torchscale_fairseq.export.huggingface.dictionaries import Dictionaries
+    from torchscale_fairseq.export.dictionaries import Dictionaries
     from torchscale_fairseq.export.huggingface.writing import export
 
     note = export(options.checkpoint, options.folder, Dictionaries(options.data, options.sentencepiece))

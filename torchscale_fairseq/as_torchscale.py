@@ -19,7 +19,7 @@ from types import ModuleType
 logger = logging.getLogger(__name__)
 
 SERVED = "torchscale"
-OURS = "torchscale_fairseq.official"
+OURS = "torchscale_fairseq.torchscale_api"
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):

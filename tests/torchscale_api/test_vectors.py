@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from tests.helpers import assert_close
-from tests.official.models import build, config_of, incremental_logits, loaded
 from tests.parity.longnet import whole_until
 from tests.parity.models import beit3_outputs, decoder_outputs, encoder_decoder_outputs, encoder_outputs
 from tests.parity.vectors import Case, cases, check_loss_and_gradients, compare, ids
+from tests.torchscale_api.models import build, config_of, incremental_logits, loaded
 
 UNFIT = ("flash", "limits", "misaligned", "leftpad", "incremental")
 """Their outputs show defects, or kernels that hide them (tests/parity compares what can be compared)."""

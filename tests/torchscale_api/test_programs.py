@@ -40,4 +40,4 @@ def test_command_and_distribution() -> None:
     )
     paths = f"{REPOSITORY / 'drop_in'}:{REPOSITORY}"
     done = run_program([sys.executable, "-c", code], environment={"PYTHONPATH": paths}).check()
-    assert done.stdout.strip() == "0.4.0 <class 'torchscale_fairseq.official.architecture.encoder.Encoder'>"
+    assert done.stdout.strip() == "0.4.0 <class 'torchscale_fairseq.torchscale_api.architecture.encoder.Encoder'>"

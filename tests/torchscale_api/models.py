@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tests.parity.vectors import Case
-from torchscale_fairseq.official.component.embedding import PositionalEmbedding, TextEmbedding
+from torchscale_fairseq.torchscale_api.component.embedding import PositionalEmbedding, TextEmbedding
 
 PATHS = {
     "Encoder": ("EncoderConfig", "architecture.encoder"),
@@ -20,7 +20,7 @@ PATHS = {
 
 
 def module(path: str) -> Any:
-    return importlib.import_module(f"torchscale_fairseq.official.{path}")
+    return importlib.import_module(f"torchscale_fairseq.torchscale_api.{path}")
 
 
 def config_of(case: Case) -> Any:

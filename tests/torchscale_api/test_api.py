@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from torchscale_fairseq.official.architecture.config import EncoderConfig, integers
-from torchscale_fairseq.official.component.dilated_attention import DilatedAttention
+from torchscale_fairseq.torchscale_api.architecture.config import EncoderConfig, integers
+from torchscale_fairseq.torchscale_api.component.dilated_attention import DilatedAttention
 
 NOT_KEPT = ("dense_to_sparse", "sparse_to_dense", "gather_kv", "gathering", "scattering")
 """Steps of dilated attention; an AttributeError says what to use."""
@@ -39,7 +39,7 @@ def listed() -> Iterator[Name]:
 
 
 def ours(name: Name) -> Any:
-    found: Any = importlib.import_module(name.module.replace("torchscale", "torchscale_fairseq.official", 1))
+    found: Any = importlib.import_module(name.module.replace("torchscale", "torchscale_fairseq.torchscale_api", 1))
     return getattr(getattr(found, name.owner) if name.owner else found, name.name)
 
 

@@ -31,7 +31,13 @@ class Load:
 
 
 def training_flops(
-    config: Any, *, encoder: Load | None = None, decoder: Load | None = None, predictions: int, pairs: int = 0
+    config: Any,
+    *,
+    encoder: Load | None = None,
+    decoder: Load | None = None,
+    predictions: int,
+    pairs: int = 0,
+    frames: int = 0,
 ) -> float:
     """Model FLOPs of forward and backward.
 
@@ -40,8 +46,9 @@ def training_flops(
         encoder, decoder: what the sides get; None for a side that the model lacks.
         predictions: tokens for which scores of the whole vocabulary are computed.
         pairs: sum over sequences of source length times target length, where both sides exist.
+        frames: of speech, before convolutions shorten them.
     """
-    forward, width = 0.0, 0
+    forward, width = 2.0 * _convolutions(config, frames) if frames else 0.0, 0
     if encoder is not None:
         width = config.encoder_embed_dim
         forward += 2 * encoder.tokens * config.encoder_layers * 4 * width**2
@@ -57,6 +64,15 @@ def training_flops(
             )
     forward += 2 * predictions * width * max(config.vocab_size, 0)
     return BACKWARD_TOO * forward
+
+
+def _convolutions(config: Any, frames: int) -> float:
+    """Products of the convolutions that shorten so many frames of speech."""
+    inner, sizes = config.conv_channels, config.kernel_sizes
+    inputs = [config.input_features] + [inner // 2] * (len(sizes) - 1)
+    outputs = [inner] * (len(sizes) - 1) + [2 * config.encoder_embed_dim]
+    layers = enumerate(zip(inputs, outputs, sizes, strict=True), 1)
+    return sum(frames / 2**depth * size * before * after for depth, (before, after, size) in layers)
 
 
 def retains(config: Any) -> bool:

@@ -7,7 +7,14 @@ spec: ``encoder_spec``, ``decoder_spec`` and ``retnet_spec``.
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from ..config import DecoderConfig, EncoderConfig, EncoderDecoderConfig, RetNetConfig, RetNetEncoderDecoderConfig
+from ..config import (
+    DecoderConfig,
+    DilatedOptions,
+    EncoderConfig,
+    EncoderDecoderConfig,
+    RetNetConfig,
+    RetNetEncoderDecoderConfig,
+)
 from ..initialization import ResidualScaling, deepnorm_scaling, subln_scaling
 from ..layers.bit_linear import BitKind
 from ..layers.moe import RoutingOptions
@@ -149,7 +156,7 @@ def encoder_spec(config: EncoderConfig | EncoderDecoderConfig, *, is_encoder_dec
         layers=config.encoder_layers,
         other_layers=0 if decoder is None else decoder.decoder_layers,
         ffn_width=config.encoder_ffn_embed_dim,
-        attention=_attention(config, config.encoder_attention_heads),
+        attention=_attention(config, config.encoder_attention_heads, dilated=isinstance(config, DilatedOptions)),
         positions=_positions(config, "max_source_positions", config.max_source_positions, config.encoder_learned_pos),
         multiway=_multiway(config, "encoder"),
         pre_norm=config.encoder_pre_norm,
@@ -169,7 +176,7 @@ def decoder_spec(config: DecoderConfig | EncoderDecoderConfig, *, is_encoder_dec
         other_layers=0 if encoder is None else encoder.encoder_layers,
         ffn_width=config.decoder_ffn_embed_dim,
         memory_width=None if encoder is None else encoder.encoder_embed_dim,
-        attention=_attention(config, config.decoder_attention_heads),
+        attention=_attention(config, config.decoder_attention_heads, dilated=isinstance(config, DecoderConfig)),
         positions=_positions(config, "max_target_positions", config.max_target_positions, config.decoder_learned_pos),
         multiway=_multiway(config, "decoder"),
         pre_norm=config.decoder_pre_norm,
@@ -276,10 +283,11 @@ def _initialization(config: TransformerConfig) -> Initialization:
     return "bert" if config.bert_init else "torch" if config.torchscale_compatible else "xavier"
 
 
-def _attention(config: TransformerConfig, heads: int) -> AttentionSpec:
-    branches = (
-        ((), ()) if isinstance(config, EncoderDecoderConfig) else (config.segment_lengths, config.dilation_ratios)
-    )
+def _attention(config: TransformerConfig, heads: int, *, dilated: bool = False) -> AttentionSpec:
+    """Dense or dilated attention; the decoder that attends to a dilated encoder is dense."""
+    branches: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+    if dilated and isinstance(config, DilatedOptions):
+        branches = (config.segment_lengths, config.dilation_ratios)
     return AttentionSpec(heads, config.attention_dropout, config.backend, *branches)
 
 

@@ -11,6 +11,7 @@ from .images import BEiT3Config, ImageOptions, LongViTConfig
 from .option import Config
 from .retention import RetentionSide, RetNetConfig, RetNetEncoderDecoderConfig
 from .slides import SlideEncoderConfig
+from .speech import LongNetSpeechConfig, RetNetSpeechConfig, SpeechConfig, SpeechOptions
 from .transformer import TransformerConfig
 
 __all__ = [
@@ -23,10 +24,14 @@ __all__ = [
     "EncoderDecoderConfig",
     "ExpertOptions",
     "ImageOptions",
+    "LongNetSpeechConfig",
     "LongViTConfig",
     "RetNetConfig",
     "RetNetEncoderDecoderConfig",
+    "RetNetSpeechConfig",
     "RetentionSide",
     "SlideEncoderConfig",
+    "SpeechConfig",
+    "SpeechOptions",
     "TransformerConfig",
 ]

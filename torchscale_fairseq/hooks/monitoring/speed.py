@@ -9,7 +9,7 @@ import torch
 from fairseq.logging import metrics
 from torch import Tensor, nn
 
-from torchscale_fairseq.core.config import Config
+from torchscale_fairseq.core.config import Config, SpeechOptions
 from torchscale_fairseq.core.flops import Load, training_flops
 from torchscale_fairseq.core.ops.positions import PADDING_POSITION
 
@@ -76,7 +76,9 @@ class SpeedMeter:
     def flops(self, sample: dict[str, Any]) -> float:
         """Model FLOPs of an update on this batch."""
         inputs = sample["net_input"]
-        source = _lengths(inputs["src_tokens"])
+        speech = isinstance(self.config, SpeechOptions)
+        frames = tuple(map(self.config.frames, inputs["src_lengths"].tolist())) if speech else ()
+        source = tuple(map(self.config.shortened, frames)) if speech else _lengths(inputs["src_tokens"])
         target = _lengths(inputs["prev_output_tokens"]) if "prev_output_tokens" in inputs else source
         predicted = sample.get("target")
         has_encoder, has_decoder = (hasattr(self.config, f"{side}_layers") for side in ("encoder", "decoder"))
@@ -86,6 +88,7 @@ class SpeedMeter:
             decoder=Load(target) if has_decoder else None,
             predictions=0 if predicted is None else int(predicted.ne(PADDING_POSITION).sum()),
             pairs=sum(s * t for s, t in zip(source, target, strict=True)) if has_encoder and has_decoder else 0,
+            frames=sum(frames),
         )
 
 

@@ -24,6 +24,7 @@ SECTIONS = {
     "Retention": config.RetentionSide,
     "Images": config.ImageOptions,
     "Slides": config.SlideEncoderConfig,
+    "Speech": config.SpeechOptions,
 }
 HEADER = """# Options
 
@@ -58,6 +59,7 @@ def presets() -> dict[str, dict[str, Any]]:
 
     families = [tables.TRANSLATION, tables.LANGUAGE, tables.MASKED, tables.RETENTION, tables.RETENTION_TRANSLATION]
     families += [tables.IMAGE_TEXT, tables.IMAGES, tables.SLIDES]
+    families += [tables.SPEECH, tables.SPEECH_LONGNET, tables.SPEECH_RETENTION]
     return {name: dict(preset) for family in families for name, preset in family.items()}
 
 

@@ -24,7 +24,7 @@ COMPANIONS = {
     "moe_routing_dim": ["--moe-freq", "2", "--moe-expert-count", "8", "--use-xmoe"],
 }
 EXPERTS = ["--moe-freq", "2", "--moe-expert-count", "8"]
-VALUES = {"segment_length": "[96]", "dilated_ratio": "[96]"}
+VALUES = {"segment_length": "[96]", "dilated_ratio": "[96]", "conv_kernel_sizes": "3,3"}
 BY_ENDING = {"moe_freq": 4, "top_k": 4, "retention_heads": 16, "heads": 64}
 
 
@@ -33,6 +33,7 @@ def flags() -> Iterator[tuple[str, str]]:
     for arch in ARCHITECTURES:
         known = parser_of(arch)._option_string_actions
         yield from ((arch, field.name) for field in flag_fields(config_class(arch)) if flag_of(field.name) in known)
+    yield from (("s2t_magneto", name) for name in ("conv_kernel_sizes", "conv_channels"))
 
 
 def is_refused_by_retnet(arch: str, name: str) -> bool:

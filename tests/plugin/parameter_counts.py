@@ -11,6 +11,7 @@ from torchscale_fairseq.core.config import (
     RetNetConfig,
     RetNetEncoderDecoderConfig,
     SlideEncoderConfig,
+    SpeechOptions,
 )
 
 POSITIONS = 1024 + 2
@@ -21,6 +22,8 @@ TILE_FEATURES = 1536
 def parameters(c: Any) -> int:
     if isinstance(c, DecoderConfig | RetNetConfig):
         return decoder(c)
+    if isinstance(c, SpeechOptions):
+        return encoder(c) - WORDS * c.encoder_embed_dim + convolutions(c) + decoder(c)
     if isinstance(c, EncoderDecoderConfig | RetNetEncoderDecoderConfig):
         return encoder(c) + decoder(c)
     if isinstance(c, LongViTConfig):
@@ -105,6 +108,12 @@ def head(c: Any) -> int:
     """Of a masked language model: dense layer, norm and bias; its vectors are the embedding's."""
     e = c.encoder_embed_dim
     return e * e + e + 2 * e + WORDS
+
+
+def convolutions(c: Any) -> int:
+    """Two, of five frames each, whose gates halve their output."""
+    first = 5 * 80 * c.conv_channels + c.conv_channels
+    return first + (5 * c.conv_channels // 2 + 1) * 2 * c.encoder_embed_dim
 
 
 def image_patches(c: Any) -> int:

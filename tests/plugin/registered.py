@@ -14,10 +14,14 @@ from torchscale_fairseq.core.config import (
     DecoderConfig,
     EncoderConfig,
     EncoderDecoderConfig,
+    LongNetSpeechConfig,
     LongViTConfig,
     RetNetConfig,
     RetNetEncoderDecoderConfig,
+    RetNetSpeechConfig,
     SlideEncoderConfig,
+    SpeechConfig,
+    SpeechOptions,
 )
 from torchscale_fairseq.models._options import core_config
 from torchscale_fairseq.models.beit3 import ImageTextModel
@@ -26,6 +30,7 @@ from torchscale_fairseq.models.gpt import LanguageModel
 from torchscale_fairseq.models.longvit import LongViTModel
 from torchscale_fairseq.models.retnet import RetNetLanguageModel, RetNetTranslationModel
 from torchscale_fairseq.models.slide_encoder import SlideEncoderModel
+from torchscale_fairseq.models.speech import LongNetSpeechModel, RetNetSpeechModel, SpeechModel
 from torchscale_fairseq.models.translation import TranslationModel
 
 CONFIGS = {
@@ -37,6 +42,9 @@ CONFIGS = {
     ImageTextModel: BEiT3Config,
     LongViTModel: LongViTConfig,
     SlideEncoderModel: SlideEncoderConfig,
+    RetNetSpeechModel: RetNetSpeechConfig,
+    LongNetSpeechModel: LongNetSpeechConfig,
+    SpeechModel: SpeechConfig,
 }
 OF_THE_TASK = {
     "max_source_positions": 1024,
@@ -44,6 +52,9 @@ OF_THE_TASK = {
     "tokens_per_sample": 1024,
     "img_size": 224,
     "patch_size": 16,
+    "input_feat_per_channel": 80,
+    "input_channels": 1,
+    "ctc_weight": 0,
 }
 WORDS = 1000
 CLASSES = 5
@@ -62,7 +73,13 @@ def dictionary(words: int = WORDS) -> Dictionary:
 
 def task(source: Dictionary | None = None, target: Dictionary | None = None) -> Any:
     shared = dictionary()
-    return SimpleNamespace(source_dictionary=source or shared, target_dictionary=target or shared, num_classes=CLASSES)
+    return SimpleNamespace(
+        source_dictionary=source or shared,
+        target_dictionary=target or shared,
+        num_classes=CLASSES,
+        args=SimpleNamespace(max_source_positions=OF_THE_TASK["max_source_positions"]),
+        data_cfg=SimpleNamespace(use_audio_input=False),
+    )
 
 
 @cache
@@ -81,4 +98,6 @@ def parse(arch: str, *flags: str) -> argparse.Namespace:
 
 def config_of(arch: str, *flags: str) -> Any:
     words = {} if config_class(arch) in (LongViTConfig, SlideEncoderConfig) else {"vocab_size": WORDS}
+    if issubclass(config_class(arch), SpeechOptions):
+        words["max_source_positions"] = OF_THE_TASK["max_source_positions"]
     return core_config(parse(arch, *flags), config_class(arch), MODEL_REGISTRY[arch].preset, **words)

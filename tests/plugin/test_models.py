@@ -46,7 +46,10 @@ def test_the_documented_names_are_registered() -> None:
     names |= {f"beit3{size}" for size in ("", "_small", "_base", "_large")}
     names |= {f"longvit_{size}" for size in ("tiny", "small", "base")}
     names |= {f"slide_encoder_{size}" for size in ("tiny", "small", "base")}
-    names |= {f"mt_retnet{size}" for size in ("", "_small", "_base", "_large")}
+    sizes = ("", "_small", "_base", "_large")
+    names |= {f"mt_retnet{size}" for size in sizes}
+    kinds = ("deepnorm", "magneto", "xmoe", "longnet", "retnet")
+    names |= {f"s2t_{kind}{size}" for kind in kinds for size in sizes}
     assert names == set(OURS)
 
 

@@ -154,6 +154,7 @@ def test_the_page_lists_what_fits() -> None:
     """docs/stock_tasks.md: a row per task with the architectures and criterions that are accepted, and a reason for all
     the other tasks and criterions of fairseq."""
     kinds = {"mt_...": "mt_deepnorm", "gpt_...": "gpt_deepnorm", "bert_...": "bert_magneto"}
+    kinds["s2t_..."] = "s2t_magneto"
     kinds |= {"beit3": "beit3", "longvit_...": "longvit_small", "slide_encoder_...": "slide_encoder_tiny"}
     cells = [[names(cell) or [cell.strip()] for cell in line.split("|")[1:-1]] for line in PAGE.splitlines()]
     rows = [row for row in cells if len(row) == 4 and row[1][0] in kinds]

@@ -1,5 +1,5 @@
-"""``--criterion moe_cross_entropy``, ``moe_label_smoothed_cross_entropy`` and ``masked_lm_moe_cross_entropy``: those
-of fairseq without the prefix, for models with experts."""
+"""``--criterion moe_cross_entropy``, ``moe_label_smoothed_cross_entropy``, the same ``_with_ctc``, and
+``masked_lm_moe_cross_entropy``: those of fairseq without the prefix, for models with experts."""
 
 from dataclasses import dataclass
 
@@ -8,6 +8,10 @@ from fairseq.criterions.cross_entropy import CrossEntropyCriterion, CrossEntropy
 from fairseq.criterions.label_smoothed_cross_entropy import (
     LabelSmoothedCrossEntropyCriterion,
     LabelSmoothedCrossEntropyCriterionConfig,
+)
+from fairseq.criterions.label_smoothed_cross_entropy_with_ctc import (
+    LabelSmoothedCrossEntropyWithCtcCriterion,
+    LabelSmoothedCrossEntropyWithCtcCriterionConfig,
 )
 from fairseq.criterions.masked_lm import MaskedLmConfig, MaskedLmLoss
 
@@ -25,6 +29,11 @@ class MoELabelSmoothedCrossEntropyConfig(MixtureOptions, LabelSmoothedCrossEntro
 
 
 @dataclass
+class MoELabelSmoothedCrossEntropyWithCtcConfig(MixtureOptions, LabelSmoothedCrossEntropyWithCtcCriterionConfig):
+    """Options of ``moe_label_smoothed_cross_entropy_with_ctc``."""
+
+
+@dataclass
 class MaskedLMMoECrossEntropyConfig(MixtureOptions, MaskedLmConfig):
     """Options of ``masked_lm_moe_cross_entropy``."""
 
@@ -37,6 +46,11 @@ class MoECrossEntropyCriterion(MixtureCriterion, CrossEntropyCriterion):
 @register_criterion("moe_label_smoothed_cross_entropy", dataclass=MoELabelSmoothedCrossEntropyConfig)
 class MoELabelSmoothedCrossEntropyCriterion(MixtureCriterion, LabelSmoothedCrossEntropyCriterion):
     """fairseq's ``label_smoothed_cross_entropy`` with the experts' balance loss."""
+
+
+@register_criterion("moe_label_smoothed_cross_entropy_with_ctc", dataclass=MoELabelSmoothedCrossEntropyWithCtcConfig)
+class MoELabelSmoothedCrossEntropyWithCtcCriterion(MixtureCriterion, LabelSmoothedCrossEntropyWithCtcCriterion):
+    """fairseq's ``label_smoothed_cross_entropy_with_ctc`` with the experts' balance loss."""
 
 
 @register_criterion("masked_lm_moe_cross_entropy", dataclass=MaskedLMMoECrossEntropyConfig)

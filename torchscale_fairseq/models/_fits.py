@@ -46,6 +46,17 @@ MASKED: Fits = {
     "cross_lingual_lm": ("legacy_masked_lm_loss",),
     "dummy_masked_lm": _MASKED,
 }
+SPEECH: Fits = {
+    "speech_to_text": (
+        "label_smoothed_cross_entropy",
+        "label_smoothed_cross_entropy_with_ctc",
+        "cross_entropy",
+        "linear_cross_entropy",
+        "moe_cross_entropy",
+        "moe_label_smoothed_cross_entropy",
+        "moe_label_smoothed_cross_entropy_with_ctc",
+    )
+}
 IMAGE_TEXT: Fits = {"image_text": ("image_text",)}
 IMAGES: Fits = {"image_classification": ("image_classification", "survival")}
 SLIDES: Fits = {"slide_classification": ("slide_classification", "multi_label", "survival")}

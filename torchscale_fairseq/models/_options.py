@@ -18,9 +18,9 @@ Preset = Mapping[str, Any]
 ConfigT = TypeVar("ConfigT")
 
 
-def of_task(name: str) -> Any:
-    """The default of an option that the task decides: its option of this name, or None if it has none."""
-    return f"${{oc.select:task.{name},null}}"
+def of_task(name: str, otherwise: int | None = None) -> Any:
+    """The default of an option that the task decides: its option of this name, or ``otherwise`` if it has none."""
+    return f"${{oc.select:task.{name},{'null' if otherwise is None else otherwise}}}"
 
 
 def flag_fields(config_class: type) -> list[dataclasses.Field[Any]]:

@@ -211,6 +211,59 @@ RETENTION_TRANSLATION: dict[str, Preset] = _family(
     },
 )
 
+_SPEECH_SIZES: dict[str, Preset] = {
+    size: {**preset, "decoder_layers": layers}
+    for (size, preset), layers in zip(
+        _sizes(
+            "encoder",
+            "decoder",
+            small=(6, 256, 1024, 4),
+            base=(12, 512, 2048, 8),
+            large=(12, 1024, 4096, 16),
+        ).items(),
+        (3, 6, 6),
+        strict=True,
+    )
+}
+
+SPEECH: dict[str, Preset] = {
+    **_family("s2t_deepnorm", {**_TRANSLATION_COMMON, **_DEEPNORM}, _SPEECH_SIZES),
+    **_family("s2t_magneto", {**_TRANSLATION_COMMON, **_MAGNETO}, _SPEECH_SIZES),
+    **_family("s2t_xmoe", {**_TRANSLATION_COMMON, **_XMOE}, _with_experts(_SPEECH_SIZES, small=8, base=32, large=64)),
+}
+"""Base and large are fairseq's s2t_transformer_m and _l (arXiv:2010.05171), small is its s2t_transformer_xs, which
+trains on a CPU in minutes."""
+
+SPEECH_LONGNET: dict[str, Preset] = _family(
+    "s2t_longnet",
+    {**_TRANSLATION_COMMON, **_MAGNETO, "xpos_rel_pos": True},
+    {
+        size: {**sizes, "segment_length": segments, "dilated_ratio": ratios}
+        for (size, sizes), segments, ratios in zip(
+            _SPEECH_SIZES.items(),
+            ("[128,256,512]", "[256,512,1024,2048]", "[256,512,1024,2048]"),
+            ("[1,2,4]", "[1,2,4,8]", "[1,2,4,8]"),
+            strict=True,
+        )
+    },
+)
+"""A segment of 256 tokens of the encoder is ten seconds of speech."""
+
+SPEECH_RETENTION: dict[str, Preset] = _family(
+    "s2t_retnet",
+    {**_TRANSLATION_COMMON, "activation_fn": "swish", "gated_ffn": True, "norm": "rmsnorm"},
+    {
+        size: {
+            **_SPEECH_SIZES[size],
+            "encoder_ffn_embed_dim": inner,
+            "decoder_ffn_embed_dim": inner,
+            "decoder_value_embed_dim": inner,
+            "decoder_retention_heads": heads,
+        }
+        for size, inner, heads in (("small", 432, 2), ("base", 864, 2), ("large", 1728, 4))
+    },
+)
+
 IMAGE_TEXT: dict[str, Preset] = _family(
     "beit3",
     {"activation_fn": "gelu", "dropout": 0.0},

@@ -3,14 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-import torch
 from fairseq.models import FairseqEncoderDecoderModel
-from torch import Tensor
 
 from torchscale_fairseq.core.config import EncoderDecoderConfig
 from torchscale_fairseq.core.errors import InputError
-from torchscale_fairseq.core.layers.cache import rows_of_groups
 
+from ._beams import SharesRowsOfBeams
 from ._decoder import TextDecoder
 from ._dictionary import token_embedding
 from ._dropout import RetainsDropout
@@ -36,33 +34,8 @@ class TranslationOptions(ModelOptions):
     )
 
 
-class TranslationEncoder(TextEncoder):
+class TranslationEncoder(SharesRowsOfBeams, TextEncoder):
     """An encoder whose output follows beam search."""
-
-    def reorder_encoder_out(self, encoder_out: dict[str, Any], new_order: Tensor) -> dict[str, Any]:
-        """Follow beam search. The beams of a sentence share its row as long as they stay together."""
-        rows = encoder_out["encoder_out"].size(0)
-        beams = encoder_out.get("beams", 0)
-        if not beams:
-            beams = new_order.numel() // rows
-            together = torch.arange(rows, device=new_order.device).repeat_interleave(beams)
-            if torch.equal(new_order, together):
-                return {**encoder_out, "beams": beams}
-            kept: Tensor | None = new_order
-        else:
-            kept = rows_of_groups(new_order, rows * beams, rows)
-        if kept is None:
-            return encoder_out
-        return {
-            **{
-                name: encoder_out[name].index_select(0, kept)
-                for name in ("encoder_out", "encoder_embedding", "encoder_padding_mask")
-            },
-            "encoder_states": [state.index_select(0, kept) for state in encoder_out["encoder_states"]],
-            "l_aux": encoder_out["l_aux"],
-            "routing": encoder_out["routing"],
-            "beams": new_order.numel() // kept.numel(),
-        }
 
 
 class TranslationModel(RetainsDropout, Pretrained, FairseqEncoderDecoderModel):

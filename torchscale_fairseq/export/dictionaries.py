@@ -4,10 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fairseq.data.data_utils import infer_language_pair
+
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.data.text.pieces import load_dictionary
 
 PIECES = "sentencepiece.bpe.model"
+SIDES = ("source", "target")
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class Dictionaries:
     def _file(self, task: dict[str, Any], side: str) -> Path:
         folder = self.folder(task)
         language = task.get(f"{side}_lang")
+        if language is None and not (folder / "dict.txt").is_file():
+            language = dict(zip(SIDES, infer_language_pair(folder), strict=True))[side]  # as the translation task does
         path = folder / (f"dict.{language}.txt" if language else "dict.txt")
         if not path.is_file():
             raise InputError(f"{path} does not exist; name the folder of the checkpoint's dictionaries with --data")

@@ -126,9 +126,11 @@ def test_dropout_keeps_the_mean() -> None:
 
 def test_backends_refuse_what_they_cannot_serve() -> None:
     x = torch.zeros(1, 1, 1, 2)
-    with pytest.raises(ValueError, match=r"attention_backend=sdpa gives no log-sum-exp; use naive\."):
+    with pytest.raises(
+        ValueError, match=r"attention_backend=sdpa gives no log-sum-exp; give attention_backend='naive'\."
+    ):
         attention(x, x, x, need_log_sum_exp=True)
-    with pytest.raises(ValueError, match=r"attention_backend=flash_attn needs .*; use sdpa"):
+    with pytest.raises(ValueError, match=r"attention_backend=flash_attn needs .*; give attention_backend='sdpa'\."):
         attention(x, x, x, backend="flash_attn")
     with pytest.raises(ValueError, match=r"attention_backend \('cudnn'\) must be one of sdpa, naive, flash_attn"):
         attention(x, x, x, backend="cudnn")

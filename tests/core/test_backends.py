@@ -20,7 +20,7 @@ class Halved:
     name = "halved"
 
     def refusal(self, request: AttentionRequest) -> str | None:
-        return None if request.bias is None else "knows no bias; use sdpa."
+        return None if request.bias is None else "knows no bias"
 
     def run(self, request: AttentionRequest) -> AttentionResult:
         return Naive().run(request)[0] / 2, None
@@ -38,7 +38,9 @@ def test_a_backend_of_attention_in_ten_lines() -> None:
             for parameter in layer.self_attn.v_proj.parameters():
                 parameter.data /= 2
         assert torch.allclose(ours(tokens(2, 5))[0], naive(tokens(2, 5))[0], atol=1e-5)
-        with pytest.raises(InputError, match=r"attention_backend=halved knows no bias; use sdpa\."):
+        with pytest.raises(
+            InputError, match=r"attention_backend=halved knows no bias; give attention_backend='sdpa'\."
+        ):
             decoder(attention_backend="halved", rel_pos_buckets=8, max_rel_pos=16)(tokens(2, 5))
         with pytest.raises(
             InputError, match=r"attention_backend \('halved'\) must be one of sdpa, naive, flash_attn in dilated"
@@ -81,7 +83,9 @@ class Serving(Refusing):
 def test_choice() -> None:
     backends = [Refusing(), Serving()]
     assert choose(backends, 3).name == choose(backends, 3, "serving").name == "serving"
-    with pytest.raises(InputError, match=r"kind=refusing cannot serve 3; use serving\."):
-        choose(backends, 3, "refusing", option="kind", advice="; use serving.")
+    with pytest.raises(InputError, match=r"kind=refusing cannot serve 3; give kind='serving'\."):
+        choose(backends, 3, "refusing", option="kind")
+    with pytest.raises(InputError, match=r"kind=refusing cannot serve 3; give kind='auto'\."):
+        choose(backends, 3, "refusing", option="kind", instead="auto")
     with pytest.raises(InputError, match=r"kind \('other'\) must be one of refusing, serving\."):
         choose(backends, 3, "other", option="kind")

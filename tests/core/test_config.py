@@ -17,6 +17,12 @@ CONFIGS = (EncoderConfig, DecoderConfig, EncoderDecoderConfig)
 @pytest.mark.parametrize(
     ("config", "kwargs", "error", "message"),
     [
+        (
+            DecoderConfig,
+            {"moe_count": 2},
+            TypeError,
+            r"no option moe_count; did you mean moe_expert_count\?",
+        ),
         (EncoderConfig, {"encoder_layer": 2}, TypeError, "no option encoder_layer; did you mean encoder_layers?"),
         (DecoderConfig, {"encoder_embed_dim": 8}, TypeError, "DecoderConfig has no option encoder_embed_dim"),
         (EncoderConfig, {"deepnorm": True, "subln": True}, ValueError, "deepnorm and subln cannot both be on"),
@@ -24,9 +30,15 @@ CONFIGS = (EncoderConfig, DecoderConfig, EncoderDecoderConfig)
             EncoderConfig,
             {"encoder_embed_dim": 100, "encoder_attention_heads": 12},
             ValueError,
-            r"encoder_embed_dim \(100\) must be divisible by encoder_attention_heads \(12\); use 10 heads",
+            r"encoder_embed_dim \(100\) must be divisible by encoder_attention_heads \(12\); "
+            "give encoder_attention_heads=10",
         ),
-        (DecoderConfig, {"dropout": 1.5}, ValueError, r"dropout \(1.5\) must be in \[0.0, 1.0\)"),
+        (
+            DecoderConfig,
+            {"dropout": 1.5},
+            ValueError,
+            r"dropout \(1.5\) must be at least 0 and below 1; give dropout=0.1",
+        ),
         (DecoderConfig, {"decoder_layers": 0}, ValueError, r"decoder_layers \(0\) must be at least 1"),
         (DecoderConfig, {"decoder_layers": "six"}, TypeError, "decoder_layers must be int, got 'six'"),
         (DecoderConfig, {"decoder_layers": True}, TypeError, "decoder_layers must be int, got True"),

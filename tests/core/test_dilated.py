@@ -161,7 +161,7 @@ def test_padding_between_tokens_is_refused() -> None:
 
 
 def test_backends_that_cannot_serve_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"flash_attn needs .*; use sdpa"):
+    with pytest.raises(ValueError, match=r"flash_attn needs .*; give attention_backend='sdpa'\."):
         dilated_attention(*inputs(1, 4, 2, 0), [4], [1], backend="flash_attn")
     with pytest.raises(ValueError, match=r"attention_backend \('sdp'\) must be"):
         dilated_attention(*inputs(1, 4, 2, 0), [4], [1], backend="sdp")

@@ -271,7 +271,7 @@ def test_what_the_fla_backend_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     tensors, log_decay = inputs(2, 5, 1), log_decays(1, "powers")
     for installed, message in (
         (False, "pip install flash-linear-attention"),
-        (True, "needs a GPU, not cpu; use torch or auto."),
+        (True, "needs a GPU, not cpu; give retention_backend='auto'."),
     ):
         monkeypatch.setattr(retention_forms, "_HAS_FLA", installed)
         with pytest.raises(ValueError, match=f"retention_backend=fla .*{message}"):

@@ -101,13 +101,16 @@ def test_batches_are_sliced() -> None:
 def test_refused_where_processes_do_not_divide(data: Path, tmp_path: Path) -> None:
     done = train(2, data, tmp_path, *CAUSAL, *SHARED, "--seq-parallel-size", "3")
     assert done.returncode == 1
-    assert "--seq-parallel-size (3) must divide the number of processes (2); use one of 1, 2." in done.output
+    assert "--seq-parallel-size (3) must divide the number of processes (2); drop --seq-parallel-size." in done.output
 
 
 def test_refused_with_dense_attention(data: Path, tmp_path: Path) -> None:
     flags = ["--task", "language_modeling", "--arch", "gpt_xpos_small", *sizes("decoder"), *SHARED]
     done = train(1, data, tmp_path, *flags)
-    assert "--seq-parallel does not go with --arch gpt_xpos_small, whose attention is dense; use longnet" in done.output
+    assert (
+        "--seq-parallel cannot be combined with --arch gpt_xpos_small, whose attention is dense; give --arch longnet"
+        in done.output
+    )
 
 
 @pytest.mark.parametrize(
@@ -118,10 +121,16 @@ def test_refused_with_dense_attention(data: Path, tmp_path: Path) -> None:
             r"--seq-parallel-size \(2\) has no use without --seq-parallel",
         ),
         ({"seq_parallel_size": -2}, r"--seq-parallel-size \(-2\) must be at least 1, or 0 for all"),
-        ({"torchscale_compatible": True}, "does not go with --torchscale-compatible"),
-        ({"use_bmuf": True}, "does not go with --use-bmuf"),
-        ({"ddp_backend": "slowmo"}, "does not go with --ddp-backend slowmo; use legacy_ddp or pytorch_ddp"),
-        ({"moe_freq": 1, "moe_expert_count": 2}, "does not go with experts, which count places per batch"),
+        ({"torchscale_compatible": True}, "cannot be combined with --torchscale-compatible"),
+        ({"use_bmuf": True}, "cannot be combined with --use-bmuf"),
+        (
+            {"ddp_backend": "slowmo"},
+            "cannot be combined with --ddp-backend slowmo; give --ddp-backend legacy_ddp or --ddp-backend pytorch_ddp",
+        ),
+        (
+            {"moe_freq": 1, "moe_expert_count": 2},
+            "cannot be combined with experts, whose capacity is counted per batch",
+        ),
     ],
 )
 def test_refused_options(options: dict[str, Any], message: str) -> None:

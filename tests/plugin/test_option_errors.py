@@ -65,6 +65,7 @@ CONFLICTS: list[tuple[str, Options]] = [
     ("gpt_magneto", {**EXPERTS, "moe_capacity_factor": 0.0}),
     ("gpt_magneto", {**EXPERTS, "moe_eval_capacity_token_fraction": 2.0}),
     ("gpt_magneto", {**EXPERTS, "moe_routing_dim": 8}),
+    ("gpt_magneto", {**EXPERTS, "use_xmoe": True, "moe_routing_dim": 8, "torchscale_compatible": True}),
     ("gpt_magneto", {"bitnet_recipe": "paper"}),
     ("gpt_magneto", {"bitnet": "b1", "bitnet_recipe": "paper", "ffn_chunk_size": 64}),
     ("retnet_base", {"decoder_value_embed_dim": 101}),
@@ -240,6 +241,7 @@ def test_distributed_sequences(given: Options, surface: Surface, monkeypatch: py
 
     def attempt(options: Options) -> None:
         branches = {name: value for name, value in options.items() if name in DILATED}
+        branches = DILATED if options.get("arch") == "longnet" else branches
         experts = {"moe_freq": 1, "moe_expert_count": 2} if options.get("moe_freq") else {}
         model = Decoder(DecoderConfig(decoder_layers=1, **branches, **experts))
         check_options(sections(options), model)

@@ -1,11 +1,18 @@
 """Options that cannot work are refused before data is read, and nothing trained is lost to a wrong name."""
 
+from argparse import Namespace
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.fairseq_cli import run_beside_fairseq, run_fairseq
+from tests.fairseq_cli import FEW_UPDATES, TINY_LANGUAGE_MODEL, run_beside_fairseq, run_fairseq
 from tests.plugin.sentences import sentences_of, training
+from torchscale_fairseq.core.ops import flash_attention, retention_forms
+from torchscale_fairseq.core.option_error import OptionError
+from torchscale_fairseq.hooks.errors.reporting import sentence_of
+from torchscale_fairseq.hooks.options.backends import check_backends
 
 PAIR = ["--dataset-impl", "raw", "--source-lang", "en", "--target-lang", "de"]
 UNKNOWN_WORDS = ["--unkpen", "-100", "--max-len-a", "0", "--max-len-b", "4", "--batch-size", "16"]
@@ -46,11 +53,15 @@ def test_sentences(
     replace = [*generate, *PAIR, "--print-alignment", "--replace-unk"]
     metric = "--best-checkpoint-metric"
     trained = {
-        ("--update-freq", "0"): "--update-freq (0) must be at least 1",
-        ("--max-tokens", "0"): "--max-tokens (0) must be at least 1",
+        ("--update-freq", "0"): "--update-freq (0) must be at least 1; give --update-freq 1.",
+        ("--max-tokens", "0"): "--max-tokens (0) must be at least 1; give --max-tokens 1.",
         ("--eval-bleu", "--eval-bleu-args", "{beam"): "--eval-bleu-args ({beam) is not JSON: Expecting property name "
         "enclosed in double quotes: line 1 column 2 (char 1); write it like '{\"beam\": 4}'",
         ("--lr-scheduler", "polynomial_decay"): "--total-num-update is missing",
+        (
+            "--max-target-positions",
+            "0",
+        ): "--max-target-positions (0) must be at least 1; give --max-target-positions 1.",
         (metric, "bleu"): f"{metric} bleu needs --eval-bleu, without which it is not measured",
         (metric, "f1"): f"{metric} f1 is not among the figures of validation; they are loss, ppl",
         (metric, "ppl"): "success",
@@ -77,12 +88,46 @@ def test_sentences(
         (*evaluate, "--remove-bpe", "sentencepiece"): "--remove-bpe sentencepiece is unknown to fairseq-eval-lm, which "
         "joins pieces of subword_nmt alone: leave it out; torchscale-fairseq perplexity gives figures that do not "
         "depend on the pieces",
+        (
+            *("train", language_data, *TINY_LANGUAGE_MODEL, *FEW_UPDATES),
+            "--tokens-per-sample",
+            0,
+        ): "--tokens-per-sample (0) must be at least 1; give --tokens-per-sample 1.",
         ("eval_lm", language_data, "--path", "a:b"): "--path names 2 checkpoints, and fairseq-eval-lm evaluates one: "
         "give one of them",
     }
     train = [["train", *training(translation_data, tmp_path, *words)] for words in trained]
     assert sentences_of([*commands, *train]) == [*commands.values(), *trained.values()]
     assert (tmp_path / "checkpoint_best.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"attention_backend": "flash_attn"},
+            r"--attention-backend flash_attn needs the package .*; give --attention-backend sdpa\.",
+        ),
+        ({"flash_attention": True}, r"--flash-attention needs the package .*; drop --flash-attention\."),
+        ({"flash_attention": True, "segment_length": "[4]"}, None),
+        (
+            {"retention_backend": "fla"},
+            r"--retention-backend fla needs the package .*; give --retention-backend torch\.",
+        ),
+        ({"retention_backend": "auto"}, None),
+    ],
+)
+def test_backends_before_the_model(given: dict[str, Any], message: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flash_attention, "_is_installed", lambda: False)
+    monkeypatch.setattr(retention_forms, "_HAS_FLA", False)
+    common = Namespace(cpu=True, bf16=False, fp16=False, amp=False)
+    with nullcontext() if message is None else pytest.raises(OptionError, match=message):
+        check_backends(Namespace(model=Namespace(**given), common=common))
+
+
+def test_an_option_refused_while_training_is_spelt_as_a_flag() -> None:
+    error = OptionError("attention_backend", "flash_attn", "{attention_backend=} knows no padding", [])
+    assert sentence_of(error) == "--attention-backend flash_attn knows no padding."
 
 
 def test_unknown_words_are_replaced_by_the_words_they_are_aligned_with() -> None:

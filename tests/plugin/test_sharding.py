@@ -48,7 +48,7 @@ def test_a_size_that_does_not_divide_is_named_as_typed(language_data: Path, tmp_
     words = [language_data, "--task", "language_modeling", *shrunk("gpt_magneto_small"), *FEW_UPDATES, *SHARDED]
     done = run_fairseq("train", [*words, "--cpu", "--save-dir", tmp_path, "--fsdp-shard-size", "2"])
     assert done.returncode == 1
-    assert "--fsdp-shard-size (2) must divide the number of processes (1)" in done.last_line
+    assert "--fsdp-shard-size (2) must divide the number of processes (1); drop --fsdp-shard-size." in done.last_line
 
 
 @pytest.mark.parametrize("arch", ["gpt_deepnorm", "bert_magneto", "mt_deepnorm", "retnet_base"])

@@ -138,6 +138,15 @@ def test_a_norm_that_is_not_finite_ends_the_run(failure: str, language_data: Pat
     assert states and all(state["step"] == 2 for state in states.values())
 
 
+def test_a_crash_leaves_nothing_where_nothing_is_saved(language_data: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(language_data, tmp_path, *FUSED, "--no-save")
+    nan_loss(trainer, 1)
+    with pytest.raises(FloatingPointError):
+        for seed in range(3):
+            update(trainer, seed)
+    assert list(tmp_path.iterdir()) == []
+
+
 LOOKS: dict[str, Callable[[Any], Any]] = {
     "checkpoint": lambda trainer: trainer.consolidate_optimizer(),
     "validation": lambda trainer: trainer.valid_step(None),

@@ -18,7 +18,6 @@ from torchscale_fairseq.core.layers.experts import Experts
 from torchscale_fairseq.core.option_error import OptionError
 from torchscale_fairseq.core.parallel.sequence import SequenceSlice, sequence_group
 from torchscale_fairseq.hooks.contracts import CutsSequences, ReadsSlices
-from torchscale_fairseq.hooks.experts.options import DDP_ADVICE
 from torchscale_fairseq.hooks.options.model_options import ModelOptions, model_options
 from torchscale_fairseq.hooks.options.surfaces import spelt_as_typed
 
@@ -43,7 +42,7 @@ def sharing_of(cfg: Any, task: Any, model: nn.Module) -> "SequenceSharing | None
     """The sequence parallelism of a run; None without it.
 
     Raises:
-        InputError: the model cannot read slices, or options do not go together.
+        InputError: the model cannot read slices, or options contradict each other.
     """
     check_options(cfg, model)
     size = _processes_per_batch(cfg.model, cfg.distributed_training.distributed_world_size)
@@ -180,7 +179,7 @@ def check_options(cfg: Any, model: nn.Module) -> None:
     """Refuse what sequences that are distributed over processes do not go with.
 
     Raises:
-        OptionError: the model cannot read slices, or options do not go together.
+        OptionError: the model cannot read slices, or options contradict each other.
     """
     with spelt_as_typed():
         options = model_options(cfg.model)
@@ -205,9 +204,9 @@ def _contradictions(cfg: Any, model: nn.Module) -> Iterator[OptionError]:
     modules = list(model.modules())
     if not any(isinstance(module, DilatedAttention) for module in modules):
         condition = f"{{arch}} {options._name}, whose attention is dense"
-        yield _contradiction(condition, dict(EXAMPLE), advice="use longnet, or {}")
+        yield _contradiction(condition, {"arch": "longnet"}, dict(EXAMPLE))
     if any(isinstance(module, Experts) for module in modules):
-        yield _contradiction("experts, which count places per batch", {"moe_freq": 0})
+        yield _contradiction("experts, whose capacity is counted per batch", {"moe_freq": 0})
     if options.torchscale_compatible:
         reason = "{torchscale_compatible}, where the mixing of branches has no gradient"
         yield _contradiction(reason, {"torchscale_compatible": None}, {"seq_parallel": None})
@@ -216,8 +215,8 @@ def _contradictions(cfg: Any, model: nn.Module) -> Iterator[OptionError]:
         yield _contradiction(reason, {"optimization.use_bmuf": None}, {"seq_parallel": None})
     if backend not in ("c10d", "pytorch_ddp", "legacy_ddp", "no_c10d", "fully_sharded"):
         ways = ({"distributed_training.ddp_backend": name} for name in ("legacy_ddp", "pytorch_ddp"))
-        yield _contradiction(f"{{distributed_training.ddp_backend}} {backend}", *ways, advice=DDP_ADVICE)
+        yield _contradiction(f"{{distributed_training.ddp_backend}} {backend}", *ways)
 
 
-def _contradiction(what: str, *ways: dict[str, Any], advice: str = "{}") -> OptionError:
-    return OptionError("seq_parallel", True, f"{{seq_parallel}} does not go with {what}", ways, advice=advice)
+def _contradiction(what: str, *ways: dict[str, Any]) -> OptionError:
+    return OptionError("seq_parallel", True, f"{{seq_parallel}} cannot be combined with {what}", ways)

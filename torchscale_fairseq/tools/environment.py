@@ -6,7 +6,6 @@ import importlib.util
 import platform
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from torchscale_fairseq import __version__
 from torchscale_fairseq.tools.packages import OPTIONAL, REQUIRED
@@ -61,29 +60,19 @@ def packages() -> Iterator[tuple[str, str]]:
 
 def backends() -> Iterator[tuple[str, str]]:
     """Whether each backend of each operation serves a plain request of the best device here."""
-    for option, candidates, request in _operations():
+    import torch
+
+    from torchscale_fairseq.core.ops.probes import PROBES
+
+    where = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
+    for option, (candidates, request) in PROBES.items():
         for backend in candidates:
-            refusal = backend.refusal(request)
-            yield f"{option} {backend.name}", "can be chosen" if refusal is None else f"cannot be chosen: {refusal}"
+            refusal = backend.refusal(request(torch.device(where[0]), where[1]))
+            answer = "can be chosen" if refusal is None else f"cannot be chosen: {refusal}"
+            yield f"--{option.replace('_', '-')} {backend.name}", answer
 
 
 def _subject() -> str:
     import torch
 
     return "bf16 on the GPU" if torch.cuda.is_available() else "float32 on the CPU"
-
-
-def _operations() -> Iterator[tuple[str, Any, Any]]:
-    """An option, its backends, and a request without padding, as training on packed text makes it."""
-    import torch
-
-    from torchscale_fairseq.core.ops.attention import AttentionRequest
-    from torchscale_fairseq.core.ops.backends import ATTENTION
-    from torchscale_fairseq.core.ops.retention_forms import RETENTION, RetentionRequest
-
-    on_gpu = torch.cuda.is_available()
-    x = torch.zeros(1, 16, 2, 64, device="cuda" if on_gpu else "cpu", dtype=torch.bfloat16 if on_gpu else torch.float32)
-    plain = AttentionRequest(x, x, x, causal=True, block=0, key_padding_mask=None, bias=None, scale=1.0, dropout=0.0)
-    yield "--attention-backend", ATTENTION, plain
-    decay = torch.full((2,), -0.1, device=x.device)
-    yield "--retention-backend", RETENTION, RetentionRequest(x, x, x, decay, False, 128, {})

@@ -36,9 +36,7 @@ class BitNetOptions(Config):
         super()._check()
         for name in ("bitnet_recipe", "bitnet_packed"):
             if getattr(self, name) and self.bitnet is None:
-                raise self._error(
-                    name, f"{{{name}()}} has no use without {{bitnet}}", {"bitnet": "b1.58"}, {name: None}
-                )
+                raise self._error(name, f"{{{name}=}} has no use without {{bitnet}}", {"bitnet": "b1.58"}, {name: None})
         if self.ffn_chunk_size and self.bitnet == "b1" and self.bitnet_recipe == "paper":
             raise self._error(
                 "ffn_chunk_size",

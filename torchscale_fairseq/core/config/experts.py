@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..ops.routing import POLICIES
-from .option import Config, check_range, option
+from .option import Config, check_probability, check_range, option
 
 EXPERT_CLIPS = ("sparse", "plain")
 EXPERT_GRADIENTS = ("world_size", "sqrt_world_size")
@@ -130,7 +130,7 @@ class ExpertOptions(Config):
             if value not in (None, False, 0):
                 raise self._error(
                     name,
-                    f"{{{name}()}} has no use without experts",
+                    f"{{{name}=}} has no use without experts",
                     {"moe_freq": 1, "moe_expert_count": self.moe_expert_count or max(8, self.expert_top_k)},
                     {name: None},
                 )
@@ -173,19 +173,24 @@ class ExpertOptions(Config):
         if fraction is not None and (fraction == 0 or fraction > 1):
             raise self._error(
                 "moe_eval_capacity_token_fraction",
-                "{moe_eval_capacity_token_fraction()} must be in (0, 1], or negative for the capacity of training",
+                "{moe_eval_capacity_token_fraction()} must be above 0 and at most 1, or negative for the capacity of "
+                "training",
                 {"moe_eval_capacity_token_fraction": 0.25},
             )
         for name in ("moe_expert_ffn_dim", "moe_routing_dim"):
             if getattr(self, name) is not None:
                 check_range(name, getattr(self, name), 1)
         if self.moe_expert_dropout is not None:
-            check_range("moe_expert_dropout", self.moe_expert_dropout, 0.0, 1.0)
-        if self.moe_routing_dim is not None and (self.torchscale_compatible or not self.use_xmoe):
+            check_probability("moe_expert_dropout", self.moe_expert_dropout)
+        if self.moe_routing_dim is not None and not self.use_xmoe:
+            condition = "{moe_routing_dim=} is for {use_xmoe}"
+            raise self._error("moe_routing_dim", condition, {"use_xmoe": True}, {"moe_routing_dim": None})
+        if self.moe_routing_dim is not None and self.torchscale_compatible:
             raise self._error(
                 "moe_routing_dim",
-                "{moe_routing_dim()} belongs to {use_xmoe} without {torchscale_compatible}",
+                "{moe_routing_dim=} contradicts {torchscale_compatible}, whose routers have 16 dimensions",
                 {"moe_routing_dim": None},
+                {"torchscale_compatible": None},
             )
 
     def expert_freq(self, side: str) -> int:

@@ -21,8 +21,7 @@ class ImageOptions(Config):
             check_range(name, getattr(self, name), 1)
         if self.img_size % self.patch_size:
             size = self.img_size - self.img_size % self.patch_size or self.patch_size
-            condition = "{img_size()} must be a multiple of {patch_size()}"
-            raise self._error("img_size", condition, {"img_size": size}, advice=f"use {size}: {{}}")
+            raise self._error("img_size", "{img_size()} must be a multiple of {patch_size()}", {"img_size": size})
 
     @property
     def num_patches(self) -> int:

@@ -81,10 +81,14 @@ def _check_value(owner: str, name: str, value: Any, hint: Any, choices: Sequence
         raise OptionError(name, value, condition, [{name: nearest}])
 
 
-def check_range(name: str, value: float, low: float, high: float | None = None) -> None:
-    if value < low or (high is not None and value >= high):
-        bound = f"at least {low}" if high is None else f"in [{low}, {high})"
-        raise OptionError(name, value, f"{{{name}()}} must be {bound}", [{name: low}])
+def check_range(name: str, value: float, low: float) -> None:
+    if value < low:
+        raise OptionError(name, value, f"{{{name}()}} must be at least {low}", [{name: low}])
+
+
+def check_probability(name: str, value: float) -> None:
+    if not 0.0 <= value < 1.0:
+        raise OptionError(name, value, f"{{{name}()}} must be at least 0 and below 1", [{name: 0.1}])
 
 
 def nearest_divisor(width: int, heads: int) -> int:

@@ -8,7 +8,7 @@ from ..ops.retention_forms import RETENTION
 from .architectures import EncoderDecoderConfig
 from .bitnet import BitNetOptions
 from .experts import ExpertOptions
-from .option import Config, check_range, nearest_divisor, option
+from .option import Config, check_probability, check_range, nearest_divisor, option
 from .transformer import DecoderSide, TransformerConfig
 
 DECAYS = ("powers", "linspace")
@@ -67,13 +67,11 @@ class RetentionSide(Config):
         for name in ("decoder_embed_dim", "decoder_value_embed_dim"):
             width = getattr(self, name)
             if width % heads:
-                nearest = nearest_divisor(width, heads)
                 raise self._error(
                     name,
                     f"{{{name}()}} must be divisible by {{decoder_retention_heads()}}",
-                    {"decoder_retention_heads": nearest},
+                    {"decoder_retention_heads": nearest_divisor(width, heads)},
                     {name: width + heads - width % heads},
-                    advice=f"use {nearest} heads: {{}}",
                 )
         if self.decoder_embed_dim // heads % 2:
             raise self._error(
@@ -124,7 +122,7 @@ class RetNetConfig(RetentionSide, ExpertOptions, BitNetOptions):
     def _check(self) -> None:
         super()._check()
         for name in ("dropout", "activation_dropout", "drop_path_rate"):
-            check_range(name, getattr(self, name), 0.0, 1.0)
+            check_probability(name, getattr(self, name))
         check_range("ffn_chunk_size", self.ffn_chunk_size, 0)
         check_range("max_target_positions", self.max_target_positions, 1)
         if self.vocab_size < -1 or self.vocab_size == 0:

@@ -8,7 +8,7 @@ from ..ops.backend import Names
 from ..ops.backends import ATTENTION
 from .bitnet import BitNetOptions
 from .experts import ExpertOptions
-from .option import check_range, even_divisions, nearest_divisor, option
+from .option import check_probability, check_range, even_divisions, nearest_divisor, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ class TransformerConfig(ExpertOptions, BitNetOptions):
     def _check(self) -> None:
         super()._check()
         for name in ("dropout", "attention_dropout", "activation_dropout", "drop_path_rate"):
-            check_range(name, getattr(self, name), 0.0, 1.0)
+            check_probability(name, getattr(self, name))
         for name in ("rel_pos_buckets", "max_rel_pos", "ffn_chunk_size"):
             check_range(name, getattr(self, name), 0)
         check_range("xpos_scale_base", self.xpos_scale_base, 1)
@@ -156,12 +156,10 @@ class TransformerConfig(ExpertOptions, BitNetOptions):
         for name in ("embed_dim", "attention_heads", "ffn_embed_dim", "layers"):
             check_range(f"{side}_{name}", getattr(self, f"{side}_{name}"), 1)
         if width % heads:
-            nearest = nearest_divisor(width, heads)
             raise self._error(
                 f"{side}_embed_dim",
                 f"{{{side}_embed_dim()}} must be divisible by {{{side}_attention_heads()}}",
-                {f"{side}_attention_heads": nearest},
-                advice=f"use {nearest} heads: {{}}",
+                {f"{side}_attention_heads": nearest_divisor(width, heads)},
             )
         if self.xpos_rel_pos and (width // heads) % 2:
             raise self._error(

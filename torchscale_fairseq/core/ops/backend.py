@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar, overload
 import torch
 
 from ..errors import InputError
+from ..option_error import OptionError
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ def choose(
     wanted: str = AUTO,
     *,
     option: str = "",
-    advice: str = "",
+    instead: str = "",
     explain: bool = False,
 ) -> BackendT:
     """The backend that serves a request.
@@ -55,11 +56,12 @@ def choose(
         request: what is to be computed.
         wanted: a name, or ``AUTO``.
         option: which names one; the choice is logged once per backend. Empty where there is no option.
-        advice: for the end of an error, after the refusal.
+        instead: a name to suggest where one is refused; without it, the first of the others that serves the request.
         explain: the log says why backends before the chosen one were not taken.
 
     Raises:
-        InputError: no backend has this name, or it cannot serve the request.
+        InputError: no backend has this name.
+        OptionError: it cannot serve the request.
     """
     refusals: dict[str, str] = {}
     for backend in backends:
@@ -74,7 +76,8 @@ def choose(
     if not refusals:
         raise InputError(f"{option} ({wanted!r}) must be one of {', '.join(backend.name for backend in backends)}.")
     name, refusal = next(iter(refusals.items()))
-    raise InputError(f"{option}={name} {refusal}{advice}")
+    others = [instead] if instead else [other.name for other in backends if other.refusal(request) is None]
+    raise OptionError(option, name, f"{{{option}=}} {refusal}", [{option: other} for other in others[:1]])
 
 
 @functools.cache

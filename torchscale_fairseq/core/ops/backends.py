@@ -95,7 +95,7 @@ class Sdpa:
 
     def refusal(self, request: AttentionRequest) -> str | None:
         """It returns no log-sum-exp."""
-        return "gives no log-sum-exp; use naive." if request.need_log_sum_exp else None
+        return "gives no log-sum-exp" if request.need_log_sum_exp else None
 
     def run(self, request: AttentionRequest) -> AttentionResult:
         """``F.scaled_dot_product_attention``; blockwise attention in memory linear in the length where it can."""

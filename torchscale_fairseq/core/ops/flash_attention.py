@@ -16,15 +16,15 @@ class FlashAttn:
     def refusal(self, request: AttentionRequest) -> str | None:
         """It serves causal and full attention in half precision on a GPU."""
         if not _is_installed():
-            return "needs the package flash-attn (pip install flash-attn); use sdpa, which brings its own kernels."
+            return "needs the package flash-attn (pip install flash-attn)"
         if request.query.device.type != "cuda" or request.query.dtype not in (torch.float16, torch.bfloat16):
-            return f"needs fp16 or bf16 on a GPU, not {request.query.dtype} on {request.query.device.type}; use sdpa."
+            return f"needs fp16 or bf16 on a GPU, not {request.query.dtype} on {request.query.device.type}"
         if request.bias is not None or request.key_padding_mask is not None:
-            return "knows no bias and no padding; use sdpa."
+            return "knows no bias and no padding"
         if request.block:
-            return "knows no blockwise causal attention; use sdpa."
+            return "knows no blockwise causal attention"
         if request.need_log_sum_exp:
-            return "gives no differentiable log-sum-exp; use naive."
+            return "gives no differentiable log-sum-exp"
         return None
 
     def run(self, request: AttentionRequest) -> AttentionResult:

@@ -329,8 +329,7 @@ def choose_kernel(request: PartialRequest, backend: str) -> Kernel:
             f"attention_backend ({backend!r}) must be one of sdpa, {', '.join(names)} in dilated attention, which "
             "needs a log-sum-exp."
         )
-    advice = "; use sdpa, which brings its own kernels."
-    return choose(OF_OTHERS, request, backend, option="attention_backend", advice=advice)
+    return choose(OF_OTHERS, request, backend, option="attention_backend", instead="sdpa")
 
 
 def _flash_refusal(query: Tensor, scores: Scores) -> str | None:

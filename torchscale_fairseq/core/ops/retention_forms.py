@@ -55,7 +55,7 @@ def retention(
         request,
         backend,
         option="retention_backend",
-        advice="; use torch or auto.",
+        instead="auto",
         explain=value.device.type == "cuda",
     )
     return chosen.run(request)

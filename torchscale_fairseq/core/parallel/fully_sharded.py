@@ -62,13 +62,12 @@ def data_mesh(device_type: str, shard_size: int) -> DeviceMesh:
     """
     processes = dist.get_world_size()
     if shard_size < 0 or (shard_size and processes % shard_size):
-        usable = [n for n in range(1, processes + 1) if processes % n == 0]
+        divisors = [n for n in range(2, processes) if processes % n == 0]
         raise OptionError(
             "fsdp_shard_size",
             shard_size,
             f"{{fsdp_shard_size()}} must divide the number of processes ({processes})",
-            [{"fsdp_shard_size": n} for n in usable],
-            advice=f"use one of {', '.join(map(str, usable))}",
+            [*({"fsdp_shard_size": n} for n in divisors), {"fsdp_shard_size": None}],
         )
     if shard_size in (0, processes):
         return init_device_mesh(device_type, (processes,), mesh_dim_names=("shard",))

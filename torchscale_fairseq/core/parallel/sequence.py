@@ -79,12 +79,11 @@ def sequence_group(size: int) -> ProcessGroup:
     """
     processes = dist.get_world_size()
     if size < 1 or processes % size:
-        usable = [n for n in range(1, processes + 1) if processes % n == 0]
+        divisors = [n for n in range(2, processes) if processes % n == 0]
         raise OptionError(
             "seq_parallel_size",
             size,
             f"{{seq_parallel_size()}} must divide the number of processes ({processes})",
-            [{"seq_parallel_size": n} for n in usable],
-            advice=f"use one of {', '.join(map(str, usable))}",
+            [*({"seq_parallel_size": n} for n in divisors), {"seq_parallel_size": None}],
         )
     return own_group([list(range(first, first + size)) for first in range(0, processes, size)])

@@ -20,7 +20,9 @@ from torch.multiprocessing.spawn import ProcessException
 
 from torchscale_fairseq.core import reporting
 from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.core.option_error import OptionError
 from torchscale_fairseq.hooks.errors import noting, stock_errors
+from torchscale_fairseq.hooks.options import surfaces
 
 
 def report_errors_of_this_process() -> None:
@@ -45,6 +47,8 @@ def sentence_of(error: BaseException) -> str | None:
     requested."""
     if reporting.wants_traceback():
         return None
+    if isinstance(error, OptionError):
+        surfaces.spell(error)
     return stock_errors.sentence_of(error) or reporting.sentence_of(error)
 
 

@@ -5,8 +5,6 @@ from typing import Any
 from torchscale_fairseq.core.option_error import OptionError
 from torchscale_fairseq.hooks.options.surfaces import spelt_as_typed
 
-DDP_ADVICE = "use legacy_ddp or pytorch_ddp"
-
 
 def prepare_options(cfg: Any, *, several_processes: bool) -> None:
     """Set the options that a model with experts needs, and refuse those that would destroy it.
@@ -34,10 +32,10 @@ def _refuse_averaging(cfg: Any) -> None:
         raise _refusal(option, sharding, reason, {option: "none"})
     if cfg.optimization.use_bmuf:
         reason, remedy = "averages parameters over processes", {"optimization.use_bmuf": None}
-        raise _refusal("optimization.use_bmuf", True, reason, remedy, advice="use no {optimization.use_bmuf}")
+        raise _refusal("optimization.use_bmuf", True, reason, remedy)
     if backend in ("slowmo", "slow_mo"):
         option, reason = "distributed_training.ddp_backend", "averages parameters over processes"
-        raise _refusal(option, backend, reason, {option: "legacy_ddp"}, {option: "pytorch_ddp"}, advice=DDP_ADVICE)
+        raise _refusal(option, backend, reason, {option: "legacy_ddp"}, {option: "pytorch_ddp"})
 
 
 def _refuse_shared_state(cfg: Any) -> None:
@@ -48,6 +46,6 @@ def _refuse_shared_state(cfg: Any) -> None:
         raise _refusal("optimizer", "adafactor", "keeps state that experts share", {"optimizer": "adam"})
 
 
-def _refusal(option: str, value: Any, reason: str, *ways: dict[str, Any], advice: str = "{}") -> OptionError:
+def _refusal(option: str, value: Any, reason: str, *ways: dict[str, Any]) -> OptionError:
     condition = f"{{{option}=}} {reason}, but processes hold experts of their own ({{moe_freq}}, {{moe_expert_count}})"
-    return OptionError(option, value, condition, ways, advice=advice)
+    return OptionError(option, value, condition, ways)

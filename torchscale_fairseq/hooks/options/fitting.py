@@ -12,7 +12,7 @@ from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.models import MODEL_REGISTRY
 from fairseq.tasks import TASK_REGISTRY
 
-from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.core.errors import InputError, joined
 from torchscale_fairseq.hooks.contracts import NamesFittingTasks
 
 _KNOWN = ("fairseq.", "torchscale_fairseq.")
@@ -109,5 +109,4 @@ def _architectures_for(task: str | None) -> list[str]:
 
 def _listed(names: Sequence[str] | Mapping[str, Any]) -> str:
     """Names that a user may take, without fairseq's tasks on made-up data."""
-    *most, last = [name for name in names if not name.startswith("dummy_")]
-    return f"{', '.join(most)} or {last}" if most else last
+    return joined([name for name in names if not name.startswith("dummy_")], "or")

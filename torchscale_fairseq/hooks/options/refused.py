@@ -12,6 +12,9 @@ from fairseq.dataclass.configs import FairseqConfig
 from fairseq.optim import OPTIMIZER_REGISTRY
 
 from torchscale_fairseq.core.errors import InputError, did_you_mean
+from torchscale_fairseq.core.option_error import OptionError
+from torchscale_fairseq.hooks.options.backends import check_backends
+from torchscale_fairseq.hooks.options.surfaces import spelt_as_typed
 
 ALONE = "@@ "
 """The value that fairseq gives to ``--replace-unk`` without a file, and then opens as a file."""
@@ -26,6 +29,9 @@ LEAST = {
     ("dataset", "validate_interval"): 1,
     ("checkpoint", "save_interval"): 1,
     ("common", "log_interval"): 1,
+    ("task", "tokens_per_sample"): 1,
+    ("task", "max_source_positions"): 1,
+    ("task", "max_target_positions"): 1,
 }
 """The least value of each option; stock fairseq fails below it, or divides by zero."""
 
@@ -53,13 +59,20 @@ def check_training(cfg: Any) -> None:
     if cfg.get("optimizer") is None or getattr(cfg.optimizer, "_name", None) is None:
         names = ", ".join(sorted(OPTIMIZER_REGISTRY))
         raise InputError(f"the optimizer is missing: give --optimizer (in Hydra, optimizer._name), one of {names}")
-    for (group, name), least in LEAST.items():
-        values = cfg[group][name]
-        for value in values if isinstance(values, Sequence) else [values]:
-            if value is not None and value < least:
-                raise InputError(f"--{name.replace('_', '-')} ({value}) must be at least {least}")
+    with spelt_as_typed():
+        for (group, name), least in LEAST.items():
+            _check_least(f"{group}.{name}", getattr(cfg.get(group), name, None), least)
+    check_backends(cfg)
     for name in ("eval_bleu_args", "eval_bleu_detok_args"):
         _check_json(f"--{name.replace('_', '-')}", getattr(cfg.task, name, None))
+
+
+def _check_least(option: str, given: Any, least: int) -> None:
+    is_list = isinstance(given, Sequence)
+    for value in given if is_list else [given]:
+        if isinstance(value, int) and value < least:
+            remedy = {option: [least] if is_list else least}
+            raise OptionError(option, value, f"{{{option}()}} must be at least {least}", [remedy])
 
 
 def _check_keys(cfg: Any) -> None:

@@ -55,7 +55,8 @@ class Flags(_Typed):
     def setting(self, option: str, value: Any) -> str | None:
         if not self._can_type(option) or value is False:
             return None
-        return self.name(option) if value is True else f"{self.name(option)} {shlex.quote(str(value))}"
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        return self.name(option) if value is True else f"{self.name(option)} {shlex.quote(text)}"
 
 
 class HydraOverrides(_Typed):
@@ -92,10 +93,15 @@ def surface_in_use(preset: Mapping[str, Any] | None = None, given: Mapping[str, 
 
 @contextmanager
 def spelt_as_typed(preset: Mapping[str, Any] | None = None, given: Mapping[str, Any] | None = None) -> Iterator[None]:
-    """Meanwhile, errors of options are spelt for the surface in use; arguments as for ``Flags``."""
+    """Within the block, spell errors of options for the surface in use; arguments as for ``Flags``."""
     try:
         yield
     except OptionError as error:
-        if not isinstance(error.surface, _Typed):
-            error.on(surface_in_use(preset, given))
+        spell(error, preset, given)
         raise
+
+
+def spell(error: OptionError, preset: Mapping[str, Any] | None = None, given: Mapping[str, Any] | None = None) -> None:
+    """Spell an error for the surface in use, unless it is spelt already; arguments as for ``Flags``."""
+    if not isinstance(error.surface, _Typed):
+        error.on(surface_in_use(preset, given))

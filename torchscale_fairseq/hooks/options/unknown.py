@@ -2,14 +2,13 @@
 
 import argparse
 import dataclasses
-import difflib
 import re
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from fairseq.models import MODEL_DATACLASS_REGISTRY, MODEL_REGISTRY
 
-from torchscale_fairseq.core.errors import did_you_mean
+from torchscale_fairseq.core.errors import did_you_mean, joined, nearest
 from torchscale_fairseq.hooks.contracts import HasPreset
 
 MOST_CHOICES = 20
@@ -55,19 +54,24 @@ def hint(message: str, known: list[str]) -> str:
     if not message.startswith("unrecognized arguments"):
         return ""
     flags_of: dict[str, list[str]] = {}
-    near = []
+    near: list[str] = []
     for flag in dict.fromkeys(re.findall(r"--[a-z][\w-]*", message)):
         names = ", ".join(_architectures_with(flag.removeprefix("--").replace("-", "_")))
         if names:
             flags_of.setdefault(names, []).append(flag)
         else:
-            near += difflib.get_close_matches(flag, known, n=1, cutoff=0.8)
+            near += _nearest_flags(flag, known)
     lines = [
         f"\n{' and '.join(flags)}: for --arch {names}; the --arch of this command has no such option."
         for names, flags in flags_of.items()
     ]
-    question = f"; did you mean {' '.join(dict.fromkeys(near))}?" if near else ""
+    question = f"; did you mean {joined(list(dict.fromkeys(near)), 'or')}?" if near else ""
     return "".join([question, *lines])
+
+
+def _nearest_flags(flag: str, known: list[str]) -> list[str]:
+    names = [other.removeprefix("--").replace("-", "_") for other in known]
+    return ["--" + name.replace("_", "-") for name in nearest(flag.removeprefix("--").replace("-", "_"), names)]
 
 
 def _architectures_with(option: str) -> list[str]:

@@ -65,7 +65,7 @@ def in_float32(cfg: Any) -> Iterator[None]:
 
 
 def check_options(cfg: Any, task: Any) -> None:
-    """Refuse what sharding does not go with.
+    """Refuse options that contradict sharding.
 
     Raises:
         OptionError: naming both options and a way out.
@@ -87,8 +87,10 @@ def check_unsharded(cfg: Any) -> None:
         value = getattr(options, option)
         if value not in without_effect:
             condition = f"{{{option}=}} is for {{{BACKEND}}} {FULLY_SHARDED}"
+            divides = option != "fsdp_shard_size" or cfg.distributed_training.distributed_world_size % value == 0
+            ways: list[dict[str, Any]] = [*([{BACKEND: FULLY_SHARDED}] if divides else []), {option: None}]
             with spelt_as_typed():
-                raise OptionError(option, value, condition, [{BACKEND: FULLY_SHARDED}, {option: None}])
+                raise OptionError(option, value, condition, ways)
 
 
 def _contradictions(cfg: Any, task: Any) -> Iterator[OptionError]:
@@ -120,7 +122,7 @@ def _contradictions(cfg: Any, task: Any) -> Iterator[OptionError]:
         yield _contradiction("task.eval_bleu", reason, {"task.eval_bleu": None})
     options = model_options(cfg.model)
     if options.async_checkpoint and options.checkpoint_format == "merged":
-        condition = "{async_checkpoint=} is for sharded checkpoints, and does not go with {checkpoint_format} merged"
+        condition = "{async_checkpoint=} is for sharded checkpoints, and contradicts {checkpoint_format} merged"
         ways: list[dict[str, Any]] = [{"checkpoint_format": "sharded"}, {"async_checkpoint": None}]
         yield OptionError("async_checkpoint", True, condition, ways)
     if options.log_norms_interval:
@@ -132,5 +134,5 @@ def _contradictions(cfg: Any, task: Any) -> Iterator[OptionError]:
 
 
 def _contradiction(option: str, reason: str, *ways: dict[str, Any], value: Any = True) -> OptionError:
-    condition = f"{{{option}=}} {reason}, and does not go with {{{BACKEND}}} {FULLY_SHARDED}"
+    condition = f"{{{option}=}} {reason}, and cannot be combined with {{{BACKEND}}} {FULLY_SHARDED}"
     return OptionError(option, value, condition, [*ways, {BACKEND: "pytorch_ddp"}])

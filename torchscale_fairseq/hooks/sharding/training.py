@@ -21,7 +21,7 @@ def sharded_training(cfg: Any, task: Any, model: nn.Module, criterion: nn.Module
     """Shard a model, and a criterion that has parameters, if a run requests it.
 
     Raises:
-        OptionError: options do not go together.
+        OptionError: options contradict each other.
     """
     if not is_fully_sharded(cfg):
         check_unsharded(cfg)
@@ -75,9 +75,9 @@ class ShardedTraining:
             optimizer = optim.build_optimizer(cfg.optimizer, self.parameters.local)
         if not optimizer.supports_flat_params:
             raise InputError(
-                f"--optimizer {cfg.optimizer._name} looks at whole parameters, and does not go with --ddp-backend "
-                "fully_sharded, where a process holds a slice of each; use --optimizer adam, or --ddp-backend "
-                "pytorch_ddp."
+                f"--optimizer {cfg.optimizer._name} looks at whole parameters, and cannot be combined with "
+                "--ddp-backend fully_sharded, where a process holds a slice of each; give --optimizer adam, or "
+                "--ddp-backend pytorch_ddp."
             )
         return optimizer
 
@@ -98,7 +98,9 @@ class ShardedEMA(EMA):
         self.update_freq_counter = 0
         self.model = _Slices(model.state_dict())
         if config.ema_seed_model is not None:
-            raise InputError("--ema-seed-model does not go with --ddp-backend fully_sharded; leave it out.")
+            raise InputError(
+                "--ema-seed-model cannot be combined with --ddp-backend fully_sharded; drop --ema-seed-model."
+            )
         if config.ema_fp32:
             self.build_fp32_params()
 

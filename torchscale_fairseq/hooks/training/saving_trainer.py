@@ -89,8 +89,11 @@ class SavingTrainer(ShardedTrainer):
             expert_shards.remove_unused(folder, read_mapped)
 
     def save_checkpoint(self, filename: str, extra_state: dict[str, Any]) -> Any:
-        """Stock's; what is left of a crash holds the experts of its process alone, as the others may be gone. A
-        sharded model, of which one process has no whole layer, leaves nothing."""
+        """Save as stock does, but for the checkpoint after a crash: it holds the experts of its process alone, as the
+        other processes may be gone. There is none with --no-save, or of a sharded model, of which no process has a
+        whole layer."""
+        if os.path.basename(filename) == CRASH and self.cfg.checkpoint.no_save:
+            return None
         if self._sharded is not None and os.path.basename(filename) == CRASH:
             logger.warning(
                 "no %s is written: a process holds a slice of the model (--ddp-backend fully_sharded)", CRASH

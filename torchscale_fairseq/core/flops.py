@@ -67,7 +67,7 @@ def training_flops(
 
 
 def _convolutions(config: Any, frames: int) -> float:
-    """Products of the convolutions that shorten so many frames of speech."""
+    """Products of the convolutions that shorten a number of frames of speech."""
     inner, sizes = config.conv_channels, config.kernel_sizes
     inputs = [config.input_features] + [inner // 2] * (len(sizes) - 1)
     outputs = [inner] * (len(sizes) - 1) + [2 * config.encoder_embed_dim]

@@ -55,7 +55,7 @@ class SpeechOptions(Config):
         return frame_count(length, self.sample_rate) if self.sample_rate else length
 
     def shortened(self, frames: int) -> int:
-        """Tokens of the encoder that so many frames become."""
+        """Length of the encoder's input for a number of frames."""
         for _ in self.kernel_sizes:
             frames = (frames + 1) // 2
         return frames

@@ -44,7 +44,7 @@ def window_samples(sample_rate: int) -> tuple[int, int]:
 
 
 def frame_count(samples: int, sample_rate: int) -> int:
-    """Frames of a waveform of so many samples; 0 if it is shorter than a window."""
+    """Number of frames of a waveform of ``samples`` samples; 0 if it is shorter than a window."""
     size, shift = window_samples(sample_rate)
     return 0 if samples < size else 1 + (samples - size) // shift
 

@@ -153,13 +153,13 @@ class SpeechModel(RetainsDropout, FairseqEncoderDecoderModel):
 
 
 class LongNetSpeechModel(SpeechModel):
-    """The same with dilated attention in the encoder, for minutes of audio; each preset is a subclass."""
+    """``SpeechModel`` with dilated attention in the encoder, for minutes of audio; each preset is a subclass."""
 
     config_class = LongNetSpeechConfig
 
 
 class RetNetSpeechModel(SpeechModel):
-    """The same with retention in the decoder; each preset is a subclass."""
+    """``SpeechModel`` with retention in the decoder; each preset is a subclass."""
 
     config_class = RetNetSpeechConfig
     decoder_class = RetNetSpeechDecoder

@@ -13,7 +13,7 @@ from .encoder import Encoder
 
 AnySpeechConfig = SpeechConfig | LongNetSpeechConfig | RetNetSpeechConfig
 FULL_SCALE = 2**15
-"""Of 16-bit samples, which Kaldi's features are computed from."""
+"""Amplitude at full scale in 16-bit samples, from which Kaldi computes its features."""
 
 
 class SpeechEncoder(Encoder):

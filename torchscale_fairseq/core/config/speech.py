@@ -74,7 +74,7 @@ class SpeechConfig(SpeechOptions, EncoderDecoderConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class LongNetSpeechConfig(SpeechOptions, EncoderDecoderConfig, DilatedOptions):
-    """The same with dilated attention in the encoder."""
+    """Options of a speech model with dilated attention in the encoder."""
 
 
 @dataclass(frozen=True, kw_only=True)

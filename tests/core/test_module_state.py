@@ -2,13 +2,11 @@
 
 import ast
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-import torchscale_fairseq
+from tests.sources import trees
 
-PACKAGE = Path(torchscale_fairseq.__file__).parent
 CHANGING = {
     *("add", "append", "appendleft", "clear", "discard", "extend", "insert", "pop", "popitem", "remove", "reset"),
     *("set", "setdefault", "sort", "update", "__setitem__"),
@@ -16,16 +14,15 @@ CHANGING = {
 """Methods that change a container or a context variable."""
 ALLOWED = {
     # fairseq's build_model(cfg, task) hands nothing on to the layers that are built within
-    ("core/parallel/groups.py", "_splitting"),
+    ("torchscale_fairseq.core.parallel.groups", "_splitting"),
     # what the end of the process has to wait for, which no object outlives
-    ("hooks/stock/batches.py", "_reading"),
+    ("torchscale_fairseq.hooks.stock.batches", "_reading"),
 }
 FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 
 
-def changed_globals(source: str) -> set[str]:
+def changed_globals(module: ast.Module) -> set[str]:
     """Names of a module that its functions rebind, or whose content they change."""
-    module = ast.parse(source)
     names = set(_bound(module))
     return {
         name
@@ -90,7 +87,7 @@ def _root(expression: ast.expr) -> Iterator[str]:
     ],
 )
 def test_a_change_is_found(change: str) -> None:
-    assert changed_globals(f"table = {{'a': []}}\n{change}")
+    assert changed_globals(ast.parse(f"table = {{'a': []}}\n{change}"))
 
 
 @pytest.mark.parametrize(
@@ -104,14 +101,10 @@ def test_a_change_is_found(change: str) -> None:
     ],
 )
 def test_what_changes_nothing_is_left_alone(source: str) -> None:
-    assert not changed_globals(source)
+    assert not changed_globals(ast.parse(source))
 
 
 def test_no_module_keeps_state() -> None:
-    found = {
-        (path.relative_to(PACKAGE).as_posix(), name)
-        for path in PACKAGE.rglob("*.py")
-        for name in changed_globals(path.read_text())
-    }
+    found = {(module, name) for module, tree in trees().items() for name in changed_globals(tree)}
     assert found <= ALLOWED, "let a parameter, an argument or an object carry it"
     assert found >= ALLOWED, "no longer needed in ALLOWED"

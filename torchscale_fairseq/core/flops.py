@@ -8,6 +8,8 @@ that follows is that of PaLM (arXiv:2204.02311, appendix B).
 from dataclasses import dataclass
 from typing import Any
 
+from .config import DilatedOptions, RetentionSide, RetNetConfig
+
 BACKWARD_TOO = 3
 """Forward and backward relative to the forward pass."""
 
@@ -77,7 +79,7 @@ def _convolutions(config: Any, frames: int) -> float:
 
 def retains(config: Any) -> bool:
     """Whether the decoder has retention instead of self-attention."""
-    return hasattr(config, "decoder_value_embed_dim")
+    return isinstance(config, RetentionSide)
 
 
 def _causal_attention(config: Any, load: Load) -> float:
@@ -89,11 +91,10 @@ def _causal_attention(config: Any, load: Load) -> float:
 def _attended(config: Any, load: Load) -> float:
     """Pairs of tokens that attention without a mask looks at: all, or with dilated attention (LongNet,
     arXiv:2307.02486, sec. 2.2), per branch those of the same segment among every ratio-th token."""
-    branches = zip(getattr(config, "segment_lengths", ()), getattr(config, "dilation_ratios", ()), strict=True)
-    dilated = [(segment, ratio) for segment, ratio in branches]
-    if not dilated:
+    if not isinstance(config, DilatedOptions) or not config.segment_lengths:
         return load.squares
-    return sum(n * min(n, segment) / ratio**2 for segment, ratio in dilated for n in load.lengths)
+    branches = zip(config.segment_lengths, config.dilation_ratios, strict=True)
+    return sum(n * min(n, segment) / ratio**2 for segment, ratio in branches for n in load.lengths)
 
 
 def _retention(config: Any, load: Load) -> float:
@@ -107,7 +108,7 @@ def _retention(config: Any, load: Load) -> float:
 def _feed_forward(config: Any, side: str) -> int:
     """Entries of the matrices that a token meets in all feed-forward networks of a side."""
     width, inner, layers = (getattr(config, f"{side}_{name}") for name in ("embed_dim", "ffn_embed_dim", "layers"))
-    matrices = 3 if getattr(config, "gated_ffn", True) else 2  # RetNet's are always gated
+    matrices = 3 if isinstance(config, RetNetConfig) or config.gated_ffn else 2
     freq = config.expert_freq(side)
     with_experts = layers // freq if freq else 0
     expert_inner = config.moe_expert_ffn_dim or inner

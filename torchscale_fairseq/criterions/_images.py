@@ -7,12 +7,13 @@ from fairseq.criterions import FairseqCriterion
 from fairseq.logging import metrics
 from torch import Tensor
 
+from torchscale_fairseq.hooks.contracts import PredictsTargets
 from torchscale_fairseq.hooks.sequence_parallel import SLICE
 
 
 def predicts(task: Any) -> str:
     """The kind of target that a task has: classes, labels (any number of them per example) or times."""
-    return getattr(task, "predicts", None) or ("times" if getattr(task.cfg, "labels", "") else "classes")
+    return task.predicts if isinstance(task, PredictsTargets) else "classes"
 
 
 class ImageCriterion(FairseqCriterion):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.ops.linear_cross_entropy import linear_cross_entropy, summed_linear_cross_entropy
+from torchscale_fairseq.hooks.contracts import sides_of
 
 
 @dataclass
@@ -63,7 +64,7 @@ class LinearCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         self, model: Any, net_output: tuple[Tensor, Any], sample: dict[str, Any], reduce: bool = True
     ) -> tuple[Tensor, Tensor]:
         """Loss and negative log-likelihood from features (batch, seq, width)."""
-        projection = getattr(getattr(model, "decoder", None), "output_projection", None)
+        projection = getattr(sides_of(model).get("decoder"), "output_projection", None)
         if not isinstance(projection, nn.Linear):
             raise InputError(_UNSUITABLE)
         features, target = net_output[0].flatten(0, 1), model.get_targets(sample, net_output).flatten()
@@ -75,8 +76,8 @@ class LinearCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
 
 def _gives_features(model: Any) -> bool:
     """Whether the model's decoder can leave out its output projection."""
-    forward = getattr(getattr(model, "decoder", None), "forward", None)
-    return forward is not None and "features_only" in inspect.signature(forward).parameters
+    decoder = sides_of(model).get("decoder")
+    return decoder is not None and "features_only" in inspect.signature(decoder.forward).parameters
 
 
 _UNSUITABLE = (

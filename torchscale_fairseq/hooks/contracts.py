@@ -1,10 +1,11 @@
-"""Members that hooks look for in models, tasks, criterions and Trainers. Those of fairseq and of other packages lack
-them, and are treated as stock fairseq treats them."""
+"""Members that this package looks for in models, tasks, criterions, optimizers and Trainers. Those of fairseq and of
+other packages lack them, and are treated as stock fairseq treats them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
+from torch import nn
 from torch.distributed import ProcessGroup
 
 
@@ -22,6 +23,12 @@ class HasPreset(Protocol):
 
     preset: Mapping[str, Any]
     """Options that differ from the config's defaults."""
+
+
+def sides_of(model: Any) -> dict[str, nn.Module]:
+    """The encoder and the decoder of a model, as far as it has them."""
+    sides = {side: getattr(model, side, None) for side in ("encoder", "decoder")}
+    return {side: module for side, module in sides.items() if isinstance(module, nn.Module)}
 
 
 @runtime_checkable
@@ -64,6 +71,39 @@ class ReadsSlices(Protocol):
             rank: of this process among those that share a sequence.
             size: their number.
         """
+
+
+@runtime_checkable
+class PredictsTargets(Protocol):
+    """A task of images or slides."""
+
+    predicts: str
+    """The kind of its targets: classes, labels (any number of them per example) or times."""
+
+
+@runtime_checkable
+class LearnsByObjective(Protocol):
+    """A task that trains models of several kinds."""
+
+    objective: str | None
+    """masked or causal; None before a model is built."""
+
+
+@runtime_checkable
+class MeasuresAfterValidation(Protocol):
+    """A task that logs figures of a whole validation at its end; fairseq calls it then."""
+
+    def post_validate(self, model: Any, stats: Any, aggregator: Any) -> None:
+        """Log them."""
+
+
+@runtime_checkable
+class SkipsUpdates(Protocol):
+    """An optimizer of torch that can leave the weights as they are where the device finds infinite gradients."""
+
+    @property
+    def can_skip(self) -> bool:
+        """Whether it heeds ``found_inf``."""
 
 
 @runtime_checkable

@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from torchscale_fairseq.core.layers.attention import MultiheadAttention
+from torchscale_fairseq.hooks.contracts import sides_of
 from torchscale_fairseq.hooks.generation.repairs import dropout_names
 
 
@@ -40,9 +41,8 @@ class RetainsDropout:
 def _dropouts(model: Any) -> Iterator[tuple[str, nn.Module]]:
     """The modules that drop values, and for which being in training means nothing else, with the name of the module of
     stock's Transformer that has the dropout in this place."""
-    for side in ("encoder", "decoder"):
-        stack: nn.Module | None = getattr(model, side, None)
-        for path, module in () if stack is None else stack.named_modules():
+    for side, stack in sides_of(model).items():
+        for path, module in stack.named_modules():
             if isinstance(module, MultiheadAttention):
                 yield "MultiheadAttention", module
             elif isinstance(module, nn.Dropout):

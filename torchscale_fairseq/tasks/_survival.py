@@ -23,6 +23,7 @@ class TimeBins:
 
     cfg: Any
     state: Any
+    predicts = "times"
     examples = "images"
     """A word for messages."""
 

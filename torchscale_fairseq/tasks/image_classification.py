@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 class ImageClassificationTask(ClassReading, ImageTask):
     """Classes are the folders of the training split. A checkpoint remembers them."""
 
+    predicts = "classes"
+
     @classmethod
     def setup_task(cls, cfg: ImageConfig, from_checkpoint: bool = False, **_: Any) -> ImageTask:
         """Make the task; with --labels the one that reads them instead."""

@@ -102,7 +102,6 @@ class SlideLabelsTask(SlideClassificationTask):
 class SlideSurvivalTask(TimeBins, SlideClassificationTask):
     """Survival: bins of time, after the training's events."""
 
-    predicts = "times"
     examples = "slides"
 
     def _table(self, split: str, problems: Problems) -> Survival:

@@ -48,12 +48,15 @@ class MaskFiller:
         plugin.register()
         from fairseq import checkpoint_utils, utils
 
+        from torchscale_fairseq.hooks.contracts import LearnsByObjective
+
         pieces = (data / "sentencepiece.bpe.model").read_bytes()
         self.tokenizer = sentencepiece.SentencePieceProcessor(model_proto=pieces)
         models, config, task = checkpoint_utils.load_model_ensemble_and_task(
             [str(checkpoint)], arg_overrides={"data": str(data)}
         )
-        if getattr(task, "objective", config.task._name) not in ("masked", "masked_lm"):
+        objective = task.objective if isinstance(task, LearnsByObjective) else config.task._name
+        if objective not in ("masked", "masked_lm"):
             raise InputError(
                 f"{checkpoint} was trained with --task {config.task._name}; a model of --task masked_lm, or of --task "
                 "pretraining with --objective masked, fills masks"

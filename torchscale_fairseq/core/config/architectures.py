@@ -15,6 +15,11 @@ class EncoderConfig(EncoderSide, DilatedOptions):
         False, "use one matrix as the encoder's embedding and output projection"
     )
 
+    @property
+    def shares_output_embedding(self) -> bool:
+        """Whether the output projection is the embedding."""
+        return self.share_encoder_input_output_embed
+
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig(DecoderSide, DilatedOptions):

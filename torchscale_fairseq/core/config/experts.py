@@ -25,6 +25,9 @@ EXPERT_OPTIONS = (
 class ExpertOptions(Config):
     """Options of mixtures of experts."""
 
+    multiway = False
+    """Whether there are two modalities; an option of most configs."""
+
     if TYPE_CHECKING:
         torchscale_compatible: bool  # of the classes below
 
@@ -106,7 +109,7 @@ class ExpertOptions(Config):
 
     def _check(self) -> None:
         super()._check()
-        for side in self._sides:
+        for side in self.sides:
             freq, layers = self.expert_freq(side), getattr(self, f"{side}_layers")
             check_range("moe_freq", freq, 0)
             if freq > layers:
@@ -156,7 +159,7 @@ class ExpertOptions(Config):
                 {"moe_top_k": 1},
                 moe_top_k=self.expert_top_k,
             )
-        if getattr(self, "multiway", False):
+        if self.multiway:
             raise self._error(
                 "multiway",
                 "{multiway} and {moe_freq} cannot both be on: both replace the feed-forward network",
@@ -201,10 +204,11 @@ class ExpertOptions(Config):
     @property
     def has_experts(self) -> bool:
         """Whether any layer has experts."""
-        return any(self.expert_freq(side) > 0 for side in self._sides)
+        return any(self.expert_freq(side) > 0 for side in self.sides)
 
     @property
-    def _sides(self) -> list[str]:
+    def sides(self) -> list[str]:
+        """The sides that a model has: encoder, decoder, or both in this order."""
         return [side for side in ("encoder", "decoder") if hasattr(self, f"{side}_layers")]
 
     @property

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from torchscale_fairseq.core.config import RetentionSide
 from torchscale_fairseq.core.errors import InputError
 
 LONGEST_TRANSLATION = 200
@@ -105,8 +106,9 @@ def configuration(config: Any, tensors: Mapping[str, Tensor], classes: list[str]
 
 
 def _heads(config: Any, side: str) -> int:
-    retention: int | None = getattr(config, f"{side}_retention_heads", None)
-    return retention if retention is not None else getattr(config, f"{side}_attention_heads")
+    retains = side == "decoder" and isinstance(config, RetentionSide)
+    heads: int = getattr(config, f"{side}_{'retention' if retains else 'attention'}_heads")
+    return heads
 
 
 def generation(kind: Kind, config: Any) -> dict[str, Any] | None:

@@ -9,9 +9,11 @@ import torch
 from fairseq.logging import metrics
 from torch import Tensor, nn
 
-from torchscale_fairseq.core.config import Config, SpeechOptions
+from torchscale_fairseq.core.architectures.stack import Stack
+from torchscale_fairseq.core.config import SpeechOptions
 from torchscale_fairseq.core.flops import Load, training_flops
 from torchscale_fairseq.core.ops.positions import PADDING_POSITION
+from torchscale_fairseq.hooks.contracts import sides_of
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +83,7 @@ class SpeedMeter:
         source = tuple(map(self.config.shortened, frames)) if speech else _lengths(inputs["src_tokens"])
         target = _lengths(inputs["prev_output_tokens"]) if "prev_output_tokens" in inputs else source
         predicted = sample.get("target")
-        has_encoder, has_decoder = (hasattr(self.config, f"{side}_layers") for side in ("encoder", "decoder"))
+        has_encoder, has_decoder = (side in self.config.sides for side in ("encoder", "decoder"))
         return training_flops(
             self.config,
             encoder=Load(source) if has_encoder else None,
@@ -105,9 +107,8 @@ def speed_meter(model: nn.Module, device: torch.device, peak_tflops: float | Non
         peak_tflops: as the user says; None to look it up.
         half: whether the model computes in half precision.
     """
-    sides = [getattr(model, side, None) for side in ("decoder", "encoder")]
-    configs = [c for c in (getattr(side, "config", None) for side in sides) if isinstance(c, Config)]
-    if not configs:
+    stacks = [side for side in reversed(sides_of(model).values()) if isinstance(side, Stack)]
+    if not stacks:
         return None
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     precision = "half precision" if half else "float32"
@@ -119,7 +120,7 @@ def speed_meter(model: nn.Module, device: torch.device, peak_tflops: float | Non
         )
     else:
         logger.info(f"model FLOPs utilisation (mfu) is relative to {peak:g} TFLOP/s ({name}, {precision})")
-    return SpeedMeter(configs[0], None if peak is None else peak * 1e12)
+    return SpeedMeter(stacks[0].config, None if peak is None else peak * 1e12)
 
 
 def known_peak(device: str, *, half: bool) -> float | None:

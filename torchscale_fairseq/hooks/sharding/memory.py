@@ -112,13 +112,10 @@ def device_bytes(device: torch.device) -> float:
 def parameter_count(config: Any) -> float:
     """Entries of a dense model's matrices and embeddings: all but a fiftieth of its parameters."""
     one = Load((1,))
-    encoder, decoder = (one if hasattr(config, f"{side}_layers") else None for side in ("encoder", "decoder"))
+    encoder, decoder = (one if side in config.sides else None for side in ("encoder", "decoder"))
     both = encoder is not None and decoder is not None
-    shared = getattr(config, "shares_output_embedding", False) or getattr(
-        config, "share_encoder_input_output_embed", False
-    )
-    width = getattr(config, "decoder_embed_dim", None) or config.encoder_embed_dim
-    tables = config.vocab_size * width * (both + (not shared))
+    width = getattr(config, f"{config.sides[-1]}_embed_dim")
+    tables = config.vocab_size * width * (both + (not config.shares_output_embedding))
     flops = training_flops(config, encoder=encoder, decoder=decoder, predictions=1, pairs=int(both))
     return flops / 6 + tables
 

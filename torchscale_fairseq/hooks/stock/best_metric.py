@@ -9,6 +9,7 @@ from typing import Any
 from fairseq.logging import metrics
 
 from torchscale_fairseq.core.errors import InputError, did_you_mean
+from torchscale_fairseq.hooks.contracts import MeasuresAfterValidation
 from torchscale_fairseq.hooks.runs.preemption import StopRequested
 
 THROUGHPUT = {"bsz", "wpb", "wps"}
@@ -34,7 +35,8 @@ def check_metric(trainer: Any) -> None:
     metric = trainer.cfg.checkpoint.best_checkpoint_metric
     options = getattr(trainer.task, "cfg", None)
     switch = getattr(options, f"eval_{metric}", None)
-    if metric == "loss" or trainer.cfg.dataset.disable_validation or switch or hasattr(trainer.task, "post_validate"):
+    measured_later = isinstance(trainer.task, MeasuresAfterValidation)
+    if metric == "loss" or trainer.cfg.dataset.disable_validation or switch or measured_later:
         return
     if switch is False:
         raise InputError(f"--best-checkpoint-metric {metric} needs --eval-{metric}, without which it is not measured")

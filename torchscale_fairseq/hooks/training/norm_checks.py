@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchscale_fairseq.hooks.contracts import SkipsUpdates
+
 
 class UncheckedNorm(Tensor):
     """A gradient norm that counts as finite for now."""
@@ -80,7 +82,8 @@ def can_wait(cfg: Any, optimizer: Any) -> bool:
         optimizer: fairseq's, as the Trainer uses it.
     """
     return (
-        getattr(optimizer.optimizer, "can_skip", False)
+        isinstance(optimizer.optimizer, SkipsUpdates)
+        and optimizer.optimizer.can_skip
         and getattr(optimizer, "scaler", None) is None
         and not cfg.common.tpu
         and not cfg.ema.store_ema

@@ -19,16 +19,27 @@ def note_padding(on_host: Any, on_device: Any, pad: int) -> None:
     for name in TOKENS:
         tokens = on_host.get("net_input", {}).get(name)
         if tokens is not None and not (tokens == pad).any():
-            on_device["net_input"][name].has_no_padding = True
+            note_no_padding(on_device["net_input"][name])
 
 
 def is_free_of_padding(batch: Any) -> bool:
     """Whether a batch on the device is known to have no padding, in any of its token tensors."""
     inputs = batch.get("net_input", {})
     tokens = [inputs[name] for name in TOKENS if inputs.get(name) is not None]
-    return bool(tokens) and all(getattr(t, "has_no_padding", False) for t in tokens)
+    return bool(tokens) and all(map(has_no_padding, tokens))
 
 
 def padding_mask(tokens: Tensor, pad: int) -> Tensor | None:
     """True for padding, shaped like tokens; None if there is known to be none."""
-    return None if getattr(tokens, "has_no_padding", False) else tokens.eq(pad)
+    return None if has_no_padding(tokens) else tokens.eq(pad)
+
+
+def has_no_padding(tokens: Tensor) -> bool:
+    """Whether a tensor of tokens is known to have no padding."""
+    return getattr(tokens, "has_no_padding", False)
+
+
+def note_no_padding(tokens: Tensor) -> Tensor:
+    """Remember that a tensor of tokens has no padding. Returns it."""
+    tokens.has_no_padding = True  # type: ignore[attr-defined]
+    return tokens

@@ -20,7 +20,8 @@ from torch.utils import _pytree as pytree
 from torchscale_fairseq.core.architectures.decoder import Decoder
 from torchscale_fairseq.core.layers.dilated_attention import DilatedAttention
 from torchscale_fairseq.core.layers.experts import Experts
-from torchscale_fairseq.hooks.training.padding import is_free_of_padding
+from torchscale_fairseq.hooks.contracts import sides_of
+from torchscale_fairseq.hooks.training.padding import has_no_padding, is_free_of_padding, note_no_padding
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ def can_record(cfg: Any, model: nn.Module, criterion: nn.Module, device: torch.d
         model, criterion: as the Trainer receives them.
         device: on which they run.
     """
+    sides = sides_of(model)
     return (
         device.type == "cuda"
         and bool(getattr(cfg.model, "compile", False))
@@ -51,8 +53,8 @@ def can_record(cfg: Any, model: nn.Module, criterion: nn.Module, device: torch.d
         and not cfg.ema.store_ema
         and isinstance(criterion, CRITERIONS)
         and not getattr(criterion, "report_accuracy", False)
-        and isinstance(getattr(model, "decoder", None), Decoder)
-        and not hasattr(model, "encoder")
+        and isinstance(sides.get("decoder"), Decoder)
+        and "encoder" not in sides
         and not any(isinstance(module, Experts | DilatedAttention) for module in model.modules())
     )
 
@@ -178,8 +180,7 @@ def _static(leaf: Any) -> Any:
     if not isinstance(leaf, Tensor):
         return leaf
     copy = leaf.clone()
-    copy.has_no_padding = getattr(leaf, "has_no_padding", False)  # type: ignore[attr-defined]
-    return copy
+    return note_no_padding(copy) if has_no_padding(leaf) else copy
 
 
 def _detached(leaf: Any) -> Any:

@@ -107,12 +107,19 @@ def parameter_order(model: nn.Module, parameters: Mapping[str, Tensor]) -> list[
     return [name for name, _ in model.named_parameters()] + heads
 
 
+CORE_PARTS = ("decoder", "encoder", "core", "model")
+"""Attributes of fairseq's models that hold parts of the core."""
+
+
+def core_parts(model: nn.Module) -> dict[str, Any]:
+    """The parts of a model of fairseq that are the core's, by attribute."""
+    children = dict(model.named_children())
+    return {name: children[name] for name in CORE_PARTS if name in children}
+
+
 def core_config(model: nn.Module) -> Any:
     """The core's config that a model of fairseq was built from."""
-    for part in ("decoder", "encoder", "core", "model"):
-        if hasattr(model, part):
-            return getattr(model, part).config
-    raise AssertionError(f"{type(model).__name__} has no part of the core")
+    return next(iter(core_parts(model).values())).config
 
 
 def _task(parameters: Mapping[str, Tensor]) -> SimpleNamespace:

@@ -15,7 +15,7 @@ from torchscale_fairseq.checkpoints.writing import write_checkpoint
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.files import make_directory_atomically
 from torchscale_fairseq.core.saving import WEIGHTS_FILE, read_tensors, write_folder, write_tensors
-from torchscale_fairseq.tools.convert.checkpoint_files import build, core_config, is_ours, model_options
+from torchscale_fairseq.tools.convert.checkpoint_files import build, core_config, core_parts, is_ours, model_options
 
 HEADS_FILE = "heads.safetensors"
 FAIRSEQ_FILE = "fairseq.json"
@@ -98,10 +98,8 @@ def write_rest(folder: Path, parts: Parts) -> None:
 
 def prefix_of(model: nn.Module) -> str:
     """Start of the names of the parameters that the core's model has; all others are of heads."""
-    if hasattr(model, "core"):
-        return "core."
-    sides = [side for side in ("encoder", "decoder") if hasattr(model, side)]
-    return f"{sides[0]}." if len(sides) == 1 else ""
+    parts = [part for part in core_parts(model) if part != "model"]
+    return f"{parts[0]}." if len(parts) == 1 else ""
 
 
 def to_checkpoint(folder: Path, checkpoint: Path) -> str:

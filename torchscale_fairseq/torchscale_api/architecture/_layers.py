@@ -1,4 +1,4 @@
-"""The base of the encoder's and the decoder's layers."""
+"""The base of the layers of the encoder, the decoder and RetNet."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ...core.initialization import ResidualScaling, deepnorm_scaling, scale_layers, subln_scaling
 from ..component.droppath import DropPath
 from ..component.feedforward_network import FeedForwardNetwork, make_experts
+from ..component.multihead_attention import MultiheadAttention
 from ..component.multiway_network import MultiwayWrapper
 from ..component.xmoe.moe_layer import MOELayer
 from ..component.xmoe.routing import Top1Gate, Top2Gate
@@ -72,32 +73,40 @@ def build_feed_forward(args: Any, embed_dim: int, ffn_dim: int) -> FeedForwardNe
     )
 
 
-def output_projection_of(args: Any, width: int, tied_to: nn.Embedding | None) -> nn.Linear:
-    """From features to the vocabulary."""
-    if tied_to is not None:
-        projection = nn.Linear(tied_to.embedding_dim, tied_to.num_embeddings, bias=False)
-        projection.weight = tied_to.weight
-        return projection
-    projection = nn.Linear(width, args.vocab_size, bias=False)
-    nn.init.normal_(projection.weight, std=width**-0.5)
-    return projection
-
-
-def has_experts(args: Any, depth: int) -> bool:
-    """Whether a layer, counted from 0, has experts."""
-    return bool(args.moe_freq) and (depth + 1) % args.moe_freq == 0
+def attention_of(
+    args: Any, embed_dim: int, heads: int, kind: type[MultiheadAttention] = MultiheadAttention, *, cross: bool = False
+) -> MultiheadAttention:
+    """Attention of a layer to its own sequence, or with ``cross`` to the encoder's output."""
+    return kind(
+        args,
+        embed_dim,
+        heads,
+        dropout=args.attention_dropout,
+        self_attention=not cross,
+        encoder_decoder_attention=cross,
+        subln=args.subln,
+    )
 
 
 class LayerBase(nn.Module):
     """The second half of a layer, and its residual connection."""
 
     alpha: float
+    embed_dim: int
     normalize_before: bool
-    is_moe_layer: bool
-    ffn: Any
-    moe_layer: Any
+    build_ffn: Any
     drop_path: Any
     final_layer_norm: Any
+
+    def _set_feed_forward(self, args: Any, ffn_dim: int, is_moe_layer: bool, *, multiway: bool = False) -> None:
+        """Make the feed-forward network, or the experts of a layer that has some."""
+        self.is_moe_layer, self.ffn_dim = is_moe_layer, ffn_dim
+        if is_moe_layer:
+            assert not multiway, "multiway and moe_freq cannot both be on."
+            self.moe_layer: Any = moe_layer_of(args, self.embed_dim, ffn_dim)
+        else:
+            ffn = self.build_ffn(self.embed_dim, args)
+            self.ffn: Any = MultiwayWrapper(args, ffn) if multiway else ffn
 
     def residual_connection(self, x: Tensor, residual: Tensor) -> Tensor:
         """The residual, scaled by DeepNorm's alpha, plus x."""

@@ -1,25 +1,21 @@
 """The causal decoder with TorchScale's arguments and seams."""
 
-import math
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from ..component.multihead_attention import MultiheadAttention
-from ..component.relative_position_bias import RelativePositionBias
 from ._layers import (
     LayerBase,
+    attention_of,
     build_feed_forward,
     drop_path_of,
-    has_experts,
     layer_norm,
-    moe_layer_of,
-    output_projection_of,
     scale_initial_values,
     scaling_of,
 )
+from ._stack import CausalStackBase, output_projection_of, relative_bias_of
 from .utils import init_bert_params
 
 
@@ -47,12 +43,7 @@ class DecoderLayer(LayerBase):
         if is_encoder_decoder:
             self.encoder_attn = self.build_encoder_attention(self.embed_dim, args)
             self.encoder_attn_layer_norm = layer_norm(args, self.embed_dim, multiway=False)
-        self.is_moe_layer = is_moe_layer
-        self.ffn_dim = args.decoder_ffn_embed_dim
-        if is_moe_layer:
-            self.moe_layer = moe_layer_of(args, self.embed_dim, self.ffn_dim)
-        else:
-            self.ffn = self.build_ffn(self.embed_dim, args)
+        self._set_feed_forward(args, args.decoder_ffn_embed_dim, is_moe_layer)
         self.final_layer_norm = layer_norm(args, self.embed_dim, multiway=False)
         self.alpha = scaling_of(args, "decoder", is_encoder_decoder).alpha
 
@@ -62,27 +53,11 @@ class DecoderLayer(LayerBase):
 
     def build_self_attention(self, embed_dim: int, args: Any) -> nn.Module:
         """Self-attention; for subclasses to override."""
-        return MultiheadAttention(
-            args,
-            embed_dim,
-            args.decoder_attention_heads,
-            dropout=args.attention_dropout,
-            self_attention=True,
-            encoder_decoder_attention=False,
-            subln=args.subln,
-        )
+        return attention_of(args, embed_dim, args.decoder_attention_heads)
 
     def build_encoder_attention(self, embed_dim: int, args: Any) -> nn.Module:
         """Attention to the encoder; for subclasses to override."""
-        return MultiheadAttention(
-            args,
-            embed_dim,
-            args.decoder_attention_heads,
-            dropout=args.attention_dropout,
-            self_attention=False,
-            encoder_decoder_attention=True,
-            subln=args.subln,
-        )
+        return attention_of(args, embed_dim, args.decoder_attention_heads, cross=True)
 
     def forward(
         self,
@@ -130,7 +105,7 @@ class DecoderLayer(LayerBase):
         return x, weights, None, l_aux
 
 
-class Decoder(nn.Module):
+class Decoder(CausalStackBase):
     """A stack of decoder layers.
 
     Args:
@@ -138,7 +113,7 @@ class Decoder(nn.Module):
         embed_tokens, embed_positions: embeddings, or None.
         output_projection: from features to logits; built by default if the config has a vocabulary.
         is_encoder_decoder: whether there is an encoder.
-        kwargs: ignored.
+        kwargs: for the constructor of a further class that a subclass inherits from, such as fairseq's.
     """
 
     def __init__(
@@ -152,34 +127,23 @@ class Decoder(nn.Module):
     ):
         super().__init__(**kwargs)
         self.args = args
-        self.dropout_module = nn.Dropout(args.dropout)
-        width = args.decoder_embed_dim
-        self.embed_dim = width
-        self.embed_scale = 1.0 if args.no_scale_embedding else math.sqrt(width)
-        self.embed_tokens: Any = embed_tokens
+        self.embed_dim = args.decoder_embed_dim
+        self._set_embeddings(self.embed_dim, embed_tokens)
         self.embed_positions = embed_positions
-        if output_projection is None and not args.no_output_layer and args.vocab_size > 0:
-            output_projection = self.build_output_projection(args)
-        self.output_projection = output_projection
-        self.layernorm_embedding = layer_norm(args, width, multiway=False) if args.layernorm_embedding else None
-        self.layers = nn.ModuleList(
-            self.build_decoder_layer(args, depth, has_experts(args, depth), is_encoder_decoder)
-            for depth in range(args.decoder_layers)
+        self._set_output(output_projection)
+        self._set_layers(
+            self.embed_dim,
+            partial(layer_norm, args, multiway=False),
+            args.decoder_layers,
+            lambda depth, is_moe_layer: self.build_decoder_layer(args, depth, is_moe_layer, is_encoder_decoder),
+            final_norm=args.decoder_normalize_before,
         )
-        self.num_layers = len(self.layers)
-        self.layer_norm = layer_norm(args, width, multiway=False) if args.decoder_normalize_before else None
-        self.self_attn_relative_position = self._bias_of(args, wanted=True)
-        self.cross_attn_relative_position = self._bias_of(args, wanted=is_encoder_decoder)
+        heads = args.decoder_attention_heads
+        self.self_attn_relative_position = relative_bias_of(args, heads)
+        self.cross_attn_relative_position = relative_bias_of(args, heads) if is_encoder_decoder else None
         if args.bert_init:
             self.apply(init_bert_params)
         scale_initial_values(self.layers, args, "decoder", is_encoder_decoder)
-
-    def _bias_of(self, args: Any, *, wanted: bool) -> RelativePositionBias | None:
-        if not (wanted and args.rel_pos_buckets > 0 and args.max_rel_pos > 0):
-            return None
-        return RelativePositionBias(
-            num_buckets=args.rel_pos_buckets, max_distance=args.max_rel_pos, n_heads=args.decoder_attention_heads
-        )
 
     def build_output_projection(self, args: Any) -> nn.Module:
         """From features to the vocabulary; for subclasses to override."""
@@ -206,18 +170,7 @@ class Decoder(nn.Module):
             tokens = tokens[:, -new:]
             positions = None if positions is None else positions[:, -new:]
             token_embedding = None if token_embedding is None else token_embedding[:, -new:]
-        if token_embedding is None:
-            token_embedding = self.embed_tokens(tokens)
-        x = embed = self.embed_scale * token_embedding
-        if positions is not None:
-            x = x + positions
-        if self.layernorm_embedding is not None:
-            x = self.layernorm_embedding(x)
-        return self.dropout_module(x), embed
-
-    def is_first_step(self, incremental_state: Any) -> bool:
-        """Whether the state says that a whole prompt comes."""
-        return bool(incremental_state is not None and incremental_state.get("is_first_step", False))
+        return self._embed(tokens, token_embedding, positions)
 
     def forward(
         self,
@@ -247,27 +200,21 @@ class Decoder(nn.Module):
         memory, memory_padding, cross_bias = self._memory(encoder_out, batch, new, past)
         states, balance = [x], list(encoder_out["l_aux"]) if encoder_out and "l_aux" in encoder_out else []
         for index, layer in enumerate(self.layers):
-            state = None if incremental_state is None else incremental_state.setdefault(index, {})
-            arguments = {
-                "encoder_padding_mask": memory_padding,
-                "incremental_state": state,
-                "self_attn_mask": mask if new > 1 else None,
-                "self_attn_padding_mask": self_attn_padding_mask,
-                "self_attn_rel_pos": bias,
-                "cross_attn_rel_pos": cross_bias,
-                "is_first_step": is_first_step,
-            }
-            if self.args.checkpoint_activations and torch.is_grad_enabled() and state is None:
-                x, _, _, l_aux = checkpoint(layer, x, memory, use_reentrant=False, **arguments)
-            else:
-                x, _, _, l_aux = layer(x, memory, **arguments)
+            x, _, _, l_aux = self._run(
+                layer,
+                x,
+                memory,
+                encoder_padding_mask=memory_padding,
+                incremental_state=None if incremental_state is None else incremental_state.setdefault(index, {}),
+                self_attn_mask=mask if new > 1 else None,
+                self_attn_padding_mask=self_attn_padding_mask,
+                self_attn_rel_pos=bias,
+                cross_attn_rel_pos=cross_bias,
+                is_first_step=is_first_step,
+            )
             states.append(x)
             balance.append(l_aux)
-        if self.layer_norm is not None:
-            x = self.layer_norm(x)
-        if not features_only:
-            x = self.output_layer(x)
-        return x, {"inner_states": states, "l_aux": balance, "attn": None}
+        return self._finish(x, states, balance, features_only=features_only)
 
     def _self_bias(self, batch: int, new: int, past: int) -> Tensor | None:
         if self.self_attn_relative_position is None:
@@ -283,10 +230,6 @@ class Decoder(nn.Module):
         if self.cross_attn_relative_position is not None:
             bias = self.cross_attn_relative_position(batch_size=batch, qlen=new, klen=memory.size(1), step=past)
         return memory, encoder_out["encoder_padding_mask"], bias
-
-    def output_layer(self, features: Tensor) -> Tensor:
-        """Features to logits."""
-        return features if self.output_projection is None else self.output_projection(features)
 
 
 def tokens_kept(incremental_state: Any) -> int:

@@ -1,26 +1,22 @@
 """The bidirectional encoder with TorchScale's arguments and seams."""
 
-import math
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from ..component.multihead_attention import MultiheadAttention
-from ..component.multiway_network import MultiwayWrapper, set_split_position
-from ..component.relative_position_bias import RelativePositionBias
+from ..component.multiway_network import set_split_position
 from ._layers import (
     LayerBase,
+    attention_of,
     build_feed_forward,
     drop_path_of,
-    has_experts,
     layer_norm,
-    moe_layer_of,
-    output_projection_of,
     scale_initial_values,
     scaling_of,
 )
+from ._stack import StackBase, output_projection_of, relative_bias_of
 from .utils import init_bert_params
 
 
@@ -43,13 +39,7 @@ class EncoderLayer(LayerBase):
         self.dropout_module = nn.Dropout(args.dropout)
         self.drop_path = drop_path_of(args, depth, args.encoder_layers)
         self.normalize_before = args.encoder_normalize_before
-        self.is_moe_layer = is_moe_layer
-        self.ffn_dim = args.encoder_ffn_embed_dim
-        if is_moe_layer:
-            assert not args.multiway, "multiway and moe_freq cannot both be on."
-            self.moe_layer = moe_layer_of(args, self.embed_dim, self.ffn_dim)
-        else:
-            self.ffn = MultiwayWrapper(args, self.build_ffn(self.embed_dim, args))
+        self._set_feed_forward(args, args.encoder_ffn_embed_dim, is_moe_layer, multiway=args.multiway)
         self.final_layer_norm = layer_norm(args, self.embed_dim)
         self.alpha = scaling_of(args, "encoder", is_encoder_decoder).alpha
 
@@ -59,15 +49,7 @@ class EncoderLayer(LayerBase):
 
     def build_self_attention(self, embed_dim: int, args: Any) -> nn.Module:
         """Self-attention; for subclasses to override."""
-        return MultiheadAttention(
-            args,
-            embed_dim,
-            args.encoder_attention_heads,
-            dropout=args.attention_dropout,
-            self_attention=True,
-            encoder_decoder_attention=False,
-            subln=args.subln,
-        )
+        return attention_of(args, embed_dim, args.encoder_attention_heads)
 
     def forward(
         self,
@@ -109,7 +91,7 @@ class EncoderLayer(LayerBase):
         return self._feed_forward(x, time_first=True)
 
 
-class Encoder(nn.Module):
+class Encoder(StackBase):
     """A stack of encoder layers.
 
     Args:
@@ -117,7 +99,7 @@ class Encoder(nn.Module):
         embed_tokens, embed_positions: embeddings, or None.
         output_projection: from features to logits; built by default if the config has a vocabulary.
         is_encoder_decoder: whether there is a decoder.
-        kwargs: ignored.
+        kwargs: for the constructor of a further class that a subclass inherits from, such as fairseq's.
     """
 
     def __init__(
@@ -131,30 +113,18 @@ class Encoder(nn.Module):
     ):
         self.args = args
         super().__init__(**kwargs)
-        self.dropout_module = nn.Dropout(args.dropout)
         width = args.encoder_embed_dim
-        self.embed_scale = 1.0 if args.no_scale_embedding else math.sqrt(width)
-        self.embed_tokens: Any = embed_tokens
+        self._set_embeddings(width, embed_tokens)
         self.embed_positions = embed_positions
-        if output_projection is None and not is_encoder_decoder and not args.no_output_layer and args.vocab_size > 0:
-            output_projection = self.build_output_projection(args)
-        self.output_projection = output_projection
-        self.layernorm_embedding = layer_norm(args, width) if args.layernorm_embedding else None
-        self.layers = nn.ModuleList(
-            self.build_encoder_layer(args, depth, has_experts(args, depth), is_encoder_decoder)
-            for depth in range(args.encoder_layers)
+        self._set_output(output_projection, wanted=not is_encoder_decoder)
+        self._set_layers(
+            width,
+            partial(layer_norm, args),
+            args.encoder_layers,
+            lambda depth, is_moe_layer: self.build_encoder_layer(args, depth, is_moe_layer, is_encoder_decoder),
+            final_norm=args.encoder_normalize_before and args.normalize_output,
         )
-        self.num_layers = len(self.layers)
-        final = args.encoder_normalize_before and args.normalize_output
-        self.layer_norm = layer_norm(args, width) if final else None
-        has_bias = args.rel_pos_buckets > 0 and args.max_rel_pos > 0
-        self.relative_position = (
-            RelativePositionBias(
-                num_buckets=args.rel_pos_buckets, max_distance=args.max_rel_pos, n_heads=args.encoder_attention_heads
-            )
-            if has_bias
-            else None
-        )
+        self.relative_position = relative_bias_of(args, args.encoder_attention_heads)
         if args.bert_init:
             self.apply(init_bert_params)
         scale_initial_values(self.layers, args, "encoder", is_encoder_decoder)
@@ -174,14 +144,11 @@ class Encoder(nn.Module):
         self, src_tokens: Tensor | None, token_embedding: Tensor | None = None, positions: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """The first layer's input, and scaled embeddings without positions."""
-        if token_embedding is None:
-            token_embedding = self.embed_tokens(src_tokens)
-        x = embed = self.embed_scale * token_embedding
+        places = None
         if self.embed_positions is not None:
-            x = embed + self.embed_positions(x if src_tokens is None else src_tokens, positions=positions)
-        if self.layernorm_embedding is not None:
-            x = self.layernorm_embedding(x)
-        return self.dropout_module(x), embed
+            given = token_embedding if src_tokens is None else src_tokens
+            places = self.embed_positions(given, positions=positions)
+        return self._embed(src_tokens, token_embedding, places)
 
     def forward(
         self,
@@ -218,8 +185,15 @@ class Encoder(nn.Module):
             bias = self.relative_position(batch_size=x.size(0), qlen=x.size(1), klen=x.size(1))
         hides = encoder_padding_mask if incremental_state is None else None
         for index, layer in enumerate(self.layers):
-            state = None if incremental_state is None else incremental_state[index]
-            x, l_aux = self._run(layer, x, hides, attn_mask, bias, multiway_split_position, state)
+            x, l_aux = self._run(
+                layer,
+                x,
+                encoder_padding_mask=hides,
+                attn_mask=attn_mask,
+                rel_pos=bias,
+                multiway_split_position=multiway_split_position,
+                incremental_state=None if incremental_state is None else incremental_state[index],
+            )
             if return_all_hiddens:
                 states.append(x)
             balance.append(l_aux)
@@ -234,15 +208,3 @@ class Encoder(nn.Module):
             "encoder_states": states,
             "l_aux": balance,
         }
-
-    def _run(self, layer: nn.Module, x: Tensor, hides: Any, mask: Any, bias: Any, split: Any, state: Any) -> Any:
-        arguments = {
-            "encoder_padding_mask": hides,
-            "attn_mask": mask,
-            "rel_pos": bias,
-            "multiway_split_position": split,
-            "incremental_state": state,
-        }
-        if self.args.checkpoint_activations and torch.is_grad_enabled() and state is None:
-            return checkpoint(layer, x, use_reentrant=False, **arguments)
-        return layer(x, **arguments)

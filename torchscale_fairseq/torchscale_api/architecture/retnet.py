@@ -1,17 +1,17 @@
 """RetNet's decoder with TorchScale's arguments and seams (arXiv:2307.08621)."""
 
-import math
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ...core.initialization import deepnorm_scaling
 from ..component.gate_linear_unit import GLU
 from ..component.multiscale_retention import MultiScaleRetention
 from ..component.rms_norm import RMSNorm
-from ._layers import LayerBase, drop_path_of, has_experts, moe_layer_of, output_projection_of
+from ._layers import LayerBase, drop_path_of
+from ._stack import CausalStackBase, output_projection_of
 
 _SCALED = ("fc1", "fc2", "out_proj", "v_proj")
 
@@ -84,12 +84,7 @@ class DecoderLayer(LayerBase):
         self.retention = self.build_retention(self.embed_dim, args)
         self.normalize_before = args.decoder_normalize_before
         self.retention_layer_norm = RMSNorm(self.embed_dim, eps=args.layernorm_eps)
-        self.is_moe_layer = is_moe_layer
-        self.ffn_dim = args.decoder_ffn_embed_dim
-        if is_moe_layer:
-            self.moe_layer = moe_layer_of(args, self.embed_dim, self.ffn_dim)
-        else:
-            self.ffn = self.build_ffn(self.embed_dim, args)
+        self._set_feed_forward(args, args.decoder_ffn_embed_dim, is_moe_layer)
         self.final_layer_norm = RMSNorm(self.embed_dim, eps=args.layernorm_eps)
         self.alpha = (2.0 * args.decoder_layers) ** 0.25 if args.deepnorm else 1.0
 
@@ -122,14 +117,14 @@ class DecoderLayer(LayerBase):
         return self._feed_forward(x, time_first=False)
 
 
-class RetNetDecoder(nn.Module):
+class RetNetDecoder(CausalStackBase):
     """A stack of layers with retention.
 
     Args:
         args: a ``RetNetConfig``, or the like.
         embed_tokens: an embedding.
         output_projection: from features to logits; built by default if the config has a vocabulary.
-        kwargs: ignored.
+        kwargs: for the constructor of a further class that a subclass inherits from, such as fairseq's.
     """
 
     def __init__(
@@ -141,20 +136,16 @@ class RetNetDecoder(nn.Module):
     ):
         super().__init__(**kwargs)
         self.args = args
-        self.dropout_module = nn.Dropout(args.dropout)
-        width = args.decoder_embed_dim
-        self.embed_dim = width
-        self.embed_scale = 1.0 if args.no_scale_embedding else math.sqrt(width)
-        self.embed_tokens: Any = embed_tokens
-        if output_projection is None and not args.no_output_layer and args.vocab_size > 0:
-            output_projection = self.build_output_projection(args)
-        self.output_projection = output_projection
-        self.layernorm_embedding = RMSNorm(width, eps=args.layernorm_eps) if args.layernorm_embedding else None
-        self.layers = nn.ModuleList(
-            self.build_decoder_layer(args, depth, has_experts(args, depth)) for depth in range(args.decoder_layers)
+        self.embed_dim = args.decoder_embed_dim
+        self._set_embeddings(self.embed_dim, embed_tokens)
+        self._set_output(output_projection)
+        self._set_layers(
+            self.embed_dim,
+            partial(RMSNorm, eps=args.layernorm_eps),
+            args.decoder_layers,
+            lambda depth, is_moe_layer: self.build_decoder_layer(args, depth, is_moe_layer),
+            final_norm=args.decoder_normalize_before,
         )
-        self.num_layers = len(self.layers)
-        self.layer_norm = RMSNorm(width, eps=args.layernorm_eps) if args.decoder_normalize_before else None
         self.retnet_rel_pos = RetNetRelPos(args)
         self.chunkwise_recurrent = args.chunkwise_recurrent
         self.recurrent_chunk_size = args.recurrent_chunk_size
@@ -179,16 +170,8 @@ class RetNetDecoder(nn.Module):
         """The first layer's input, and scaled embeddings; only of the last token if a state has earlier ones."""
         if has_state(incremental_state):
             tokens = tokens[:, -1:]
-        if token_embedding is None:
-            token_embedding = self.embed_tokens(tokens)
-        x = embed = self.embed_scale * token_embedding
-        if self.layernorm_embedding is not None:
-            x = self.layernorm_embedding(x)
-        return self.dropout_module(x), embed
-
-    def is_first_step(self, incremental_state: Any) -> bool:
-        """Whether the state says that a whole prompt comes."""
-        return bool(incremental_state is not None and incremental_state.get("is_first_step", False))
+            token_embedding = None if token_embedding is None else token_embedding[:, -1:]
+        return self._embed(tokens, token_embedding, None)
 
     def forward(
         self,
@@ -213,11 +196,7 @@ class RetNetDecoder(nn.Module):
             x, states, balance = self._steps(x, total, incremental_state)
         else:
             x, states, balance = self._whole(x)
-        if self.layer_norm is not None:
-            x = self.layer_norm(x)
-        if not features_only:
-            x = self.output_layer(x)
-        return x, {"inner_states": states, "l_aux": balance, "attn": None}
+        return self._finish(x, states, balance, features_only=features_only)
 
     def _whole(self, x: Tensor) -> tuple[Tensor, list[Tensor], list[Any]]:
         length, size = x.size(1), self.recurrent_chunk_size
@@ -226,11 +205,13 @@ class RetNetDecoder(nn.Module):
         tables = self.retnet_rel_pos(x.size(1), chunkwise_recurrent=self.chunkwise_recurrent)
         states, balance = [x[:, :length]], []
         for layer in self.layers:
-            arguments = {"chunkwise_recurrent": self.chunkwise_recurrent, "retention_rel_pos": tables}
-            if self.args.checkpoint_activations and torch.is_grad_enabled():
-                x, l_aux = checkpoint(layer, x, None, use_reentrant=False, **arguments)
-            else:
-                x, l_aux = layer(x, incremental_state=None, **arguments)
+            x, l_aux = self._run(
+                layer,
+                x,
+                incremental_state=None,
+                chunkwise_recurrent=self.chunkwise_recurrent,
+                retention_rel_pos=tables,
+            )
             states.append(x[:, :length])
             balance.append(l_aux)
         return x[:, :length], states, balance
@@ -250,10 +231,6 @@ class RetNetDecoder(nn.Module):
             outputs.append(states)
         joined = [torch.cat(parts, 1) for parts in zip(*outputs, strict=True)]
         return joined[-1], joined, balance
-
-    def output_layer(self, features: Tensor) -> Tensor:
-        """Features to logits."""
-        return features if self.output_projection is None else self.output_projection(features)
 
 
 def has_state(incremental_state: Any) -> bool:

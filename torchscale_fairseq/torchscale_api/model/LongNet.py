@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import nn
 
+from ..architecture._layers import attention_of
 from ..architecture.decoder import Decoder, DecoderLayer
 from ..architecture.encoder import Encoder, EncoderLayer
 from ..component.dilated_attention import DilatedAttention
@@ -14,7 +15,7 @@ class LongNetDecoderLayer(DecoderLayer):
 
     def build_self_attention(self, embed_dim: int, args: Any) -> nn.Module:
         """Dilated self-attention."""
-        return _dilated(embed_dim, args.decoder_attention_heads, args)
+        return attention_of(args, embed_dim, args.decoder_attention_heads, DilatedAttention)
 
 
 class LongNetDecoder(Decoder):
@@ -32,7 +33,7 @@ class LongNetEncoderLayer(EncoderLayer):
 
     def build_self_attention(self, embed_dim: int, args: Any) -> nn.Module:
         """Dilated self-attention."""
-        return _dilated(embed_dim, args.encoder_attention_heads, args)
+        return attention_of(args, embed_dim, args.encoder_attention_heads, DilatedAttention)
 
 
 class LongNetEncoder(Encoder):
@@ -43,15 +44,3 @@ class LongNetEncoder(Encoder):
     ) -> nn.Module:
         """One layer."""
         return LongNetEncoderLayer(args, depth, is_moe_layer=is_moe_layer, is_encoder_decoder=is_encoder_decoder)
-
-
-def _dilated(embed_dim: int, heads: int, args: Any) -> DilatedAttention:
-    return DilatedAttention(
-        args,
-        embed_dim,
-        heads,
-        dropout=args.attention_dropout,
-        self_attention=True,
-        encoder_decoder_attention=False,
-        subln=args.subln,
-    )

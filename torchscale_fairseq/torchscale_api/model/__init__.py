@@ -1,1 +1,1 @@
-"""See the package ``official``."""
+"""TorchScale's modules of this path; see ``torchscale_fairseq.torchscale_api``."""

@@ -9,7 +9,16 @@ DOCUMENTS = [
     *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     *sorted((REPOSITORY / "docs").rglob("*.md")),
 ]
-JOBS = ("translation", "language_models", "retnet", "longnet", "bitnet", "experts", "masked_models", "images_and_text")
+JOBS: tuple[str, ...] = (
+    "translation",
+    "language_models",
+    "retnet",
+    "longnet",
+    "bitnet",
+    "experts",
+    "masked_models",
+    "images_and_text",
+)
 JOBS += ("large_images", "pretraining", "launching", "hydra", "checkpoints", "generation")
 RUNNABLE = [*(REPOSITORY / "docs" / f"{name}.md" for name in JOBS), REPOSITORY / "README.md"]
 """The documents whose commands run one after another; earlier ones make data and models for later ones."""

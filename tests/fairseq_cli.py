@@ -299,7 +299,7 @@ def _become(
 def _show_error() -> int:
     """As Python does with an error that nobody catches; gives the exit code."""
     try:
-        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        sys.excepthook(*sys.exc_info())
     except SystemExit as request:
         return request.code if isinstance(request.code, int) else 1
     return 1

@@ -1,6 +1,8 @@
 """Tolerances, in one table with reasons, and comparisons that use them."""
 
 import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +52,31 @@ OFFICIAL_VECTORS = Path(__file__).parent / "parity" / "data"
 def parity_dir() -> Path:
     """Folder of golden vectors: the repository's, or the environment variable PARITY_DIR."""
     return Path(os.environ.get("PARITY_DIR", OFFICIAL_VECTORS))
+
+
+@contextmanager
+def kept_for_backward() -> Iterator[list[int]]:
+    """Entries of each tensor that autograd keeps for the backward pass of what runs meanwhile."""
+    sizes: list[int] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        sizes.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield sizes
+
+
+def pair(tensors: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """A sequence that holds two tensors, for a type checker; queries and keys, say."""
+    first, second = tensors
+    return first, second
+
+
+def triple(tensors: Iterable[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """A sequence that holds three tensors, for a type checker; queries, keys and values, say."""
+    first, second, third = tensors
+    return first, second, third
 
 
 def assert_close(actual: Tensor, expected: Tensor, tolerance: str, what: str = "value") -> None:

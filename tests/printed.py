@@ -28,7 +28,8 @@ def validated(output: str, *names: str) -> list[float]:
 def assert_printed_alike(actual: Sequence[float], expected: Sequence[float], what: str = "figures") -> None:
     """Compare figures that both sides have rounded to three decimals or more."""
     assert len(actual) == len(expected) > 0, f"{what}: {list(actual)} and {list(expected)}"
-    assert_close(*(torch.tensor(figures, dtype=torch.float64) for figures in (actual, expected)), "printed", what)
+    ours, theirs = (torch.tensor(figures, dtype=torch.float64) for figures in (actual, expected))
+    assert_close(ours, theirs, "printed", what)
 
 
 def assert_logged_alike(output: str, expected: str, names: Sequence[str], lines: str = "") -> None:

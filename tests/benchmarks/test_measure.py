@@ -1,5 +1,7 @@
 """benchmarks/measure.py: turns, medians and memory."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -18,7 +20,7 @@ def test_sides_take_turns_and_medians_count(monkeypatch: pytest.MonkeyPatch) -> 
         now += next(durations[side])
 
     monkeypatch.setattr("time.perf_counter", lambda: now)
-    seconds = measure.time_in_turns({s: lambda s=s: run(s) for s in "ab"}, warmups=1, repeats=3)
+    seconds = measure.time_in_turns({side: partial(run, side) for side in "ab"}, warmups=1, repeats=3)
     assert turns == list("abababab")
     assert seconds == {"a": 2.0, "b": 3.0}
 

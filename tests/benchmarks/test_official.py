@@ -18,7 +18,7 @@ from torchscale_fairseq.core.layers.embedding import PositionalEmbedding, TextEm
 
 pytest.importorskip("torchscale", reason=f"needs {official.INSTALL}")
 WIDTH = SIZES["embed_dim"]
-DECODER = {"vocab_size": VOCABULARY, **{f"decoder_{name}": value for name, value in SIZES.items()}}
+DECODER: dict[str, Any] = {"vocab_size": VOCABULARY, **{f"decoder_{name}": value for name, value in SIZES.items()}}
 
 
 def assert_same_logits(theirs: nn.Module, ours: nn.Module) -> None:
@@ -70,7 +70,7 @@ def test_retnet() -> None:
     from torchscale.architecture.retnet import RetNetDecoder as OfficialDecoder
     from torchscale.component import embedding
 
-    sizes = {
+    sizes: dict[str, Any] = {
         "vocab_size": VOCABULARY,
         "decoder_embed_dim": WIDTH,
         "decoder_value_embed_dim": 2 * WIDTH,

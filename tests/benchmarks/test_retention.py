@@ -66,6 +66,8 @@ def test_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 class HalvesRetention(nn.Module):
     """What fla's layer computes: it turns the two halves of a head's channels, and scales nothing but by its norm."""
 
+    g_proj: nn.Linear
+
     def __init__(self, *, hidden_size: int, expand_v: float, num_heads: int, norm_eps: float):
         super().__init__()
         self.heads, self.eps = num_heads, norm_eps

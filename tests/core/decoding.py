@@ -1,9 +1,9 @@
 """Padding masks, and decoding in steps."""
 
-import torch
-from torch import Tensor
+from typing import Any
 
-from torchscale_fairseq import Decoder
+import torch
+from torch import Tensor, nn
 
 
 def mask_of(lengths: list[int], total: int, side: str) -> Tensor:
@@ -13,9 +13,9 @@ def mask_of(lengths: list[int], total: int, side: str) -> Tensor:
     return index >= real if side == "right" else index < total - real
 
 
-def stepped(model: Decoder, target: Tensor, first: int, mask: Tensor | None = None, **kwargs: object) -> Tensor:
+def stepped(model: nn.Module, target: Tensor, first: int, mask: Tensor | None = None, **kwargs: object) -> Tensor:
     """Logits of a prompt of ``first`` tokens, then of chunks of 1 and 2 tokens."""
-    state: dict = {}
+    state: dict[str, Any] = {}
     outputs, end = [], 0
     while end < target.size(1):
         end = first if end == 0 else min(end + 1 + end % 2, target.size(1))

@@ -20,8 +20,13 @@ from torchscale_fairseq import (
 )
 
 LENGTH = 12
-_ENCODER = {"encoder_embed_dim": 16, "encoder_ffn_embed_dim": 24, "encoder_attention_heads": 4, "encoder_layers": 2}
-_RETENTION = {
+_ENCODER: dict[str, Any] = {
+    "encoder_embed_dim": 16,
+    "encoder_ffn_embed_dim": 24,
+    "encoder_attention_heads": 4,
+    "encoder_layers": 2,
+}
+_RETENTION: dict[str, Any] = {
     "decoder_embed_dim": 16,
     "decoder_value_embed_dim": 24,
     "decoder_ffn_embed_dim": 24,
@@ -55,7 +60,7 @@ def retnet() -> nn.Module:
 
 
 def retnet_translator() -> nn.Module:
-    sizes = {**_ENCODER, **_RETENTION, "decoder_attention_heads": 4}
+    sizes: dict[str, Any] = {**_ENCODER, **_RETENTION, "decoder_attention_heads": 4}
     return randomize(EncoderDecoder(RetNetEncoderDecoderConfig(vocab_size=VOCABULARY, **sizes)))
 
 

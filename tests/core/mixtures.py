@@ -8,7 +8,7 @@ from torchscale_fairseq.core.layers.moe import MixtureOfExperts, RoutingOptions
 from torchscale_fairseq.core.layers.router import LinearRouter
 from torchscale_fairseq.core.parallel.groups import ExpertSplit
 
-EXPERTS = {"moe_freq": 2, "moe_expert_count": 4}
+EXPERTS: dict[str, Any] = {"moe_freq": 2, "moe_expert_count": 4}
 WIDTH = 6
 
 

@@ -1,6 +1,6 @@
 """Small models of every kind that the core builds."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -8,7 +8,7 @@ from torch import nn
 from torchscale_fairseq import Decoder, DecoderConfig, Encoder, EncoderConfig, EncoderDecoder, EncoderDecoderConfig
 
 VOCABULARY = 40
-SIZES: dict[str, int] = {"embed_dim": 24, "ffn_embed_dim": 32, "attention_heads": 4, "layers": 3}
+SIZES: dict[str, Any] = {"embed_dim": 24, "ffn_embed_dim": 32, "attention_heads": 4, "layers": 3}
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "subln": {},
@@ -60,7 +60,10 @@ def options(variant: dict[str, Any], *sides: str) -> dict[str, Any]:
     return {"vocab_size": VOCABULARY, **result}
 
 
-def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def randomize(model: Model, seed: int = 0) -> Model:
     """Redraw all parameters, so that norms and biases matter too."""
     generator = torch.Generator().manual_seed(seed)
     for name, p in model.named_parameters():
@@ -69,7 +72,7 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
-def _embeddings(config: Any, width: int) -> list[nn.Module]:
+def _embeddings(config: Any, width: int) -> list[Any]:
     from torchscale_fairseq.core.layers.embedding import SinusoidalPositionalEmbedding, TextEmbedding
 
     if not config.torchscale_compatible:

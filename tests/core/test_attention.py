@@ -93,7 +93,12 @@ def test_sdpa_matches_naive(
     bias = random(1, 2, queries, keys, seed=seed + 9) if biased else None
     results = []
     for backend in ("naive", "sdpa"):
-        options = {"causal": causal, "block": block if causal else 0, "key_padding_mask": mask, "bias": bias}
+        options: dict[str, Any] = {
+            "causal": causal,
+            "block": block if causal else 0,
+            "key_padding_mask": mask,
+            "bias": bias,
+        }
         output, _ = attention(*inputs, **options, backend=backend)
         gradients = torch.autograd.grad((output * random(*output.shape, seed=5)).sum(), inputs)
         results.append((output, *gradients))

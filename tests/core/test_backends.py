@@ -34,8 +34,9 @@ def test_a_backend_of_attention_in_ten_lines() -> None:
     ATTENTION.append(Halved())
     try:
         ours, naive = (decoder(attention_backend=name) for name in ("halved", "naive"))
-        for layer in naive.layers:  # type: ignore[union-attr]
-            for parameter in layer.self_attn.v_proj.parameters():
+        attentions: list[Any] = [layer.self_attn for layer in naive.layers]
+        for attention in attentions:
+            for parameter in attention.v_proj.parameters():
                 parameter.data /= 2
         assert torch.allclose(ours(tokens(2, 5))[0], naive(tokens(2, 5))[0], atol=1e-5)
         with pytest.raises(

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from tests.core.models import SIZES, VOCABULARY, randomize, tokens
 from tests.helpers import assert_close
 from torchscale_fairseq import Decoder, DecoderConfig, Encoder, EncoderConfig, RetNetConfig, RetNetDecoder
 
-RETNET = {
+RETNET: dict[str, Any] = {
     "decoder_embed_dim": 24,
     "decoder_value_embed_dim": 30,
     "decoder_retention_heads": 3,
@@ -64,12 +65,16 @@ def traced_whole(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
+def logits(model: nn.Module, text: torch.Tensor) -> torch.Tensor:
+    return model(text)[0]
+
+
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: next(iter(o), "subln"))
 def test_decoder(options: dict[str, Any], traced_whole: list[int]) -> None:
     plain, compiled = decoders(**options)
     for shape in ((2, 9), (3, 12), (3, 7)):
         text = tokens(*shape)
-        same_values_and_gradients(plain, compiled, lambda m, text=text: m(text)[0])
+        same_values_and_gradients(plain, compiled, partial(logits, text=text))
     assert 1 <= traced_whole[0] <= 4  # for one shape, then for any
 
 
@@ -80,7 +85,7 @@ def test_decoder(options: dict[str, Any], traced_whole: list[int]) -> None:
 )
 def test_regions(options: dict[str, Any], regions: int) -> None:
     """A decoder's layers are one, unless some of what they do stays outside of compiled code."""
-    sizes = {f"decoder_{k}": v for k, v in SIZES.items()} | {"decoder_layers": 3}
+    sizes: dict[str, Any] = {f"decoder_{k}": v for k, v in SIZES.items()} | {"decoder_layers": 3}
     layers = Decoder(DecoderConfig(vocab_size=VOCABULARY, compile=True, **sizes, **options)).layers
     assert sum(module._compiled_call_impl is not None for module in layers.modules()) == regions
 
@@ -103,7 +108,8 @@ def test_recomputed_layers(traced_whole: list[int]) -> None:
 
 def test_decoding_leaves_compiled_layers_alone(traced_whole: list[int]) -> None:
     plain, compiled = decoders()
-    text, state = tokens(2, 6), {}
+    text = tokens(2, 6)
+    state: dict[str, Any] = {}
     steps = [compiled(text[:, :n], incremental_state=state)[0] for n in range(1, 7)]
     assert traced_whole[0] == 0
     assert_close(torch.cat(steps, 1), plain(text)[0], "float32")

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import pickle
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -121,7 +121,7 @@ def test_errors(config: type, kwargs: dict[str, Any], error: type[Exception], me
 
 def test_positional_arguments_are_refused() -> None:
     with pytest.raises(TypeError, match="takes keyword arguments only"):
-        EncoderConfig(64000)
+        cast(Any, EncoderConfig)(64000)
 
 
 def test_unset_options_are_decided_together() -> None:
@@ -139,7 +139,8 @@ def test_branches_are_lists_or_spell_them() -> None:
     for segments, ratios in (("[2048,4096]", "[1,2]"), ([2048, 4096], [1, 2]), ((2048, 4096), "(1, 2)")):
         config = DecoderConfig(segment_length=segments, dilated_ratio=ratios)
         assert (config.segment_lengths, config.dilation_ratios) == ((2048, 4096), (1, 2))
-    for nothing in ({}, {"segment_length": "", "dilated_ratio": ""}, {"segment_length": []}):
+    unset: list[dict[str, Any]] = [{}, {"segment_length": "", "dilated_ratio": ""}, {"segment_length": []}]
+    for nothing in unset:
         assert EncoderConfig(**nothing).segment_lengths == EncoderConfig(**nothing).dilation_ratios == ()
 
 
@@ -161,14 +162,14 @@ def test_every_option_is_read(config_class: type) -> None:
     """Building, training and decoding a model reads each field: none is dead."""
     read: set[str] = set()
 
-    class Recording(config_class):  # type: ignore[misc]
+    class Recording(config_class):
         def __getattribute__(self, name: str) -> Any:
             if object.__getattribute__(self, "__dict__").get("_checked"):
                 read.add(name)
             return super().__getattribute__(name)
 
     sides = [s for s in ("encoder", "decoder") if f"{s}_layers" in {f.name for f in dataclasses.fields(config_class)}]
-    sizes = {f"{side}_{k}": v for side in sides for k, v in SIZES.items()}
+    sizes: dict[str, Any] = {f"{side}_{k}": v for side in sides for k, v in SIZES.items()}
     experts = {"moe_freq": 2, "moe_expert_count": 4, "use_xmoe": True, "bitnet": "b1.58"}
     config = Recording(vocab_size=40, xpos_rel_pos=True, rel_pos_buckets=8, max_rel_pos=16, **experts, **sizes)
     object.__setattr__(config, "_checked", True)
@@ -188,8 +189,9 @@ def test_every_option_is_read(config_class: type) -> None:
 
 
 def test_learned_positions_are_read() -> None:
-    for side, config, model in (("encoder", EncoderConfig, Encoder), ("decoder", DecoderConfig, Decoder)):
-        sizes = {f"{side}_{k}": v for k, v in SIZES.items()}
+    kinds: list[tuple[str, Any, Any]] = [("encoder", EncoderConfig, Encoder), ("decoder", DecoderConfig, Decoder)]
+    for side, config, model in kinds:
+        sizes: dict[str, Any] = {f"{side}_{k}": v for k, v in SIZES.items()}
         learned = model(config(vocab_size=40, **{f"{side}_learned_pos": True}, **sizes))
         fixed = model(config(vocab_size=40, **sizes))
         assert "embed_positions.weight" in dict(learned.named_parameters())
@@ -197,13 +199,13 @@ def test_learned_positions_are_read() -> None:
 
 
 def test_too_long_a_sequence() -> None:
-    sizes = {f"decoder_{k}": v for k, v in SIZES.items()}
+    sizes: dict[str, Any] = {f"decoder_{k}": v for k, v in SIZES.items()}
     for learned in (True, False):
         model = Decoder(DecoderConfig(vocab_size=40, max_target_positions=6, decoder_learned_pos=learned, **sizes))
         model(tokens(1, 6))
         with pytest.raises(ValueError, match=r"7 tokens is longer than max_target_positions \(6\); raise"):
             model(tokens(1, 7))
-        state: dict = {}
+        state: dict[str, Any] = {}
         model(tokens(1, 6), incremental_state=state)
         with pytest.raises(ValueError, match="7 tokens is longer"):
             model(tokens(1, 7), incremental_state=state)
@@ -214,7 +216,7 @@ def test_too_long_a_sequence() -> None:
 
 
 def test_blockwise_causal_window_is_for_evaluation_with_xpos() -> None:
-    sizes = {f"decoder_{k}": v for k, v in SIZES.items()}
+    sizes: dict[str, Any] = {f"decoder_{k}": v for k, v in SIZES.items()}
     with pytest.raises(ValueError, match=r"blockwise_causal_window \(6\) is for models with xpos_rel_pos"):
         DecoderConfig(blockwise_causal_window=6, **sizes)
     with pytest.raises(ValueError, match=r"blockwise_causal_window \(5\) must be even"):
@@ -233,7 +235,7 @@ def test_blockwise_causal_window_is_for_evaluation_with_xpos() -> None:
 
 
 def test_missing_input() -> None:
-    sizes = {f"encoder_{k}": v for k, v in SIZES.items()}
+    sizes: dict[str, Any] = {f"encoder_{k}": v for k, v in SIZES.items()}
     with pytest.raises(ValueError, match="needs src_tokens or token_embeddings"):
         Encoder(EncoderConfig(vocab_size=40, **sizes))(None)
     with pytest.raises(ValueError, match="built without embed_tokens"):

@@ -1,5 +1,7 @@
 """Decoding step by step equals the full forward, in every configuration, with padding, prompts and beams."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -55,7 +57,7 @@ def test_prompts_of_different_lengths_continue(variant: str) -> None:
     lengths = [7, 3, 5]
     prompt, new = tokens(3, 7), tokens(3, 4, seed=1)
     prompt_mask = mask_of(lengths, 7, "right")
-    state: dict = {}
+    state: dict[str, Any] = {}
     model(prompt, prompt_mask, incremental_state=state)
     steps = []
     for n in range(1, 5):  # the mask of the prompt is remembered
@@ -74,7 +76,8 @@ def test_beams_share_their_sentence(variant: str) -> None:
     source, beams = tokens(3, 9), 2
     source_mask = mask_of([9, 4, 6], 9, "left")
     encoder_out = model.encoder(source, source_mask)
-    target, state = tokens(6, 1, seed=2), {}
+    target = tokens(6, 1, seed=2)
+    state: dict[str, Any] = {}
     rows_of_sentences = torch.arange(3).repeat_interleave(beams)
     moves = [[1, 0, 2, 2, 5, 4], [0, 1, 4, 5], [1, 1, 2, 3]]
     for step, move in enumerate([None, *moves]):
@@ -95,7 +98,8 @@ def test_beams_may_leave_their_sentence() -> None:
     """An order that mixes sentences still decodes right, with one row per sequence."""
     model = encoder_decoder()
     encoder_out = model.encoder(tokens(2, 5))
-    target, state = tokens(4, 3), {}
+    target = tokens(4, 3)
+    state: dict[str, Any] = {}
     model.decoder(target[:, :2], encoder_out=encoder_out, incremental_state=state)
     order = torch.tensor([3, 0, 2, 1])
     model.decoder.reorder_incremental_state(state, order)
@@ -110,8 +114,8 @@ def test_memory_is_projected_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = encoder_decoder()
     encoder_out = model.encoder(tokens(2, 5))
     calls = []
-    projection = model.decoder.layers[0].encoder_attn.k_proj
-    projection.register_forward_hook(lambda *_: calls.append(1))
+    attention: Any = model.decoder.layers[0].encoder_attn
+    attention.k_proj.register_forward_hook(lambda *_: calls.append(1))
     stepped(model.decoder, tokens(2, 9), 1, encoder_out=encoder_out)
     assert len(calls) == 1
 
@@ -154,7 +158,8 @@ def test_rows_of_groups(rows: list[int], batch: int, groups: int, expected: list
 
 
 def test_nothing_new_to_decode() -> None:
-    model, state = decoder(), {}
+    model = decoder()
+    state: dict[str, Any] = {}
     target = tokens(1, 3)
     model(target, incremental_state=state)
     with pytest.raises(ValueError, match="no token that incremental_state has not seen"):

@@ -1,25 +1,31 @@
 """Dilated attention equals its definition."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.helpers import assert_close
+from tests.helpers import assert_close, pair, triple
 from torchscale_fairseq import dilated_attention
 from torchscale_fairseq.core.ops.dilated_pattern import naive_dilated_attention
 
 BRANCHES = st.lists(st.tuples(st.integers(1, 20), st.integers(1, 6)), min_size=1, max_size=3)
 
 
-def inputs(batch: int, length: int, heads: int, seed: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+Triple = tuple[Tensor, Tensor, Tensor]
+
+
+def inputs(batch: int, length: int, heads: int, seed: int, dtype: torch.dtype = torch.float64) -> Triple:
     generator = torch.Generator().manual_seed(seed)
     shape = (batch, length, heads, 4)
-    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for _ in range(3)]
+    drawn = (torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for _ in range(3))
+    return triple(x.requires_grad_() for x in drawn)
 
 
-def gradients(output: Tensor, tensors: list[Tensor]) -> list[Tensor]:
+def gradients(output: Tensor, tensors: Triple) -> list[Tensor]:
     direction = torch.randn(output.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     return list(torch.autograd.grad((output * direction.to(output.dtype)).sum(), tensors))
 
@@ -75,16 +81,17 @@ def test_written_out_branches_equal_it_too(causal: bool, length: int) -> None:
 def test_dropped_weights_stay_dropped_in_the_backward_pass(causal: bool, compatible: bool) -> None:
     """Gradients are those of finite differences, with the same weights dropped each time."""
 
-    def seeded(*tensors: Tensor) -> Tensor:
+    def seeded(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         torch.manual_seed(0)
-        return dilated_attention(*tensors, [4], [2], causal=causal, dropout=0.4, torchscale_compatible=compatible)
+        options: dict[str, Any] = {"causal": causal, "torchscale_compatible": compatible}
+        return dilated_attention(query, key, value, [4], [2], dropout=0.4, **options)
 
     torch.autograd.gradcheck(seeded, inputs(1, 7, 3, 0))
 
 
 def test_dropout_is_right_in_the_mean() -> None:
     torch.manual_seed(0)
-    tensors = [x.detach().repeat(4000, 1, 1, 1) for x in inputs(1, 5, 2, 0)]
+    tensors = triple(x.detach().repeat(4000, 1, 1, 1) for x in inputs(1, 5, 2, 0))
     plain = dilated_attention(*tensors, [2, 5], [1, 2])
     dropped = dilated_attention(*tensors, [2, 5], [1, 2], dropout=0.3)
     assert (dropped != plain).any()
@@ -94,7 +101,7 @@ def test_dropout_is_right_in_the_mean() -> None:
 def test_one_dense_branch_is_attention() -> None:
     query, key, value = inputs(2, 11, 2, 0)
     expected = torch.nn.functional.scaled_dot_product_attention(
-        *(x.transpose(1, 2) for x in (query, key, value)), is_causal=True
+        *triple(x.transpose(1, 2) for x in (query, key, value)), is_causal=True
     )
     assert_close(dilated_attention(query, key, value, [64], [1], causal=True), expected.transpose(1, 2), "float64")
 
@@ -111,7 +118,7 @@ def test_by_hand() -> None:
 def test_no_future_leaks() -> None:
     query, key, value = inputs(1, 20, 3, 0)
     before = dilated_attention(query, key, value, [4, 8, 20], [1, 2, 3], causal=True)
-    changed = [x.detach().clone() for x in (key, value)]
+    changed = pair(x.detach().clone() for x in (key, value))
     for x in changed:
         x[:, 13:] += 1.0
     after = dilated_attention(query, *changed, [4, 8, 20], [1, 2, 3], causal=True)
@@ -121,7 +128,7 @@ def test_no_future_leaks() -> None:
 @pytest.mark.parametrize("causal", [False, True])
 def test_a_left_padded_row_is_its_unpadded_self(causal: bool) -> None:
     query, key, value = inputs(1, 17, 3, 0)
-    padded = [torch.cat((torch.randn(1, 5, 3, 4, dtype=torch.float64), x), 1) for x in (query, key, value)]
+    padded = triple(torch.cat((torch.randn(1, 5, 3, 4, dtype=torch.float64), x), 1) for x in (query, key, value))
     mask = (torch.arange(22) < 5)[None]
     expected = dilated_attention(query, key, value, [4, 8], [1, 3], causal=causal)
     output = dilated_attention(*padded, [4, 8], [1, 3], causal=causal, key_padding_mask=mask)
@@ -132,8 +139,9 @@ def test_a_left_padded_row_is_its_unpadded_self(causal: bool) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_lower_precision(dtype: torch.dtype) -> None:
     tensors = inputs(1, 40, 2, 0)
-    low = [x.detach().to(dtype).requires_grad_() for x in tensors]
-    expected = dilated_attention(*(x.detach().double().requires_grad_() for x in low), [8, 32], [1, 2], causal=True)
+    low = triple(x.detach().to(dtype).requires_grad_() for x in tensors)
+    exact = triple(x.detach().double().requires_grad_() for x in low)
+    expected = dilated_attention(*exact, [8, 32], [1, 2], causal=True)
     output = dilated_attention(*low, [8, 32], [1, 2], causal=True)
     assert output.dtype == dtype
     assert_close(output.double(), expected, str(dtype).removeprefix("torch."))

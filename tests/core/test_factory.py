@@ -64,7 +64,7 @@ class DoublingFactory(LayerFactory):
 
 @pytest.mark.parametrize(("base", "config"), [(Encoder, EncoderConfig), (Decoder, DecoderConfig)])
 def test_a_model_with_another_factory(base: Any, config: Any) -> None:
-    class Model(base):  # type: ignore[misc]
+    class Model(base):
         def layer_factory(self, spec: LayerSpec) -> LayerFactory:
             return DoublingFactory(spec)
 

@@ -1,5 +1,7 @@
 """Model FLOPs, against counts by hand and torch's own counter."""
 
+from typing import Any
+
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -7,7 +9,7 @@ from tests.core.models import encoder, encoder_decoder, tokens
 from torchscale_fairseq import DecoderConfig, RetNetConfig
 from torchscale_fairseq.core.flops import Load, training_flops
 
-SIZES = {"decoder_layers": 2, "decoder_embed_dim": 8, "decoder_ffn_embed_dim": 16, "vocab_size": 40}
+SIZES: dict[str, Any] = {"decoder_layers": 2, "decoder_embed_dim": 8, "decoder_ffn_embed_dim": 16, "vocab_size": 40}
 
 
 def test_decoder_by_hand() -> None:
@@ -48,7 +50,7 @@ def test_encoder_decoder_as_torch_counts() -> None:
     with FlopCounterMode(display=False) as counter:
         model(tokens(2, 9), tokens(2, 7))[0].sum().backward()
     superfluous = 12 * config.decoder_layers * config.decoder_embed_dim * 2 * 49 / 2
-    loads = {"encoder": Load((9, 9)), "decoder": Load((7, 7))}
+    loads: dict[str, Any] = {"encoder": Load((9, 9)), "decoder": Load((7, 7))}
     assert counter.get_total_flops() == superfluous + training_flops(config, **loads, predictions=14, pairs=2 * 9 * 7)
 
 

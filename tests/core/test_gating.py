@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.helpers import assert_close
+from tests.helpers import assert_close, kept_for_backward
 from torchscale_fairseq.core.ops.gating import gate, normalised_gate
 
 activations = pytest.mark.parametrize("activation", [F.gelu, F.relu, F.silu], ids=lambda f: f.__name__)
@@ -57,7 +57,6 @@ def test_normalised_gate_of_lower_precision() -> None:
 
 @pytest.mark.parametrize("function", [ours, lambda x, y: gate(F.silu, x, y)], ids=["normalised", "plain"])
 def test_inputs_alone_are_kept(function: Callable[[Tensor, Tensor], Tensor]) -> None:
-    kept: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+    with kept_for_backward() as kept:
         function(*inputs())
-    assert sum(t.numel() for t in kept) == 2 * 2 * 5 * 12
+    assert sum(kept) == 2 * 2 * 5 * 12

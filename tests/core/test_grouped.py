@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.helpers import assert_close
+from tests.helpers import assert_close, triple
 from torchscale_fairseq.core.ops import grouped_products
 from torchscale_fairseq.core.ops.grouped import _GroupedAffine, _GroupedLinear, grouped_linear, grouped_norm
 from torchscale_fairseq.core.ops.grouped_products import BATCHED, KERNEL, LOOP, Products, products_for
@@ -42,7 +42,7 @@ def test_products_equal_torch(form: str, bias: bool) -> None:
     if form == "kernel" and grouped_products._grouped_mm is None:
         pytest.skip("this torch has no grouped product")
     leaves = inputs(torch.float32 if form == "kernel" else torch.float64, bias=bias)
-    expected = with_gradients(by_torch(*leaves, SIZES), leaves)  # type: ignore[arg-type]
+    expected = with_gradients(by_torch(*triple(leaves), SIZES), leaves)
     found = with_gradients(_GroupedLinear.apply(*leaves, SEGMENTS, FORMS[form]), leaves)
     for actual, wanted in zip(found, expected, strict=True):
         assert_close(actual, wanted, "float32" if form == "kernel" else "float64")

@@ -1,16 +1,17 @@
 """Initial values after the papers (TorchScale's are in tests/parity)."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
 from torchscale_fairseq import Decoder, DecoderConfig, Encoder, EncoderConfig, EncoderDecoder, EncoderDecoderConfig
-from torchscale_fairseq.core.initialization import deepnorm_scaling, subln_scaling
+from torchscale_fairseq.core.initialization import ResidualScaling, deepnorm_scaling, subln_scaling
 
 WIDTH, INNER, LAYERS = 192, 384, 4
-ENCODER = {"encoder_embed_dim": WIDTH, "encoder_ffn_embed_dim": INNER, "encoder_layers": LAYERS}
-DECODER = {"decoder_embed_dim": WIDTH, "decoder_ffn_embed_dim": INNER, "decoder_layers": 2 * LAYERS}
+ENCODER: dict[str, Any] = {"encoder_embed_dim": WIDTH, "encoder_ffn_embed_dim": INNER, "encoder_layers": LAYERS}
+DECODER: dict[str, Any] = {"decoder_embed_dim": WIDTH, "decoder_ffn_embed_dim": INNER, "decoder_layers": 2 * LAYERS}
 
 
 def test_deepnorm_constants_of_the_paper() -> None:
@@ -39,10 +40,11 @@ def xavier_std(fan_in: int, fan_out: int) -> float:
 @pytest.mark.parametrize("mode", ["deepnorm", "subln"])
 @pytest.mark.parametrize("architecture", ["encoder", "decoder", "encoder_decoder"])
 def test_xavier_with_gains(mode: str, architecture: str) -> None:
-    options = {mode: True}
+    options: dict[str, Any] = {mode: True}
     torch.manual_seed(0)
     n, m = (0 if architecture == "decoder" else LAYERS), (0 if architecture == "encoder" else 2 * LAYERS)
     scalings = {"deepnorm": deepnorm_scaling, "subln": subln_scaling}[mode](encoder_layers=n, decoder_layers=m)
+    sides: list[tuple[Any, ResidualScaling]]
     if architecture == "encoder":
         sides = [(Encoder(EncoderConfig(**ENCODER, **options)), scalings[0])]
     elif architecture == "decoder":
@@ -69,7 +71,7 @@ def test_xavier_with_gains(mode: str, architecture: str) -> None:
 def test_plain_models_are_xavier_uniform() -> None:
     torch.manual_seed(0)
     model = Encoder(EncoderConfig(**ENCODER, subln=False))
-    attention = model.layers[0].self_attn
+    attention: Any = model.layers[0].self_attn
     assert attention.q_proj.weight.abs().max() <= math.sqrt(3) * xavier_std(WIDTH, WIDTH) / math.sqrt(2) + 1e-6
     assert attention.out_proj.weight.std().item() == pytest.approx(xavier_std(WIDTH, WIDTH), rel=0.02)
     assert attention.q_proj.weight.std().item() == pytest.approx(xavier_std(WIDTH, WIDTH) / math.sqrt(2), rel=0.02)
@@ -77,7 +79,7 @@ def test_plain_models_are_xavier_uniform() -> None:
 
 def test_bert_initialisation() -> None:
     torch.manual_seed(0)
-    model = Encoder(EncoderConfig(vocab_size=500, **ENCODER, subln=False, bert_init=True))
+    model: Any = Encoder(EncoderConfig(vocab_size=500, **ENCODER, subln=False, bert_init=True))
     assert model.layers[0].ffn.fc1.weight.std().item() == pytest.approx(0.02, rel=0.03)
     assert model.embed_tokens.weight[2:].std().item() == pytest.approx(0.02, rel=0.03)
     assert not model.embed_tokens.weight[1].any(), "the padding row stays zero"
@@ -86,7 +88,7 @@ def test_bert_initialisation() -> None:
 
 def test_vocabulary_matrices() -> None:
     torch.manual_seed(0)
-    model = Decoder(DecoderConfig(vocab_size=500, **DECODER))
+    model: Any = Decoder(DecoderConfig(vocab_size=500, **DECODER))
     for matrix in (model.embed_tokens.weight, model.output_projection.weight):
         assert matrix.std().item() == pytest.approx(WIDTH**-0.5, rel=0.03)
     tied = Decoder(DecoderConfig(vocab_size=500, **DECODER, share_decoder_input_output_embed=True))

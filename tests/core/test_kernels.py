@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.helpers import assert_close
+from tests.helpers import assert_close, triple
 from torchscale_fairseq.core.ops.attention import naive_attention
 from torchscale_fairseq.core.ops.kernels import (
     NAIVE,
@@ -46,7 +46,7 @@ def test_a_kernel_is_attention(kernel: Kernel, form: str) -> None:
         *(x.transpose(1, 2) for x in tensors), visible=visible, bias=None, scale=0.3, dropout=0.0
     )
     expected = expected.transpose(1, 2)
-    detached = [x.detach() for x in tensors]
+    detached = triple(x.detach() for x in tensors)
     partial = kernel.forward(*detached, scores)
     assert_close(partial.output, expected, "float64")
     assert_close(partial.log_sum_exp, log_sum_exp, "float64")
@@ -87,7 +87,8 @@ class Calls(TorchDispatchMode):
 
     def __init__(self, operator: Any):
         super().__init__()
-        self._operator, self.arguments = operator, []
+        self._operator = operator
+        self.arguments: list[Any] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is self._operator:

@@ -1,13 +1,14 @@
 """Residuals, multiway, stochastic depth, recomputation, positions, xPos."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from tests.core.models import SIZES, VARIANTS, decoder, encoder, encoder_decoder, tokens
-from tests.helpers import assert_close
+from tests.helpers import assert_close, kept_for_backward
 from torchscale_fairseq import Encoder, EncoderConfig
 from torchscale_fairseq.core.layers.embedding import SinusoidalPositionalEmbedding
 from torchscale_fairseq.core.layers.feed_forward import FeedForwardNetwork
@@ -41,7 +42,8 @@ def test_drop_path_keeps_rows_whole_and_the_mean() -> None:
 
 def test_drop_path_grows_with_depth_and_rests_in_eval() -> None:
     model = encoder(drop_path_rate=0.5)
-    assert [layer.residual.drop_path_rate for layer in model.layers] == [0.0, 0.25, 0.5]
+    residuals: list[Any] = [layer.residual for layer in model.layers]
+    assert [residual.drop_path_rate for residual in residuals] == [0.0, 0.25, 0.5]
     batch = tokens(8, 5)
     assert torch.equal(model(batch)["encoder_out"], model(batch)["encoder_out"])
     model.train()
@@ -51,7 +53,7 @@ def test_drop_path_grows_with_depth_and_rests_in_eval() -> None:
 @pytest.mark.parametrize("compatible", [False, True])
 def test_multiway(compatible: bool) -> None:
     """The paper doubles feed-forward networks alone, TorchScale everything."""
-    sizes = {f"encoder_{k}": v for k, v in SIZES.items()}
+    sizes: dict[str, Any] = {f"encoder_{k}": v for k, v in SIZES.items()}
     model = Encoder(EncoderConfig(**sizes, multiway=True, torchscale_compatible=compatible)).eval()
     doubled = {n.split(".")[2] for n, _ in model.named_parameters() if ".A." in n and n.startswith("layers")}
     everything = {"self_attn", "self_attn_layer_norm", "ffn", "final_layer_norm"}
@@ -84,8 +86,7 @@ def test_feed_forward_in_chunks_changes_nothing() -> None:
     results, kept = [], []
     for options in ({}, {"ffn_chunk_size": 3}, {"ffn_chunk_size": 3, "checkpoint_activations": True}):
         model = decoder(**options, gated_ffn=True).train()
-        sizes = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda x, s=sizes: s.append(x.numel()) or x, lambda x: x):
+        with kept_for_backward() as sizes:
             logits, _ = model(tokens(2, 7))
         logits.square().mean().backward()
         results.append([logits, *(p.grad for p in model.parameters())])
@@ -235,7 +236,7 @@ def test_modules_print() -> None:
 def test_relative_bias_of_decoders(compatible: bool) -> None:
     """T5: causal buckets and no bias in cross-attention; TorchScale: bidirectional ones and a bias."""
     variant = "compatible_bias" if compatible else "relative_bias"
-    model = encoder_decoder(**VARIANTS[variant])
+    model: Any = encoder_decoder(**VARIANTS[variant])
     assert model.encoder.relative_position.bidirectional
     assert model.decoder.self_attn_relative_position.bidirectional is compatible
     assert (model.decoder.cross_attn_relative_position is not None) is compatible

@@ -121,12 +121,11 @@ def test_losses_are_float32(dtype: torch.dtype) -> None:
 
 def test_loss_scale_reaches_the_smallest_gradients() -> None:
     """A probability of 1e-9 is zero in float16, unless the scale is applied before it is rounded."""
-    weight = torch.zeros(3, 2, dtype=torch.float16, requires_grad=True)
     features = torch.tensor([[1.0, 0.0]], dtype=torch.float16)
     bias = torch.tensor([20.7, 0.0, 0.0], dtype=torch.float16)
     scale = 2.0**14
     for function in (linear_cross_entropy, summed_linear_cross_entropy):
-        weight.grad = None
+        weight = torch.zeros(3, 2, dtype=torch.float16, requires_grad=True)
         loss, _ = function(features, weight, torch.tensor([0]), bias=bias)
         (loss.sum() * scale).backward()
         assert weight.grad[1, 0].item() / scale == pytest.approx(1.02e-9, rel=0.03)

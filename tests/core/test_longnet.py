@@ -30,7 +30,7 @@ PADDING = st.sampled_from(["none", "left", "right"])
 every_pattern = pytest.mark.parametrize("pattern", LONGNETS)
 
 
-def longnet(kind: type, branches: list[tuple[int, int]], **more: Any) -> Decoder | Encoder:
+def longnet(kind: type, branches: list[tuple[int, int]], **more: Any) -> Any:
     """One layer in float64 with random parameters."""
     segments, ratios = zip(*branches, strict=True)
     side = "decoder" if kind is LongNetDecoder else "encoder"
@@ -122,7 +122,7 @@ def test_beams_and_prompts_of_different_lengths(pattern: str) -> None:
     model, lengths = decoder(**LONGNETS[pattern]), [9, 3, 6]
     prompt, new = tokens(3, 9), tokens(3, 12, seed=1)
     rows = [prompt[row, :length] for row, length in enumerate(lengths)]
-    state: dict = {}
+    state: dict[str, Any] = {}
     model(prompt, mask_of(lengths, 9, "right"), incremental_state=state)
     text = prompt
     for step in range(12):
@@ -141,7 +141,8 @@ def test_beams_and_prompts_of_different_lengths(pattern: str) -> None:
 @torch.no_grad()
 def test_padding_among_new_tokens(pattern: str) -> None:
     """A row may rest for some steps, before its first token too."""
-    model, text, state = decoder(**LONGNETS[pattern]), tokens(2, 16), {}
+    model, text = decoder(**LONGNETS[pattern]), tokens(2, 16)
+    state: dict[str, Any] = {}
     mask = torch.zeros(2, 16, dtype=torch.bool)
     mask[1, :6] = mask[1, 9:12] = True
     for n in (4, *range(5, 17)):
@@ -202,7 +203,8 @@ def test_the_size_of_the_cache() -> None:
 
 @torch.no_grad()
 def test_a_long_text_is_decoded_from_a_small_cache() -> None:
-    model, state = decoder(**LONGNETS["nested"]), {}
+    model = decoder(**LONGNETS["nested"])
+    state: dict[str, Any] = {}
     text = tokens(1, 300)
     full = model(text)[0]
     model(text[:, :290], incremental_state=state)
@@ -239,7 +241,7 @@ def test_nothing_leaks(pattern: str) -> None:
 def test_padded_rows_equal_their_unpadded_selves(pattern: str, side: str) -> None:
     lengths, text = [19, 6, 11], tokens(3, 19)
     mask = mask_of(lengths, 19, side)
-    models = [decoder(**LONGNETS[pattern])]
+    models: list[Decoder | Encoder] = [decoder(**LONGNETS[pattern])]
     if side == "right" or not LONGNETS[pattern].get("torchscale_compatible"):  # whose encoder counts padding
         models.append(encoder(**LONGNETS[pattern]))
     for model in models:
@@ -282,7 +284,7 @@ def test_recomputation_changes_nothing() -> None:
 
 def test_the_config_decides() -> None:
     """Encoder and Decoder build the same from the same config, and parameters have the names of dense models."""
-    sizes = {f"decoder_{k}": v for k, v in SIZES.items()}
+    sizes: dict[str, Any] = {f"decoder_{k}": v for k, v in SIZES.items()}
     config = DecoderConfig(vocab_size=VOCABULARY, segment_length="[4]", dilated_ratio="[1]", **sizes)
     dense = Decoder(dataclasses.replace(config, segment_length=None, dilated_ratio=None))
     models = [LongNetDecoder(config), Decoder(config)]
@@ -310,7 +312,8 @@ def test_configs_as_torchscales_readme_has_them() -> None:
 
 @torch.no_grad()
 def test_what_it_cannot_do() -> None:
-    for kind, config in ((LongNetEncoder, EncoderConfig), (LongNetDecoder, DecoderConfig)):
+    kinds: list[tuple[Any, Any]] = [(LongNetEncoder, EncoderConfig), (LongNetDecoder, DecoderConfig)]
+    for kind, config in kinds:
         with pytest.raises(ValueError, match=f"{kind.__name__} needs segment_length and dilated_ratio in its config"):
             kind(config())
     model, text = encoder(**LONGNETS["nested"]), tokens(1, 9)

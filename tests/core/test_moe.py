@@ -33,7 +33,7 @@ from torchscale_fairseq.core.parallel.groups import ExpertSplit, split_experts
 def one_by_one(layer: MixtureOfExperts) -> list[nn.Module]:
     """The layer's experts as dense networks."""
     experts, state = layer.experts, layer.experts.state_dict()
-    networks = []
+    networks: list[nn.Module] = []
     for index in range(experts.split.count):
         norm = None if experts.ffn_layernorm is None else build_norm("layernorm", 10, 1e-5)
         kind = GatedLinearUnit if experts.gate is not None else FeedForwardNetwork
@@ -359,6 +359,11 @@ def test_without_a_change_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> No
     assert observed(EXPERTS, monkeypatch) == observed(EXPERTS, monkeypatch)
 
 
+def mixture_of(model: Decoder | Encoder) -> Any:
+    """The first layer with experts."""
+    return next(layer.moe_layer for layer in model.layers if layer.moe_layer is not None)
+
+
 def observed(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What can be seen of a model: parameters, outputs in training and evaluation and in half the precision, and how
     gradients of experts are treated, in two processes too."""
@@ -367,11 +372,11 @@ def observed(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[Any
     for one, training in ((model, True), (model, False), (copy.deepcopy(model).bfloat16(), False)):
         torch.manual_seed(0)
         seen.append(one.train(training)(text)["encoder_out"].tolist())
-    layer = next(layer.moe_layer for layer in model.layers if layer.moe_layer is not None)
+    layer = mixture_of(model)
     seen.append(layer.experts.fc1.weight.expert.norm_weight)
     with monkeypatch.context() as patch:
         patch.setattr(factory, "split_experts", lambda count: ExpertSplit(count, size=2))
-        shared = next(layer.moe_layer for layer in encoder(**given).layers if layer.moe_layer is not None).experts
+        shared = mixture_of(encoder(**given)).experts
     shared(
         torch.ones(shared.split.local, 24), Segments(torch.ones(shared.split.local, dtype=torch.long))
     ).sum().backward()
@@ -409,7 +414,7 @@ def test_a_checkpoint_with_another_number_of_experts_is_refused() -> None:
 def test_experts_start_differently_and_by_the_scheme() -> None:
     config = DecoderConfig(vocab_size=40, decoder_layers=2, decoder_embed_dim=64, decoder_attention_heads=4, **EXPERTS)
     torch.manual_seed(0)
-    experts = Decoder(config).layers[1].moe_layer.experts
+    experts = mixture_of(Decoder(config)).experts
     weight = experts.fc1.weight
     assert not weight[0].equal(weight[1])
     gain = math.sqrt(math.log(2 * 2))
@@ -420,14 +425,15 @@ def test_experts_start_differently_and_by_the_scheme() -> None:
 
 def test_frozen_routing_and_expert_dropout() -> None:
     model = encoder(**EXPERTS, moe_freeze_routing=True, moe_expert_dropout=0.5, activation_dropout=0.1)
-    layer = model.layers[1].moe_layer
+    layer = mixture_of(model)
     assert not any(p.requires_grad for p in layer.gate.parameters())
-    assert layer.experts.dropout.p == 0.5 and model.layers[0].ffn.activation_dropout.p == 0.1
+    assert layer.experts.dropout.p == 0.5
+    assert model.get_submodule("layers.0.ffn.activation_dropout").p == 0.1
 
 
 def test_routing_in_float32_under_lower_precision() -> None:
     for use_fp32, dtype in ((True, torch.float32), (False, torch.bfloat16)):
-        layer = encoder(**EXPERTS, moe_gating_use_fp32=use_fp32).bfloat16().layers[1].moe_layer
+        layer = mixture_of(encoder(**EXPERTS, moe_gating_use_fp32=use_fp32).bfloat16())
         routing, _ = layer._route(torch.randn(5, 24, dtype=torch.bfloat16), None)
         assert routing.probability.dtype == dtype
 

@@ -56,8 +56,11 @@ def docstrings(tree: ast.AST) -> list[tuple[int, str]]:
 
 def sentences(tree: ast.AST) -> list[tuple[int, str]]:
     """Line and text of each string of several words: docstrings, help texts, messages."""
-    constants = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
-    return [(node.lineno, node.value) for node in constants if node.value.count(" ") > 1]
+    return [
+        (node.lineno, node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.count(" ") > 1
+    ]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))

@@ -1,6 +1,7 @@
 """BitNet's quantisers against numbers worked out by hand, and its layers."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -116,6 +117,7 @@ def test_layer_is_a_product_of_whole_numbers(scheme: str, recipe: str) -> None:
     normed = layer.norm(x)
     shifted = (scheme, recipe) == ("b1", "paper")
     rows, row_scale = quantize_activations(normed, recipe, from_minimum=shifted)
+    assert isinstance(layer.weight, torch.Tensor)
     weights, weight_scale = quantize_weight(layer.weight, scheme)
     expected = (rows.long() @ weights.long().T).double() * row_scale * weight_scale
     assert_close(layer(x), expected, "float64")
@@ -170,7 +172,7 @@ def test_every_architecture_trains_packs_and_agrees(name: str, scheme: str, reci
     assert not untouched
     packed = MODELS[name](bitnet=scheme, bitnet_recipe=recipe, bitnet_packed=True)
     state = model.state_dict()
-    content = {}
+    content: dict[Any, Any] = {}
     for key, value in state.items():
         if f"{key.removesuffix('weight')}norm.weight" in state:
             content |= {f"{key}.{part}": x for part, x in PackedWeight.contents(value, scheme).items()}
@@ -193,7 +195,7 @@ def test_packed_weights_are_not_trained() -> None:
 
 
 @pytest.mark.parametrize("options", [{"bitnet_recipe": "paper"}, {"bitnet_packed": True}])
-def test_details_without_bitnet_are_refused(options: dict[str, object]) -> None:
+def test_details_without_bitnet_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"has no use without bitnet; give bitnet='b1\.58'"):
         DecoderConfig(**options)
 

@@ -2,7 +2,9 @@
 
 import re
 import sys
+from collections.abc import Sequence
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.helpers import assert_close
+from tests.helpers import assert_close, kept_for_backward, triple
 from torchscale_fairseq.core.ops import retention_forms
 from torchscale_fairseq.core.ops.backend import log_choice
 from torchscale_fairseq.core.ops.retention import chunkwise_retention, parallel_retention, recurrent_retention
@@ -21,11 +23,13 @@ from torchscale_fairseq.core.ops.xpos import rotate
 KEY_DIM, VALUE_DIM = 8, 6
 
 
-def inputs(batch: int, length: int, heads: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> list[Tensor]:
+def inputs(
+    batch: int, length: int, heads: int, dtype: torch.dtype = torch.float64, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values of norm about 1."""
     generator = torch.Generator().manual_seed(seed)
     dims = (KEY_DIM, KEY_DIM, VALUE_DIM)
-    return [(torch.randn(batch, length, heads, d, generator=generator) / d**0.5).to(dtype) for d in dims]
+    return triple((torch.randn(batch, length, heads, d, generator=generator) / d**0.5).to(dtype) for d in dims)
 
 
 def masks(batch: int, length: int, seed: int = 0) -> dict[str, Tensor]:
@@ -55,7 +59,7 @@ def forms(chunk_size: int) -> dict:
     }
 
 
-def run(form, tensors: list[Tensor], log_decay: Tensor, **options: Tensor) -> dict[str, Tensor]:
+def run(form, tensors: Sequence[Tensor], log_decay: Tensor, **options: Tensor) -> dict[str, Tensor]:
     """Output, state and the gradients of a sum of both."""
     leaves = [x.clone().requires_grad_() for x in tensors]
     state = options.pop("state", None)
@@ -71,7 +75,7 @@ def run(form, tensors: list[Tensor], log_decay: Tensor, **options: Tensor) -> di
     return found | {f"gradient {i}": x.grad for i, x in enumerate(leaves)}
 
 
-def assert_forms_agree(tensors: list[Tensor], chunk_size: int, tolerance: str, **options: Tensor) -> None:
+def assert_forms_agree(tensors: Sequence[Tensor], chunk_size: int, tolerance: str, **options: Tensor) -> None:
     log_decay = log_decays(tensors[0].size(2), "powers")
     expected, *others = ((name, run(form, tensors, log_decay, **options)) for name, form in forms(chunk_size).items())
     for name, found in others:
@@ -279,13 +283,9 @@ def test_what_the_fla_backend_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(retention(*tensors, log_decay)[0], parallel_retention(*tensors, log_decay)[0])
 
 
-class OnGPU:
-    """What the choice of a backend looks at."""
-
-    device = torch.device("cuda")
-
-    def __init__(self, dtype: torch.dtype):
-        self.dtype = dtype
+def on_gpu(dtype: torch.dtype) -> Any:
+    """What the choice of a backend looks at in a tensor."""
+    return SimpleNamespace(device=torch.device("cuda"), dtype=dtype)
 
 
 @pytest.mark.parametrize(
@@ -305,7 +305,7 @@ def test_what_the_fla_backend_serves(
     monkeypatch.setattr(retention_forms, "_HAS_FLA", True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(major=major))
     monkeypatch.setattr(retention_forms, "_import_failure", lambda: None)
-    refusal = retention_forms._fla_refusal(OnGPU(dtype), **dict.fromkeys(masks, torch.ones(1, 1)), state=None)
+    refusal = retention_forms._fla_refusal(on_gpu(dtype), **dict.fromkeys(masks, torch.ones(1, 1)), state=None)
     assert (refusal is None) if message is None else re.search(message, refusal)
 
 
@@ -348,8 +348,8 @@ def test_what_the_fla_backend_is_given(dtype: torch.dtype, value_dim: int, monke
     query, key, value = inputs(2, 9, 8, dtype)
     tensors, log_decay = [query.float(), key.float(), value[..., :value_dim]], log_decays(8, "powers")
     expected, state = recurrent_retention(*tensors, log_decay)
-    first, half = retention_forms.fla_retention(*(x[:, :4] for x in tensors), log_decay)
-    second, whole = retention_forms.fla_retention(*(x[:, 4:] for x in tensors), log_decay, state=half)
+    first, half = retention_forms.fla_retention(*triple(x[:, :4] for x in tensors), log_decay)
+    second, whole = retention_forms.fla_retention(*triple(x[:, 4:] for x in tensors), log_decay, state=half)
     assert first.dtype == whole.dtype == torch.float32 and whole.shape == state.shape
     assert_close(torch.cat((first, second), 1), expected, str(dtype).removeprefix("torch."))
     assert_close(whole, state, "float32")
@@ -365,9 +365,8 @@ def test_memory_is_linear_in_the_length() -> None:
     """Bytes that the backward pass keeps: twice the length, twice the bytes."""
 
     def kept(length: int) -> int:
-        sizes: list[int] = []
         tensors = [x.requires_grad_() for x in inputs(1, length, 2)]
-        with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
+        with kept_for_backward() as sizes:
             chunkwise_retention(*tensors, log_decays(2, "powers"), chunk_size=64)
         return sum(sizes)
 

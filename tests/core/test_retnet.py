@@ -21,10 +21,11 @@ from torchscale_fairseq import (
 )
 from torchscale_fairseq.core.layers.embedding import TextEmbedding
 from torchscale_fairseq.core.ops import retention_forms
+from torchscale_fairseq.core.ops.retention import recurrent_retention
 from torchscale_fairseq.core.ops.retention_tables import log_decays
 from torchscale_fairseq.core.saving import load_pretrained, write_folder
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "decoder_embed_dim": 24,
     "decoder_value_embed_dim": 30,
     "decoder_retention_heads": 3,
@@ -51,15 +52,20 @@ def retnet(**options: Any) -> RetNetDecoder:
 
 
 def translator(**options: Any) -> EncoderDecoder:
-    encoder = {"encoder_embed_dim": 16, "encoder_ffn_embed_dim": 24, "encoder_attention_heads": 2, "encoder_layers": 2}
-    heads = {"decoder_attention_heads": 4}
+    encoder: dict[str, Any] = {
+        "encoder_embed_dim": 16,
+        "encoder_ffn_embed_dim": 24,
+        "encoder_attention_heads": 2,
+        "encoder_layers": 2,
+    }
+    heads: dict[str, Any] = {"decoder_attention_heads": 4}
     config = RetNetEncoderDecoderConfig(vocab_size=VOCABULARY, **encoder, **heads, **{**SIZES, **options})
     return randomize(EncoderDecoder(config)).double()
 
 
 def stepped(model: nn.Module, target: Tensor, first: int, mask: Tensor | None = None, **options: Any) -> Tensor:
     """Logits of a prompt of ``first`` tokens, then of pieces of 1 and 2 tokens."""
-    state: dict = {}
+    state: dict[str, Any] = {}
     outputs, end = [], 0
     while end < target.size(1):
         end = first if end == 0 else min(end + 1 + end % 2, target.size(1))
@@ -114,7 +120,7 @@ def test_packed_documents_equal_their_selves(variant: str) -> None:
     packed, _ = model(target, document_starts=starts)
     alone = [model(document)[0] for document in target.split(lengths, 1)]
     assert_close(packed, torch.cat(alone, 1), "float64")
-    state: dict = {}
+    state: dict[str, Any] = {}
     pieces = [model(target[:, :n], state, document_starts=starts[:, :n])[0] for n in (2, 11, 12, 16)]
     assert_close(torch.cat(pieces, 1), packed, "float64", "continued")
 
@@ -125,7 +131,7 @@ def test_prompts_of_different_lengths_continue(variant: str) -> None:
     """Right-padded prompts, then new tokens: padding stands inside the rows."""
     model, lengths = retnet(**VARIANTS[variant]), [7, 3, 5]
     prompt, new = tokens(3, 7), tokens(3, 4, seed=1)
-    state: dict = {}
+    state: dict[str, Any] = {}
     model(prompt, state, self_attn_padding_mask=mask_of(lengths, 7, "right"))
     steps = [model(torch.cat((prompt, new[:, :n]), 1), state)[0] for n in range(1, 5)]
     for row, length in enumerate(lengths):
@@ -137,7 +143,8 @@ def test_prompts_of_different_lengths_continue(variant: str) -> None:
 @torch.no_grad()
 def test_beams_move(variant: str) -> None:
     model, mask = retnet(**VARIANTS[variant]), mask_of([6, 4, 6], 6, "left")
-    target, state = tokens(3, 6), {}
+    target = tokens(3, 6)
+    state: dict[str, Any] = {}
     model(target, state, self_attn_padding_mask=mask)
     for step, move in enumerate([[0, 0, 1, 1, 2, 2], [1, 0, 2, 2, 5, 4], [0, 3, 3], [2, 1, 1, 0]]):
         order = torch.tensor(move)
@@ -151,7 +158,8 @@ def test_beams_move(variant: str) -> None:
 
 @torch.no_grad()
 def test_one_sentence_becomes_many_beams() -> None:
-    model, target, state = retnet(), tokens(1, 5), {}
+    model, target = retnet(), tokens(1, 5)
+    state: dict[str, Any] = {}
     model(target, state)
     order = torch.zeros(4, dtype=torch.long)
     model.reorder_incremental_state(state, order)
@@ -174,7 +182,7 @@ def test_state_has_constant_size() -> None:
     model, target = retnet(), tokens(2, 90)
     mask, sizes = mask_of([90, 50], 90, "left"), []
     for length in (60, 90):
-        state: dict = {}
+        state: dict[str, Any] = {}
         model(target[:, :30], state, self_attn_padding_mask=mask[:, :30])
         model(target[:, :length], state, self_attn_padding_mask=mask[:, :length])
         sizes.append(size(state))
@@ -193,7 +201,7 @@ def test_forms_agree_in_the_whole_model(compatible: bool, monkeypatch: pytest.Mo
             chunkwise_recurrent=form == "chunkwise", recurrent_chunk_size=4, torchscale_compatible=compatible
         )
         if form == "recurrent":
-            monkeypatch.setattr(retention_forms, "parallel_retention", retention_forms.recurrent_retention)
+            monkeypatch.setattr(retention_forms, "parallel_retention", recurrent_retention)
         logits, _ = model(target, self_attn_padding_mask=mask, document_starts=starts)
         logits[~mask].square().mean().backward()
         results.append([logits[~mask].detach(), *(p.grad for p in model.parameters())])
@@ -221,7 +229,8 @@ def test_translation_follows_beams() -> None:
     encoder, decoder = model.encoder, model.decoder
     source_mask = mask_of([9, 4, 6], 9, "left")
     encoder_out = encoder(tokens(3, 9), source_mask)
-    target, state, rows = tokens(6, 1, seed=2), {}, torch.arange(3).repeat_interleave(2)
+    target, rows = tokens(6, 1, seed=2), torch.arange(3).repeat_interleave(2)
+    state: dict[str, Any] = {}
     for step, move in enumerate([None, [1, 0, 2, 2, 5, 4], [0, 1, 4, 5], [1, 1, 2, 3]]):
         if move is not None:
             order = torch.tensor(move)
@@ -277,7 +286,7 @@ def test_checkpointing_and_stochastic_depth_train() -> None:
 def test_initial_values() -> None:
     """Retention has the gains of the authors' code; feed-forward networks Xavier's."""
     torch.manual_seed(0)
-    model = RetNetDecoder(RetNetConfig(vocab_size=50, decoder_layers=1))
+    model: Any = RetNetDecoder(RetNetConfig(vocab_size=50, decoder_layers=1))
     for name, gain in {"q_proj": 2**-2.5, "g_proj": 2**-2.5, "out_proj": 0.5}.items():
         weight = model.layers[0].retention.get_submodule(name).weight
         assert weight.std().item() == pytest.approx(gain * (2 / sum(weight.shape)) ** 0.5, rel=0.03)
@@ -346,7 +355,8 @@ def test_errors(kwargs: dict[str, Any], error: type[Exception], message: str) ->
 def test_what_callers_forget() -> None:
     with pytest.raises(ValueError, match="was built without embed_tokens"):
         RetNetDecoder(RetNetConfig(**SIZES))(tokens(1, 3))
-    model, state = retnet(), {}
+    model = retnet()
+    state: dict[str, Any] = {}
     model(tokens(1, 3), state)
     with pytest.raises(ValueError, match="no token that incremental_state has not seen"):
         model(tokens(1, 3), state)
@@ -370,7 +380,7 @@ def test_every_option_is_read() -> None:
                 read.add(name)
             return super().__getattribute__(name)
 
-    experts = {"moe_freq": 2, "moe_expert_count": 4, "use_xmoe": True}
+    experts: dict[str, Any] = {"moe_freq": 2, "moe_expert_count": 4, "use_xmoe": True}
     config = Recording(vocab_size=40, bitnet="b1.58", **experts, **SIZES)
     object.__setattr__(config, "_built", True)
     RetNetDecoder(config)(tokens(2, 5))[0].sum().backward()
@@ -381,8 +391,8 @@ def test_every_option_is_read() -> None:
 @pytest.mark.parametrize("changed", [{}, {"moe_dropless": True, "use_xmoe": True}], ids=str)
 def test_experts_decode_as_they_read(changed: dict[str, Any]) -> None:
     """Gated ones, step by step after a prompt, in a left-padded batch."""
-    model = RetNetDecoder(RetNetConfig(vocab_size=40, moe_freq=2, moe_expert_count=4, **changed, **SIZES))
-    model = model.double().eval()
+    config = RetNetConfig(vocab_size=40, moe_freq=2, moe_expert_count=4, **changed, **SIZES)
+    model: Any = RetNetDecoder(config).double().eval()
     assert [layer.moe_layer is not None for layer in model.layers][:2] == [False, True]
     assert model.layers[1].moe_layer.experts.gate is not None
     text = tokens(2, 9)

@@ -96,7 +96,7 @@ def test_raw_audio_is_encoded_as_if_it_were_alone() -> None:
 def test_step_by_step_equals_the_full_forward_pass(name: str) -> None:
     config = CONFIGS[name]
     memory = encoder_of(config)(speech(2, 40, 8), torch.tensor([40, 21]))
-    build = RetNetDecoder if isinstance(config, RetNetSpeechConfig) else Decoder
+    build: Any = RetNetDecoder if isinstance(config, RetNetSpeechConfig) else Decoder
     decoder = build(config, is_encoder_decoder=True).double().eval()
     tokens = torch.randint(4, 11, (2, 9), generator=torch.Generator().manual_seed(2))
     expected, _ = decoder(tokens, encoder_out=memory)
@@ -110,7 +110,7 @@ def test_minutes_of_audio_take_memory_linear_in_their_length() -> None:
     encoder = encoder_of(LongNetSpeechConfig(**SIZES, **LONGNET)).train()
 
     def kept_bytes(frames: int) -> int:
-        sizes = {}
+        sizes: dict[int, int] = {}
         with torch.autograd.graph.saved_tensors_hooks(
             lambda t: sizes.setdefault(t.untyped_storage().data_ptr(), t.untyped_storage().nbytes()) and t, lambda t: t
         ):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers import assert_close
+from tests.helpers import assert_close, pair
 from torchscale_fairseq.core.ops.survival import concordance_index, risk, survival_loss
 
 
@@ -42,8 +42,8 @@ def test_loss_is_the_written_out_likelihood() -> None:
     written_out = -torch.where(events, (before * hazards.gather(1, bins[:, None])[:, 0]).log(), at.log())
     loss = survival_loss(scores, bins, events)
     assert_close(loss, written_out, "float64")
-    gradients = [torch.autograd.grad(x.sum(), scores, retain_graph=True)[0] for x in (loss, written_out)]
-    assert_close(*gradients, "float64", "gradient")
+    gradients = (torch.autograd.grad(x.sum(), scores, retain_graph=True)[0] for x in (loss, written_out))
+    assert_close(*pair(gradients), "float64", "gradient")
 
 
 def test_probabilities_of_all_that_can_happen_sum_to_one() -> None:

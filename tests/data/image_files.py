@@ -107,7 +107,7 @@ def inks(path: Path) -> Pixels:
     """White, and as dark as cyan, magenta, yellow and black print together."""
     ink = np.zeros((SIDE, SIDE, 4), np.uint8)
     ink[: SIDE // 2] = 255
-    options = {"quality": 100, "subsampling": 0} if path.suffix == ".jpg" else {}
+    options: dict[str, Any] = {"quality": 100, "subsampling": 0} if path.suffix == ".jpg" else {}
     Image.fromarray(ink, "CMYK").save(path, **options)
     return np.where(ink[..., :3] > 0, 0, 255)
 
@@ -117,7 +117,7 @@ def animated(path: Path) -> Pixels:
     first, second = (Image.fromarray(array).quantize(16) for array in (RGB, 255 - RGB))
     if path.suffix == ".webp":
         first, second = first.convert("RGB"), second.convert("RGB")
-    options = {"lossless": True} if path.suffix == ".webp" else {}
+    options: dict[str, Any] = {"lossless": True} if path.suffix == ".webp" else {}
     first.save(path, save_all=True, append_images=[second], **options)
     return np.asarray(first.convert("RGB"))
 
@@ -128,7 +128,8 @@ def oriented(orientation: int) -> Kind:
         exif[0x0112] = orientation
         stored, turn = Image.fromarray(SMOOTH), STORED[orientation]
         stored = stored if turn is None else stored.transpose(turn)
-        stored.save(path, exif=exif, **({"quality": 100, "subsampling": 0} if path.suffix == ".jpg" else {}))
+        options: dict[str, Any] = {"quality": 100, "subsampling": 0} if path.suffix == ".jpg" else {}
+        stored.save(path, exif=exif, **options)
         return SMOOTH
 
     return write

@@ -1,6 +1,7 @@
 """Images read as patches: what comes of views, formats and files that are none, and how much memory it takes."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -122,7 +123,14 @@ def test_draws() -> None:
 
 
 def dataset(images: list[Path], **options: object) -> ImageDataset:
-    given = {"img_size": SIDE, "patch_size": PATCH, "groups": None, "stream": False, "seed": 3, **options}
+    given: dict[str, Any] = {
+        "img_size": SIDE,
+        "patch_size": PATCH,
+        "groups": None,
+        "stream": False,
+        "seed": 3,
+        **options,
+    }
     return ImageDataset(images, torch.arange(len(images)), **given)
 
 

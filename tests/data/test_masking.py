@@ -2,6 +2,7 @@
 
 from collections import Counter
 from math import comb
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +16,9 @@ LENGTH = 100
 DRAWS = 3000
 
 
-def masking(**options: float) -> Masking:
+def masking(**options: Any) -> Masking:
     usual = {"mask_prob": 0.15, "span_length": 1.0, "leave_unmasked_prob": 0.1, "random_token_prob": 0.1}
-    return Masking(**{**usual, **options}, mask=14, replacements=(4, 20))  # type: ignore[arg-type]
+    return Masking(**{**usual, **options}, mask=14, replacements=(4, 20))
 
 
 def assert_distributed(observed: list[float], shares: list[float]) -> None:

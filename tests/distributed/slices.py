@@ -6,11 +6,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.helpers import assert_close
+from tests.helpers import assert_close, triple
 from torchscale_fairseq import dilated_attention
 from torchscale_fairseq.core.ops.dilated_pattern import naive_dilated_attention
 from torchscale_fairseq.core.parallel import dilated
 from torchscale_fairseq.core.parallel.dilated import dilated_attention_of_slice
+from torchscale_fairseq.core.parallel.exchange import exchange
 from torchscale_fairseq.core.parallel.sequence import SequenceSlice
 
 HEADS, CHANNELS, BATCH = 3, 4, 2
@@ -48,11 +49,11 @@ def attend(
     outside = torch.tensor(False, device=device()) if padding is None else padding[:, :, None, None]
     direction = direction.masked_fill(outside, 0.0)
     own = slice(sequence.start, sequence.start + length)
-    slices = [x[:, own].clone().requires_grad_() for x in tensors]
+    slices = triple(x[:, own].clone().requires_grad_() for x in tensors)
     output = dilated_attention_of_slice(*slices, segments, ratios, sequence, causal=causal)
     results = [[together(x) for x in (output, *torch.autograd.grad(output, slices, direction[:, own]))]]
     for function in (dilated_attention, naive_dilated_attention) if dist.get_rank() == 0 else ():
-        wholes = [x.double().requires_grad_() for x in tensors]
+        wholes = triple(x.double().requires_grad_() for x in tensors)
         output = function(*wholes, segments, ratios, causal=causal, key_padding_mask=padding)
         results.append([output.masked_fill(outside, 0.0), *torch.autograd.grad(output, wholes, direction.double())])
     return results
@@ -99,15 +100,14 @@ def check_low_precision() -> None:
 def check_traffic() -> None:
     """Only keys and values that are kept, of segments that are shared, travel, and only to later tokens if order
     matters; both ways the same."""
-    sent = []
-    exchange = dilated.exchange
+    sent: list[list[int]] = []
 
     def counting(rows: Tensor, outgoing: list[int], received: list[int], group: dist.ProcessGroup) -> Tensor:
         sent.append(outgoing)
         return exchange(rows, outgoing, received, group)
 
-    dilated.exchange = counting
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dilated, "exchange", counting)
         attend(8, [4, 8], [1, 2], causal=False, lengths=None, seed=0)
         assert sent == []
         per_key = 2 * BATCH * HEADS * CHANNELS
@@ -120,8 +120,6 @@ def check_traffic() -> None:
         forth, back = sent
         assert forth == [2 * per_key if other > rank else 0 for other in ranks]
         assert back == [2 * per_key if other < rank else 0 for other in ranks]
-    finally:
-        dilated.exchange = exchange
 
 
 def check_batches() -> None:

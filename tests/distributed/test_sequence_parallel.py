@@ -21,7 +21,9 @@ COMMON += ["--log-format", "simple", "--log-interval", "1", "--required-batch-si
 COMMON += ["--batch-size", "4", "--tokens-per-sample", "30"]
 FIGURES = ["loss", "wpb", "bsz", "gnorm"]
 SHARED = ["--seq-parallel"]
-SMALLEST = {f"decoder_{name}": 2 for name in ("layers", "embed_dim", "ffn_embed_dim", "attention_heads")}
+SMALLEST: dict[str, Any] = {
+    f"decoder_{name}": 2 for name in ("layers", "embed_dim", "ffn_embed_dim", "attention_heads")
+}
 
 
 def sizes(side: str) -> list[str]:
@@ -134,9 +136,9 @@ def test_refused_with_dense_attention(data: Path, tmp_path: Path) -> None:
     ],
 )
 def test_refused_options(options: dict[str, Any], message: str) -> None:
-    experts = {name: options[name] for name in options if name.startswith("moe_")}
+    experts: dict[str, Any] = {name: options[name] for name in options if name.startswith("moe_")}
     model = LongNetDecoder(DecoderConfig(segment_length="[4]", dilated_ratio="[1]", **SMALLEST, **experts))
     given = {"ddp_backend": "pytorch_ddp", "use_bmuf": False, "seq_parallel": True, "seq_parallel_size": 0}
-    given = Namespace(**{**given, "torchscale_compatible": False, "_name": "longnet", **options})
+    cfg = Namespace(**{**given, "torchscale_compatible": False, "_name": "longnet", **options})
     with pytest.raises(ValueError, match=message):
-        check_options(Namespace(model=given, distributed_training=given, optimization=given), model)
+        check_options(Namespace(model=cfg, distributed_training=cfg, optimization=cfg), model)

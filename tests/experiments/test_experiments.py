@@ -109,7 +109,7 @@ def test_largest_segment_alone_shows_a_planted_pair() -> None:
     sees = {}
     for run in (full, near):
         shown = [shown_keys(heads, Branch(*branch), None) for branch in zip(run.segments, run.ratios, strict=True)]
-        sees[run.model] = (sum(shown).amax(1)[0] > 0).float()
+        sees[run.model] = (torch.stack(shown).sum(0).amax(1)[0] > 0).float()
     for tokens, asked in zip(planted, values, strict=True):
         queries = (asked >= 0).nonzero().flatten()
         value = (tokens == asked[queries[0]]).nonzero().item()

@@ -54,7 +54,7 @@ def translation(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     with torch.no_grad():
         for value in model.parameters():  # norms and biases are as after training
             if value.dim() == 1:
-                value += 0.3 * torch.randn_like(value)
+                value.add_(torch.randn_like(value), alpha=0.3)
         output = model.decoder.output_projection.weight
         logits, _ = model(torch.tensor([[5, 9, 2]]), torch.tensor([3]), torch.tensor([[2, *SENTENCES[2]]]))
         output[END] = 1.03 * output[logits[0].argmax(-1).mode().values]  # translations end by themselves

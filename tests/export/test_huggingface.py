@@ -3,10 +3,12 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
+
+from tests.helpers import pair
 
 pytest.importorskip("fairseq")
 pytest.importorskip("transformers", minversion="5.24")
@@ -44,7 +46,7 @@ def logits(name: str, made: Exported, model: Any) -> tuple[torch.Tensor, torch.T
         if name == "beit3":
             tokens, mask = tokens.flip(1), mask.flip(1)
             output = model(input_ids=tokens, pixel_values=images, attention_mask=mask)
-            return output.last_hidden_state, made.model.extract_features(tokens, images)
+            return output.last_hidden_state, cast(Any, made.model).extract_features(tokens, images)
         return model(tokens, attention_mask=mask).logits[mask.bool()], made.model(tokens)[0][mask.bool()]
 
 
@@ -84,7 +86,7 @@ def test_model_that_transformers_saved_loads(tmp_path: Path) -> None:
 
 def test_model_is_loaded_in_half_precision(tmp_path: Path) -> None:
     made = exported("gpt", tmp_path)
-    assert_close(*(x.float() for x in logits("gpt", made, made.load(dtype=torch.bfloat16))), "bfloat16")
+    assert_close(*pair(x.float() for x in logits("gpt", made, made.load(dtype=torch.bfloat16))), "bfloat16")
 
 
 def test_new_model_is_initialised_by_the_core(tmp_path: Path) -> None:

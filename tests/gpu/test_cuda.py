@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.core.models import LONGNETS, VARIANTS, decoder, encoder_decoder, tokens
-from tests.helpers import RELATIVE_ERROR_OF_KERNELS, assert_close
+from tests.helpers import RELATIVE_ERROR_OF_KERNELS, assert_close, triple
 from torchscale_fairseq import RetNetConfig, RetNetDecoder
 from torchscale_fairseq.core.ops.backend import log_choice
 from torchscale_fairseq.core.ops.backends import CUDNN_FROM, attention
@@ -73,7 +73,7 @@ def test_steps_match_full_forward(variant: str) -> None:
     target = tokens(3, 20).cuda()
     mask = torch.arange(20, device="cuda") < torch.tensor([0, 7, 12], device="cuda")[:, None]
     full, _ = model(target, mask)
-    state: dict = {}
+    state: dict[str, Any] = {}
     steps = [model(target[:, :n], mask[:, :n], incremental_state=state)[0] for n in (9, *range(10, 21))]
     assert_close(torch.cat(steps, 1)[~mask], full[~mask], "float32")
 
@@ -272,9 +272,9 @@ class TestFlashLinearAttention:
         query, key, value = retention_inputs(300, dtype)
         tensors, log_decay = [query, key, value[..., :value_dim]], log_decays(4, "powers", torch.device("cuda"))
         exact, final = parallel_retention(*(x.double() for x in tensors), log_decay)
-        first, state = fla_retention(*(x[:, :130] for x in tensors), log_decay)
+        first, state = fla_retention(*triple(x[:, :130] for x in tensors), log_decay)
         state = state.detach().requires_grad_()
-        second, last = fla_retention(*(x[:, 130:] for x in tensors), log_decay, state=state)
+        second, last = fla_retention(*triple(x[:, 130:] for x in tensors), log_decay, state=state)
         self.assert_near(torch.cat((first, second), 1), exact, dtype)
         self.assert_near(last, final, dtype)
         leaf = state.detach().double().requires_grad_()
@@ -288,7 +288,7 @@ class TestFlashLinearAttention:
         query, key, value = (torch.full((1, 16384, 4, d), 3.0, device="cuda", dtype=dtype) for d in (64, 64, 128))
         log_decay = torch.log1p(-(2.0 ** torch.tensor([-5, -8, -11, -14.0], device="cuda")))
         leaves = [x.requires_grad_() for x in (query / 1024, key, value)]
-        output, state = fla_retention(*leaves, log_decay)
+        output, state = fla_retention(*triple(leaves), log_decay)
         (output * 1e-3).sum().backward()
         assert all(x.isfinite().all() for x in (output, state, *(leaf.grad for leaf in leaves)))
         assert state.max() > torch.finfo(torch.float16).max
@@ -298,7 +298,7 @@ class TestFlashLinearAttention:
         """Logits and gradients of the whole model, a prompt with steps after it, and a padded batch, which torch
         serves."""
         log_choice.cache_clear()
-        sizes = {"decoder_embed_dim": 128, "decoder_value_embed_dim": 256, "decoder_ffn_embed_dim": 256}
+        sizes: dict[str, Any] = {"decoder_embed_dim": 128, "decoder_value_embed_dim": 256, "decoder_ffn_embed_dim": 256}
         sizes |= {"decoder_layers": 2, "decoder_retention_heads": 2, "vocab_size": 40}
         torch.manual_seed(0)
         exact = RetNetDecoder(RetNetConfig(**sizes, retention_backend="torch")).double().cuda()
@@ -315,7 +315,7 @@ class TestFlashLinearAttention:
         bound = {torch.float16: 0.02, torch.bfloat16: 0.15}[dtype]
         for expected, actual in zip(*results, strict=True):
             assert (actual - expected).norm() / expected.norm() < bound
-        state: dict = {}
+        state: dict[str, Any] = {}
         with torch.no_grad():
             steps = [model(text[:, :n], incremental_state=state)[0] for n in (600, 699, 700)]
             padded, _ = model(text, self_attn_padding_mask=(torch.arange(700, device="cuda") < 9).expand(2, -1))

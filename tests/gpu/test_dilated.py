@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.helpers import pair, triple
 from torchscale_fairseq import dilated_attention
 from torchscale_fairseq.core.ops.dilated_pattern import naive_dilated_attention
 from torchscale_fairseq.core.ops.kernels import (
@@ -90,7 +91,7 @@ def test_torchscale_compatible(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @torch.no_grad()
 def test_more_segments_than_a_launch_takes(dtype: torch.dtype) -> None:
-    tensors = [x[:1].repeat(1, 700, 1, 1) for x in inputs(200, 32, dtype, heads=1)]
+    tensors = triple(x[:1].repeat(1, 700, 1, 1) for x in inputs(200, 32, dtype, heads=1))
     output = dilated_attention(*tensors, [2], [1], causal=True)
     assert torch.equal(output[:, :200], output[:, -200:])
 
@@ -112,9 +113,9 @@ class TestKernels:
         exact = NAIVE.forward(query.double(), key.double(), value.double(), scores)
         assert (found.log_sum_exp - exact.log_sum_exp).abs().max() < 1e-2
         twice = torch.log(torch.tensor(2.0, device="cuda"))
-        both = (part._replace(log_sum_exp=part.log_sum_exp + twice) for part in (found, exact))
-        shares = kernel.backward(found.output, query, key, value, next(both), scores)
-        expected = NAIVE.backward(found.output.double(), query.double(), key.double(), value.double(), *both, scores)
+        ours, theirs = (part._replace(log_sum_exp=part.log_sum_exp + twice) for part in (found, exact))
+        shares = kernel.backward(found.output, query, key, value, ours, scores)
+        expected = NAIVE.backward(found.output.double(), query.double(), key.double(), value.double(), theirs, scores)
         assert_near([found.output, *shares], [exact.output, *expected], torch.float16)
 
     @pytest.mark.parametrize("queries, keys", [(16, 32), (16, 16), (48, 48), (13, 70)])
@@ -125,9 +126,9 @@ class TestKernels:
         key, value = (x.transpose(1, 2) for x in inputs(2 * keys, head_dim, torch.float16)[1:])
         scores = Scores(False, None, head_dim**-0.5, 0.0)
         upstream = torch.linspace(-3, 3, query.numel(), device="cuda").view_as(query).sin().half()
-        exact = [x.double() for x in (query, key, value)]
+        exact = triple(x.double() for x in (query, key, value))
         whole = NAIVE.forward(*exact, scores)
-        expected = NAIVE.backward(upstream.double(), exact[0], *(x[:, :, :keys] for x in exact[1:]), whole, scores)
+        expected = NAIVE.backward(upstream.double(), exact[0], *pair(x[:, :, :keys] for x in exact[1:]), whole, scores)
         seen = key[:, :, :keys].contiguous(), value[:, :, :keys].contiguous()
         own = kernel.forward(query, *seen, scores)
         part = own._replace(output=whole.output.half(), log_sum_exp=whole.log_sum_exp.float())
@@ -163,7 +164,7 @@ class TestKernels:
 
 def test_dropout_is_right_in_the_mean() -> None:
     torch.manual_seed(0)
-    tensors = [x[:1].repeat(2000, 1, 1, 1) for x in inputs(24, 32, torch.float16)]
+    tensors = triple(x[:1].repeat(2000, 1, 1, 1) for x in inputs(24, 32, torch.float16))
     plain, dropped = (dilated_attention(*tensors, [8, 24], [1, 2], dropout=p) for p in (0.0, 0.2))
     assert (dropped != plain).any()
     torch.testing.assert_close(dropped.float().mean(0), plain[0].float(), atol=0.06, rtol=0)
@@ -173,7 +174,7 @@ def test_memory_is_linear() -> None:
     """Peak bytes per token of forward and backward over 16,384 and 65,536 tokens."""
     peaks = []
     for length in (16384, 65536):
-        leaves = [x[:1].requires_grad_() for x in inputs(length, 64, torch.bfloat16)]
+        leaves = triple(x[:1].requires_grad_() for x in inputs(length, 64, torch.bfloat16))
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         dilated_attention(*leaves, [2048, 8192, 32768], [1, 4, 16], causal=True).sum().backward()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tests.core.mixtures import EXPERTS, mixture
 from tests.core.models import encoder_decoder, tokens
+from tests.helpers import triple
 from torchscale_fairseq.core.ops.grouped import _GroupedLinear, grouped_linear, grouped_norm
 from torchscale_fairseq.core.ops.grouped_products import BATCHED, KERNEL, LOOP, products_for
 from torchscale_fairseq.core.ops.segments import Segments
@@ -60,7 +61,7 @@ def test_grouped_products(dtype: torch.dtype) -> None:
     """Every form, values and gradients, with a group without rows; memory is not clean beforehand."""
     inputs = leaves(dtype)
     reference = exact(inputs)
-    expected = with_gradients(grouped_linear(*reference, segments_on(reference[0].device)), reference)
+    expected = with_gradients(grouped_linear(*triple(reference), segments_on(reference[0].device)), reference)
     segments = segments_on(inputs[0].device)
     forms = {"chosen": products_for(inputs[0], inputs[1], segments), "batched": BATCHED, "loop": LOOP}
     for name, form in forms.items():
@@ -77,7 +78,7 @@ def test_the_grouped_kernel_is_used_where_it_exists() -> None:
     assert products_for(inputs[0], inputs[1], segments_on(inputs[0].device)) is (KERNEL if has_kernel else BATCHED)
     if has_kernel:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-            with_gradients(grouped_linear(*inputs, segments_on(inputs[0].device)), inputs)
+            with_gradients(grouped_linear(*triple(inputs), segments_on(inputs[0].device)), inputs)
         assert sum(event.count for event in profile.key_averages() if event.key.endswith("_grouped_mm")) >= 3
 
 
@@ -105,11 +106,11 @@ def test_layer_equals_cpu(dtype: torch.dtype, gated: bool) -> None:
     on_gpu = mixture(4, gated=gated, top_k=4, capacity_factor=None).to("cuda", dtype)
     y = x.detach().to("cuda", dtype).requires_grad_()
     layer.load_state_dict({k: v.double().cpu() for k, v in on_gpu.state_dict().items()})
-    results = []
-    for module, given in ((on_gpu, y), (layer, x)):
-        parameters = [given, *module.experts.parameters()]
-        results.append(with_gradients(module(given)[0], parameters))
-    assert_near(*results, bound=BOUNDS[dtype] * 2)
+    found, expected = (
+        with_gradients(module(given)[0], [given, *module.experts.parameters()])
+        for module, given in ((on_gpu, y), (layer, x))
+    )
+    assert_near(found, expected, bound=BOUNDS[dtype] * 2)
 
 
 def test_model_equals_cpu() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.helpers import assert_close
+from tests.helpers import assert_close, triple
 from torchscale_fairseq.core.layers.feed_forward import FeedForwardNetwork
 from torchscale_fairseq.core.ops.gelu_norm import gelu_norm, has_kernel
 
@@ -30,7 +30,7 @@ def test_values_and_gradients(rows: int, width: int, dtype: torch.dtype) -> None
     for kind in (torch.float64, dtype):
         inputs = [t.to(dtype).to(kind).requires_grad_() for t in given]
         assert has_kernel(inputs[0], width) == (kind == dtype)
-        output = gelu_norm(*inputs, 1e-5)  # type: ignore[arg-type, misc]
+        output = gelu_norm(inputs[0], *triple(inputs[1:]), 1e-5)
         results.append([output.detach(), *gradients(inputs, output, along)])
     for exact, found in zip(*results, strict=True):
         scale = exact.abs().max()

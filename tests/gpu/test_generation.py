@@ -107,7 +107,7 @@ def test_precision_of_language_models(arch: str, tmp_path: Path) -> None:
         task = ["--task", "language_modeling", "--tokens-per-sample", "32"]
         folder = tmp_path / "".join(precision)
         run("train", data, *shrunk(arch), *task, *FEW_UPDATES, "--save-dir", folder, *precision)
-        read = [data, "--path", folder / "checkpoint_last.pt", "--tokens-per-sample", "32"]
+        read: list[Any] = [data, "--path", folder / "checkpoint_last.pt", "--tokens-per-sample", "32"]
         found = [run("eval_lm", *read, *of) for of in ([], precision)]
         losses = [float(re.findall(r"Loss \(base 2\): ([\d.]+)", output)[-1]) for output in found]
         assert abs(losses[0] - losses[1]) < 0.05

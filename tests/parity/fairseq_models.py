@@ -38,7 +38,7 @@ def build(meta: dict[str, Any]) -> nn.Module:
     return model
 
 
-def loaded(case: Case) -> nn.Module:
+def loaded(case: Case) -> Any:
     """The case's model with its parameters, as a checkpoint of the official code would bring them."""
     model = build(case.meta)
     model.load_state_dict(case.state(), strict=True)

@@ -56,7 +56,7 @@ def embeddings_of(facts: dict[str, Any]) -> tuple[nn.Module | None, ...]:
     return TextEmbedding(*facts["embed_tokens"]), positions and PositionalEmbedding(*positions)
 
 
-def loaded(case: Case, **options: Any) -> nn.Module:
+def loaded(case: Case, **options: Any) -> Any:
     """The case's model with its parameters, all of them, and nothing left over."""
     model = build(case.meta, **options)
     model.load_state_dict(case.state(), strict=True)
@@ -94,7 +94,7 @@ def decoder_outputs(case: Case, model: nn.Module) -> dict[str, Tensor]:
     return {"logits": logits, **{f"inner_states.{i}": state for i, state in enumerate(extra["inner_states"])}}
 
 
-def encoder_decoder_outputs(case: Case, model: nn.Module) -> dict[str, Tensor]:
+def encoder_decoder_outputs(case: Case, model: Any) -> dict[str, Tensor]:
     """Outputs of an EncoderDecoder in one pass, with gradient."""
     source, target = case["in/src_tokens"], case["in/prev_output_tokens"]
     masks = {name: case.get(f"in/{name}") for name in ("encoder_padding_mask", "self_attn_padding_mask")}

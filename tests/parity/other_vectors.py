@@ -103,7 +103,7 @@ def retnets(folder: Path) -> None:
     meta["extra"] = {"forms": {"grad_chunkwise_vs_parallel_worst_rel": 0.0}}
     inputs = {"prev_output_tokens": torch.randint(4, VOCABULARY, (BATCH, LENGTH))}
 
-    def outputs(case: Case, model: nn.Module) -> dict[str, Tensor]:
+    def outputs(case: Case, model: Any) -> dict[str, Tensor]:
         found = models.decoder_outputs(case, model)
         logits = found.pop("logits")
         for clamped in (False, True):
@@ -178,7 +178,7 @@ def operators(folder: Path) -> None:
         tensors[f"out/y_{name}"] = dilated_layer(case, case["in/x"], case.group("param/"), causal=causal)
     write_case(path, meta, tensors)
 
-    settings = {"bidirectional": False, "num_buckets": 10, "max_distance": 40}
+    settings: dict[str, Any] = {"bidirectional": False, "num_buckets": 10, "max_distance": 40}
     distances, bias = torch.arange(-50, 50), RelativePositionBias(2, **settings)
     nn.init.normal_(bias.relative_attention_bias.weight)
     found = {"bucket": relative_position_bucket(distances, **settings)}

@@ -1,5 +1,7 @@
 """Encoder, decoder and encoder-decoder equal the official ones under ``torchscale_compatible``."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -39,7 +41,7 @@ def test_encoder_incremental(case: Case) -> None:
     model = loaded(case)
     prefix = case.meta["extra"]["prefix"]
     tokens, positions = case["in/src_tokens"], case["in/positions"]
-    state = [{} for _ in model.layers]
+    state: list[dict[str, Any]] = [{} for _ in model.layers]
     first = model(tokens[:, :prefix], positions=positions[:, :prefix], incremental_state=state)
     rest = model(tokens[:, prefix:], positions=positions[:, prefix:], incremental_state=state)
     key, _ = state[0]["self_attn"].content()

@@ -1,5 +1,7 @@
 """RetNet equals the official one under ``torchscale_compatible``, in all forms."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -68,7 +70,7 @@ def test_what_the_official_retnet_cannot_do(case: Case) -> None:
     scale = case["out/state_scale"].double()  # the sum of the decays of as many tokens as the state has seen
     log_decay = log_decays(scale.numel(), "powers")
     seen = int((torch.log1p(-scale * (1 - log_decay.exp())) / log_decay).mean().round())
-    state: dict = {}
+    state: dict[str, Any] = {}
     with torch.no_grad():
         model(tokens[:, :seen], incremental_state=state)
         content = state["decoding_state"].layers[0].self_attn.content[..., :-1]  # the last channel sums scores

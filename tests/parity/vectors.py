@@ -109,7 +109,7 @@ def loss_of(case: Case, output: Tensor, balance: Tensor | None = None) -> Tensor
 
 def gradients_by_name(model: nn.Module) -> dict[str, Tensor]:
     """Gradients under the names of the state dict, those of experts apart."""
-    found = {}
+    found: dict[Any, Any] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if parameter.grad is None:
             continue

@@ -23,8 +23,8 @@ def draw_scans(folder: Path, count: int) -> Path:
         row = rng.integers(3, 7) if not lower else rng.integers(9, 13)
         column = rng.integers(3, 13)
         pixels[row * TILE : (row + 1) * TILE, column * TILE : (column + 1) * TILE] = LESION
-        pixels = (pixels + rng.integers(-6, 7, pixels.shape)).clip(0, 255).astype(np.uint8)
-        image = pyvips.Image.new_from_memory(pixels.tobytes(), SIDE, SIDE, 3, "uchar").copy(xres=2000, yres=2000)
+        noisy = (pixels + rng.integers(-6, 7, pixels.shape)).clip(0, 255).astype(np.uint8)
+        image = pyvips.Image.new_from_memory(noisy.tobytes(), SIDE, SIDE, 3, "uchar").copy(xres=2000, yres=2000)
         image.tiffsave(
             folder / f"s{number}.tiff", tile=True, pyramid=True, tile_width=64, tile_height=64, compression="none"
         )

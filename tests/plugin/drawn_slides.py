@@ -22,8 +22,8 @@ def make_slides(folder: Path, formats: Sequence[str] = (".npz",), side: int = 6,
     for split, count in splits.items():
         for number in range(count):
             name = f"{split[0]}{number}"
-            cells = np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1).reshape(-1, 2)
-            cells = rng.permutation(cells)[: side * side - rng.integers(0, 4)]
+            grid = np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1).reshape(-1, 2)
+            cells = rng.permutation(grid)[: side * side - rng.integers(0, 4)]
             features = rng.normal(size=(len(cells), VALUES)).astype(np.float32) / 4
             lower = number % 2
             halves = np.flatnonzero((cells[:, 1] >= side // 2) == lower)

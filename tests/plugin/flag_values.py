@@ -7,8 +7,8 @@ from typing import Any
 from tests.plugin.registered import config_class, config_of, parser_of
 from torchscale_fairseq.models._options import flag_fields
 
-ARCHITECTURES = ("mt_base", "mt_deepnorm", "lm_base", "gpt_deepnorm", "mlm_base", "bert_deepnorm")
-ARCHITECTURES += ("retnet_base", "mt_retnet")
+ARCHITECTURES = ["mt_base", "mt_deepnorm", "lm_base", "gpt_deepnorm", "mlm_base", "bert_deepnorm"]
+ARCHITECTURES += ["retnet_base", "mt_retnet"]
 WITHOUT_PLACE_IN_RETNET = ("deepnorm", "subln", "decoder_learned_pos", "blockwise_causal_window")
 CONTRADICT_DEEPNORM = ("subln", "encoder_normalize_before", "decoder_normalize_before")
 COMPANIONS = {

@@ -3,6 +3,7 @@
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from fairseq import checkpoint_utils
@@ -46,7 +47,7 @@ def tokens_of_the_test_set(data: Path) -> torch.Tensor:
     return torch.cat([sentences[i] for i in range(len(sentences))])
 
 
-def load(checkpoint: Path, data: Path) -> torch.nn.Module:
+def load(checkpoint: Path, data: Path) -> Any:
     models, _, _ = checkpoint_utils.load_model_ensemble_and_task([str(checkpoint)], {"data": str(data)})
     return models[0].eval()
 

@@ -23,7 +23,7 @@ def parameters(c: Any) -> int:
     if isinstance(c, DecoderConfig | RetNetConfig):
         return decoder(c)
     if isinstance(c, SpeechOptions):
-        return encoder(c) - WORDS * c.encoder_embed_dim + convolutions(c) + decoder(c)
+        return speech(c)
     if isinstance(c, EncoderDecoderConfig | RetNetEncoderDecoderConfig):
         return encoder(c) + decoder(c)
     if isinstance(c, LongViTConfig):
@@ -33,6 +33,11 @@ def parameters(c: Any) -> int:
     if isinstance(c, BEiT3Config):
         return encoder(c) + WORDS * c.encoder_embed_dim + image_and_text_inputs(c) + image_and_text_heads(c) + head(c)
     return encoder(c) + WORDS * c.encoder_embed_dim + head(c)
+
+
+def speech(c: Any) -> int:
+    """Convolutions stand where the encoder of text has its embedding."""
+    return encoder(c) - WORDS * c.encoder_embed_dim + convolutions(c) + decoder(c)
 
 
 def encoder(c: Any) -> int:

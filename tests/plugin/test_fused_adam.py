@@ -33,7 +33,7 @@ Make = Callable[..., torch.optim.Optimizer]
 def run(make: Make, dtype: torch.dtype, updates: int = 6) -> tuple[list[Tensor], torch.optim.Optimizer]:
     """Updates with random gradients. The second parameter gets one every other time, the first one transposed."""
     generator = torch.Generator().manual_seed(1)
-    params = [nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in SHAPES]
+    params: list[Tensor] = [nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in SHAPES]
     optimizer = make(params, **OPTIONS)
     for update in range(updates):
         for i, p in enumerate(params):

@@ -149,7 +149,7 @@ def test_ngrams_are_blocked_by_definition(n: int) -> None:
 
 def test_diverse_beams_of_any_sentences(model: Any) -> None:
     """Wherever they stand in the data set."""
-    given = {"diverse_beam_groups": 2, "beam": 4}
+    given: dict[str, Any] = {"diverse_beam_groups": 2, "beam": 4}
     assert texts(model, ids=(70, 8), **given) == texts(model, **given)
 
 
@@ -170,7 +170,7 @@ def test_shards_are_disjoint_and_complete() -> None:
         def __init__(self) -> None:
             self.datasets = {"test": Samples()}
 
-    class Samples(FairseqDataset):  # type: ignore[misc]
+    class Samples(FairseqDataset):
         def ordered_indices(self) -> Any:
             return np.argsort(np.arange(21) % 5)
 

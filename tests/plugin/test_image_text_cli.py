@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,8 +75,13 @@ def test_trains_resumes_and_validates(drawings: Path, tmp_path: Path) -> None:
 def test_positions_are_interpolated_to_another_size() -> None:
     """Patches alone: not the class token, nor the two rows before it."""
 
-    def model(img_size: int) -> ImageTextModel:
-        sizes = {"encoder_embed_dim": 8, "encoder_attention_heads": 2, "encoder_ffn_embed_dim": 8, "encoder_layers": 1}
+    def model(img_size: int) -> Any:
+        sizes: dict[str, Any] = {
+            "encoder_embed_dim": 8,
+            "encoder_attention_heads": 2,
+            "encoder_ffn_embed_dim": 8,
+            "encoder_layers": 1,
+        }
         return ImageTextModel(BEiT3Config(img_size=img_size, patch_size=8, vocab_size=9, **sizes), pad=1)
 
     small, large = model(16), model(32)

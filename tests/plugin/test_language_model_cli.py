@@ -12,7 +12,6 @@ pytest.importorskip("fairseq")
 
 from fairseq.data import Dictionary
 
-import torchscale_fairseq.models
 from tests.checkpoints import assert_same_weights
 from tests.fairseq_cli import FEW_UPDATES, Finished, column, run_fairseq
 from tests.plugin.language_models import (
@@ -29,6 +28,7 @@ from tests.plugin.language_models import (
 from tests.plugin.shrunk import shrunk
 from tests.printed import assert_printed_alike, validated
 from torchscale_fairseq.checkpoints.reading import load_checkpoint
+from torchscale_fairseq.models import gpt
 
 SHARED = {"gpt_magneto": "causal_run", "gpt_xpos": "xpos_run", "bert_magneto": "masked_run"}
 """Fixtures that hold a checkpoint of an architecture."""
@@ -182,7 +182,7 @@ def test_resume_continues(language_data: Path, tmp_path: Path) -> None:
 
 
 def test_from_pretrained(causal_run: Path, language_data: Path) -> None:
-    hub = torchscale_fairseq.models.gpt.LanguageModel.from_pretrained(str(causal_run.parent), "checkpoint_last.pt")
+    hub = gpt.LanguageModel.from_pretrained(str(causal_run.parent), "checkpoint_last.pt")
     assert hub.sample("w1 w2", beam=1, max_len_b=10).startswith("w1 w2")
 
 

@@ -125,14 +125,19 @@ def test_plain_clip_counts_each_expert_like_the_rest(data: Path, tmp_path: Path)
     assert norms["plain"] > norms["sparse"] * 1.05
 
 
+def parameters(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[Any]:
+    """Parameters of zeros, which may be marked as an expert's."""
+    return [nn.Parameter(torch.zeros(shape, dtype=dtype)) for shape in shapes]
+
+
 @pytest.mark.parametrize("max_norm", [1.0, 100.0, 0.0])
 def test_all_gradients_are_clipped_by_one_coefficient(max_norm: float) -> None:
     """Of the norm in which the experts count a quarter; zero is no limit."""
-    dense, expert, idle = (nn.Parameter(torch.zeros(shape)) for shape in ((3,), (4, 2), (5,)))
+    dense, expert, idle = parameters((3,), (4, 2), (5,))
     expert.expert = ExpertGradients(ExpertSplit(4), norm_weight=1 / 4)
     gradients = [torch.full((3,), 2.0), torch.full((4, 2), 3.0)]
     dense.grad, expert.grad = (gradient.clone() for gradient in gradients)
-    norm = clip_with_experts(None)(iter([dense, expert, idle]), max_norm)  # type: ignore[arg-type]
+    norm = clip_with_experts(None)(iter([dense, expert, idle]), max_norm)
     assert norm.item() == pytest.approx(math.sqrt(3 * 2**2 + 8 * 3**2 / 4))
     factor = 1 / norm.item() if max_norm == 1 else 1
     for parameter, gradient in zip((dense, expert), gradients, strict=True):
@@ -141,7 +146,7 @@ def test_all_gradients_are_clipped_by_one_coefficient(max_norm: float) -> None:
 
 
 def test_copies_in_float32_are_clipped_like_their_parameters() -> None:
-    expert, dense = (nn.Parameter(torch.zeros(4, 2, dtype=torch.float16)) for _ in range(2))
+    expert, dense = parameters((4, 2), (4, 2), dtype=torch.float16)
     expert.expert = ExpertGradients(ExpertSplit(4), norm_weight=1 / 4)
     build = mark_copies(FP16Optimizer.build_fp32_params.__func__)
     of_expert, of_dense = build(FP16Optimizer, None, [expert, dense], flatten=False)

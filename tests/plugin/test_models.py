@@ -35,21 +35,19 @@ FLAGS = list(flags())
 
 def test_the_documented_names_are_registered() -> None:
     names = {"mt_base", "lm_base", "mlm_base"}
-    kinds = ("deepnorm", "magneto", "xmoe", "swiglu")
-    names |= {f"mt_{kind}{size}" for kind in kinds for size in ("", "_small", "_base", "_large")}
+    four = ("", "_small", "_base", "_large")
+    names |= {f"mt_{kind}{size}" for kind in ("deepnorm", "magneto", "xmoe", "swiglu") for size in four}
     sizes = ("", "_small", "_base", "_medium", "_large", "_xl")
     families = ("gpt_deepnorm", "gpt_magneto", "gpt_xpos", "bert_magneto", "bert_deepnorm")
     names |= {family + size for family in families for size in sizes}
     names |= {f"retnet_{size}" for size in ("small", "base", "medium", "xl", "3b", "7b", "13b", "65b")}
-    names |= {f"longnet{size}" for size in ("", "_small", "_base", "_large")}
+    names |= {f"longnet{size}" for size in four}
     names |= {f"bitnet{size}" for size in ("", "_small", "_base", "_700m", "_1_3b", "_3b")}
-    names |= {f"beit3{size}" for size in ("", "_small", "_base", "_large")}
+    names |= {f"beit3{size}" for size in four}
     names |= {f"longvit_{size}" for size in ("tiny", "small", "base")}
     names |= {f"slide_encoder_{size}" for size in ("tiny", "small", "base")}
-    sizes = ("", "_small", "_base", "_large")
-    names |= {f"mt_retnet{size}" for size in sizes}
-    kinds = ("deepnorm", "magneto", "xmoe", "longnet", "retnet")
-    names |= {f"s2t_{kind}{size}" for kind in kinds for size in sizes}
+    names |= {f"mt_retnet{size}" for size in four}
+    names |= {f"s2t_{kind}{size}" for kind in ("deepnorm", "magneto", "xmoe", "longnet", "retnet") for size in four}
     assert names == set(OURS)
 
 

@@ -69,7 +69,12 @@ def test_rates_are_of_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two updates of 64 tokens that two processes share, four seconds apart; the first one starts the clock."""
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    sizes = {"decoder_layers": 1, "decoder_embed_dim": 16, "decoder_ffn_embed_dim": 32, "vocab_size": 40}
+    sizes: dict[str, Any] = {
+        "decoder_layers": 1,
+        "decoder_embed_dim": 16,
+        "decoder_ffn_embed_dim": 32,
+        "vocab_size": 40,
+    }
     config = DecoderConfig(**sizes, decoder_attention_heads=2)
     tokens = torch.full((4, 16), 5)
     sample: dict[str, Any] = {"net_input": {"src_tokens": tokens}, "target": tokens, "ntokens": 64}
@@ -92,7 +97,7 @@ def test_norms_need_tensorboard(data: Path, tmp_path: Path) -> None:
 
 def test_flops_of_a_batch() -> None:
     """Padding does not count, on either side of a text."""
-    sizes = {"decoder_layers": 2, "decoder_embed_dim": 8, "decoder_ffn_embed_dim": 16, "vocab_size": 40}
+    sizes: dict[str, Any] = {"decoder_layers": 2, "decoder_embed_dim": 8, "decoder_ffn_embed_dim": 16, "vocab_size": 40}
     config = DecoderConfig(**sizes, decoder_attention_heads=2)
     tokens = torch.tensor([[5, 6, 7, 1], [1, 1, 8, 9]])
     sample: dict[str, Any] = {"net_input": {"src_tokens": tokens}, "target": tokens, "ntokens": 5}

@@ -240,9 +240,9 @@ def test_distributed_sequences(given: Options, surface: Surface, monkeypatch: py
         monkeypatch.setattr(sys, "argv", ["fairseq-hydra-train"])
 
     def attempt(options: Options) -> None:
-        branches = {name: value for name, value in options.items() if name in DILATED}
+        branches: dict[str, Any] = {name: value for name, value in options.items() if name in DILATED}
         branches = DILATED if options.get("arch") == "longnet" else branches
-        experts = {"moe_freq": 1, "moe_expert_count": 2} if options.get("moe_freq") else {}
+        experts: dict[str, Any] = {"moe_freq": 1, "moe_expert_count": 2} if options.get("moe_freq") else {}
         model = Decoder(DecoderConfig(decoder_layers=1, **branches, **experts))
         check_options(sections(options), model)
 
@@ -258,7 +258,7 @@ def test_distributed_sequences(given: Options, surface: Surface, monkeypatch: py
 
 def sections(options: Options) -> Any:
     """fairseq's configuration as far as sequences go."""
-    cfg = {
+    cfg: dict[str, dict[str, Any]] = {
         "model": {"_name": "longnet", "seq_parallel": False, "seq_parallel_size": 0, "torchscale_compatible": False},
         "distributed_training": {"ddp_backend": "pytorch_ddp"},
         "optimization": {"use_bmuf": False},

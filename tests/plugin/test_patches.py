@@ -2,6 +2,7 @@
 
 import re
 from itertools import groupby
+from typing import Any
 
 from tests.fairseq_cli import REPOSITORY, run_beside_fairseq
 from torchscale_fairseq.hooks.patches import PATCHES
@@ -78,7 +79,7 @@ def one_more(stock):
 
 
 def test_class_methods_static_methods_and_properties_stay_such(monkeypatch) -> None:
-    owner = type("Owner", (Owner,), {})
+    owner: Any = type("Owner", (Owner,), {})
     for name in ("of_class", "static", "value"):
         replace(owner, name, one_more)
         replace(owner, name, one_more)
@@ -88,7 +89,7 @@ def test_class_methods_static_methods_and_properties_stay_such(monkeypatch) -> N
 
 
 def test_what_is_sound_stays_as_it_is() -> None:
-    owner = type("Owner", (Owner,), {})
+    owner: Any = type("Owner", (Owner,), {})
     before = dict(vars(owner))
     for name in ("of_class", "static", "value"):
         replace(owner, name, lambda stock: stock)

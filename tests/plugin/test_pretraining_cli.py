@@ -4,6 +4,7 @@ import random
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -122,14 +123,14 @@ def test_sentence_prediction(masked_run: Path, shards: Path, tmp_path: Path) -> 
     """Stock fairseq's task takes the model as it is."""
     generator = random.Random(1)
     for split, size in (("train", 40), ("valid", 16)):
-        words = [generator.choices(["▁ba", "r", "s"], k=5) for _ in range(size)]
-        (tmp_path / f"{split}.input").write_text("".join(" ".join(line) + "\n" for line in words))
-        (tmp_path / f"{split}.label").write_text("".join("yes\n" if "r" in line else "no\n" for line in words))
+        lines = [generator.choices(["▁ba", "r", "s"], k=5) for _ in range(size)]
+        (tmp_path / f"{split}.input").write_text("".join(" ".join(line) + "\n" for line in lines))
+        (tmp_path / f"{split}.label").write_text("".join("yes\n" if "r" in line else "no\n" for line in lines))
     for part, name, extra in (("input", "input0", ["--srcdict", shards / "dict.txt"]), ("label", "label", [])):
         prefixes = [f"--{split}pref={tmp_path / split}.{part}" for split in ("train", "valid")]
-        words = ["--only-source", *prefixes, "--destdir", tmp_path / "bin" / name, *extra]
-        run_fairseq("preprocess", words, plugin=False).check()
-    words = [tmp_path / "bin", "--task", "sentence_prediction", "--criterion", "sentence_prediction"]
+        preprocess = ["--only-source", *prefixes, "--destdir", tmp_path / "bin" / name, *extra]
+        run_fairseq("preprocess", preprocess, plugin=False).check()
+    words: list[Any] = [tmp_path / "bin", "--task", "sentence_prediction", "--criterion", "sentence_prediction"]
     words += [*shrunk("bert_magneto"), "--num-classes", "2", "--init-token", "0", *FEW_UPDATES, "--cpu"]
     words += ["--max-source-positions", LENGTH, "--max-positions", LENGTH, "--save-dir", tmp_path / "run"]
     words += ["--restore-file", masked_run, "--reset-optimizer", "--reset-dataloader", "--reset-meters"]

@@ -5,6 +5,7 @@ import shutil
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -92,22 +93,22 @@ def test_otsu_separates_two_groups() -> None:
 
 def test_a_model_of_timm_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is asked of timm; the package itself is not needed here."""
-    asked = {}
+    asked: dict[Any, Any] = {}
 
     def create_model(name: str, **options: object) -> torch.nn.Module:
         asked.update(name=name, **options)
-        model = Colours()
+        model: Any = Colours()
         model.pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
         return model
 
-    monkeypatch.setitem(sys.modules, "timm", SimpleNamespace(create_model=create_model))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "timm", SimpleNamespace(create_model=create_model))
     found = TileEncoder("vit_tiny", None, "cpu")([np.full((4, 4, 3), 255, dtype=np.uint8)])
     assert asked == {"name": "vit_tiny", "num_classes": 0, "pretrained": True}
     torch.testing.assert_close(found[0, :3], torch.ones(3))
 
 
 def test_timm_itself() -> None:
-    timm = pytest.importorskip("timm", exc_type=Exception)
+    timm = pytest.importorskip("timm", exc_type=Exception)  # type: ignore[arg-type] # not only ImportError
     assert isinstance(timm, ModuleType)
 
 

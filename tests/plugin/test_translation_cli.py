@@ -10,15 +10,15 @@ pytest.importorskip("fairseq")
 
 from fairseq.models import MODEL_REGISTRY
 
-import torchscale_fairseq.models
 from tests.checkpoints import assert_same_weights, weights
 from tests.fairseq_cli import column, run_fairseq, run_program, tiny_translation_data
 from tests.plugin.translation_models import ARCH, train
+from torchscale_fairseq.models import translation
 
 TRANSLATION = sorted(
     name
     for name, cls in MODEL_REGISTRY.items()
-    if issubclass(cls, torchscale_fairseq.models.translation.TranslationModel)
+    if issubclass(cls, translation.TranslationModel)
     and cls.__module__.startswith("torchscale_fairseq")
     and name.rpartition("_")[0] not in MODEL_REGISTRY
 )

@@ -27,7 +27,7 @@ def program(tmp_path: Path) -> Path:
 
 
 def test_other_python_is_named(program: Path) -> None:
-    bare = [sys.executable, "-I", "-S", program]  # as another environment: without site-packages
+    bare = [sys.executable, "-I", "-S", str(program)]  # as another environment: without site-packages
     done = subprocess.run(bare, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"fairseq-train: {sys.executable} runs it, which has no fairseq: the program ")

@@ -61,7 +61,7 @@ def build(family: Family) -> tuple[dict[str, Any], nn.Module]:
     return options, build_model(OmegaConf.create(options), task).eval()
 
 
-def write_checkpoint(family: Family, path: Path) -> nn.Module:
+def write_checkpoint(family: Family, path: Path) -> Any:
     """Write the checkpoint; returns the model that is in it."""
     options, model = build(family)
     state = {

@@ -1,6 +1,7 @@
 """The real parallel text that scripts/experiments/translation_depth.py trains on, from wheels made here."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ def wheels(tmp_path: Path) -> Path:
 
 def test_each_usable_message_is_a_pair_of_one_split(wheels: Path, tmp_path: Path) -> None:
     write(tmp_path / "made", "--wheels", wheels, "--valid-pairs", 2, "--test-pairs", 3).check()
-    pairs = {}
+    pairs: dict[Any, Any] = {}
     for split, size in {"train": 6, "valid": 2, "test": 3}.items():
         english, german = ((tmp_path / f"made/{split}.{side}").read_text().splitlines() for side in ("en", "de"))
         assert len(english) == len(german) == size

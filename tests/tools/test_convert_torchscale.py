@@ -390,10 +390,14 @@ def test_training_resumes_after_a_round_trip(folder: Path) -> None:
         there["model"]["decoder.output_projection.weight"].shape
     )
     assert_same(back["last_optimizer_state"], load_checkpoint(last)["last_optimizer_state"])
-    losses = []
-    for name, start in (("a", last), ("b", folder / "back.pt")):
-        more = ["--restore-file", start, "--save-dir", folder / name, "--max-update", "8", "--no-save"]
-        done = run_fairseq("train", [*flags, *FEW_UPDATES, *more]).check()
-        losses.append(printed(done.output, "loss", "train_inner"))
-    assert_printed_alike(*losses, "losses")
-    assert len(losses[0]) == 4
+    more = ["--save-dir", folder / "more", "--max-update", "8", "--no-save"]
+    there_losses, back_losses = (
+        printed(
+            run_fairseq("train", [*flags, *FEW_UPDATES, "--restore-file", start, *more]).check().output,
+            "loss",
+            "train_inner",
+        )
+        for start in (last, folder / "back.pt")
+    )
+    assert_printed_alike(back_losses, there_losses, "losses")
+    assert len(there_losses) == 4

@@ -5,6 +5,7 @@ import shlex
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ NUMBERS = [f"number {index}" for index in range(13)]
 
 def examples() -> dict[str, str]:
     """By the words of the subcommand, in an order in which they can be typed."""
-    found = {}
+    found: dict[Any, Any] = {}
     for words in ALL:
         parser = make_parser()
         for word in words:

@@ -65,7 +65,8 @@ def test_longnet_encoder(case: Case) -> None:
 @torch.no_grad()
 def test_encoder_with_a_state(case: Case) -> None:
     """The state is a list of dictionaries with prev_key and prev_value."""
-    model, prefix = loaded(case), case.meta["extra"]["prefix"]
+    model: Any = loaded(case)
+    prefix = case.meta["extra"]["prefix"]
     tokens, positions = case["in/src_tokens"], case["in/positions"]
     state: list[dict[str, Any]] = [{} for _ in model.layers]
     first = model(tokens[:, :prefix], positions=positions[:, :prefix], incremental_state=state)

@@ -1,5 +1,7 @@
 """A BEiT-3 wrapper with heads, which captions token by token."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from torchscale.architecture.config import EncoderConfig
@@ -98,7 +100,7 @@ logits, _ = captioner(image, text, padding, masked)
 assert logits.shape == (2, 50)
 with torch.no_grad():
     whole, _ = captioner(image, text[:, :2], None, None, text_len=2)
-    state = {}
+    state: dict[Any, Any] = {}
     first, state = captioner(image, text[:, :2], None, None, text_len=2, incremental_state=state)
     assert torch.allclose(first, whole, atol=1e-5)
     assert set(state) == {0, 1} and state[0]["prev_key"].shape == (2, 2, 17 + 2, 8)

@@ -1,5 +1,7 @@
 """A decoder subclass with its own attention, and image embeddings in the prompt, after Kosmos."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from torchscale.architecture.config import DecoderConfig
@@ -52,7 +54,7 @@ mask[:, 1:4] = True
 features = torch.randn(6, 16)
 logits, extra = decoder(tokens, img_features=features, img_gpt_input_mask=mask)
 assert logits.shape == (2, 9, 40) and len(extra["inner_states"]) == 3 and MyAttention.calls == 2
-state = {"is_first_step": True}
+state: dict[Any, Any] = {"is_first_step": True}
 first = decoder(tokens[:, :5], features, mask[:, :5], incremental_state=state)[0]
 state["is_first_step"] = False
 steps = [decoder(tokens[:, : n + 1], features, mask[:, : n + 1], incremental_state=state)[0] for n in range(5, 9)]

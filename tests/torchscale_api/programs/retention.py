@@ -1,5 +1,7 @@
 """A retention model that steps with a state."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from torchscale.architecture.config import RetNetConfig
@@ -14,7 +16,7 @@ model = RetNetDecoder(config, embed_tokens=nn.Embedding(40, 16)).eval()
 tokens = torch.randint(0, 40, (3, 11))
 with torch.no_grad():
     whole, _ = model(tokens)
-    state = {}
+    state: dict[Any, Any] = {}
     steps = torch.cat([model(tokens[:, : n + 1], incremental_state=state)[0] for n in range(6)], 1)
     assert torch.allclose(steps, whole[:, :6], atol=1e-4)
     assert state[0]["prev_key_value"].shape == (3, 2, 16, 8)
@@ -25,7 +27,7 @@ with torch.no_grad():
     tokens = tokens[order]
     steps = torch.cat([model(tokens[:, : n + 1], incremental_state=state)[0] for n in range(6, 11)], 1)
     assert torch.allclose(steps, whole[order][:, 6:], atol=1e-4)
-    prompted = {}
+    prompted: dict[Any, Any] = {}
     assert torch.allclose(model(tokens[:, :6], incremental_state=prompted)[0], whole[order][:, :6], atol=1e-4)
 model.chunkwise_recurrent = True
 model(tokens)[0].sum().backward()

@@ -88,8 +88,12 @@ def test_imports_have_no_circle() -> None:
 
 def probes(tree: ast.Module) -> set[str]:
     """Attributes that ``hasattr``, or ``getattr`` with a default, look for by name."""
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
-    found = [node.args for node in calls if node.func.id == "hasattr" or (node.func.id == "getattr" and node.args[2:])]
+    called = [
+        (node.func.id, node.args)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    ]
+    found = [args for name, args in called if name == "hasattr" or (name == "getattr" and args[2:])]
     return {str(args[1].value) for args in found if isinstance(args[1], ast.Constant)}
 
 

@@ -14,6 +14,7 @@ import torch.distributed.checkpoint as dcp
 pytest.importorskip("fairseq")
 pytest.importorskip("tensorboard")
 
+from tests.export.harness_tasks import write_tasks
 from tests.fairseq_cli import Finished
 from tests.plugin.drawn_scans import draw_scans
 from tests.plugin.shrunk import shrunk
@@ -86,6 +87,8 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(catalog_corpus, "download", lambda scratch: wheels)
     monkeypatch.setattr(python_corpus, "source_files", lambda library: {"a.py": ["A line of text."] * 9})
     monkeypatch.setattr(python_corpus, "MINIMUM_BYTES", 1)
+    if find_spec("lm_eval"):
+        write_tasks(tmp_path / "tasks")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -133,6 +136,8 @@ def _write_after(folder: Path, name: str) -> None:
     elif name == "data prepare-language":
         masked = ["--task", "masked_lm", "--criterion", "masked_lm", *shrunk("bert_magneto_small")]
         write_untrained(folder / "runs/masked/checkpoint_best.pt", "data/text", *masked)
+        text = ["--task", "language_modeling", "--tokens-per-sample", "64", *shrunk("gpt_xpos_small")]
+        write_untrained(folder / "runs/text/checkpoint_best.pt", "data/text", *text)
         count = count_tokens((folder / "text/test.txt").read_text(), folder / "data/text/sentencepiece.bpe.model")
         log = f"Evaluated {count} tokens in 1s\nLoss (base 2): 3.4, Perplexity: 10.56\n"
         (folder / "runs/text/eval-lm.log").write_text(log)
@@ -151,6 +156,8 @@ def test_examples_work(workplace: Path) -> None:
                 assert "this needs tokenizers" in done.last_line
             elif name == "export ctranslate2" and find_spec("ctranslate2") is None:
                 assert "this needs ctranslate2" in done.last_line
+            elif name == "lm-eval" and find_spec("lm_eval") is None:
+                assert "this needs lm-eval" in done.last_line
             elif name == "import hf" and find_spec("tokenizers") is None:
                 assert "masked-hf" in done.last_line
             elif done.returncode:

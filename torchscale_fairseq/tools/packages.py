@@ -43,6 +43,7 @@ OPTIONAL = [
     Package("tokenizers", "tokenizers"),
     Package("transformers", "transformers"),
     Package("ctranslate2", "ctranslate2"),
+    Package("lm_eval", "lm-eval"),
     Package("PIL", "pillow"),
     Package("pyvips", "pyvips"),
     Package("h5py", "h5py"),

@@ -24,6 +24,7 @@ READ_BY_THE_BUILDER = (
     "head.bias",
 )
 """Tensors from whose shapes ``core.saving.build`` reads vocabularies, classes and heads."""
+LONGEST = {"encoder": "max_source_positions", "decoder": "max_target_positions"}
 TARGET_EMBEDDING = "decoder.embed_tokens.weight"
 
 
@@ -98,6 +99,8 @@ def configuration(config: Any, tensors: Mapping[str, Tensor], classes: list[str]
         content |= {"bos_token_id": BOS, "pad_token_id": PAD, "eos_token_id": EOS}
     if kind is TRANSLATION:
         content["decoder_start_token_id"] = EOS
+    elif getattr(config, "has_absolute_positions", False):
+        content["max_position_embeddings"] = getattr(config, LONGEST[kind.side])
     if "head.bias" in tensors:
         names = classes or [f"LABEL_{index}" for index in range(len(tensors["head.bias"]))]
         content["id2label"] = dict(enumerate(names))

@@ -18,6 +18,7 @@ from tests.export.harness_tasks import write_tasks
 from tests.fairseq_cli import Finished
 from tests.plugin.drawn_scans import draw_scans
 from tests.plugin.shrunk import shrunk
+from tests.plugin.spoken import write_corpus
 from tests.tools.families import FAMILIES, build, write_checkpoint
 from tests.tools.in_process import run_tool
 from tests.tools.made_text import write_texts
@@ -78,6 +79,8 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     if find_spec("openslide"):
         draw_scans(tmp_path / "scans", 1)
         (tmp_path / "scans/slides.csv").unlink()
+    if find_spec("soundfile"):
+        write_corpus(tmp_path / "speech")
     write_logs(tmp_path / "runs/en-de-xmoe", moe_load_most=60.0, moe_load_least=20.0)
     shutil.copy(tmp_path / "text/test.de", tmp_path / "runs/en-de/generate-test.txt")
     wheels = tmp_path / "wheels"
@@ -152,6 +155,10 @@ def test_examples_work(workplace: Path) -> None:
                 assert "this needs matplotlib" in done.last_line
             elif name == "tile-slides" and find_spec("openslide") is None:
                 assert "needs the package openslide" in done.last_line
+            elif name == "data prepare-speech" and find_spec("soundfile") is None:
+                assert "speech/train.tsv does not exist" in done.last_line
+            elif name == "data speak-text" and shutil.which("espeak-ng") is None:
+                assert "espeak-ng is not installed" in done.last_line
             elif name == "export hf" and find_spec("tokenizers") is None:
                 assert "this needs tokenizers" in done.last_line
             elif name == "export ctranslate2" and find_spec("ctranslate2") is None:

@@ -13,6 +13,9 @@ import hydra.core.utils
 from fairseq import checkpoint_utils, file_io, models, ngram_repeat_block, options, sequence_scorer, utils
 from fairseq.criterions import label_smoothed_cross_entropy_with_rdrop
 from fairseq.data import data_utils, iterators, resampling_dataset
+from fairseq.data.audio import audio_utils
+from fairseq.data.audio.feature_transforms.specaugment import SpecAugmentTransform
+from fairseq.data.audio.speech_to_text_dataset import SpeechToTextDataset, SpeechToTextDatasetCreator
 from fairseq.data.legacy.masked_lm_dictionary import MaskedLMDictionary
 from fairseq.dataclass import initialize
 from fairseq.distributed import fully_sharded_data_parallel
@@ -20,6 +23,7 @@ from fairseq.distributed import utils as distributed_utils
 from fairseq.models import BaseFairseqModel, distributed_fairseq_model
 from fairseq.optim import FairseqOptimizer
 from fairseq.optim.fp16_optimizer import _FP16OptimizerMixin
+from fairseq.scoring.wer import WerScorer
 from fairseq.tasks import FairseqTask
 from fairseq.tasks.language_modeling import LanguageModelingTask
 from fairseq.tasks.sentence_prediction import SentencePredictionTask
@@ -45,6 +49,7 @@ from torchscale_fairseq.hooks.stock import (
     cpu,
     embedding_files,
     noise,
+    speech,
     tasks,
     whole_checkpoints,
 )
@@ -357,5 +362,58 @@ PATCHES: tuple[Patch | Setting, ...] = (
         tasks.leave_batches_as_they_are,
         "the batch is doubled in place",
         "`IndexError`",
+    ),
+    # speech
+    Setting(speech.read_mp3, "libsndfile reads them", "Unsupported file format"),
+    Patch(
+        audio_utils,
+        "convert_waveform",
+        speech.convert_without_torchaudio,
+        "torchaudio has no SoX any more",
+        "Please install torchaudio",
+    ),
+    Patch(
+        audio_utils,
+        "_get_torchaudio_fbank",
+        speech.compute_features_without_torchaudio,
+        "a large package for one function",
+        "Please install pyKaldi or torchaudio",
+    ),
+    Patch(
+        audio_utils,
+        "get_features_or_waveform",
+        speech.name_unusable_audio,
+        "the error names no file",
+        "LibsndfileError",
+    ),
+    Patch(
+        SpecAugmentTransform,
+        "__call__",
+        speech.warp_time_without_opencv,
+        "a large package for one function",
+        "No module named 'cv2'",
+    ),
+    Patch(
+        SpeechToTextDataset,
+        "__getitem__",
+        speech.draw_augmentation_by_epoch,
+        "numpy's state is not saved",
+        "nothing: every epoch is augmented in the same way",
+    ),
+    Patch(SpeechToTextDataset, "set_epoch", speech.know_the_epoch, "stock keeps no epoch"),
+    Patch(SpeechToTextDatasetCreator, "from_tsv", speech.know_the_seed, "stock passes no seed on"),
+    Patch(
+        SpeechToTextDataset,
+        "get_tgt_lens_and_check_oov",
+        speech.compare_dictionary_with_text,
+        "stock logs a percentage",
+        "nothing: the model learns unknown tokens",
+    ),
+    Patch(
+        WerScorer,
+        "__init__",
+        speech.count_errors_without_editdistance,
+        "a package for one function",
+        "Please install editdistance",
     ),
 )

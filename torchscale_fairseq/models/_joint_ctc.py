@@ -8,6 +8,8 @@ from torchscale_fairseq.core.ops.ctc_prefix import Prefixes
 
 _KEY = "ctc_prefixes"
 SCORES = "ctc_scores"
+LEAST = -87.0
+"""Of a label that CTC excludes, such as one more than there are frames: the smallest normal float32."""
 
 
 class ScoresByCTC:
@@ -60,7 +62,7 @@ def next_label_scores(state: dict[Any, Any], labels: Tensor, log_probs: Tensor) 
         state[_KEY] = 0, prefixes, prefixes.next_scores(log_probs)
     length, prefixes, scores = state[_KEY]
     for place in range(length, labels.size(1)):
-        prefixes = prefixes.extend(log_probs, labels[:, place], scores)
+        prefixes = prefixes.extend(log_probs, labels[:, place].clone(), scores)  # beam search moves labels in place
         scores = prefixes.next_scores(log_probs)
     state[_KEY] = labels.size(1), prefixes, scores
-    return scores - prefixes.score[:, None]
+    return (scores - prefixes.score[:, None]).clamp_min(LEAST)

@@ -38,6 +38,7 @@ OPTIONAL = [
     Package("fairseq", "fairseq-fixed"),
     Package("sentencepiece", "sentencepiece"),
     Package("sacrebleu", "sacrebleu"),
+    Package("soundfile", "soundfile"),
     Package("babel", "babel"),
     Package("num2words", "num2words"),
     Package("tokenizers", "tokenizers"),

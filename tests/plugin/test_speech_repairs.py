@@ -1,0 +1,161 @@
+"""Stock's path from audio files to batches: each failure on stock fairseq, and its absence with the plugin."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("fairseq")
+pytest.importorskip("soundfile")
+
+import soundfile
+from fairseq.data import Dictionary
+from fairseq.data.audio import audio_utils
+from fairseq.data.audio.feature_transforms.specaugment import SpecAugmentTransform
+from fairseq.data.audio.speech_to_text_dataset import SpeechToTextDataset
+from fairseq.data.audio.waveform_transforms import CompositeAudioWaveformTransform
+from fairseq.scoring.wer import WerScorer, WerScorerConfig
+
+from tests.fairseq_cli import run_beside_fairseq
+from tests.helpers import assert_close
+from torchscale_fairseq import plugin
+from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.core.ops.filterbank import kaldi_filterbank
+from torchscale_fairseq.hooks.stock.speech import edit_distance
+
+plugin.register()
+
+RATE = 16000
+NOISE = 0.1 * np.random.default_rng(0).standard_normal(4000).astype(np.float32)
+
+
+@pytest.fixture
+def wav(tmp_path: Path) -> str:
+    soundfile.write(tmp_path / "a.wav", NOISE, RATE, subtype="FLOAT")
+    return str(tmp_path / "a.wav")
+
+
+def test_stock_fails(wav: str) -> None:
+    code = f"""
+        import numpy as np
+        from types import SimpleNamespace
+        from fairseq.data.audio.audio_utils import get_fbank, get_waveform, get_features_or_waveform
+        from fairseq.data.audio.feature_transforms.specaugment import SpecAugmentTransform
+        from fairseq.scoring.wer import WerScorer, WerScorerConfig
+
+        for attempt in (
+            lambda: get_waveform({wav!r}),
+            lambda: get_features_or_waveform("a.mp3"),
+            lambda: SpecAugmentTransform(time_warp_w=5)(np.zeros((40, 8), np.float32)),
+            lambda: WerScorer(WerScorerConfig()),
+        ):
+            try:
+                attempt()
+            except Exception as error:
+                print("failed:", error)
+    """
+    output = run_beside_fairseq(code, plugin=False).check().output
+    assert output.count("failed: ") == 4, output
+    assert "install torchaudio" in output and "install editdistance" in output
+
+
+def test_audio_is_read_and_its_features_are_kaldis(wav: str) -> None:
+    waveform, rate = audio_utils.get_waveform(wav, always_2d=False)
+    assert rate == RATE and np.array_equal(waveform, NOISE)
+    features = torch.from_numpy(audio_utils.get_features_or_waveform(wav))
+    assert_close(features, kaldi_filterbank(torch.from_numpy(NOISE) * 2**15, RATE), "float32")
+
+
+def test_waveforms_are_converted() -> None:
+    both = np.stack([NOISE, -0.5 * NOISE])
+    mono, rate = audio_utils.convert_waveform(both, RATE, to_mono=True, to_sample_rate=8000)
+    assert rate == 8000 and mono.shape == (1, 2000)
+    loud, _ = audio_utils.convert_waveform(both, RATE, normalize_volume=True)
+    assert np.abs(loud).max() == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("samples", "rate", "message"),
+    [
+        (NOISE, 8000, r"a\.wav has 8000 samples per second, and the data 16000 \(use_sample_rate in its YAML file\)"),
+        (NOISE[:0], RATE, r"a\.wav has 0 samples, less than the 400 of a frame of 25 ms; mend the file, or leave"),
+        (None, RATE, r"a\.wav: there is no such file; mend the file, or leave its line out of the manifest"),
+    ],
+    ids=["rate", "empty", "missing"],
+)
+def test_unusable_audio_is_named(samples: np.ndarray | None, rate: int, message: str, tmp_path: Path) -> None:
+    if samples is not None:
+        soundfile.write(tmp_path / "a.wav", samples, rate)
+    with pytest.raises(InputError, match=message):
+        audio_utils.get_features_or_waveform(str(tmp_path / "a.wav"), use_sample_rate=RATE)
+
+
+def test_empty_features_are_named(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((0, 80), np.float32))
+    with pytest.raises(InputError, match=r"a\.npy has length zero; mend the file, or leave its line out"):
+        audio_utils.get_features_or_waveform(str(tmp_path / "a.npy"))
+
+
+def test_time_is_warped() -> None:
+    """A ramp stays one between its ends, and reaches the middle at another time."""
+    ramp = np.repeat(np.arange(40, dtype=np.float32)[:, None], 8, 1)
+    np.random.seed(1)
+    warped = SpecAugmentTransform(time_warp_w=10)(ramp)
+    assert warped.shape == ramp.shape and (np.diff(warped, axis=0) >= 0).all()
+    assert warped[0, 0] < 1 and warped[-1, 0] > 38 and not np.array_equal(warped, ramp)
+
+
+def test_speed_perturbation() -> None:
+    """At 1.1 times the speed, 1000 samples become 910."""
+    settings = {"waveform_transforms": ["speed_perturbation"], "speed_perturbation": {"factors": [1.1]}}
+    transform = CompositeAudioWaveformTransform.from_config_dict(settings)
+    faster, rate = transform(NOISE[None, :1000], RATE)
+    assert rate == RATE and faster.shape == (1, 910)
+    settings["speed_perturbation"]["factors"] = [11]
+    with pytest.raises(InputError, match=r"has factors \[11\]; give speeds from 0.5 to 2"):
+        CompositeAudioWaveformTransform.from_config_dict(settings)
+
+
+def test_word_error_rate_without_a_package() -> None:
+    scorer = WerScorer(WerScorerConfig())
+    scorer.add_string("a cat sat here", "the cat here now")
+    assert scorer.score() == 75.0
+    assert [edit_distance(*pair) for pair in (("", "ab"), ("kitten", "sitting"), ("abc", "abc"))] == [2, 3, 0]
+
+
+def manifest(texts: list[str], words: Dictionary, path: str) -> SpeechToTextDataset:
+    """A training split of one file, read with SpecAugment."""
+    augment = {"feature_transforms": ["specaugment"], "specaugment": {"freq_mask_N": 1, "freq_mask_F": 40}}
+    config = SimpleNamespace(
+        prepend_tgt_lang_tag=False,
+        prepend_bos_and_append_tgt_lang_tag=False,
+        shuffle=False,
+        use_audio_input=False,
+        use_sample_rate=RATE,
+        get_feature_transforms=lambda *_: augment,
+        get_waveform_transforms=lambda *_: {},
+        get_dataset_transforms=lambda *_: {"dataset_transforms": []},
+    )
+    size = len(texts)
+    return SpeechToTextDataset("train", True, config, [path] * size, [23] * size, tgt_texts=texts, tgt_dict=words)
+
+
+def test_augmentation_is_drawn_by_epoch(wav: str) -> None:
+    """Whatever was drawn before; each epoch and utterance has its own."""
+    words = Dictionary()
+    words.add_symbol("a")
+    data = manifest(["a", "a"], words, wav)
+    first, other = data[0].source, data[1].source
+    np.random.seed(7)
+    assert torch.equal(data[0].source, first) and not torch.equal(first, other)
+    data.set_epoch(2)
+    assert not torch.equal(data[0].source, first)
+
+
+def test_a_dictionary_of_other_data_is_named(wav: str) -> None:
+    words = Dictionary()
+    words.add_symbol("a")
+    with pytest.raises(InputError, match="2 of 3 tokens of the train split, such as 'b', are not in the dictionary"):
+        manifest(["a b", "b"], words, wav)

@@ -1,5 +1,7 @@
 """CTC's share in beam search: what a state keeps equals what is computed anew, however beam search moves rows."""
 
+from typing import Any
+
 import torch
 
 from tests.helpers import assert_close
@@ -24,7 +26,8 @@ def test_a_state_follows_beam_search() -> None:
     logits = 2 * torch.randn(UTTERANCES, 9, LABELS, generator=generator)
     log_probs = masked_log_probs(logits, torch.arange(9) >= torch.tensor([[9], [6]]))
     rows = UTTERANCES * BEAMS
-    tokens, state = torch.zeros(rows, STEPS + 1, dtype=torch.long), {}
+    tokens = torch.zeros(rows, STEPS + 1, dtype=torch.long)
+    state: dict[Any, Any] = {}
     for step in range(STEPS):
         scores = next_label_scores(state, tokens[:, 1 : step + 1], log_probs)
         assert_close(scores, next_label_scores({}, tokens[:, 1 : step + 1], log_probs), "float32")

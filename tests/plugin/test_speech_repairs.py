@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -109,13 +110,16 @@ def test_time_is_warped() -> None:
 
 def test_speed_perturbation() -> None:
     """At 1.1 times the speed, 1000 samples become 910."""
-    settings = {"waveform_transforms": ["speed_perturbation"], "speed_perturbation": {"factors": [1.1]}}
-    transform = CompositeAudioWaveformTransform.from_config_dict(settings)
+
+    def speed(factor: float) -> Any:
+        settings = {"waveform_transforms": ["speed_perturbation"], "speed_perturbation": {"factors": [factor]}}
+        return CompositeAudioWaveformTransform.from_config_dict(settings)
+
+    transform = speed(1.1)
     faster, rate = transform(NOISE[None, :1000], RATE)
     assert rate == RATE and faster.shape == (1, 910)
-    settings["speed_perturbation"]["factors"] = [11]
     with pytest.raises(InputError, match=r"has factors \[11\]; give speeds from 0.5 to 2"):
-        CompositeAudioWaveformTransform.from_config_dict(settings)
+        speed(11)
 
 
 def test_word_error_rate_without_a_package() -> None:

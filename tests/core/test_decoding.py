@@ -120,11 +120,13 @@ def test_memory_is_projected_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize("xpos", [True, False])
 @torch.no_grad()
-def test_xpos_moves_its_centre_along(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Far beyond the distance at which the cached keys are rescaled, steps still equal the full forward."""
+def test_xpos_moves_its_centre_along(xpos: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Far beyond the distance at which the cached keys are rescaled, steps still equal the full forward. Without xPos
+    nothing is rescaled."""
     monkeypatch.setattr(cache, "_XPOS_RECENTRE_DISTANCE", 3)
-    model = decoder(xpos_rel_pos=True, xpos_scale_base=8)
+    model = decoder(xpos_rel_pos=xpos, xpos_scale_base=8)
     target = tokens(2, 40)
     assert_close(stepped(model, target, 5), model(target)[0], "float32")
 

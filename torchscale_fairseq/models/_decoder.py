@@ -74,6 +74,10 @@ class DecoderAdapter(FairseqIncrementalDecoder):
         """Longest sequence in tokens."""
         return self.position_limit
 
+    def make_generation_fast_(self, **_: Any) -> None:
+        """Called by fairseq before it generates. On a GPU steps become CUDA graphs where they can."""
+        self.core.record_steps(self)
+
     def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> dict[str, Any]:
         """Adapt a checkpoint before it is loaded."""
         upgrade_state_dict(state_dict, name, self.dictionary)

@@ -6,14 +6,27 @@ from torch import Tensor, nn
 
 from ..config import EncoderConfig
 from ..layers.attention_inputs import AttentionInputs
-from ..layers.cache import DecodingState, reorder_incremental_state
+from ..layers.cache import DecodingState, LayerState, reorder_incremental_state
 from ..ops.masks import as_mask, marked
 from .layer_sequence import routing_outputs
 from .stack import Stack
+from .step_graphs import StepGraphs
 
 
 class CausalStack(Stack):
     """A side whose tokens see earlier ones: all positions at once, or step by step with a state."""
+
+    _step_graphs: StepGraphs | None = None
+
+    def record_steps(self, graphs: StepGraphs | None = None) -> None:
+        """From now on run steps of one new token as CUDA graphs where they can be recorded: on a GPU, without
+        gradients, experts, dilated attention and padding. ``inner_states`` of such a step is empty. The model keeps
+        memory for the largest state.
+
+        Args:
+            graphs: by default new ones.
+        """
+        self._step_graphs = graphs or StepGraphs()
 
     def _finish_decoder(self, output_projection: nn.Module | None, *, one_region: bool = False) -> None:
         """Add the output projection, the one given or the config's, initialise and compile."""
@@ -37,6 +50,17 @@ class CausalStack(Stack):
         """
         reorder_incremental_state(incremental_state, new_order)
 
+    def _recorded_step(
+        self, prev_output_tokens: Tensor, state: DecodingState | None, padding_mask: Tensor | None
+    ) -> tuple[Tensor, dict[str, Any]] | None:
+        """The result of ``forward`` by a recorded step, or None to compute it as usual."""
+        if self._step_graphs is None or state is None or prev_output_tokens.size(1) != state.length + 1:
+            return None
+        logits = self._step_graphs.step(self, state, prev_output_tokens[:, -1:], padding_mask)
+        if logits is None:
+            return None
+        return logits, {"inner_states": [], **routing_outputs([None] * len(self.layers)), "attn": None}
+
     def _embed(self, new_tokens: Tensor, token_embeddings: Tensor | None) -> Tensor:
         if new_tokens.size(1) == 0:
             raise ValueError("prev_output_tokens has no token that incremental_state has not seen.")
@@ -55,6 +79,12 @@ class CausalStack(Stack):
         if state is not None:
             state.memory_padding_mask = padding_mask
         return AttentionInputs(memory=encoder_out["encoder_out"], key_padding_mask=padding_mask)
+
+    def _static_decode(self, x: Tensor, *inputs: Any, layers: list[LayerState]) -> Tensor:
+        """Run the embedded tokens of a static state through its layers and the output layer."""
+        outputs, _ = self.layers.forward(x, *inputs, None, states=layers, keep_outputs=False)
+        x = outputs[-1] if self.layer_norm is None else self.layer_norm(outputs[-1])
+        return self.output_layer(x)
 
     def _decode(
         self,

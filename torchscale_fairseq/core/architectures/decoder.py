@@ -1,5 +1,6 @@
 """The causal decoder: a language model, or the target side of a translation model."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -10,8 +11,9 @@ from ..config import DecoderConfig, EncoderDecoderConfig
 from ..layers.attention_inputs import AttentionInputs
 from ..layers.cache import NO_STATE, DecodingState, LayerState
 from ..layers.moe import RoutingReport
+from ..layers.static_state import Arena, Sizes, StaticKeyValues, StaticState
 from ..ops.masks import as_mask, marked
-from ..ops.positions import has_padding_before_tokens
+from ..ops.positions import FIRST_POSITION, has_padding_before_tokens
 from ..parallel.sequence import SequenceSlice
 from .causal import CausalStack
 from .factory import LayerFactory
@@ -125,6 +127,10 @@ class Decoder(CausalStack):
             raise ValueError("incremental_state has no place with sequence_slice; decode in one process.")
         self_attn_padding_mask = as_mask(self_attn_padding_mask, "self_attn_padding_mask")
         state = self._state(incremental_state)
+        if not features_only and token_embeddings is None:
+            recorded = self._recorded_step(prev_output_tokens, state, self_attn_padding_mask)
+            if recorded is not None:
+                return recorded
         past = 0 if state is None else state.length
         embedding = self._embed(prev_output_tokens[:, past:], token_embeddings)
         if sequence_slice is not None:
@@ -142,6 +148,38 @@ class Decoder(CausalStack):
         return self._decode(
             x, attention, memory, not_routed, state=state, encoder_out=encoder_out, features_only=features_only
         )
+
+    def static_state(self, arena: Arena, sizes: Sizes, state: DecodingState) -> StaticState:
+        """A ``StaticKeyValues`` for states like the one given."""
+        assert self.embed_tokens is not None
+        dtype = self.embed_tokens.weight.dtype
+        return StaticKeyValues(arena, sizes, state, dtype, xpos_scale_base=self._xpos_scale_base)
+
+    def static_step(self, static: StaticKeyValues) -> Tensor:
+        """Logits (rows, 1, vocabulary) of the tokens in a static state, which takes them in."""
+        position = static.position[None]
+        x = self._add_positions(self._embed(static.tokens, None), FIRST_POSITION + position, 0)
+        xpos = xpos_for(self.spec, position, causal=True, centre=static.xpos_centre, span=1, dtype=x.dtype)
+        attention = AttentionInputs(causal=True, bias=self._static_bias(static, x.dtype), xpos=xpos)
+        memory = None
+        if static.memory is not None:
+            memory = AttentionInputs(memory=static.memory.content, bias=static.memory.bias)
+        return self._static_decode(x, attention, memory, layers=static.layers)
+
+    def _static_bias(self, static: StaticKeyValues, dtype: torch.dtype) -> Tensor:
+        """Bias of the scores, (1, heads or 1, 1, room), that hides everything that no token sees."""
+        position = static.position[None]
+        keys = torch.arange(static.sizes.tokens, device=position.device)[None]
+        visible, block = keys <= position, self.config.blockwise_causal_window // 2
+        if block:
+            visible = visible & (position // block - keys // block <= 1)
+        relative = self.self_attn_relative_position
+        bias = torch.zeros(1, 1, 1, keys.numel(), device=keys.device) if relative is None else relative(position, keys)
+        return bias.to(dtype).masked_fill(~visible[:, None, None], -math.inf)
+
+    @property
+    def _xpos_scale_base(self) -> int | None:
+        return self.config.xpos_scale_base if self.config.xpos_rel_pos else None
 
     def _state(self, incremental_state: dict[Any, Any] | None) -> DecodingState | None:
         if incremental_state is None:
@@ -167,7 +205,8 @@ class Decoder(CausalStack):
         padding_mask, new, total = tokens.padding_mask, tokens.in_scores[:, past:], tokens.total
         if padding_mask is not None and state is None and not has_padding_before_tokens(padding_mask):
             padding_mask = None  # causal attention does not look to the right
-        centre = total // 2 if state is None else state.xpos_centre_for(total, self.config.xpos_scale_base)
+        base = self._xpos_scale_base
+        centre = total // 2 if state is None or base is None else state.xpos_centre_for(total, base)
         bias = self.self_attn_relative_position
         return AttentionInputs(
             causal=True,

@@ -83,7 +83,7 @@ def check_length(spec: LayerSpec, embed_positions: nn.Module, rows: Tensor, tota
 
 
 def xpos_for(
-    spec: LayerSpec, positions: Tensor, *, causal: bool, centre: int, span: int, dtype: torch.dtype
+    spec: LayerSpec, positions: Tensor, *, causal: bool, centre: int | Tensor, span: int, dtype: torch.dtype
 ) -> XPosTables | None:
     """xPos tables for one forward pass, if the side has xPos.
 

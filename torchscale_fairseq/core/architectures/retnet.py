@@ -12,6 +12,7 @@ from ..layers.attention_inputs import AttentionInputs
 from ..layers.cache import NO_STATE, DecodingState, KeyValueCache, LayerState
 from ..layers.moe import RoutingReport
 from ..layers.retention import RetentionInputs, RetentionState
+from ..layers.static_state import Arena, Sizes, StaticRetention, StaticState
 from ..ops.masks import as_mask, marked
 from ..ops.retention_tables import log_decays, retention_tables, token_counts
 from .causal import CausalStack
@@ -54,9 +55,8 @@ class RetNetState(DecodingState):
         self.seen: Tensor | None = None
         """(batch,), long: tokens of each sequence so far, padding aside; (1,) while all have the same."""
 
-    def reorder(self, rows: Tensor) -> None:
-        """Keep the given rows, in the given order."""
-        super().reorder(rows)
+    def _select(self, rows: Tensor, memory_rows: Tensor | None) -> None:
+        super()._select(rows, memory_rows)
         if self.seen is not None and self.seen.size(0) > 1:
             self.seen = self.seen.index_select(0, rows)
 
@@ -126,6 +126,10 @@ class RetNetDecoder(CausalStack):
             ValueError: input is missing.
         """
         state = self._state(incremental_state)
+        if not features_only and token_embeddings is None and document_starts is None:
+            recorded = self._recorded_step(prev_output_tokens, state, self_attn_padding_mask)
+            if recorded is not None:
+                return recorded
         past = 0 if state is None else state.length
         embedding = self._embed(prev_output_tokens[:, past:], token_embeddings)
         x = self._add_positions(embedding, prev_output_tokens, past + embedding.size(1))
@@ -135,6 +139,22 @@ class RetNetDecoder(CausalStack):
         return self._decode(
             x, retention, memory, not_routed, state=state, encoder_out=encoder_out, features_only=features_only
         )
+
+    def static_state(self, arena: Arena, sizes: Sizes, state: DecodingState) -> StaticState:
+        """A ``StaticRetention`` for states like the one given."""
+        assert self.embed_tokens is not None
+        return StaticRetention(arena, sizes, state, self.embed_tokens.weight.dtype)
+
+    def static_step(self, static: StaticRetention) -> Tensor:
+        """Logits (rows, 1, vocabulary) of the tokens in a static state, which takes them in."""
+        x = self._add_positions(self._embed(static.tokens, None), static.tokens, 0)
+        retention = self._inputs_of(token_counts(1, static.seen), x)
+        memory = None
+        if static.memory is not None:
+            memory = AttentionInputs(memory=static.memory.content, bias=static.memory.bias)
+        logits = self._static_decode(x, retention, memory, layers=static.layers)
+        static.seen += 1
+        return logits
 
     def _state(self, incremental_state: dict[Any, Any] | None) -> RetNetState | None:
         if incremental_state is None:
@@ -154,6 +174,12 @@ class RetNetDecoder(CausalStack):
         counts = token_counts(x.size(1), seen, padding_mask=padding_mask, document_starts=document_starts)
         if state is not None:
             state.seen = counts[:, -1]
+        return self._inputs_of(counts, x, padding_mask, document_starts)
+
+    def _inputs_of(
+        self, counts: Tensor, x: Tensor, padding_mask: Tensor | None = None, document_starts: Tensor | None = None
+    ) -> RetentionInputs:
+        """Inputs for tokens with these counts (``token_counts``)."""
         config, heads = self.config, self.config.decoder_retention_heads
         log_decay = log_decays(heads, config.retention_decay, x.device)
         key_dim, inclusive = config.decoder_embed_dim // heads, config.torchscale_compatible

@@ -41,6 +41,14 @@ class KeyValueCache:
         assert self._key is not None and self._value is not None
         return self._key[:, :, : self.length].transpose(1, 2), self._value[:, :, : self.length].transpose(1, 2)
 
+    def place(self, key: Tensor, value: Tensor, length: int) -> None:
+        """Use these buffers, (batch, heads, capacity, head_dim), which hold ``length`` tokens, from now on."""
+        self._key, self._value, self.length = key, value, length
+
+    def lies_in(self, key: Tensor) -> bool:
+        """Whether this is the buffer of keys that was placed last, and no other has taken its place since."""
+        return self._key is key
+
     def decay_keys(self, distance: float) -> None:
         """Move the centre of xPos's scale on by ``distance`` in units of its base."""
         if self._key is not None:
@@ -105,6 +113,9 @@ class DecodingState:
         self.memory_padding_mask: Tensor | None = None
         """Keys and values of the encoder's output."""
         self.xpos_centre: int | None = None
+        self.home: Any = None
+        """A static_state.StaticState that holds the content of the layers, or held it last; None without recorded
+        steps."""
 
     @classmethod
     def of(cls, incremental_state: dict[Any, Any], *arguments: Any) -> DecodingState:
@@ -154,14 +165,18 @@ class DecodingState:
         batch_size = self.layers[0].self_attn.batch_size
         memory_size = self.layers[0].encoder_attn.batch_size
         memory_rows = rows_of_groups(rows, batch_size, memory_size) if memory_size else None
-        for layer in self.layers:
-            layer.self_attn.select(rows)
-            if memory_rows is not None:
-                layer.encoder_attn.select(memory_rows)
+        if self.home is None or not self.home.reorder(self, rows, memory_rows):
+            self._select(rows, memory_rows)
         if self.padding_mask is not None:
             self.padding_mask = self.padding_mask.index_select(0, rows)
         if self.memory_padding_mask is not None and memory_rows is not None:
             self.memory_padding_mask = self.memory_padding_mask.index_select(0, memory_rows)
+
+    def _select(self, rows: Tensor, memory_rows: Tensor | None) -> None:
+        for layer in self.layers:
+            layer.self_attn.select(rows)
+            if memory_rows is not None:
+                layer.encoder_attn.select(memory_rows)
 
 
 def reorder_incremental_state(incremental_state: dict[Any, Any], rows: Tensor) -> None:

@@ -37,7 +37,7 @@ def xpos_tables(
     *,
     decay: bool,
     scale_base: int,
-    centre: int,
+    centre: int | Tensor,
     span: int,
     dtype: torch.dtype,
 ) -> XPosTables:

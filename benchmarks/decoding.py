@@ -46,8 +46,12 @@ def build(arch: str, words: Dictionary, longest: int, options: argparse.Namespac
     """A registered model with random weights, ready to generate."""
     torch.manual_seed(0)
     task = Namespace(source_dictionary=words, target_dictionary=words)
-    given = {"max_target_positions": longest, "max_source_positions": longest, "tokens_per_sample": longest}
-    given |= {"share_decoder_input_output_embed": True, "add_bos_token": False, **options.sizes}
+    given: dict[str, Any] = {
+        "max_target_positions": longest,
+        "max_source_positions": longest,
+        "tokens_per_sample": longest,
+    }
+    given |= {"share_decoder_input_output_embed": True, "add_bos_token": False}
     if arch == "transformer":
         given |= {f"{side}_embed_path": None for side in ("encoder", "decoder")}
         cfg = Namespace(**given)
@@ -77,7 +81,7 @@ def translation(model: Any, words: Dictionary, options: argparse.Namespace) -> C
     """A function that translates all batches and returns the best hypotheses."""
     draw = torch.Generator().manual_seed(2)
     lengths = sorted(torch.randint(8, options.longest + 1, (options.sentences,), generator=draw).tolist())
-    samples = []
+    samples: list[dict[str, Any]] = []
     for start in range(0, len(lengths), BATCH):
         own = lengths[start : start + BATCH]
         tokens = torch.full((len(own), own[-1]), words.pad())
@@ -119,9 +123,9 @@ def compare(
     return rows
 
 
-def recorded_and_not(model: Any, make: Callable[[Any], Callable[[], Any]]) -> dict[str, Callable[[], Any]]:
+def recorded_and_not(model: Any, run: Callable[[], Any]) -> dict[str, Callable[[], Any]]:
     """The two sides of one model."""
-    run, decoder = make(model), model.decoder
+    decoder = model.decoder
     decoder.record_steps()
     graphs = decoder._step_graphs
 
@@ -143,7 +147,7 @@ def main(words: list[str]) -> int:
     for arch in options.models:
         model = build(arch, entries, options.tokens + 2, options)
         for batch in options.batches:
-            sides = recorded_and_not(model, lambda m, batch=batch: sampling(m, entries, batch, options))
+            sides = recorded_and_not(model, sampling(model, entries, batch, options))
             title = f"{arch}, sampling, batch {batch}, {options.tokens} tokens"
             rows += compare(sides, batch * options.tokens, "tokens", title, options)
         del model, sides
@@ -151,7 +155,7 @@ def main(words: list[str]) -> int:
         entries = dictionary(options.translation_vocab_size)
         models = [build(arch, entries, 4 * options.longest, options) for arch in TRANSLATION]
         sides = {STOCK: translation(models[1], entries, options)}
-        sides |= recorded_and_not(models[0], lambda m: translation(m, entries, options))
+        sides |= recorded_and_not(models[0], translation(models[0], entries, options))
         title = f"{TRANSLATION[0]}, beam 5, {options.sentences} sentences"
         rows += compare(sides, options.sentences, "sentences", title, options)
     print(f"`{shlex.join(['python', '-m', 'benchmarks.decoding', *words])}`\n")
@@ -177,7 +181,6 @@ def parse_options(words: list[str]) -> argparse.Namespace:
     add("--precision", choices=("float32", "float16", "bfloat16"), help="(float16 on a GPU, float32 on a CPU)")
     options = parser.parse_args(words)
     options.dtype = getattr(torch, options.precision or ("float16" if options.device == "cuda" else "float32"))
-    options.sizes = {}
     return options
 
 

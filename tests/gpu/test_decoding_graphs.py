@@ -27,7 +27,7 @@ FAIRSEQ += ["retnet_small", "bitnet_small", "mt_swiglu_small"]
 
 @pytest.fixture(autouse=True)
 def precise_products_and_little_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    torch.backends.cuda.matmul.allow_tf32 = False
     monkeypatch.setattr(static_state, "LEAST_TOKENS", 16)
 
 

@@ -3,11 +3,12 @@
 import copy
 import pickle
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tests.core.decoding import mask_of, single_steps
 from tests.core.models import VARIANTS, VOCABULARY, decoder, encoder_decoder, randomize, tokens
@@ -31,14 +32,19 @@ def again(step: Callable[[], Tensor], pool: Any) -> Callable[[], Tensor]:
     return step
 
 
-def recording(model: nn.Module) -> StepGraphs:
+def recording(model: Any) -> StepGraphs:
     graphs = StepGraphs(again)
     model.record_steps(graphs)
     return graphs
 
 
 def retnet(**options: Any) -> RetNetDecoder:
-    sizes = {"decoder_embed_dim": 24, "decoder_value_embed_dim": 48, "decoder_ffn_embed_dim": 32, "decoder_layers": 2}
+    sizes: dict[str, Any] = {
+        "decoder_embed_dim": 24,
+        "decoder_value_embed_dim": 48,
+        "decoder_ffn_embed_dim": 32,
+        "decoder_layers": 2,
+    }
     config = RetNetConfig(vocab_size=VOCABULARY, decoder_retention_heads=4, **sizes, **options)
     model = RetNetDecoder(config)
     randomize(model)
@@ -46,7 +52,7 @@ def retnet(**options: Any) -> RetNetDecoder:
 
 
 MODELS: dict[str, Callable[[], Any]] = {
-    **{name: lambda name=name: decoder(**VARIANTS[name]) for name in NAMES},
+    **{name: partial(decoder, **VARIANTS[name]) for name in NAMES},
     "retnet": retnet,
 }
 
@@ -72,9 +78,9 @@ def test_sequences_move_and_end(name: str) -> None:
     for poisoned in (True, False):
         state: dict[Any, Any] = {}
         rows = torch.arange(9)
-        for step, order in enumerate(orders):
-            if order is not None:
-                order = torch.tensor(order)
+        for step, listed in enumerate(orders):
+            if listed is not None:
+                order = torch.tensor(listed)
                 model.reorder_incremental_state(state, order)
                 rows = rows[order]
             logits, _ = model(target[rows, : step + 1], incremental_state=state)
@@ -93,7 +99,8 @@ def test_beams_share_their_sentence(name: str) -> None:
     source, beams = tokens(3, 9), 2
     encoder_out = model.encoder(source, mask_of([9, 4, 6], 9, "left"))
     graphs = recording(model.decoder)
-    target, state = tokens(6, 1, seed=2), {}
+    state: dict[Any, Any] = {}
+    target = tokens(6, 1, seed=2)
     sentence = torch.arange(3).repeat_interleave(beams)
     moves = [None, [1, 0, 2, 2, 5, 4], [0, 1, 4, 5], [1, 1, 2, 3], [1, 1, 2, 3], [0, 2, 1, 3]]
     for step, move in enumerate(moves):
@@ -122,7 +129,7 @@ def test_xpos_moves_its_centre_along(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_padding_experts_and_observers_are_left_to_usual_steps() -> None:
     """So are two states at a time, of which the second one is computed as usual."""
     target = tokens(3, 9)
-    watched = decoder()
+    watched: Any = decoder()
     watched.layers[0].ffn.fc1.register_forward_hook(lambda *_: None)
     for model, mask in (
         (decoder(), mask_of([9, 4, 9], 9, "left")),

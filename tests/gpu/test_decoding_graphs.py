@@ -54,7 +54,8 @@ def test_beams_share_their_sentence() -> None:
     encoder_out = model.encoder(tokens(3, 9).cuda(), mask_of([9, 4, 6], 9, "left").cuda())
     graphs = StepGraphs()
     model.decoder.record_steps(graphs)
-    target, state = tokens(6, 1, seed=2).cuda(), {}
+    state: dict[Any, Any] = {}
+    target = tokens(6, 1, seed=2).cuda()
     sentence = torch.arange(3, device="cuda").repeat_interleave(2)
     for step, move in enumerate([None, [1, 0, 2, 2, 5, 4], [0, 1, 4, 5], [1, 1, 2, 3], [1, 1, 2, 3], [0, 2, 1, 3]]):
         if move is not None:

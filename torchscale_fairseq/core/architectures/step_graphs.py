@@ -73,7 +73,7 @@ class StepGraphs:
         return self._replay(state, tokens)
 
     def _serves(self, decoder: Any, state: DecodingState, tokens: Tensor) -> bool:
-        """What can be said without looking at the device or at modules."""
+        """Whether cheap checks allow a recorded step. They look at neither the device nor modules."""
         owner, rows = self._owner(), state.layers[0].self_attn.batch_size
         memory_rows = state.layers[0].encoder_attn.batch_size
         return (

@@ -19,7 +19,7 @@ LARGE = 2**25
 
 
 class Sizes(NamedTuple):
-    """What a static state has room for. Few different sizes serve all states, at the price of unused room."""
+    """Room in a static state. Few different sizes serve all states, so that some room stays unused."""
 
     rows: int
     tokens: int
@@ -75,7 +75,7 @@ class StaticMemory:
         """Added to scores: -inf where there is nothing to attend to."""
 
     def caches(self) -> list[KeyValueCache]:
-        """Of the static step's layers."""
+        """One cache per layer of the static step, which shows all of the room."""
         caches = [KeyValueCache() for _ in self.content]
         for cache, (key, value) in zip(caches, self.content, strict=True):
             cache.place(key, value, key.size(2))

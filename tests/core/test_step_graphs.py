@@ -45,9 +45,7 @@ def retnet(**options: Any) -> RetNetDecoder:
         "decoder_ffn_embed_dim": 32,
         "decoder_layers": 2,
     }
-    config = RetNetConfig(
-        vocab_size=VOCABULARY, decoder_retention_heads=4, decoder_ffn_embed_dim=32, **sizes, **options
-    )
+    config = RetNetConfig(vocab_size=VOCABULARY, decoder_retention_heads=4, **sizes, **options)
     model = RetNetDecoder(config)
     randomize(model)
     return model.double()  # forms of retention round differently

@@ -2,8 +2,12 @@
 
 from typing import Any
 
-from torch import nn
+import pytest
+import torch
+from torch import Tensor, nn
 
+from tests.helpers import assert_close
+from tests.parity.vectors import Case, check_loss_and_gradients
 from torchscale_fairseq.core.layers.experts import Experts
 from torchscale_fairseq.core.layers.moe import MixtureOfExperts, RoutingOptions
 from torchscale_fairseq.core.layers.router import LinearRouter, TorchScaleCosineRouter
@@ -55,3 +59,28 @@ def build_layer(meta: dict[str, Any], *, normed: bool) -> MixtureOfExperts:
     )
     router = build_router(build["embed_dim"], config["moe_expert_count"], xmoe=config["use_xmoe"])
     return MixtureOfExperts(router, experts, routing_options(build["gate"], gate_arguments(config)))
+
+
+class drawing:
+    """The stored random numbers in place of torch's."""
+
+    def __init__(self, uniform: Tensor | None, gumbel: Tensor | None):
+        self.uniform, self.gumbel = uniform, gumbel
+
+    def __enter__(self) -> None:
+        self.patch = pytest.MonkeyPatch()
+        if self.uniform is not None:
+            uniform = self.uniform
+            self.patch.setattr(torch, "rand_like", lambda like: uniform.view_as(like))
+        if self.gumbel is not None:
+            gumbel = self.gumbel
+            self.patch.setattr(torch.distributions.Gumbel, "sample", lambda _, shape: gumbel.view(shape))
+
+    def __exit__(self, *_: Any) -> None:
+        self.patch.undo()
+
+
+def check_model(case: Case, model: nn.Module, output: Tensor, l_aux: list[Tensor | None]) -> None:
+    auxiliary = torch.stack([loss for loss in l_aux if loss is not None]).sum()
+    assert_close(auxiliary.detach(), case["out/l_aux"].sum(), "parity_exact", "l_aux")
+    check_loss_and_gradients(case, model, output, auxiliary)

@@ -2,7 +2,6 @@
 
 import math
 import re
-from typing import Any
 
 import pytest
 import torch
@@ -10,13 +9,12 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 
 from tests.helpers import assert_close
-from tests.parity.experts import build_layer, build_router, routing_options
+from tests.parity.experts import build_layer, build_router, check_model, drawing, routing_options
 from tests.parity.models import incremental_logits, loaded
 from tests.parity.vectors import (
     Case,
     cases,
     check_gradients,
-    check_loss_and_gradients,
     compare,
     gradients_by_name,
     ids,
@@ -109,25 +107,6 @@ def test_gate(case: Case, mode: str) -> None:
         assert_close(actual, gradient, "parity_operator", f"gradient of {name}")
 
 
-class drawing:
-    """The stored random numbers in place of torch's."""
-
-    def __init__(self, uniform: Tensor | None, gumbel: Tensor | None):
-        self.uniform, self.gumbel = uniform, gumbel
-
-    def __enter__(self) -> None:
-        self.patch = pytest.MonkeyPatch()
-        if self.uniform is not None:
-            uniform = self.uniform
-            self.patch.setattr(torch, "rand_like", lambda like: uniform.view_as(like))
-        if self.gumbel is not None:
-            gumbel = self.gumbel
-            self.patch.setattr(torch.distributions.Gumbel, "sample", lambda _, shape: gumbel.view(shape))
-
-    def __exit__(self, *_: Any) -> None:
-        self.patch.undo()
-
-
 @pytest.mark.parametrize("case", LAYERS, ids=ids(LAYERS))
 def test_layer(case: Case) -> None:
     layer = build_layer(case.meta, normed=any("ffn_layernorm" in name for name in case.tensors))
@@ -143,12 +122,6 @@ def test_layer(case: Case) -> None:
     loss.backward()
     assert x.grad is not None
     check_gradients(case, {**gradients_by_name(layer), "x": x.grad})
-
-
-def check_model(case: Case, model: nn.Module, output: Tensor, l_aux: list[Tensor | None]) -> None:
-    auxiliary = torch.stack([loss for loss in l_aux if loss is not None]).sum()
-    assert_close(auxiliary.detach(), case["out/l_aux"].sum(), "parity_exact", "l_aux")
-    check_loss_and_gradients(case, model, output, auxiliary)
 
 
 @pytest.mark.parametrize("case", ENCODERS, ids=ids(ENCODERS))

@@ -114,7 +114,7 @@ def gradients_by_name(model: nn.Module) -> dict[str, Tensor]:
         if parameter.grad is None:
             continue
         before, experts, rest = name.rpartition("experts.")
-        if experts:
+        if experts and not rest[0].isdigit():  # all experts' parameters in one
             found |= {f"{before}experts.{index}.{rest}": g for index, g in enumerate(parameter.grad)}
         else:
             found[name] = parameter.grad

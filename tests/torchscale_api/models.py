@@ -16,6 +16,7 @@ PATHS = {
     "LongNetDecoder": ("DecoderConfig", "model.LongNet"),
     "RetNetDecoder": ("RetNetConfig", "architecture.retnet"),
     "BEiT3": ("EncoderConfig", "model.BEiT3"),
+    "MOELayer": ("EncoderConfig", "component.xmoe.moe_layer"),
 }
 
 

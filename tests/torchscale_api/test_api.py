@@ -1,5 +1,6 @@
 """Every public name of TorchScale is there, with its signature (api.txt), and configs have its attributes."""
 
+import ast
 import importlib
 import inspect
 import re
@@ -48,14 +49,20 @@ KEPT = [n for n in listed() if n.name not in NOT_KEPT]
 
 @pytest.mark.parametrize("name", KEPT, ids=[f"{n.module}.{n.owner or ''}.{n.name}" for n in KEPT])
 def test_name_is_there(name: Name) -> None:
-    """With the parameters of the list, in their order; further ones have defaults."""
+    """With the parameters and defaults of the list, in their order; further ones have defaults."""
     found = ours(name)
     if not name.parameters or name.owner in AUTOGRAD or (name.name == "forward" and "*input" in name.parameters):
         return
-    wanted = [part.split("=")[0].split(":")[0].strip() for part in split(name.parameters)]
-    wanted = [part for part in wanted if part.lstrip("*") not in ("self", "kwargs")]
-    actual = [p for p in inspect.signature(found).parameters if p not in ("self", "kwargs")]
-    assert actual[: len(wanted)] == [part.lstrip("*") for part in wanted]
+    parts = [re.match(r"(\w+)(?::[^=]*)?(?:=(.*))?$", part) for part in split(name.parameters)]
+    wanted = [part.groups() for part in parts if part and part[1] != "self"]
+    parameters = inspect.signature(found).parameters
+    actual = [p for p in parameters.values() if p.name not in ("self", "args", "kwargs", "exc")]
+    listed_names = [parameter for parameter, _ in wanted if parameter != "args"]
+    assert [p.name for p in actual[: len(listed_names)]] == listed_names
+    assert all(p.default is not p.empty for p in actual[len(listed_names) :])
+    for parameter, default in wanted:
+        if default is not None and default != "EVAL_CAPACITY_TOKEN_FRACTION":
+            assert parameters[parameter].default == ast.literal_eval(default)
 
 
 def split(parameters: str) -> list[str]:

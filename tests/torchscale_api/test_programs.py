@@ -16,6 +16,11 @@ LAST_WORDS = {
     "prompts": "prompted",
     "retention": "stepped",
     "experts": "trained",
+    "finetuning": "fine-tuned",
+    "pathology": "embedded",
+    "translation": "translated",
+    "differential": "decoded",
+    "speech": "heard",
 }
 RUN = "import torchscale_fairseq.as_torchscale, runpy; runpy.run_path({!r}, run_name='__main__')"
 

@@ -15,15 +15,30 @@ from ..component.xmoe.routing import Top1Gate, Top2Gate
 
 
 def scaling_of(args: Any, side: str, is_encoder_decoder: bool) -> ResidualScaling:
-    """Factors on the residual and on initial values."""
-    sides = {
-        f"{name}_layers": getattr(args, f"{name}_layers") if is_encoder_decoder or name == side else 0
-        for name in ("encoder", "decoder")
-    }
+    """Factors on the residual and on initial values.
+
+    Raises:
+        AttributeError: an encoder with a decoder needs the decoder's number of layers, which the config lacks.
+    """
+    if not args.deepnorm and not args.subln:
+        return ResidualScaling()
     which = 0 if side == "encoder" else 1
+    sides = {"encoder_layers": 0, "decoder_layers": 0, f"{side}_layers": getattr(args, f"{side}_layers")}
+    if is_encoder_decoder:
+        other = "decoder_layers" if side == "encoder" else "encoder_layers"
+        sides[other] = _layers_of_other_side(args, other)
     if args.deepnorm:
         return deepnorm_scaling(**sides, torchscale_compatible=True)[which]
-    return subln_scaling(**sides)[which] if args.subln else ResidualScaling()
+    return subln_scaling(**sides)[which]
+
+
+def _layers_of_other_side(args: Any, name: str) -> int:
+    if name == "decoder_layers" and not hasattr(args, name):
+        raise AttributeError(
+            "the encoder of an encoder-decoder with deepnorm or subln needs the number of decoder layers; use an "
+            "EncoderDecoderConfig, or set config.decoder_layers."
+        )
+    return int(getattr(args, name, 1))  # a decoder's factors depend on its own layers alone
 
 
 def scale_initial_values(model: nn.Module, args: Any, side: str, is_encoder_decoder: bool) -> None:

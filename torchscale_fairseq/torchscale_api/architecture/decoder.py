@@ -161,12 +161,12 @@ class Decoder(CausalStackBase):
     ) -> tuple[Tensor, Tensor]:
         """The first layer's input, and scaled embeddings without positions; only of new tokens if a state has earlier
         ones."""
-        positions = None
+        past, positions = tokens_kept(incremental_state), None
+        new = max(1, tokens.size(1) - past)
         if self.embed_positions is not None:
-            positions = self.embed_positions(tokens, incremental_state=incremental_state)
-        past = tokens_kept(incremental_state)
+            # fairseq's positions, given a state, are those of the last token alone
+            positions = self.embed_positions(tokens, incremental_state=incremental_state if new == 1 else None)
         if past:
-            new = max(1, tokens.size(1) - past)
             tokens = tokens[:, -new:]
             positions = None if positions is None else positions[:, -new:]
             token_embedding = None if token_embedding is None else token_embedding[:, -new:]

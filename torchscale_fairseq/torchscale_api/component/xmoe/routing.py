@@ -108,15 +108,24 @@ def _dense(routing: Routing, capacity: int) -> Tensor:
     return dense.index_put((routing.token, expert, place), routing.weight, accumulate=True)
 
 
+@torch.no_grad()
 def _figures(routing: Routing) -> dict[str, Any]:
-    found = statistics(routing)
-    return {
-        "entropy_gating": found["entropy"],
-        "unused_expert1_count": found["unused"],
-        "overflow_expert1": found["dropped"],
-        "expert1_balance_top": found["load_most"],
-        "expert1_balance_bottom": found["load_least"],
-    }
+    """TorchScale's figures: the entropy of the gate in nats; and for each choice the percentage of tokens that found no
+    place, the experts that no token chose, and the percentages of tokens that chose the fifth of the experts with the
+    most and the fifth with the fewest."""
+    found: dict[str, Any] = {"entropy_gating": statistics(routing)["entropy"]}
+    experts = routing.probability.size(1)
+    fifth = math.ceil(experts / 5)
+    for choice in range(routing.expert.size(1)):
+        candidate, kept = routing.candidate[:, choice], routing.kept[:, choice]
+        counts = torch.bincount(routing.expert[:, choice], minlength=experts).sort(descending=True).values
+        shares = 100 * counts / len(routing.expert)
+        name = f"expert{choice + 1}"
+        found[f"overflow_{name}"] = 100 * (candidate & ~kept).sum() / candidate.sum().clamp_min(1)
+        found[f"unused_{name}_count"] = (counts == 0).sum()
+        found[f"{name}_balance_top"] = shares[:fifth].sum()
+        found[f"{name}_balance_bottom"] = shares[-fifth:].sum()
+    return found
 
 
 class _Gate(nn.Module):

@@ -1,4 +1,4 @@
-"""scripts/test.sh with --torch and --python: which environment it makes, what it skips, and by which name.
+"""scripts/test.sh with --torch, --python and --export: which environment it makes, what it skips, and by which name.
 
 Nothing is installed: a stand-in for setup.sh makes an environment whose Python prints what it runs.
 """
@@ -12,8 +12,9 @@ import pytest
 from tests.fairseq_cli import REPOSITORY, Finished, run_program
 
 SETUP = """#!/usr/bin/env bash
+VENV=${VENV:-$PWD/.venv}
 echo "made ${VENV##*/} with ${PYTHON:-any Python} and torch ${TORCH:-as pinned}"
-[ -z "$PIP_SAYS" ] || { echo "$PIP_SAYS" >&2; exit 1; }
+[ -z "$PIP_SAYS" ] || [ "${VENV##*/}" = .venv ] || { echo "$PIP_SAYS" >&2; exit 1; }
 mkdir -p "$VENV/bin"
 cp python "$VENV/bin/python"
 """
@@ -21,6 +22,7 @@ PYTHON = """#!/usr/bin/env bash
 words="$*"
 case "$words" in
   "-m pip index versions torch") [ -z "$NEWEST" ] || printf 'torch (%s)\\nAvailable versions: ...\\n' "$NEWEST" ;;
+  *"pip"*) [ -z "$PIP_SAYS" ] || { echo "$PIP_SAYS" >&2; exit 1; } ;;
   *pytest*) echo "ran ${words#-m pytest }"; [ -z "$FAILING" ] || [[ $words != *"$FAILING"* ]] ;;
 esac
 """
@@ -102,6 +104,15 @@ def test_packages_that_the_index_lacks_are_skipped_by_their_name(checkout: Path)
 
 def test_another_failure_to_install_fails(checkout: Path) -> None:
     assert run(checkout, "--python", "3.10", pip_says="ERROR: No space left on device").returncode == 1
+
+
+def test_exported_models_are_tested_in_the_same_environment(checkout: Path) -> None:
+    made, ran = run(checkout, "--export").check().stdout.splitlines()
+    assert made.startswith("made .venv with") and ran.startswith("ran tests/export tests/tools/test_examples.py")
+    skipped = run(checkout, "--export", pip_says="ERROR: No matching distribution found for onnx==9").check()
+    assert skipped.stdout.splitlines()[-1] == "test.sh: skipped: the package index has no onnx==9 for this interpreter"
+    both = run(checkout, "--export", "--python", "3.10")
+    assert both.returncode == 2 and "--export goes without --torch and --python" in both.last_line
 
 
 def test_pinned_torch_is_among_those_that_are_allowed() -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tests.helpers import assert_close
 from torchscale_fairseq.core.ops import backends
+from torchscale_fairseq.core.ops.attention import AttentionMask
 from torchscale_fairseq.core.ops.backends import CUDNN_FROM, attention
 
 
@@ -32,7 +33,7 @@ def test_causal_queries_are_the_last_tokens() -> None:
     query, key = torch.zeros(1, 2, 1, 4), torch.zeros(1, 5, 1, 4)
     value = torch.arange(5.0).view(1, 5, 1, 1).expand(1, 5, 1, 4)
     for backend in ("naive", "sdpa"):
-        output, _ = attention(query, key, value, causal=True, backend=backend)
+        output, _ = attention(query, key, value, mask=AttentionMask(causal=True), backend=backend)
         assert_close(output[0, :, 0, 0], torch.tensor([1.5, 2.0]), "float32", backend)
 
 
@@ -42,9 +43,9 @@ def test_blockwise_causal_attention_by_hand() -> None:
     value = torch.arange(5.0).view(1, 5, 1, 1).expand(1, 5, 1, 4)
     means = torch.tensor([0.0, 0.5, 1.0, 1.5, 3.0])
     for backend in ("naive", "sdpa"):
-        output, _ = attention(query, key, value, causal=True, block=2, backend=backend)
+        output, _ = attention(query, key, value, mask=AttentionMask(causal=True, block=2), backend=backend)
         assert_close(output[0, :, 0, 0], means, "float32", backend)
-        last, _ = attention(query[:, 4:], key, value, causal=True, block=2, backend=backend)
+        last, _ = attention(query[:, 4:], key, value, mask=AttentionMask(causal=True, block=2), backend=backend)
         assert_close(last[0, :, 0, 0], means[4:], "float32", backend)
 
 
@@ -54,7 +55,9 @@ def test_blockwise_causal_attention_counts_from_the_first_real_token() -> None:
     value = torch.tensor([9.0, 0.0, 1.0, 2.0, 3.0]).view(1, 5, 1, 1).expand(1, 5, 1, 4)
     padding = torch.tensor([[True, False, False, False, False]])
     for backend in ("naive", "sdpa"):
-        output, _ = attention(query, key, value, causal=True, block=2, key_padding_mask=padding, backend=backend)
+        output, _ = attention(
+            query, key, value, mask=AttentionMask(causal=True, block=2, key_padding_mask=padding), backend=backend
+        )
         assert_close(output[0, :, 0, 0], torch.tensor([0.0, 0.0, 0.5, 1.0, 1.5]), "float32", backend)
 
 
@@ -93,13 +96,8 @@ def test_sdpa_matches_naive(
     bias = random(1, 2, queries, keys, seed=seed + 9) if biased else None
     results = []
     for backend in ("naive", "sdpa"):
-        options: dict[str, Any] = {
-            "causal": causal,
-            "block": block if causal else 0,
-            "key_padding_mask": mask,
-            "bias": bias,
-        }
-        output, _ = attention(*inputs, **options, backend=backend)
+        seen = AttentionMask(causal=causal, block=block if causal else 0, key_padding_mask=mask, bias=bias)
+        output, _ = attention(*inputs, mask=seen, backend=backend)
         gradients = torch.autograd.grad((output * random(*output.shape, seed=5)).sum(), inputs)
         results.append((output, *gradients))
     for name, naive, fused in zip(("output", "query", "key", "value"), *results, strict=True):
@@ -113,9 +111,9 @@ def test_sdpa_matches_naive(
 @pytest.mark.parametrize("backend", ["naive", "sdpa"])
 def test_lower_dtypes(dtype: str, backend: str) -> None:
     query, key, value = (random(2, 9, 2, 8, seed=i) for i in range(3))
-    exact, _ = attention(query, key, value, causal=True, backend="naive")
+    exact, _ = attention(query, key, value, mask=AttentionMask(causal=True), backend="naive")
     low = [x.to(getattr(torch, dtype)) for x in (query, key, value)]
-    output, _ = attention(*low, causal=True, backend=backend)
+    output, _ = attention(*low, mask=AttentionMask(causal=True), backend=backend)
     assert output.dtype == low[0].dtype
     assert_close(output.double(), exact, dtype)
 

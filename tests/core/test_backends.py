@@ -20,7 +20,7 @@ class Halved:
     name = "halved"
 
     def refusal(self, request: AttentionRequest) -> str | None:
-        return None if request.bias is None else "knows no bias"
+        return None if request.mask.bias is None else "knows no bias"
 
     def run(self, request: AttentionRequest) -> AttentionResult:
         return Naive().run(request)[0] / 2, None

@@ -11,6 +11,7 @@ import torch
 from tests.core.models import LONGNETS, VARIANTS, decoder, encoder_decoder, tokens
 from tests.helpers import RELATIVE_ERROR_OF_KERNELS, assert_close, triple
 from torchscale_fairseq import RetNetConfig, RetNetDecoder
+from torchscale_fairseq.core.ops.attention import AttentionMask
 from torchscale_fairseq.core.ops.backend import log_choice
 from torchscale_fairseq.core.ops.backends import CUDNN_FROM, attention
 from torchscale_fairseq.core.ops.retention import chunkwise_retention, parallel_retention
@@ -53,8 +54,9 @@ def test_sdpa_matches_naive(length: int, dtype: torch.dtype, causal: bool, biase
         mask[1] = True
     upstream = random(3, length, 4, 64)
     results = []
+    seen = AttentionMask(causal=causal, key_padding_mask=mask, bias=bias)
     for inputs, backend in ((exact, "naive"), (low, "sdpa")):
-        output, _ = attention(*inputs, causal=causal, key_padding_mask=mask, bias=bias, backend=backend)
+        output, _ = attention(*inputs, mask=seen, backend=backend)
         gradients = torch.autograd.grad((output * upstream.to(output.dtype)).sum(), inputs)
         results.append((output, *gradients))
     bound = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}[dtype]
@@ -102,10 +104,11 @@ def test_gpu_equals_cpu(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_blockwise_causal_attention(dtype: torch.dtype) -> None:
     """In blocks of 16 and as one mask over everything."""
+    blocks = AttentionMask(causal=True, block=16)
     generator = torch.Generator("cuda").manual_seed(0)
     inputs = [torch.randn(2, 83, 4, 64, generator=generator, device="cuda", dtype=dtype) for _ in range(3)]
-    exact, _ = attention(*(x.double() for x in inputs), causal=True, block=16, backend="naive")
-    output, _ = attention(*inputs, causal=True, block=16)
+    exact, _ = attention(*(x.double() for x in inputs), mask=blocks, backend="naive")
+    output, _ = attention(*inputs, mask=blocks)
     error = ((output.double() - exact).norm() / exact.norm()).item()
     assert error < {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}[dtype]
 

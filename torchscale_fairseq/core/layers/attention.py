@@ -94,17 +94,8 @@ class MultiheadAttention(nn.Module):
         return self._attention(query, key, value, inputs)
 
     def _attention(self, query: Tensor, key: Tensor, value: Tensor, inputs: AttentionInputs) -> Tensor:
-        output, _ = attention(
-            query,
-            key,
-            value,
-            causal=inputs.causal,
-            block=inputs.block,
-            key_padding_mask=inputs.key_padding_mask,
-            bias=inputs.bias,
-            dropout=self.dropout if self.training else 0.0,
-            backend=self.backend,
-        )
+        dropout = self.dropout if self.training else 0.0
+        output, _ = attention(query, key, value, mask=inputs, dropout=dropout, backend=self.backend)
         return output
 
     def _attend_to_memory(self, query: Tensor, key: Tensor, value: Tensor, inputs: AttentionInputs) -> Tensor:

@@ -4,25 +4,21 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..ops.attention import AttentionMask
 from ..ops.xpos import XPosTables
 from ..parallel.sequence import SequenceSlice
 
 
 @dataclass(frozen=True)
-class AttentionInputs:
-    """Inputs of attention that layers share. Without any, every token of a sequence sees all others."""
+class AttentionInputs(AttentionMask):
+    """Inputs of attention that layers share. Without any, every token of a sequence sees all others.
+
+    Keys are those in the cache and the new ones; where there is a memory, its rows.
+    """
 
     memory: Tensor | None = None
     """(groups, memory_seq, memory_dim), an encoder's output to attend to, each row for batch / groups neighbouring rows
     of queries (the beams of a sentence); None for self-attention."""
-    causal: bool = False
-    """A query sees keys up to its own position."""
-    block: int = 0
-    """And of these its own block of this many tokens and the one before; 0 for all."""
-    key_padding_mask: Tensor | None = None
-    """(batch or groups, keys), True for padding; of cached and new keys."""
-    bias: Tensor | None = None
-    """Added to scores; broadcastable to (batch, heads, seq, keys)."""
     xpos: XPosTables | None = None
     """Tables that rotate queries and new keys."""
     split_position: int | None = None

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ops.attention import AttentionMask
 from ..ops.backends import attention
 from ..ops.dilated import dilated_attention
 from ..ops.dilated_pattern import checked_branches
@@ -118,13 +119,8 @@ class DilatedAttention(MultiheadAttention):
         query, key, value = one_dtype(query, *cache.content())
         blind = ~visible.any(-1, keepdim=True)
         bias = torch.zeros_like(visible, dtype=key.dtype).masked_fill(~(visible | blind), float("-inf"))
-        output, _ = attention(
-            query,
-            key,
-            value,
-            bias=bias.unsqueeze(2),
-            backend="naive" if self.backend == "naive" else "sdpa",
-        )
+        mask = AttentionMask(bias=bias.unsqueeze(2))
+        output, _ = attention(query, key, value, mask=mask, backend="naive" if self.backend == "naive" else "sdpa")
         return output.masked_fill(blind.unsqueeze(1), 0.0)
 
     def extra_repr(self) -> str:

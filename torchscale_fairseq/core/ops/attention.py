@@ -13,39 +13,37 @@ AttentionResult = tuple[Tensor, Tensor | None]
 """Output and log-sum-exp, if the backend has it, as ``ops.backends.attention`` returns them."""
 
 
-def visible_keys(
-    query_length: int,
-    key_length: int,
-    *,
-    causal: bool,
-    block: int,
-    key_padding_mask: Tensor | None,
-    device: torch.device,
-) -> Tensor | None:
-    """Which keys a query may see.
+@dataclass(frozen=True)
+class AttentionMask:
+    """Which keys a query may see, and what is added to its scores. By default a query sees all keys."""
 
-    Args:
-        query_length, key_length: tokens; causal queries are the last ones of the keys' sequence.
-        block: tokens, counted from a row's first real one, of which a query sees its own block and the one
-            before; 0 for all.
-        key_padding_mask: (batch, key_length), True for padding.
+    causal: bool = False
+    """A query sees keys up to its own position; the queries are the last of the keys' sequence."""
+    block: int = 0
+    """With causal, a query sees only its own block of this many tokens and the one before, counted from a row's first
+    real token (blockwise causal attention, arXiv:2212.10554, sec. 3.2); 0 for all."""
+    key_padding_mask: Tensor | None = None
+    """(batch, key_length), True for keys that nothing may see."""
+    bias: Tensor | None = None
+    """Added to the scaled scores; broadcastable to (batch, heads, query_length, key_length)."""
 
-    Returns:
-        Bool, broadcastable to (batch, heads, query_length, key_length), or None where all see all.
-    """
-    visible = None
-    if causal and query_length > 1:
-        visible = torch.ones(query_length, key_length, dtype=torch.bool, device=device).tril(key_length - query_length)[
-            None, None
-        ]
-    if block:
-        blocks = _positions(key_length, key_padding_mask, device) // block
-        near = blocks[:, -query_length:, None] - blocks[:, None, :] <= 1
-        visible = near[:, None] if visible is None else visible & near[:, None]
-    if key_padding_mask is not None:
-        real = ~key_padding_mask[:, None, None, :]
-        visible = real if visible is None else visible & real
-    return visible
+    def visible(self, query_length: int, key_length: int, device: torch.device) -> Tensor | None:
+        """Bool, broadcastable to (batch, heads, query_length, key_length), or None where all queries see all keys."""
+        padding, visible = self.key_padding_mask, None
+        if self.causal and query_length > 1:
+            seen = torch.ones(query_length, key_length, dtype=torch.bool, device=device)
+            visible = seen.tril(key_length - query_length)[None, None]
+        if self.block:
+            blocks = _positions(key_length, padding, device) // self.block
+            near = blocks[:, -query_length:, None] - blocks[:, None, :] <= 1
+            visible = near[:, None] if visible is None else visible & near[:, None]
+        if padding is not None:
+            real = ~padding[:, None, None, :]
+            visible = real if visible is None else visible & real
+        return visible
+
+
+EVERYTHING = AttentionMask()
 
 
 def _positions(length: int, padding_mask: Tensor | None, device: torch.device) -> Tensor:
@@ -62,24 +60,14 @@ class AttentionRequest:
     query: Tensor
     key: Tensor
     value: Tensor
-    causal: bool
-    block: int
-    key_padding_mask: Tensor | None
-    bias: Tensor | None
+    mask: AttentionMask
     scale: float
-    dropout: float
+    dropout: float = 0.0
     need_log_sum_exp: bool = False
 
     def visible(self) -> Tensor | None:
-        """Which keys a query may see, as ``visible_keys``."""
-        return visible_keys(
-            self.query.size(1),
-            self.key.size(1),
-            causal=self.causal,
-            block=self.block,
-            key_padding_mask=self.key_padding_mask,
-            device=self.query.device,
-        )
+        """Which keys a query may see, as ``AttentionMask.visible`` returns it."""
+        return self.mask.visible(self.query.size(1), self.key.size(1), self.query.device)
 
 
 def naive_attention(
@@ -97,7 +85,7 @@ def naive_attention(
     Args:
         query: (batch, query_length, heads, head_dim).
         key, value: (batch, key_length, heads, head_dim).
-        visible: as ``visible_keys`` returns it.
+        visible: as ``AttentionMask.visible`` returns it.
         bias: added to the scaled scores; broadcastable to (batch, heads, query_length, key_length).
         scale: factor on the scores.
         dropout: probability to drop a weight.

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .attention import AttentionRequest, AttentionResult, naive_attention
+from .attention import EVERYTHING, AttentionMask, AttentionRequest, AttentionResult, naive_attention
 from .backend import Backend, choose
 from .flash_attention import FlashAttn
 
@@ -20,10 +20,7 @@ def attention(
     key: Tensor,
     value: Tensor,
     *,
-    causal: bool = False,
-    block: int = 0,
-    key_padding_mask: Tensor | None = None,
-    bias: Tensor | None = None,
+    mask: AttentionMask = EVERYTHING,
     scale: float | None = None,
     dropout: float = 0.0,
     need_log_sum_exp: bool = False,
@@ -34,11 +31,7 @@ def attention(
     Args:
         query: (batch, query_length, heads, head_dim).
         key, value: (batch, key_length, heads, head_dim).
-        causal: a query sees keys up to its own position; the queries are the last of the keys' sequence.
-        block: with causal, a query sees only its own block of this many tokens and the one before (blockwise
-            causal attention, arXiv:2212.10554, sec. 3.2); 0 for all.
-        key_padding_mask: (batch, key_length), True for keys that nothing may see.
-        bias: added to the scaled scores; broadcastable to (batch, heads, query_length, key_length).
+        mask: which keys a query may see, and what is added to its scores.
         scale: factor on the scores; head_dim ** -0.5 by default.
         dropout: probability to drop a weight; 0 outside training.
         need_log_sum_exp: also return the log-sum-exp of the scores.
@@ -52,18 +45,8 @@ def attention(
     Raises:
         InputError: the backend is unknown or cannot serve the request.
     """
-    request = AttentionRequest(
-        query,
-        key,
-        value,
-        causal,
-        block,
-        key_padding_mask,
-        bias,
-        query.size(-1) ** -0.5 if scale is None else scale,
-        dropout,
-        need_log_sum_exp,
-    )
+    scale = query.size(-1) ** -0.5 if scale is None else scale
+    request = AttentionRequest(query, key, value, mask, scale, dropout, need_log_sum_exp)
     return choose(ATTENTION, request, backend, option="attention_backend").run(request)
 
 
@@ -82,7 +65,7 @@ class Naive:
             request.key,
             request.value,
             visible=request.visible(),
-            bias=request.bias,
+            bias=request.mask.bias,
             scale=request.scale,
             dropout=request.dropout,
         )
@@ -103,22 +86,23 @@ class Sdpa:
 
 
 def _sdpa(request: AttentionRequest) -> AttentionResult:
-    plain = request.key_padding_mask is None and request.bias is None
-    if request.block and plain and request.query.size(1) == request.key.size(1):
+    bias, padding = request.mask.bias, request.mask.key_padding_mask
+    plain = padding is None and bias is None
+    if request.mask.block and plain and request.query.size(1) == request.key.size(1):
         return _sdpa_of_blocks(request), None
     query, key, value = (x.transpose(1, 2) for x in (request.query, request.key, request.value))
-    if plain and request.causal and not request.block and query.size(2) == key.size(2):
+    if plain and request.mask.causal and not request.mask.block and query.size(2) == key.size(2):
         output = _by_torch(query, key, value, dropout_p=request.dropout, scale=request.scale, is_causal=True)
         return output.transpose(1, 2), None
 
     visible = request.visible()
     blind = None
-    if visible is not None and request.key_padding_mask is not None:
+    if visible is not None and padding is not None:
         # A query that sees nothing is given all keys and then zeroed: kernels differ on empty rows.
         blind = ~visible.any(-1, keepdim=True)
         visible = visible | blind
-    mask = visible if request.bias is None else request.bias.to(query.dtype)
-    if request.bias is not None and visible is not None:
+    mask = visible if bias is None else bias.to(query.dtype)
+    if bias is not None and visible is not None:
         mask = mask.masked_fill(~visible, float("-inf"))  # type: ignore[union-attr]
     output = _by_torch(query, key, value, attn_mask=mask, dropout_p=request.dropout, scale=request.scale)
     if blind is not None:
@@ -141,7 +125,7 @@ def _by_torch(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tens
 def _sdpa_of_blocks(request: AttentionRequest) -> Tensor:
     """Blockwise causal attention in memory linear in the length: each block is a row of the batch."""
     batch, length = request.query.shape[:2]
-    block = request.block
+    block = request.mask.block
     query, key, value = (
         F.pad(x, (0, 0, 0, 0, 0, -length % block)).unflatten(1, (-1, block))
         for x in (request.query, request.key, request.value)
@@ -154,12 +138,9 @@ def _sdpa_of_blocks(request: AttentionRequest) -> Tensor:
         query.flatten(0, 1),
         torch.cat((before[0], key), 2).flatten(0, 1),
         torch.cat((before[1], value), 2).flatten(0, 1),
-        causal=True,
-        block=0,
-        key_padding_mask=padding,
-        bias=None,
-        scale=request.scale,
-        dropout=request.dropout,
+        AttentionMask(causal=True, key_padding_mask=padding),
+        request.scale,
+        request.dropout,
     )
     output, _ = _sdpa(rows)
     return output.reshape(batch, -1, *request.query.shape[2:])[:, :length]

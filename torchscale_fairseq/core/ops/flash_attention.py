@@ -19,9 +19,9 @@ class FlashAttn:
             return "needs the package flash-attn (pip install flash-attn)"
         if request.query.device.type != "cuda" or request.query.dtype not in (torch.float16, torch.bfloat16):
             return f"needs fp16 or bf16 on a GPU, not {request.query.dtype} on {request.query.device.type}"
-        if request.bias is not None or request.key_padding_mask is not None:
+        if request.mask.bias is not None or request.mask.key_padding_mask is not None:
             return "knows no bias and no padding"
-        if request.block:
+        if request.mask.block:
             return "knows no blockwise causal attention"
         if request.need_log_sum_exp:
             return "gives no differentiable log-sum-exp"
@@ -37,7 +37,7 @@ class FlashAttn:
             request.value,
             dropout_p=request.dropout,
             softmax_scale=request.scale,
-            causal=request.causal,
+            causal=request.mask.causal,
         )
         return output, None
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .attention import AttentionRequest
+from .attention import AttentionMask, AttentionRequest
 from .backend import Backend
 from .backends import ATTENTION
 from .retention_forms import RETENTION, RetentionRequest
@@ -22,7 +22,7 @@ class Probe(NamedTuple):
 
 def _attention(device: torch.device, dtype: torch.dtype) -> AttentionRequest:
     x = _tokens(device, dtype)
-    return AttentionRequest(x, x, x, causal=True, block=0, key_padding_mask=None, bias=None, scale=1.0, dropout=0.0)
+    return AttentionRequest(x, x, x, AttentionMask(causal=True), scale=1.0)
 
 
 def _retention(device: torch.device, dtype: torch.dtype) -> RetentionRequest:

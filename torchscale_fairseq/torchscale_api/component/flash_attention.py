@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from ...core.ops.attention import AttentionMask
 from ...core.ops.backends import attention
 
 
@@ -30,8 +31,7 @@ def flash_attn_func(
         q,
         k,
         v,
-        causal=is_causal,
-        bias=bias,
+        mask=AttentionMask(causal=is_causal, bias=bias),
         scale=softmax_scale,
         dropout=dropout,
         need_log_sum_exp=True,

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...core.ops.attention import AttentionMask
 from ...core.ops.backends import attention
 from .multiway_network import MultiwayWrapper
 from .xpos_relative_position import XPOS
@@ -107,15 +108,14 @@ class MultiheadAttention(nn.Module):
     def _fused(
         self, q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None, attn_mask: Tensor | None, is_causal: bool
     ) -> Tensor:
-        heads = [x.unflatten(0, (-1, self.num_heads)).transpose(1, 2) for x in (q, k, v)]
-        output, _ = attention(
-            *heads,
+        query, key, value = (x.unflatten(0, (-1, self.num_heads)).transpose(1, 2) for x in (q, k, v))
+        mask = AttentionMask(
             causal=is_causal,
             key_padding_mask=None if padding is None else padding.bool(),
             bias=None if attn_mask is None or is_causal else attn_mask[None, None],
-            scale=1.0,
-            dropout=self.dropout if self.training else 0.0,
         )
+        dropout = self.dropout if self.training else 0.0
+        output, _ = attention(query, key, value, mask=mask, scale=1.0, dropout=dropout)
         return output.flatten(2)
 
     def _joined(self, x: Tensor) -> Tensor:

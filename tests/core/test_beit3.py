@@ -82,7 +82,7 @@ def test_what_cannot_be_read_is_refused(model: BEiT3, images: Tensor) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"img_size": 10}, r"img_size \(10\) must be a multiple of patch_size \(4\); use 8"),
+        ({"img_size": 10}, r"img_size \(10\) must be a multiple of patch_size \(4\); give img_size=8\."),
         ({"vocab_size": -1}, "vocab_size .* must be positive"),
         ({"multiway": False}, "BEiT3 is multiway"),
     ],

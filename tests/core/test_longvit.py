@@ -72,7 +72,7 @@ def test_gradients_reach_everything() -> None:
 
 
 def test_patches_that_do_not_divide_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"img_size \(30\) must be a multiple of patch_size \(8\); use 24"):
+    with pytest.raises(ValueError, match=r"img_size \(30\) must be a multiple of patch_size \(8\); give img_size=24\."):
         LongViTConfig(**{**SMALL, "img_size": 30})
     with pytest.raises(ValueError, match="an image of 32 x 30 pixels is not made of whole patches"):
         LongViT(LongViTConfig(**SMALL))(images(1, 3, 32, 30))

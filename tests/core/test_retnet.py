@@ -325,7 +325,8 @@ def test_official_constants_must_be_ours() -> None:
         (
             {"decoder_embed_dim": 100},
             ValueError,
-            r"decoder_embed_dim \(100\) must be divisible by decoder_retention_heads \(3\); use 2 heads",
+            r"decoder_embed_dim \(100\) must be divisible by decoder_retention_heads \(3\); "
+            r"give decoder_retention_heads=2",
         ),
         (
             {"decoder_value_embed_dim": 1000},

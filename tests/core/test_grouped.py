@@ -39,7 +39,7 @@ def with_gradients(output: Tensor, leaves: list[Tensor | None]) -> list[Tensor]:
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("form", FORMS)
 def test_products_equal_torch(form: str, bias: bool) -> None:
-    if form == "kernel" and grouped_products._grouped_mm is None:
+    if form == "kernel" and grouped_products.grouped_mm is None:
         pytest.skip("this torch has no grouped product")
     leaves = inputs(torch.float32 if form == "kernel" else torch.float64, bias=bias)
     expected = with_gradients(by_torch(*triple(leaves), SIZES), leaves)
@@ -110,7 +110,7 @@ def test_choice_on_a_gpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(grouped_products, "_grouped_mm", lambda *_: None)
+    monkeypatch.setattr(grouped_products, "grouped_mm", lambda *_: None)
     rows = OnGpu(sum(sizes), dtype)
     segments = Segments(torch.tensor(sizes))
     assert products_for(rows, torch.empty(len(sizes), 32, width), segments) is chosen  # type: ignore[arg-type]

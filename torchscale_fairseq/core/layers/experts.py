@@ -7,12 +7,16 @@ processes' experts; loading takes this process's own out of a state dict with al
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops.gating import gate
+from ..ops.gelu_norm import grouped_gelu_norm, has_kernel
+from ..ops.grouped import grouped_linear
+from ..ops.grouped_products import ALIGNMENT
 from ..ops.segments import Segments
 from ..parallel.expert_parameters import ExpertGradients, mark_expert
 from ..parallel.fully_sharded import unbind_experts
@@ -55,7 +59,7 @@ class Experts(nn.Module):
         linear: Callable[..., nn.Module] = GroupedLinear,
     ):
         super().__init__()
-        self.split = split
+        self.split, self.ffn_dim = split, ffn_dim
         self.activation = ACTIVATIONS[activation_fn]
         self.dropout = nn.Dropout(dropout)
         self.fc1 = linear(split, embed_dim, ffn_dim, bias=not gated, activated=True)
@@ -73,8 +77,22 @@ class Experts(nn.Module):
         self.register_state_dict_post_hook(_to_names_of_experts)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_from_names_of_experts)  # type: ignore[no-untyped-call]
 
+    def rows_refusal(self) -> str | None:
+        """Why these experts need the counts of their rows on the host; None if kernels leave them on the device."""
+        if self.split.size > 1:
+            return "does not serve experts of several processes"
+        first = self.fc1
+        if not isinstance(first, GroupedLinear) or type(first) is not GroupedLinear:
+            return f"does not serve {type(first).__name__}"
+        widths = first.weight.shape[1:]
+        if any(n * first.weight.element_size() % ALIGNMENT for n in widths):
+            return f"needs rows of a multiple of {ALIGNMENT} bytes, not widths of {' and '.join(map(str, widths))}"
+        return None
+
     def forward(self, x: Tensor, segments: Segments) -> Tensor:
         """(rows, embed_dim), whose segments are those of the local experts, to the same."""
+        if segments.rows is not None and self._is_plain and has_kernel(x, self.ffn_dim):
+            return self.fc2(self._normed_by_kernel(x, segments), segments)
         hidden = self.fc1(x, segments)
         if self.gate is None:
             hidden = self.activation(hidden)
@@ -84,6 +102,24 @@ class Experts(nn.Module):
         if self.ffn_layernorm is not None:
             hidden = self.ffn_layernorm(hidden, segments)
         return self.fc2(hidden, segments)
+
+    def _normed_by_kernel(self, x: Tensor, segments: Segments) -> Tensor:
+        first, norm = cast(GroupedLinear, self.fc1), cast(GroupedNorm, self.ffn_layernorm)
+        assert first.bias is not None and norm.bias is not None
+        hidden = grouped_linear(x, first.weight, None, segments)
+        return grouped_gelu_norm(hidden, first.bias, norm.weight, norm.bias, norm.eps, segments)
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether nothing but a bias, GELU and LayerNorm lies between the two projections."""
+        norm = self.ffn_layernorm
+        return (
+            self.gate is None
+            and self.activation is F.gelu
+            and norm is not None
+            and norm.bias is not None
+            and not (self.training and self.dropout.p)
+        )
 
 
 def _to_names_of_experts(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..ops.backend import log_choice
+from ..ops.expert_rows import Places, mix_rows, rows_refusal, take_rows
 from ..ops.masks import is_traced
 from ..ops.routing import Routing, balance_loss, capacity_of, route, statistics, z_loss
+from ..ops.segments import Segments
 from ..parallel.dispatch import dispatcher_for
 from .experts import Experts
 
@@ -100,10 +103,21 @@ class MixtureOfExperts(nn.Module):
 
     def _mix(self, tokens: Tensor, padding: Tensor | None) -> tuple[Tensor, RoutingReport]:
         routing, report = self._route(tokens, padding)
+        if self._stays_on_device(tokens):
+            places = Places.of(routing)
+            outputs = self.experts(take_rows(tokens, places), Segments(routing.load, routing.most))
+            return mix_rows(outputs, routing.gate, places), report
         dispatched = self.dispatcher.dispatch(tokens[routing.token], routing.load)
         outputs = self.dispatcher.collect(self.experts(dispatched.rows, dispatched.segments), dispatched)
         weighted = outputs * routing.weight.to(outputs.dtype).unsqueeze(1)
         return torch.zeros_like(tokens, dtype=outputs.dtype).index_add(0, routing.token, weighted), report
+
+    def _stays_on_device(self, tokens: Tensor) -> bool:
+        """Whether the counts of the experts' rows need not come to the host. The log says once why they do on a GPU."""
+        refusal = rows_refusal(tokens.dtype, tokens.device) or self.experts.rows_refusal()
+        if refusal is not None and tokens.is_cuda and not torch.compiler.is_compiling():
+            log_choice("experts", "rows counted on the host", (("the kernel path", refusal),))
+        return refusal is None and len(tokens) > 0
 
     def _route(self, tokens: Tensor, padding: Tensor | None) -> tuple[Routing, RoutingReport]:
         options = self.options

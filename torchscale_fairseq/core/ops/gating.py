@@ -11,6 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .gelu_norm import TRITON
+
+if TRITON:
+    from . import gating_kernels as kernels
+
 Activation = Callable[[Tensor], Tensor]
 _aten = torch.ops.aten
 _GRADIENTS: dict[Activation, Callable[[Tensor, Tensor], Tensor]] = {
@@ -23,6 +28,8 @@ _GRADIENTS: dict[Activation, Callable[[Tensor, Tensor], Tensor]] = {
 
 def gate(activation: Activation, x: Tensor, y: Tensor) -> Tensor:
     """activation(x) * y, of one shape; the activation is one of torch's gelu, relu and silu."""
+    if _has_kernel(x, y):
+        return _GateByKernel.apply(_KINDS.index(activation), x, y)  # type: ignore[no-untyped-call]
     return _Gate.apply(activation, x, y)  # type: ignore[no-untyped-call]
 
 
@@ -53,6 +60,38 @@ class _Gate(torch.autograd.Function):
         x, y = ctx.saved_tensors
         of_x = _GRADIENTS[ctx.activation](gradient * y, x)
         return None, of_x, ctx.activation(x).mul_(gradient)
+
+
+_KINDS: tuple[Activation, ...] = (F.gelu, F.relu, F.silu)
+"""In the order of ``gating_kernels``' numbers."""
+
+
+def _has_kernel(x: Tensor, y: Tensor) -> bool:
+    """In compiled code torch makes a kernel of its own, with what lies around it."""
+    return (
+        TRITON
+        and x.is_cuda
+        and x.numel() > 0
+        and x.dtype == y.dtype
+        and x.dtype in (torch.float16, torch.bfloat16)
+        and x.is_contiguous()
+        and y.is_contiguous()
+        and not torch.compiler.is_compiling()
+    )
+
+
+class _GateByKernel(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, kind: int, x: Tensor, y: Tensor) -> Tensor:
+        ctx.kind = kind
+        ctx.save_for_backward(x, y)
+        result: Tensor = kernels.gate(x, y, kind)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, Tensor]:
+        return None, *kernels.gate_backward(gradient.contiguous(), *ctx.saved_tensors, ctx.kind)
 
 
 class _NormalisedGate(torch.autograd.Function):

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .segments import Segments
+
 TRITON = importlib.util.find_spec("triton") is not None
 if TRITON:
     from .gelu_norm_kernels import bias_gelu_norm
@@ -31,6 +33,15 @@ def gelu_norm(x: Tensor, bias: Tensor, weight: Tensor, norm_bias: Tensor, eps: f
         return F.layer_norm(F.gelu(x + bias), x.shape[-1:], weight, norm_bias, eps)
     y: Tensor = bias_gelu_norm(x.flatten(0, -2).contiguous(), bias, weight, norm_bias, eps)[0]
     return y.view(x.shape)
+
+
+def grouped_gelu_norm(
+    x: Tensor, bias: Tensor, weight: Tensor, norm_bias: Tensor, eps: float, segments: Segments
+) -> Tensor:
+    """``gelu_norm`` of rows (rows, width) that have a kernel, with the parameters (groups, width) of their groups."""
+    parameters = bias, weight, norm_bias
+    y: Tensor = bias_gelu_norm(x.contiguous(), *parameters, eps, segments.ends, segments.group)[0]
+    return y
 
 
 def has_kernel(x: Tensor, width: int) -> bool:

@@ -1,4 +1,8 @@
-"""Kernels of ``gelu_norm``: one forward, one backward, each of which reads and writes every entry once."""
+"""Kernels of ``gelu_norm``: one forward, one backward, each of which reads and writes every entry once.
+
+Rows may belong to groups (experts), each with parameters of its own: then ends, (groups,) int32, and group, (rows,)
+int32, are those of ``segments.Segments``, and rows of no group hold anything.
+"""
 
 from typing import Any
 
@@ -9,13 +13,22 @@ from torch import Tensor
 
 
 @torch.library.custom_op("torchscale_fairseq::bias_gelu_norm", mutates_args=())
-def bias_gelu_norm(x: Tensor, bias: Tensor, weight: Tensor, norm_bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def bias_gelu_norm(
+    x: Tensor,
+    bias: Tensor,
+    weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    ends: Tensor | None = None,
+    group: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """Rows of ``layer_norm(gelu(x + bias)) * weight + norm_bias``, and what their gradients need.
 
     Args:
         x: (rows, width), contiguous.
-        bias, weight, norm_bias: (width,).
+        bias, weight, norm_bias: (width,), or (groups, width).
         eps: added to the variance.
+        ends, group: of the groups of rows; None without groups.
 
     Returns:
         (rows, width) in the dtype of x; mean and 1 / standard deviation of each row, (2, rows), float32.
@@ -25,35 +38,57 @@ def bias_gelu_norm(x: Tensor, bias: Tensor, weight: Tensor, norm_bias: Tensor, e
     moments = torch.empty(2, rows, device=x.device)
     block = triton.next_power_of_2(width)
     _forward[(rows,)](
-        x, bias, weight, norm_bias, y, moments[0], moments[1], width, eps, BLOCK=block, num_warps=max(4, block // 512)
+        x,
+        bias,
+        weight,
+        norm_bias,
+        y,
+        moments[0],
+        moments[1],
+        bias if group is None else group,
+        width,
+        1 if ends is None else len(ends),
+        eps,
+        GROUPED=group is not None,
+        BLOCK=block,
+        num_warps=max(4, block // 512),
     )
     return y, moments
 
 
 @bias_gelu_norm.register_fake
-def _(x: Tensor, bias: Tensor, weight: Tensor, norm_bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def _(
+    x: Tensor,
+    bias: Tensor,
+    weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    ends: Tensor | None = None,
+    group: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), x.new_empty(2, x.size(0), dtype=torch.float32)
 
 
 @torch.library.custom_op("torchscale_fairseq::bias_gelu_norm_backward", mutates_args=())
 def bias_gelu_norm_backward(
-    gradient: Tensor, x: Tensor, bias: Tensor, weight: Tensor, moments: Tensor
+    gradient: Tensor, x: Tensor, bias: Tensor, weight: Tensor, moments: Tensor, ends: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Gradients of ``bias_gelu_norm``.
 
     Args:
         gradient: (rows, width), of its first result.
-        x, bias, weight, moments: its arguments and second result.
+        x, bias, weight, moments, ends: its arguments and second result.
 
     Returns:
-        The gradient of x, and those of bias, weight and norm_bias, (3, width), float32.
+        The gradient of x, and those of bias, weight and norm_bias, (3, ...), float32.
     """
     rows, width = x.shape
+    groups = 1 if ends is None else len(ends)
     into_x = torch.empty_like(x)
-    programs = min(rows, 2 * _processors(x))
-    parts = torch.empty(3, programs, width, device=x.device)
+    programs = max(1, min(rows, 2 * _processors(x)) // groups)
+    parts = torch.empty(3, programs, groups, width, device=x.device)
     block = triton.next_power_of_2(width)
-    _backward[(programs,)](
+    _backward[programs, groups](
         gradient,
         x,
         bias,
@@ -62,29 +97,33 @@ def bias_gelu_norm_backward(
         moments[1],
         into_x,
         parts,
+        bias if ends is None else ends,
         rows,
         width,
+        GROUPED=ends is not None,
         BLOCK=block,
         num_warps=max(4, block // 512),
     )
-    return into_x, parts.sum(1)
+    return into_x, parts.sum(1).view(3, *bias.shape)
 
 
 @bias_gelu_norm_backward.register_fake
-def _(gradient: Tensor, x: Tensor, bias: Tensor, weight: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), x.new_empty(3, x.size(1), dtype=torch.float32)
+def _(
+    gradient: Tensor, x: Tensor, bias: Tensor, weight: Tensor, moments: Tensor, ends: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), x.new_empty(3, *bias.shape, dtype=torch.float32)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, bias, weight, _, _ = inputs
-    ctx.save_for_backward(x, bias, weight, output[1])
+    x, bias, weight, _, _, ends, _ = inputs
+    ctx.save_for_backward(x, bias, weight, output[1], ends)
 
 
 def _differentiate(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    x, bias, weight, moments = ctx.saved_tensors
-    into_x, sums = bias_gelu_norm_backward(gradient.contiguous(), x, bias, weight, moments)
+    x, bias, weight, moments, ends = ctx.saved_tensors
+    into_x, sums = bias_gelu_norm_backward(gradient.contiguous(), x, bias, weight, moments, ends)
     into_bias, into_weight, into_norm_bias = sums.to(bias.dtype)
-    return into_x, into_bias, into_weight, into_norm_bias, None
+    return into_x, into_bias, into_weight, into_norm_bias, None, None, None
 
 
 bias_gelu_norm.register_autograd(_differentiate, setup_context=_keep)
@@ -96,9 +135,28 @@ def _processors(x: Tensor) -> int:
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _forward(  # type: ignore[no-untyped-def]
-    x, bias, weight, norm_bias, y, mean, scale, width, eps, BLOCK: tl.constexpr
+    x,
+    bias,
+    weight,
+    norm_bias,
+    y,
+    mean,
+    scale,
+    group,
+    width,
+    groups,
+    eps,
+    GROUPED: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
+    if GROUPED:
+        of_row = tl.load(group + row).to(tl.int64)
+        if of_row >= groups:
+            return
+        bias += of_row * width
+        weight += of_row * width
+        norm_bias += of_row * width
     columns = tl.arange(0, BLOCK)
     inside = columns < width
     h = tl.load(x + row * width + columns, mask=inside, other=0.0).to(tl.float32)
@@ -116,9 +174,28 @@ def _forward(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _backward(  # type: ignore[no-untyped-def]
-    gradient, x, bias, weight, mean, scale, into_x, parts, rows, width, BLOCK: tl.constexpr
+    gradient,
+    x,
+    bias,
+    weight,
+    mean,
+    scale,
+    into_x,
+    parts,
+    ends,
+    rows,
+    width,
+    GROUPED: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     program, programs = tl.program_id(0).to(tl.int64), tl.num_programs(0)
+    group, groups = tl.program_id(1).to(tl.int64), tl.num_programs(1)
+    begin = program
+    if GROUPED:
+        begin += tl.load(ends + group - 1, mask=group > 0, other=0)
+        rows = tl.load(ends + group)
+        bias += group * width
+        weight += group * width
     columns = tl.arange(0, BLOCK)
     inside = columns < width
     added = tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)
@@ -126,7 +203,7 @@ def _backward(  # type: ignore[no-untyped-def]
     into_bias = tl.zeros((BLOCK,), tl.float32)
     into_weight = tl.zeros((BLOCK,), tl.float32)
     into_norm_bias = tl.zeros((BLOCK,), tl.float32)
-    for row in range(program, rows, programs):
+    for row in range(begin, rows, programs):
         start = row * width
         h = tl.load(x + start + columns, mask=inside, other=0.0).to(tl.float32) + added
         dy = tl.load(gradient + start + columns, mask=inside, other=0.0).to(tl.float32)
@@ -141,6 +218,7 @@ def _backward(  # type: ignore[no-untyped-def]
         dx = (dy - normal * along - level) * inverse * slope
         into_bias += tl.where(inside, dx, 0.0)
         tl.store(into_x + start + columns, dx.to(into_x.dtype.element_ty), mask=inside)
-    tl.store(parts + program * width + columns, into_bias, mask=inside)
-    tl.store(parts + (programs + program) * width + columns, into_weight, mask=inside)
-    tl.store(parts + (2 * programs + program) * width + columns, into_norm_bias, mask=inside)
+    part = parts + (program * groups + group) * width + columns
+    tl.store(part, into_bias, mask=inside)
+    tl.store(part + programs * groups * width, into_weight, mask=inside)
+    tl.store(part + 2 * programs * groups * width, into_norm_bias, mask=inside)

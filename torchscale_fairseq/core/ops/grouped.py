@@ -7,8 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .grouped_products import Products, products_for, sums_by_product
+from .gelu_norm import TRITON
+from .grouped_products import Products, grouped_mm, products_for, sums_by_product
 from .segments import Segments
+
+if TRITON:
+    from . import grouped_kernels as kernels
 
 
 def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None, segments: Segments) -> Tensor:
@@ -23,6 +27,11 @@ def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None, segments: Seg
     Returns:
         (rows, out).
     """
+    if segments.rows is not None:
+        y: Tensor = _OnDevice.apply(  # type: ignore[no-untyped-call]
+            x.contiguous(), weight, bias, segments.ends, segments.group
+        )
+        return y
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
@@ -71,6 +80,31 @@ class _GroupedLinear(torch.autograd.Function):
         return to_x, to_weight, to_bias, None, None
 
 
+class _OnDevice(torch.autograd.Function):
+    """``_GroupedLinear`` whose counts of rows stay on the device. Rows of no group hold anything in every result."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, ends: Tensor, group: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, ends)
+        ctx.has_bias = bias is not None
+        result: Tensor = grouped_mm(x, weight.transpose(1, 2), offs=ends)
+        if bias is not None:
+            kernels.add_bias(result, bias, group)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+        x, weight, ends = ctx.saved_tensors
+        gradient, to_weight = gradient.contiguous(), None
+        to_x = grouped_mm(gradient, weight, offs=ends) if ctx.needs_input_grad[0] else None
+        if ctx.needs_input_grad[1]:
+            to_weight = grouped_mm(gradient.T, x, offs=ends)
+            kernels.zero_empty(to_weight, ends)  # which grouped_mm leaves as they are (pytorch issue 172439)
+        to_bias = kernels.sums(gradient, ends) if ctx.has_bias and ctx.needs_input_grad[2] else None
+        return to_x, to_weight, to_bias, None, None
+
+
 class _GroupedAffine(torch.autograd.Function):
     """Rows times the weight of their group, plus its bias."""
 
@@ -85,6 +119,14 @@ class _GroupedAffine(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
         x, weight = ctx.saved_tensors
-        to_weight = sums_by_product(gradient * x, ctx.segments).to(weight.dtype)
-        to_bias = sums_by_product(gradient, ctx.segments).to(weight.dtype) if ctx.has_bias else None
+        to_weight = _sums(gradient * x, ctx.segments).to(weight.dtype)
+        to_bias = _sums(gradient, ctx.segments).to(weight.dtype) if ctx.has_bias else None
         return gradient * ctx.segments.spread(weight), to_weight, to_bias, None
+
+
+def _sums(x: Tensor, segments: Segments) -> Tensor:
+    """(rows, a) to (groups, a)."""
+    if segments.rows is None:
+        return sums_by_product(x, segments)
+    result: Tensor = kernels.sums(x, segments.ends)
+    return result

@@ -72,12 +72,12 @@ def _loop_sums(x: Tensor, segments: Segments) -> Tensor:
 
 
 def _kernel_rows(x: Tensor, matrices: Tensor, bias: Tensor | None, segments: Segments) -> Tensor:
-    result = _grouped_mm(x, matrices, offs=segments.ends)
+    result = grouped_mm(x, matrices, offs=segments.ends)
     return result if bias is None else result + segments.spread(bias)
 
 
 def _kernel_outer(left: Tensor, right: Tensor, segments: Segments) -> Tensor:
-    result: Tensor = _grouped_mm(left.T, right, offs=segments.ends)
+    result: Tensor = grouped_mm(left.T, right, offs=segments.ends)
     empty = [group for group, size in enumerate(segments.sizes) if size == 0]
     if empty:  # which the kernel leaves as they are on some GPUs (pytorch issue 172439)
         result[empty] = 0
@@ -99,7 +99,7 @@ def sums_by_product(x: Tensor, segments: Segments) -> Tensor:
     return (segments.groups.unsqueeze(1) == segments.group).to(x.dtype) @ x
 
 
-_grouped_mm: Any = getattr(F, "grouped_mm", None) or getattr(torch, "_grouped_mm", None)
+grouped_mm: Any = getattr(F, "grouped_mm", None) or getattr(torch, "_grouped_mm", None)
 """Public since torch 2.10."""
 
 
@@ -107,7 +107,7 @@ def _kernel_refusal(request: ProductRequest) -> str | None:
     x = request.rows
     if not x.is_cuda or x.size(0) == 0:
         return "needs rows on a GPU"
-    if not _has_grouped_kernel(x):
+    if not has_grouped_kernel(x.dtype, x.device):
         return f"needs bf16, Hopper or later and torch's grouped_mm, not {x.dtype}"
     if any(n * x.element_size() % ALIGNMENT for n in request.matrices.shape[1:]):
         return f"needs rows of a multiple of {ALIGNMENT} bytes"
@@ -121,10 +121,10 @@ def _batched_refusal(request: ProductRequest) -> str | None:
     return "would mostly multiply filling" if FILLED * len(sizes) * max(sizes) > x.size(0) else None
 
 
-def _has_grouped_kernel(x: Tensor) -> bool:
-    """Below Hopper torch runs a loop under the same name."""
-    on_hopper = torch.cuda.get_device_capability(x.device) >= (9, 0)
-    return _grouped_mm is not None and x.dtype == torch.bfloat16 and on_hopper
+def has_grouped_kernel(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether torch has one for this GPU; below Hopper it runs a loop under the same name."""
+    on_hopper = torch.cuda.get_device_capability(device) >= (9, 0)
+    return grouped_mm is not None and dtype == torch.bfloat16 and on_hopper
 
 
 LOOP = Products("loop", lambda request: None, _loop_rows, _loop_outer, _loop_sums)

@@ -7,6 +7,7 @@ GShard, arXiv:2006.16668, sec. 2.2; Switch Transformer, arXiv:2101.03961, sec. 2
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -26,12 +27,27 @@ class Routing:
     """(tokens, k), True where the token requests a place."""
     kept: Tensor
     """(tokens, k), True where it got one."""
-    order: Tensor
-    """(kept choices,), indices into the choices in the order (k, tokens), sorted by expert, then by queue."""
+    queue: Tensor
+    """(k * tokens,), indices into the choices in the order (k, tokens), sorted by expert, then by their turn; those of
+    no candidates come last."""
     load: Tensor
     """(experts,), kept choices per expert."""
     probability: Tensor
     """(tokens, experts), softmax of the router's scores."""
+    most: int
+    """Upper bound of the number of kept choices, known without waiting for the device."""
+
+    @cached_property
+    def order(self) -> Tensor:
+        """(kept choices,), the queue without the choices that are not kept; waits for the device."""
+        return self.queue[self.kept.T.reshape(-1)[self.queue]]
+
+    @property
+    def row(self) -> Tensor:
+        """(tokens, k) int32, where in ``order`` each choice stands, -1 for choices that are not kept."""
+        kept = self.kept.T.reshape(-1)[self.queue]
+        place = torch.where(kept, kept.cumsum(0) - 1, -1).int()
+        return torch.empty_like(place).scatter_(0, self.queue, place).view_as(self.kept.T).T.contiguous()
 
     @property
     def token(self) -> Tensor:
@@ -85,11 +101,12 @@ def route(
     if padding is not None:
         candidate &= ~padding.unsqueeze(1)
     priority = probability.detach().amax(1) if prioritized else None
-    kept, order, load = _admit(expert, candidate, logits.size(1), capacity, priority)
+    kept, queue, load = _admit(expert, candidate, logits.size(1), capacity, priority)
     gate = gate * kept
     if not normalize_before_dropping and top_k > 1:
         gate = _normalized(gate)
-    return Routing(expert, gate, candidate, kept, order, load, probability)
+    most = expert.numel() if capacity is None else min(expert.numel(), logits.size(1) * capacity)
+    return Routing(expert, gate, candidate, kept, queue, load, probability, most)
 
 
 def balance_loss(routing: Routing, probability: Tensor | None = None) -> Tensor:
@@ -160,22 +177,21 @@ def _normalized(gate: Tensor) -> Tensor:
 def _admit(
     expert: Tensor, candidate: Tensor, experts: int, capacity: int | None, priority: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``kept``, ``order`` and ``load`` of ``Routing``; tokens of higher priority queue first."""
+    """``kept``, ``queue`` and ``load`` of ``Routing``; tokens of higher priority queue first."""
     tokens = expert.size(0)
-    queued = torch.where(candidate, expert, experts).T  # those who ask for nothing queue behind the last expert
+    wanted = torch.where(candidate, expert, experts).T.int()  # those who ask for nothing queue behind the last expert
     if priority is None:
-        order = queued.reshape(-1).argsort(stable=True)
+        queue = wanted.reshape(-1).argsort(stable=True)
     else:
         by_priority = priority.argsort(descending=True, stable=True)
-        position = queued[:, by_priority].reshape(-1).argsort(stable=True)
-        order = position // tokens * tokens + by_priority[position % tokens]
-    sorted_experts = queued.reshape(-1)[order]
-    asked = torch.bincount(sorted_experts, minlength=experts + 1)
-    place = torch.arange(order.numel(), device=order.device) - (asked.cumsum(0) - asked)[sorted_experts]
+        position = wanted[:, by_priority].reshape(-1).argsort(stable=True)
+        queue = position // tokens * tokens + by_priority[position % tokens]
+    sorted_experts = wanted.reshape(-1)[queue]
+    first = torch.searchsorted(sorted_experts, torch.arange(experts + 1, dtype=torch.int32, device=queue.device))
+    load = first.diff()
     admitted = sorted_experts < experts
-    load = asked[:experts]
     if capacity is not None:
-        admitted &= place < capacity
+        admitted &= torch.arange(queue.numel(), device=queue.device) - first.index_select(0, sorted_experts) < capacity
         load = load.clamp(max=capacity)
-    kept = torch.zeros_like(order, dtype=torch.bool).scatter_(0, order, admitted)
-    return kept.view_as(queued).T, order[admitted], load
+    kept = torch.zeros_like(queue, dtype=torch.bool).scatter_(0, queue, admitted)
+    return kept.view_as(wanted).T, queue, load

@@ -9,14 +9,22 @@ from torch import Tensor
 class Segments:
     """Rows of a group (an expert) are neighbours, groups follow each other.
 
-    What is derived from the counts is computed once, when it is first used.
+    What is derived from the counts is computed once, when it is first used; with ``rows`` at once, which compiled code
+    can follow.
 
     Args:
         counts: (groups,), rows of each, on the device of the rows.
+        rows: how many rows there are, of which those behind the last group's belong to none and hold anything. With
+            it kernels leave the counts on the device (``grouped_kernels``). None: all rows belong to groups.
     """
 
-    def __init__(self, counts: Tensor):
-        self.counts = counts
+    def __init__(self, counts: Tensor, rows: int | None = None):
+        self.counts, self.rows = counts, rows
+        self.ends = counts.cumsum(0, dtype=torch.int32)
+        """(groups,) int32, the row behind each group's last."""
+        if rows is not None:
+            row = torch.arange(rows, dtype=torch.int32, device=counts.device)
+            self.group = torch.searchsorted(self.ends, row, right=True, out_int32=True)
 
     @cached_property
     def sizes(self) -> list[int]:
@@ -31,13 +39,8 @@ class Segments:
 
     @cached_property
     def group(self) -> Tensor:
-        """(rows,), the group of each."""
+        """(rows,), the group of each; the number of groups for rows of none."""
         return self.groups.repeat_interleave(self.counts, output_size=sum(self.sizes))
-
-    @cached_property
-    def ends(self) -> Tensor:
-        """(groups,) int32, the row behind each group's last."""
-        return self.counts.cumsum(0, dtype=torch.int32)
 
     @cached_property
     def places(self) -> Tensor:
@@ -52,7 +55,8 @@ class Segments:
 
     def spread(self, parameter: Tensor) -> Tensor:
         """(groups, a) to (rows, a), for each row that of its group."""
-        return parameter.index_select(0, self.group)
+        group = self.group if self.rows is None else self.group.clamp(max=len(parameter) - 1)
+        return parameter.index_select(0, group)
 
     def filled(self, x: Tensor) -> Tensor:
         """(rows, a) to (groups, rows of the largest, a), with zeros behind each group's rows."""

@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from torchscale_fairseq.core.architectures.decoder import Decoder
 from torchscale_fairseq.core.layers.dilated_attention import DilatedAttention
 from torchscale_fairseq.core.layers.experts import Experts
+from torchscale_fairseq.core.ops.expert_rows import rows_refusal
 from torchscale_fairseq.hooks.contracts import sides_of
 from torchscale_fairseq.hooks.training.padding import has_no_padding, is_free_of_padding, note_no_padding
 
@@ -55,8 +56,15 @@ def can_record(cfg: Any, model: nn.Module, criterion: nn.Module, device: torch.d
         and not getattr(criterion, "report_accuracy", False)
         and isinstance(sides.get("decoder"), Decoder)
         and "encoder" not in sides
-        and not any(isinstance(module, Experts | DilatedAttention) for module in model.modules())
+        and not any(_waits(module, torch.bfloat16 if cfg.common.bf16 else None, device) for module in model.modules())
     )
+
+
+def _waits(module: nn.Module, dtype: torch.dtype | None, device: torch.device) -> bool:
+    """Whether a module waits for the device in training."""
+    if isinstance(module, Experts):
+        return dtype is None or bool(module.rows_refusal() or rows_refusal(dtype, device))
+    return isinstance(module, DilatedAttention)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,62 @@
+"""Taking tokens to the rows of their experts and back, by one kernel each way, without counts on the host."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .gelu_norm import TRITON
+from .grouped_products import has_grouped_kernel
+from .routing import Routing
+
+if TRITON:
+    from .expert_rows_kernels import mix, take
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where kept choices stand among the rows of the experts."""
+
+    row: Tensor
+    """(tokens, k) int32, the row of each choice; -1 for choices that are not kept."""
+    choice: Tensor
+    """(rows,) int32, the choice in each row, as an index into the flattened ``row``; -1 for rows without one, which
+    come last."""
+
+    @classmethod
+    def of(cls, routing: Routing) -> "Places":
+        """The places of a routing, with as many rows as it can fill."""
+        row = routing.row
+        flat = row.reshape(-1).long()
+        choice = row.new_full((routing.most + 1,), -1)  # the last one for choices that are not kept
+        numbers = torch.arange(flat.numel(), dtype=torch.int32, device=row.device)
+        choice.scatter_(0, torch.where(flat < 0, routing.most, flat), numbers)
+        return cls(row, choice[: routing.most])
+
+
+def take_rows(tokens: Tensor, places: Places) -> Tensor:
+    """(tokens, width) to (rows, width), the token of each row; zeros in rows without one."""
+    result: Tensor = take(tokens.contiguous(), places.row, places.choice)
+    return result
+
+
+def mix_rows(rows: Tensor, gate: Tensor, places: Places) -> Tensor:
+    """(rows, width) to (tokens, width), the sum of each token's rows with the weights gate (tokens, k).
+
+    Rows without a choice may hold anything. Sums are taken in float32.
+    """
+    result: Tensor = mix(rows.contiguous(), gate.contiguous(), places.row, places.choice)
+    return result
+
+
+def rows_refusal(dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why tokens cannot be taken to their experts without waiting for the device; None if they can."""
+    if not TRITON:
+        return "needs Triton"
+    if device.type != "cuda":
+        return "needs tokens on a GPU"
+    if torch.is_autocast_enabled("cuda"):
+        return "does not serve autocast"
+    if not has_grouped_kernel(dtype, device):
+        return f"needs bf16, Hopper or later and torch's grouped_mm, not {dtype}"
+    return None

@@ -24,6 +24,7 @@ from torchscale_fairseq.core.layers.feed_forward import FeedForwardNetwork, Gate
 from torchscale_fairseq.core.layers.moe import MixtureOfExperts
 from torchscale_fairseq.core.layers.norm import build_norm
 from torchscale_fairseq.core.layers.router import CosineRouter
+from torchscale_fairseq.core.ops.expert_rows import Places
 from torchscale_fairseq.core.ops.routing import balance_loss, capacity_of, route, statistics, z_loss
 from torchscale_fairseq.core.ops.segments import Segments
 from torchscale_fairseq.core.ops.sparse_clip import sparse_norm, sum_of_squares
@@ -132,6 +133,12 @@ def test_routing_keeps_its_promises(
     assert len(set(pairs)) == len(pairs) == int(routing.kept.sum()), "each kept choice comes once"
     assert torch.bincount(torch.tensor([e for _, e in pairs], dtype=torch.long), minlength=experts).equal(routing.load)
     assert [e for _, e in pairs] == sorted(e for _, e in pairs), "sorted by expert"
+    places = Places.of(routing)
+    assert places.choice[: len(pairs)].equal((routing.token * k + routing.order // tokens).int()), "rows are in order"
+    assert (places.choice[len(pairs) :] == -1).all() and len(places.choice) == routing.most >= len(pairs)
+    numbers = torch.arange(tokens * k, dtype=torch.int32).view(tokens, k)
+    assert places.choice[places.row[routing.kept]].equal(numbers[routing.kept]), "a choice stands where it should"
+    assert (places.row[~routing.kept] == -1).all()
     assert routing.weight.equal(routing.gate[routing.kept].sum() * 0 + routing.gate.T.reshape(-1)[routing.order])
     if capacity is not None:
         assert routing.load.max() <= capacity

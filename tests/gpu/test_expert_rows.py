@@ -4,12 +4,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.core.mixtures import options
 from torchscale_fairseq.core.layers.experts import Experts
 from torchscale_fairseq.core.layers.moe import MixtureOfExperts
 from torchscale_fairseq.core.layers.router import LinearRouter
+from torchscale_fairseq.core.ops.gating import gate
 from torchscale_fairseq.core.parallel.groups import ExpertSplit
 
 pytestmark = [
@@ -24,7 +26,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "gated": {"gated": True, "norm": None, "activation_fn": "swish"},
     "gated, RMSNorm": {"gated": True, "norm": "rmsnorm", "activation_fn": "gelu"},
     "SubLN": {"gated": False, "norm": "layernorm", "activation_fn": "gelu"},
-    "ReLU, LayerNorm": {"gated": False, "norm": "layernorm", "activation_fn": "relu"},
+    "SiLU, LayerNorm": {"gated": False, "norm": "layernorm", "activation_fn": "swish"},
     "plain": {"gated": False, "norm": None, "activation_fn": "gelu"},
 }
 CASES = [  # tokens, experts, width, inner width, routing
@@ -90,6 +92,18 @@ def test_equal_the_definition(network: str, case: Any) -> None:
     for name, wanted in expected.items():
         error = (found[name].cpu().double() - wanted).norm() / wanted.norm().clamp(min=1e-9)
         assert error < BOUND, f"{name}: relative RMS error {error}"
+
+
+@pytest.mark.parametrize("activation", [F.gelu, F.relu, F.silu])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gates(dtype: torch.dtype, activation: Any) -> None:
+    inputs = [torch.randn(63, 67, device="cuda", dtype=dtype).requires_grad_() for _ in range(2)]
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    poison()
+    found, expected = gate(activation, *inputs), activation(exact[0]) * exact[1]
+    gradients = torch.autograd.grad(found.sum(), inputs), torch.autograd.grad(expected.sum(), exact)
+    for actual, wanted in zip((found, *gradients[0]), (expected, *gradients[1]), strict=True):
+        assert (actual.double() - wanted).norm() / wanted.norm() < BOUND
 
 
 @pytest.mark.parametrize("network", ["gated", "SubLN"])

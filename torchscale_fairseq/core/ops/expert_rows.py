@@ -1,16 +1,18 @@
 """Taking tokens to the rows of their experts and back, by one kernel each way, without counts on the host."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .gelu_norm import TRITON
 from .grouped_products import has_grouped_kernel
 from .routing import Routing
 
 if TRITON:
-    from .expert_rows_kernels import mix, take
+    from . import expert_rows_kernels as kernels
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Places:
 
 def take_rows(tokens: Tensor, places: Places) -> Tensor:
     """(tokens, width) to (rows, width), the token of each row; zeros in rows without one."""
-    result: Tensor = take(tokens.contiguous(), places.row, places.choice)
+    result: Tensor = _Take.apply(tokens.contiguous(), places.row, places.choice)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -45,7 +47,8 @@ def mix_rows(rows: Tensor, gate: Tensor, places: Places) -> Tensor:
 
     Rows without a choice may hold anything. Sums are taken in float32.
     """
-    result: Tensor = mix(rows.contiguous(), gate.contiguous(), places.row, places.choice)
+    arguments = rows.contiguous(), gate.contiguous(), places.row, places.choice
+    result: Tensor = _Mix.apply(*arguments)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -60,3 +63,28 @@ def rows_refusal(dtype: torch.dtype, device: torch.device) -> str | None:
     if not has_grouped_kernel(dtype, device):
         return f"needs bf16, Hopper or later and torch's grouped_mm, not {dtype}"
     return None
+
+
+class _Take(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, row: Tensor, choice: Tensor) -> Tensor:
+        ctx.save_for_backward(row)
+        return kernels.take(tokens, choice, row.size(1))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (row,) = ctx.saved_tensors
+        return kernels.add(gradient.contiguous(), row, None), None, None
+
+
+class _Mix(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, gate: Tensor, row: Tensor, choice: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, gate, choice)
+        return kernels.add(rows, row, gate)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        return *kernels.add_backward(gradient.contiguous(), *ctx.saved_tensors), None, None

@@ -1,103 +1,68 @@
 """Kernels of ``expert_rows``. Axes: (tokens), (k) choices of a token, (rows) at the experts, (width)."""
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from .compiled_kernel import compiled_kernel
+
 ROWS, COLUMNS = 8, 256
 """Of the tile of a program."""
 
 
-@torch.library.custom_op("torchscale_fairseq::take_rows", mutates_args=())
-def take(tokens: Tensor, row: Tensor, choice: Tensor) -> Tensor:
-    """Rows (rows, width) of tokens (tokens, width); row and choice are those of ``expert_rows.Places``."""
-    width = tokens.size(1)
-    rows = tokens.new_empty(len(choice), width)
-    _take[_grid(len(choice), width)](tokens, choice, rows, len(choice), width, row.size(1), ROWS=ROWS, COLUMNS=COLUMNS)
-    return rows
-
-
-@take.register_fake
-def _(tokens: Tensor, row: Tensor, choice: Tensor) -> Tensor:
+def _rows_like_choice(tokens: Tensor, choice: Tensor, k: int) -> Tensor:
     return tokens.new_empty(len(choice), tokens.size(1))
 
 
-def _keep_row(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(inputs[1])
+@compiled_kernel(_rows_like_choice)
+def take(tokens: Tensor, choice: Tensor, k: int) -> Tensor:
+    """(tokens, width) to (rows, width), the token of each choice (rows,) among k per token; zeros for choice -1."""
+    count, width = len(choice), tokens.size(1)
+    rows = tokens.new_empty(count, width)
+    _take[_grid(count, width)](tokens, choice, rows, count, width, k, ROWS=ROWS, COLUMNS=COLUMNS)
+    return rows
 
 
-def _take_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-    return add(gradient.contiguous(), *ctx.saved_tensors), None, None
-
-
-take.register_autograd(_take_backward, setup_context=_keep_row)
-
-
-@torch.library.custom_op("torchscale_fairseq::add_rows", mutates_args=())
-def add(rows: Tensor, row: Tensor) -> Tensor:
-    """(rows, width) to (tokens, width), the sum of each token's rows, in float32."""
-    return _sums(rows, None, row)
-
-
-@add.register_fake
-def _(rows: Tensor, row: Tensor) -> Tensor:
+def _like_tokens(rows: Tensor, row: Tensor, gate: Tensor | None) -> Tensor:
     return rows.new_empty(len(row), rows.size(1))
 
 
-@torch.library.custom_op("torchscale_fairseq::mix_rows", mutates_args=())
-def mix(rows: Tensor, gate: Tensor, row: Tensor, choice: Tensor) -> Tensor:
-    """(rows, width) to (tokens, width), the sum of each token's rows with the weights gate (tokens, k), in float32."""
-    return _sums(rows, gate, row)
-
-
-@mix.register_fake
-def _(rows: Tensor, gate: Tensor, row: Tensor, choice: Tensor) -> Tensor:
-    return rows.new_empty(len(row), rows.size(1))
-
-
-@torch.library.custom_op("torchscale_fairseq::mix_rows_backward", mutates_args=())
-def mix_backward(gradient: Tensor, rows: Tensor, gate: Tensor, choice: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of ``mix`` for rows, zero where there is no choice, and for gate, zero for choices that are not kept.
+@compiled_kernel(_like_tokens)
+def add(rows: Tensor, row: Tensor, gate: Tensor | None) -> Tensor:
+    """(rows, width) to (tokens, width), the sum of each token's rows, in float32.
 
     Args:
-        gradient: (tokens, width), of its result.
-        rows, gate, choice: its arguments.
+        rows: to be added.
+        row: (tokens, k), those of each token; -1 for none.
+        gate: (tokens, k), their weights; None for 1.
     """
-    into_rows, into_gate = torch.empty_like(rows), torch.zeros_like(gate)
-    count, width = rows.shape
-    _mix_backward[(triton.cdiv(count, ROWS),)](
-        gradient, rows, gate, choice, into_rows, into_gate, count, width, gate.size(1), ROWS=ROWS, COLUMNS=COLUMNS
-    )
-    return into_rows, into_gate
+    count, width = len(row), rows.size(1)
+    result = rows.new_empty(count, width)
+    weights, k = row if gate is None else gate, row.size(1)
+    _add[_grid(count, width)](rows, weights, row, result, count, width, k, gate is not None, ROWS, COLUMNS)
+    return result
 
 
-@mix_backward.register_fake
-def _(gradient: Tensor, rows: Tensor, gate: Tensor, choice: Tensor) -> tuple[Tensor, Tensor]:
+def _like_rows_and_gate(gradient: Tensor, rows: Tensor, gate: Tensor, choice: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty_like(rows), torch.empty_like(gate)
 
 
-def _keep_mixed(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    rows, gate, _, choice = inputs
-    ctx.save_for_backward(rows, gate, choice)
+@compiled_kernel(_like_rows_and_gate)
+def add_backward(gradient: Tensor, rows: Tensor, gate: Tensor, choice: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of ``add`` for rows, zero where there is no choice, and for gate, zero for choices without a row.
 
-
-def _differentiate_mix(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
-    return *mix_backward(gradient.contiguous(), *ctx.saved_tensors), None, None
-
-
-mix.register_autograd(_differentiate_mix, setup_context=_keep_mixed)
-
-
-def _sums(rows: Tensor, gate: Tensor | None, row: Tensor) -> Tensor:
-    width = rows.size(1)
-    result = rows.new_empty(len(row), width)
-    _add[_grid(len(row), width)](
-        rows, row if gate is None else gate, row, result, len(row), width, row.size(1), gate is not None, ROWS, COLUMNS
+    Args:
+        gradient: (tokens, width), of its result.
+        rows, gate: its arguments.
+        choice: (rows,), the choice of each row; -1 for none.
+    """
+    into_rows, into_gate = torch.empty_like(rows), torch.zeros_like(gate)
+    count, width = rows.shape
+    _add_backward[(triton.cdiv(count, ROWS),)](
+        gradient, rows, gate, choice, into_rows, into_gate, count, width, gate.size(1), ROWS=ROWS, COLUMNS=COLUMNS
     )
-    return result
+    return into_rows, into_gate
 
 
 def _grid(rows: int, width: int) -> tuple[int, int]:
@@ -148,7 +113,7 @@ def _add(  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _mix_backward(  # type: ignore[no-untyped-def]
+def _add_backward(  # type: ignore[no-untyped-def]
     gradient,
     rows,
     gate,

@@ -91,7 +91,8 @@ class _GateByKernel(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, Tensor]:
-        return None, *kernels.gate_backward(gradient.contiguous(), *ctx.saved_tensors, ctx.kind)
+        x, y = ctx.saved_tensors
+        return None, *kernels.gate_backward(gradient.contiguous(), x, y, ctx.kind)
 
 
 class _NormalisedGate(torch.autograd.Function):

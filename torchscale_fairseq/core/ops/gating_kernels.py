@@ -9,7 +9,6 @@ BLOCK = 2048
 GELU, RELU, SILU = 0, 1, 2
 
 
-@torch.library.custom_op("torchscale_fairseq::gate", mutates_args=())
 def gate(x: Tensor, y: Tensor, kind: int) -> Tensor:
     """activation(x) * y, contiguous and of one shape. kind: GELU, RELU or SILU."""
     result = torch.empty_like(x)
@@ -17,22 +16,11 @@ def gate(x: Tensor, y: Tensor, kind: int) -> Tensor:
     return result
 
 
-@gate.register_fake
-def _(x: Tensor, y: Tensor, kind: int) -> Tensor:
-    return torch.empty_like(x)
-
-
-@torch.library.custom_op("torchscale_fairseq::gate_backward", mutates_args=())
 def gate_backward(gradient: Tensor, x: Tensor, y: Tensor, kind: int) -> tuple[Tensor, Tensor]:
     """Gradients of ``gate`` for x and y; gradient is contiguous."""
     into_x, into_y = torch.empty_like(x), torch.empty_like(y)
     _backward[(triton.cdiv(x.numel(), BLOCK),)](gradient, x, y, into_x, into_y, x.numel(), KIND=kind, BLOCK=BLOCK)
     return into_x, into_y
-
-
-@gate_backward.register_fake
-def _(gradient: Tensor, x: Tensor, y: Tensor, kind: int) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(y)
 
 
 @triton.jit  # type: ignore[untyped-decorator]

@@ -89,7 +89,7 @@ class _OnDevice(torch.autograd.Function):
         ctx.has_bias = bias is not None
         result: Tensor = grouped_mm(x, weight.transpose(1, 2), offs=ends)
         if bias is not None:
-            kernels.add_bias(result, bias, group)
+            kernels.add_group_bias(result, bias, group)
         return result
 
     @staticmethod
@@ -100,8 +100,8 @@ class _OnDevice(torch.autograd.Function):
         to_x = grouped_mm(gradient, weight, offs=ends) if ctx.needs_input_grad[0] else None
         if ctx.needs_input_grad[1]:
             to_weight = grouped_mm(gradient.T, x, offs=ends)
-            kernels.zero_empty(to_weight, ends)  # which grouped_mm leaves as they are (pytorch issue 172439)
-        to_bias = kernels.sums(gradient, ends) if ctx.has_bias and ctx.needs_input_grad[2] else None
+            kernels.zero_empty_groups(to_weight, ends)  # which grouped_mm leaves as they are (pytorch issue 172439)
+        to_bias = kernels.group_sums(gradient, ends) if ctx.has_bias and ctx.needs_input_grad[2] else None
         return to_x, to_weight, to_bias, None, None
 
 
@@ -128,5 +128,5 @@ def _sums(x: Tensor, segments: Segments) -> Tensor:
     """(rows, a) to (groups, a)."""
     if segments.rows is None:
         return sums_by_product(x, segments)
-    result: Tensor = kernels.sums(x, segments.ends)
+    result: Tensor = kernels.group_sums(x, segments.ends)
     return result

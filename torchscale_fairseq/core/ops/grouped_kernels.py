@@ -8,14 +8,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .compiled_kernel import compiled_kernel
+
 ROWS, COLUMNS = 8, 256
 """Of the tile of a program."""
 PROGRAMS = 1024
 """About as many programs share the sums of all groups."""
 
 
-@torch.library.custom_op("torchscale_fairseq::add_group_bias", mutates_args=("rows",))
-def add_bias(rows: Tensor, bias: Tensor, group: Tensor) -> None:
+@compiled_kernel(lambda rows, bias, group: None, mutates=("rows",))
+def add_group_bias(rows: Tensor, bias: Tensor, group: Tensor) -> None:
     """Add to each row, in place, its group's bias, (groups, width). Group, (rows,) int32, is that of ``Segments``."""
     count, width = rows.shape
     _add_bias[triton.cdiv(count, ROWS), triton.cdiv(width, COLUMNS)](
@@ -23,25 +25,15 @@ def add_bias(rows: Tensor, bias: Tensor, group: Tensor) -> None:
     )
 
 
-@add_bias.register_fake
-def _(rows: Tensor, bias: Tensor, group: Tensor) -> None:
-    return None
-
-
-@torch.library.custom_op("torchscale_fairseq::zero_empty_groups", mutates_args=("result",))
-def zero_empty(result: Tensor, ends: Tensor) -> None:
+@compiled_kernel(lambda result, ends: None, mutates=("result",))
+def zero_empty_groups(result: Tensor, ends: Tensor) -> None:
     """Set the entries of groups without rows to zero, in place; result is (groups, ...)."""
     size = result[0].numel()
     _zero_empty[len(ends), triton.cdiv(size, 4096)](result, ends, size, BLOCK=4096)
 
 
-@zero_empty.register_fake
-def _(result: Tensor, ends: Tensor) -> None:
-    return None
-
-
-@torch.library.custom_op("torchscale_fairseq::group_sums", mutates_args=())
-def sums(rows: Tensor, ends: Tensor) -> Tensor:
+@compiled_kernel(lambda rows, ends: rows.new_empty(len(ends), rows.size(1)))
+def group_sums(rows: Tensor, ends: Tensor) -> Tensor:
     """(rows, width) to (groups, width), the sum of each group's rows, taken in float32 and in a fixed order."""
     width, groups = rows.size(1), len(ends)
     programs = max(1, PROGRAMS // groups // triton.cdiv(width, COLUMNS))
@@ -50,11 +42,6 @@ def sums(rows: Tensor, ends: Tensor) -> Tensor:
         rows, ends, parts, width, groups, programs, ROWS=2 * ROWS, COLUMNS=COLUMNS
     )
     return parts.sum(0).to(rows.dtype)
-
-
-@sums.register_fake
-def _(rows: Tensor, ends: Tensor) -> Tensor:
-    return rows.new_empty(len(ends), rows.size(1))
 
 
 @triton.jit  # type: ignore[untyped-decorator]

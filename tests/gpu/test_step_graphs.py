@@ -19,6 +19,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 FLAGS = ["--compile", "--optimizer", "fused_adam_torch", "--lr", "1e-3"]
+EXPERTS = ["--bf16", "--criterion", "moe_cross_entropy", "--moe-freq", "2", "--moe-expert-count", "4"]
 LOSS = ["--criterion", "linear_cross_entropy"]
 
 
@@ -47,8 +48,9 @@ def losses(trainer: Any, updates: int, accumulated: int) -> torch.Tensor:
         ([*LOSS, "--bf16"], "bfloat16"),
         ([*LOSS, "--fp16", "--fp16-scale-window", "7"], "float16"),
         (["--bf16"], "bfloat16"),
+        (EXPERTS, "bfloat16"),
     ],
-    ids=["float32", "dropout", "bf16", "fp16", "cross_entropy"],
+    ids=["float32", "dropout", "bf16", "fp16", "cross_entropy", "experts"],
 )
 def test_losses_equal_those_without_graphs(
     flags: list[str], tolerance: str, accumulated: int, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -15,6 +15,7 @@ from tests.fairseq_cli import USER_DIR, Finished, run_fairseq
 from tests.plugin.drawings import make_drawings, make_folders
 from tests.plugin.drawn_slides import make_slides
 from tests.plugin.shrunk import shrunk
+from tests.plugin.spoken import prepare, write_corpus
 from tests.tools.in_process import run_tool
 from torchscale_fairseq.checkpoints.reading import load_checkpoint
 
@@ -42,12 +43,14 @@ def data_of(language_data: Path, translation_data: Path, tmp_path_factory: pytes
     pictures = make_drawings(tmp_path_factory.mktemp("pictures") / "data", train=24, valid=4)
     folders = make_folders(tmp_path_factory.mktemp("folders") / "data", train=4, valid=1)
     slides = make_slides(tmp_path_factory.mktemp("slides") / "data", train=4, valid=2)
+    speech = tmp_path_factory.mktemp("features") / "data"
     return {
         **data,
         "pretraining": shards,
         "image_text": pictures,
         "image_classification": folders,
         "slide_classification": slides,
+        "speech_to_text": prepare(write_corpus(tmp_path_factory.mktemp("speech") / "corpus"), speech),
     }
 
 

@@ -9,7 +9,7 @@ from torchscale_fairseq.core.ops.ctc_prefix import Prefixes
 _KEY = "ctc_prefixes"
 SCORES = "ctc_scores"
 LEAST = -87.0
-"""Of a label that CTC excludes, such as one more than there are frames: the smallest normal float32."""
+"""Score of a label that CTC excludes, such as one more than there are frames: the smallest normal float32."""
 
 
 class ScoresByCTC:

@@ -10,7 +10,7 @@ from torchscale_fairseq.data.problems import DataError
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 FULL_SCALE = 2**15
-"""Of 16-bit samples, which Kaldi's features are computed from."""
+"""Range of 16-bit samples, which Kaldi's features are computed from."""
 
 
 def read_audio(path: Path, start: float = 0.0, seconds: float | None = None) -> tuple[Tensor, int]:

@@ -16,7 +16,7 @@ from torchscale_fairseq.data.speech.audio import features, read_audio
 from torchscale_fairseq.data.speech.corpora import Utterance
 
 COLUMNS = ("id", "audio", "n_frames", "tgt_text", "speaker")
-"""Of fairseq's manifests."""
+"""Columns of fairseq's manifests."""
 
 
 class Chunk(NamedTuple):

@@ -20,7 +20,7 @@ from torchscale_fairseq.core.ops.resampling import resample
 from torchscale_fairseq.data.speech import audio
 
 UNNAMED = "the audio"
-"""In the place of a file's name, where it is not known."""
+"""Stands for a file whose name is not known."""
 ADVICE = "mend the file, or leave its line out of the manifest."
 UNKNOWN = 0.5
 """Share of unknown tokens from which a dictionary is taken for that of other data."""

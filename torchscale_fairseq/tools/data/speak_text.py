@@ -37,7 +37,7 @@ class Reading(NamedTuple):
 
     text: str
     learnt: str
-    """What a model learns to write: the line, or its translation."""
+    """The text that a model learns to write: the line, or its translation."""
     voice: str
     speed: int
     pitch: int

@@ -8,7 +8,7 @@ from torch import Tensor
 from .compiled_kernel import compiled_kernel
 
 ROWS, COLUMNS = 8, 256
-"""Of the tile of a program."""
+"""Size of the tile of a program."""
 
 
 def _rows_like_choice(tokens: Tensor, choice: Tensor, k: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from .compiled_kernel import compiled_kernel
 
 ROWS, COLUMNS = 8, 256
-"""Of the tile of a program."""
+"""Size of the tile of a program."""
 PROGRAMS = 1024
 """About as many programs share the sums of all groups."""
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks import longvit
+from benchmarks import large_inputs, longvit
 from torchscale_fairseq import LongViTClassifier, LongViTConfig
 
 SMALL = ["--sizes", "64", "128", "--dense-up-to", "64", "--repeats", "1", "--threads", "1"]
@@ -20,7 +20,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[LongViTConfig]:
         return LongViTClassifier(replace(config, encoder_layers=1), classes)
 
     monkeypatch.setattr(longvit, "LongViTClassifier", build)
-    monkeypatch.setattr(longvit, "in_fresh_process", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(large_inputs, "in_fresh_process", lambda function, *arguments: function(*arguments))
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")
     return found
 
@@ -53,7 +53,7 @@ def test_the_released_model_is_measured(built: list[LongViTConfig]) -> None:
 
 
 def test_what_does_not_fit_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(longvit, "in_fresh_process", lambda *_: None)
+    monkeypatch.setattr(large_inputs, "in_fresh_process", lambda *_: None)
     assert longvit.main(["--sizes", "64", "--dense-up-to", "1"]) == 0
     found = capsys.readouterr().out
     assert found.count("out of memory") == 2 and "microseconds" not in found

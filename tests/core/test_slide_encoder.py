@@ -1,38 +1,15 @@
 """Slide encoders: positions, segments, names and what they compute."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 
+from tests.core.slide_encoders import SMALL, slides, small
 from tests.helpers import assert_close
 from torchscale_fairseq import LongNetEncoder, SlideClassifier, SlideEncoder, SlideEncoderConfig
 from torchscale_fairseq.core.config.slides import segments_for
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.ops.grid_positions import axis_positions, grid_positions
-
-SMALL: dict[str, Any] = {
-    "feature_dim": 6,
-    "encoder_layers": 2,
-    "encoder_embed_dim": 16,
-    "encoder_ffn_embed_dim": 24,
-    "encoder_attention_heads": 4,
-    "segment_length": [4, 16],
-    "dilated_ratio": [1, 2],
-    "grid_size": 20,
-}
-
-
-def small(**options: Any) -> SlideEncoder:
-    torch.manual_seed(0)
-    return SlideEncoder(SlideEncoderConfig(**{**SMALL, **options})).eval()
-
-
-def slides(batch: int, tiles: int) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    cells = torch.randint(0, 20, (batch, tiles, 2), generator=generator)
-    return torch.randn(batch, tiles, 6, generator=generator), 256 * cells + 17
 
 
 def test_the_released_model() -> None:

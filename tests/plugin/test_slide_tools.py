@@ -138,6 +138,10 @@ def test_from_scans_to_predictions(tiled: Path, tmp_path: Path) -> None:
         assert picture.size == (8 * SIDE * 3 // 4 // TILE,) * 2
         red, green, blue = np.asarray(picture).reshape(-1, 3).T.astype(int)
     assert ((red == 255) | (blue == 255)).all() and green.min() == 0
+    classify(tmp_path / "checkpoint_last.pt", *more, "--attribution-method", "rollout", tiled / "s3.h5")
+    with Image.open(tmp_path / "pictures" / "s3.png") as picture:
+        red, green, blue = np.asarray(picture).reshape(-1, 3).T.astype(int)
+    assert (red == 255).all() and green.min() == 0 and (green == blue).all()
 
 
 @pytest.mark.slow

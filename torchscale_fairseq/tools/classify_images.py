@@ -19,6 +19,7 @@ from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.reporting import print_sentence
 from torchscale_fairseq.tools.progress import progress
 
+METHODS = ("gradient", "rollout")
 TASKS = ("image_classification", "slide_classification")
 EXAMPLE = "torchscale-fairseq classify-images --checkpoint runs/details/checkpoint_best.pt data/details/valid"
 
@@ -80,12 +81,16 @@ class Classifier:
         with torch.no_grad():
             return self.model.extract_features(**self.inputs(file))[0].float().cpu().numpy()
 
-    def draw_attribution(self, file: Path, folder: Path) -> None:
-        """Write FOLDER/NAME.png, in which red tiles speak for the likeliest class (or label, or for risk)."""
-        from torchscale_fairseq.data.slides.attribution import draw, tile_attribution
+    def draw_attribution(self, file: Path, folder: Path, method: str) -> None:
+        """Write FOLDER/NAME.png, in which red tiles raise the score of the likeliest class or label, or the risk; by
+        rollout, tiles are the redder the larger their share in the slide's embedding is."""
+        from torchscale_fairseq.data.slides.attribution import attention_rollout, draw, tile_attribution
 
         inputs = self.inputs(file)
-        found = tile_attribution(self.model, inputs, self.task.explained)
+        if method == "rollout":
+            found = attention_rollout(self.model.model, inputs)
+        else:
+            found = tile_attribution(self.model, inputs, self.task.explained)
         draw(found, inputs["coords"][0].cpu(), self.model.model.config.tile_size, folder / f"{file.stem}.png")
 
 
@@ -104,6 +109,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--embeddings", type=Path, metavar="FILE", help="write embeddings of slides to this .npz file")
     parser.add_argument(
         "--attribution", type=Path, metavar="FOLDER", help="draw for each slide which tiles raise or lower the score"
+    )
+    parser.add_argument(
+        "--attribution-method",
+        choices=METHODS,
+        default=METHODS[0],
+        help="gradient: features times the gradient of the score; rollout: each tile's share in the slide's embedding "
+        "by attention rollout, whatever the class (gradient)",
     )
 
 
@@ -130,7 +142,7 @@ def _write_more(classifier: Classifier, files: list[Path], options: argparse.Nam
     for file in progress(files, "explaining", "slide") if options.attribution or options.embeddings else ():
         with contextlib.suppress(DataError):  # named before
             if options.attribution:
-                classifier.draw_attribution(file, options.attribution)
+                classifier.draw_attribution(file, options.attribution, options.attribution_method)
             if options.embeddings:
                 embeddings[file.stem] = classifier.embedding(file)
     if options.embeddings:

@@ -81,6 +81,28 @@ class MultiheadAttention(nn.Module):
             output = apply(self.inner_attn_ln, output, split)
         return apply(self.out_proj, output, split)
 
+    def received(self, x: Tensor, weight: Tensor, inputs: AttentionInputs = FULL_ATTENTION) -> Tensor:
+        """Attention that each token of a sequence receives from weighted queries, averaged over the heads.
+
+        The gradient of the weighted sum of outputs by the values, so that no attention matrix is kept.
+
+        Args:
+            x: (batch, seq, embed_dim), as for ``forward``, without a memory.
+            weight: (batch, seq), weights of the queries.
+            inputs: as for ``forward``.
+
+        Returns:
+            (batch, seq).
+        """
+        query, key, value = _rotated(*self._of_itself(x.detach(), inputs.split_position), inputs.xpos)
+        with torch.enable_grad():
+            value = torch.zeros_like(value).requires_grad_()
+            output = self._attend(query.detach(), key.detach(), value, inputs, None)
+            upstream = torch.zeros_like(output)
+            upstream[..., 0] = weight[:, :, None]
+            (gradient,) = torch.autograd.grad(output, value, upstream)
+        return gradient[..., 0].mean(2)
+
     def new_cache(self) -> Any:
         """An empty cache for the keys and values of this self-attention."""
         return KeyValueCache()

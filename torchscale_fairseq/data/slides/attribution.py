@@ -1,4 +1,4 @@
-"""How much each tile of a slide adds to a score, and a picture of it."""
+"""How much each tile of a slide adds to a score or to the slide's embedding, and a picture of it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +30,51 @@ def tile_attribution(model: Any, inputs: dict[str, Any], score: Callable[[Tensor
     with torch.enable_grad():
         (gradient,) = torch.autograd.grad(score(model(**{**inputs, "features": features})[0]), features)
     return (gradient * features).sum(-1)[0].detach().cpu()
+
+
+def attention_rollout(encoder: Any, inputs: dict[str, Any]) -> Tensor:
+    """The share that each tile has in the slide's embedding if only attention and residual connections moved tokens.
+
+    "Quantifying Attention Flow in Transformers", arXiv:2005.00928, sec. 3: (A + I) / 2 of each layer, where A is the
+    attention averaged over the heads, multiplied from the last layer to the first. No A is written out, so that memory
+    is linear in the tiles.
+
+    Args:
+        encoder: a ``SlideEncoder``.
+        inputs: its arguments, of one slide.
+
+    Returns:
+        (tiles,), 0 or more; with the class token's own share they add up to 1 at most.
+    """
+    layers, seen = encoder.encoder.layers, []
+    hooks = [
+        layer.self_attn.register_forward_hook(lambda module, args, _: seen.append((module, *args[:2])))
+        for layer in layers
+    ]
+    try:
+        with torch.no_grad():
+            encoder(**inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    pooled = _pooled_tokens(seen[0][1], encoder.config.global_pool)
+    chosen = encoder.config.chosen_layers or (len(layers),)
+    share = torch.zeros_like(pooled)
+    for depth in range(len(layers), 0, -1):
+        share = share + chosen.count(depth) / len(chosen) * pooled
+        module, x, attention = seen[depth - 1]
+        share = (share + module.received(x, share, attention)) / 2
+    return share[0, 1:].cpu()
+
+
+def _pooled_tokens(x: Tensor, global_pool: bool) -> Tensor:
+    """(batch, seq), what an embedding is the weighted sum of: the class token, which is first, or the tiles."""
+    weight = x.new_zeros(x.shape[:2])
+    if global_pool:
+        weight[:, 1:] = 1 / (x.size(1) - 1)
+    else:
+        weight[:, 0] = 1
+    return weight
 
 
 def draw(attribution: Tensor, coords: Tensor, tile_size: int, path: Path) -> None:

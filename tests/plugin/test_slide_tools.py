@@ -4,7 +4,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from tests.plugin.drawn_scans import SIDE, TILE, Colours, draw_scans
 from tests.plugin.slide_models import COMMON, LEARNING, TINY
 from tests.printed import validated
 from tests.tools.in_process import run_tool
+from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.data.slides.tile_encoder import TileEncoder
 from torchscale_fairseq.data.slides.tiling import Slide, otsu
 
@@ -64,7 +65,6 @@ def test_tiles_are_those_with_tissue(tiled: Path) -> None:
 
 def test_resumes_and_names_broken_slides(scans: Path, tiled: Path, encoder: Path, tmp_path: Path) -> None:
     data = shutil.copytree(scans, tmp_path / "scans")
-    (data / "slides.csv").unlink()
     (data / "s1.tiff").write_bytes(b"no slide")
     output = tmp_path / "out"
     output.mkdir()
@@ -91,25 +91,60 @@ def test_otsu_separates_two_groups() -> None:
     assert 12 <= otsu(values) < 100
 
 
-def test_a_model_of_timm_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is asked of timm; the package itself is not needed here."""
-    asked: dict[Any, Any] = {}
+class WithoutPackage:
+    """Stands for timm: models of a fixed size of images, or of any."""
 
-    def create_model(name: str, **options: object) -> torch.nn.Module:
-        asked.update(name=name, **options)
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **facts: Any):
+        self.asked: dict[str, Any] = {}
+        self.facts = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "input_size": (3, 4, 4), **facts}
+        monkeypatch.setitem(sys.modules, "timm", SimpleNamespace(create_model=self.create_model))
+
+    def create_model(self, name: str, **options: object) -> torch.nn.Module:
+        self.asked.update(name=name, **options)
+        if name == "nonesuch":
+            raise RuntimeError("Unknown model (nonesuch)")
         model: Any = Colours()
-        model.pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+        model.pretrained_cfg = self.facts
+        self.sizes: list[torch.Size] = []
+        model.register_forward_pre_hook(lambda _, images: self.sizes.append(images[0].shape))
         return model
 
-    monkeypatch.setitem(sys.modules, "timm", SimpleNamespace(create_model=create_model))
-    found = TileEncoder("vit_tiny", None, "cpu")([np.full((4, 4, 3), 255, dtype=np.uint8)])
-    assert asked == {"name": "vit_tiny", "num_classes": 0, "pretrained": True}
+
+def test_a_model_of_timm_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked of timm; the package itself is not needed here."""
+    timm = WithoutPackage(monkeypatch)
+    found = TileEncoder("vit_tiny", None, "cpu")([np.full((6, 6, 3), 255, dtype=np.uint8)])
+    assert timm.asked == {"name": "vit_tiny", "num_classes": 0, "pretrained": True} and timm.sizes == [(1, 3, 6, 6)]
     torch.testing.assert_close(found[0, :3], torch.ones(3))
 
 
-def test_timm_itself() -> None:
-    timm = pytest.importorskip("timm", exc_type=Exception)  # type: ignore[arg-type] # not only ImportError
-    assert isinstance(timm, ModuleType)
+@pytest.mark.parametrize("center_crop", [False, True], ids=["scaled", "cropped"])
+def test_tiles_fit_a_model_of_fixed_size(monkeypatch: pytest.MonkeyPatch, center_crop: bool) -> None:
+    """Tiles of 8 pixels whose middle half is white."""
+    timm = WithoutPackage(monkeypatch, fixed_input_size=True)
+    tile = np.zeros((8, 8, 3), dtype=np.uint8)
+    tile[2:6, 2:6] = 255
+    found = TileEncoder("vit_tiny", None, "cpu", center_crop=center_crop)([tile])
+    assert timm.sizes == [(1, 3, 4, 4)]
+    assert found[0, 0].item() == pytest.approx(1.0 if center_crop else -0.5, abs=0.1)
+
+
+def test_a_model_that_cannot_be_built(monkeypatch: pytest.MonkeyPatch, encoder: Path) -> None:
+    WithoutPackage(monkeypatch)
+    with pytest.raises(InputError, match=r"--encoder nonesuch cannot be built .* \(Unknown model \(nonesuch\)\)"):
+        TileEncoder("nonesuch", None, "cpu")
+    with pytest.raises(InputError, match="--center-crop is for models of timm"):
+        TileEncoder(str(encoder), None, "cpu", center_crop=True)
+
+
+def test_timm_itself(tmp_path: Path) -> None:
+    """A small model of random weights takes tiles of another size than its images'."""
+    timm: Any = pytest.importorskip("timm", exc_type=Exception)  # type: ignore[arg-type] # not only ImportError
+    torch.save(timm.create_model("vit_tiny_patch16_224", num_classes=0).state_dict(), tmp_path / "weights.pth")
+    encoder = TileEncoder("vit_tiny_patch16_224", tmp_path / "weights.pth", "cpu")
+    assert encoder([np.zeros((256, 256, 3), dtype=np.uint8)] * 2).shape == (2, 192)
+    with pytest.raises(InputError, match="cannot be built with the weights of --weights"):
+        TileEncoder("resnet10t", tmp_path / "weights.pth", "cpu")
 
 
 def train(data: Path, folder: Path, *flags: str) -> str:

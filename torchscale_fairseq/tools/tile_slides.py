@@ -28,6 +28,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--encoder", metavar="MODEL", help="a model of timm by name, or a TorchScript file")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="weights of the timm model (default: pretrained)")
+    parser.add_argument(
+        "--center-crop",
+        action="store_true",
+        help="cut the middle out of tiles that are larger than the timm model's images, as Prov-GigaPath does, "
+        "instead of scaling them",
+    )
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="tiles at a time (64)")
     parser.add_argument("--device", help="cpu or cuda, where the encoder runs (default: cuda if there is a GPU)")
 
@@ -69,7 +75,7 @@ def _encoder(options: argparse.Namespace) -> Any:
     from torchscale_fairseq.data.slides.tile_encoder import TileEncoder
 
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return TileEncoder(options.encoder, options.weights, device)
+    return TileEncoder(options.encoder, options.weights, device, center_crop=options.center_crop)
 
 
 def _tile(path: Path, target: Path, encoder: Any, options: argparse.Namespace) -> None:

@@ -14,6 +14,8 @@ Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 OVERVIEW = 2048
 """Pixels of the longer side of the image in which tissue is looked for."""
 LEVELS = 256
+SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".czi", ".dcm")
+"""Of slides in a folder: the formats of OpenSlide. A file that is named may have any."""
 
 
 class Slide:
@@ -99,8 +101,18 @@ def otsu(values: Pixels) -> int:
 
 
 def slides_in(paths: list[Path]) -> Iterator[Path]:
-    """The paths, and the files in folders among them."""
+    """The paths, and the slides in folders among them, known by their suffixes.
+
+    Raises:
+        InputError: a path does not exist, or a folder has no slide.
+    """
     for path in paths:
         if not path.exists():
             raise InputError(f"{path} does not exist; name slides, or folders of slides.")
-        yield from sorted(p for p in path.iterdir() if p.is_file() and p.name[0] != ".") if path.is_dir() else [path]
+        if not path.is_dir():
+            yield path
+            continue
+        found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.name[0] != ".")
+        if not found:
+            raise InputError(f"{path} has no slide, that is no file whose name ends with {', '.join(SUFFIXES)}.")
+        yield from found

@@ -13,7 +13,7 @@ Run again, it skips what is done and resumes the training where it was.
 
   --translate       speak German, learn to write English, and print BLEU instead
   --arch NAME       architecture of torchscale_fairseq (default s2t_magneto_small)
-  --max-update N    updates to train for (default 600)
+  --max-update N    updates to train for (default 400)
   --gpu             train and recognise on the GPU, with --fp16
   --work-dir DIR    where data/ and runs/ go (default: the repository)
   -- OPTIONS        the rest goes to fairseq-train as it is, and wins over what is set here
@@ -23,7 +23,7 @@ EOF
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$root/scripts/lib.sh"
 arch=s2t_magneto_small
-max_update=600
+max_update=400
 spoken=en
 scoring=(--scoring wer)
 if [ "${1:-}" = --translate ]; then
@@ -51,7 +51,7 @@ training=(
   --optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 1.0
   --lr-scheduler polynomial_decay --lr 2e-3 --warmup-updates 100 --total-num-update "$max_update"
   --max-tokens 12000 --max-update "$max_update" --seed 1 --num-workers 1
-  --validate-interval-updates 300 --save-interval-updates 300 --keep-interval-updates 1 --no-epoch-checkpoints
+  --validate-interval-updates 200 --save-interval-updates 200 --keep-interval-updates 1 --no-epoch-checkpoints
   --log-interval 50
 )
 

@@ -21,8 +21,8 @@ from tests.tools.official_checkpoints import case_of, official_checkpoint, write
 DOCS = REPOSITORY / "docs"
 CLAIMS = sorted((DOCS / "claims").glob("*.md"))
 FIRST = [DOCS / "quickstart.md", *RUNNABLE]
-LEFT_OUT = (DOCS / "slides.md", DOCS / "export.md")
-"""Their commands need scans of slides, timm and released weights, or Hugging Face's transformers."""
+LEFT_OUT = (DOCS / "slides.md", DOCS / "export.md", DOCS / "speech.md")
+"""Their commands need scans of slides, timm and released weights, Hugging Face's transformers, or speech."""
 GUIDES = [*FIRST, *(path for path in DOCUMENTS if DOCS in path.parents and path not in (*CLAIMS, *FIRST, *LEFT_OUT))]
 
 

@@ -134,6 +134,19 @@ def _processors(x: Tensor) -> int:
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _normal(h):  # type: ignore[no-untyped-def]
+    """Distribution and density of the standard normal, to 1e-7 (Abramowitz and Stegun, 26.2.17).
+
+    GELU needs the one and its slope both. Half the instructions of erf and exp, which took more time than memory did.
+    """
+    density = 0.3989422804014327 * tl.exp(-0.5 * h * h)
+    t = 1 / (1 + 0.2316419 * tl.abs(h))
+    series = 0.31938153 + t * (-0.356563782 + t * (1.781477937 + t * (-1.821255978 + t * 1.330274429)))
+    above = density * t * series
+    return tl.where(h < 0, above, 1 - above), density
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def _forward(  # type: ignore[no-untyped-def]
     x,
     bias,
@@ -161,7 +174,8 @@ def _forward(  # type: ignore[no-untyped-def]
     inside = columns < width
     h = tl.load(x + row * width + columns, mask=inside, other=0.0).to(tl.float32)
     h += tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)
-    g = 0.5 * h * (1 + tl.erf(h * 0.7071067811865476))
+    below, _ = _normal(h)
+    g = h * below
     middle = tl.sum(tl.where(inside, g, 0.0), 0) / width
     centred = tl.where(inside, g - middle, 0.0)
     inverse = 1 / tl.sqrt(tl.sum(centred * centred, 0) / width + eps)
@@ -207,14 +221,14 @@ def _backward(  # type: ignore[no-untyped-def]
         start = row * width
         h = tl.load(x + start + columns, mask=inside, other=0.0).to(tl.float32) + added
         dy = tl.load(gradient + start + columns, mask=inside, other=0.0).to(tl.float32)
-        below = 0.5 * (1 + tl.erf(h * 0.7071067811865476))
+        below, density = _normal(h)
         inverse = tl.load(scale + row)
         normal = tl.where(inside, (h * below - tl.load(mean + row)) * inverse, 0.0)
         into_weight += dy * normal
         into_norm_bias += dy
         dy *= w
         along, level = tl.sum(dy * normal, 0) / width, tl.sum(dy, 0) / width
-        slope = below + h * 0.3989422804014327 * tl.exp(-0.5 * h * h)
+        slope = below + h * density
         dx = (dy - normal * along - level) * inverse * slope
         into_bias += tl.where(inside, dx, 0.0)
         tl.store(into_x + start + columns, dx.to(into_x.dtype.element_ty), mask=inside)

@@ -244,8 +244,10 @@ class StaticKeyValues(StaticState):
             and rows.numel() == state.layers[0].self_attn.batch_size
             and torch.equal(rows, torch.arange(rows.numel(), device=rows.device))
         )
-        if not unchanged:
-            _select(used, 2, rows)
+        if unchanged:
+            return
+        _select(used, 2, rows)
+        if rows.numel() != state.layers[0].self_attn.batch_size:
             self._hold(state, rows.numel())
 
     def _hold(self, state: DecodingState, rows: int) -> None:
@@ -289,7 +291,8 @@ class StaticRetention(StaticState):
     def _select(self, state: Any, rows: Tensor) -> None:
         _select(self.content, 1, rows)
         _select(self.seen, 0, rows)
-        self._hold(state, rows.numel())
+        if rows.numel() != state.layers[0].self_attn.batch_size:
+            self._hold(state, rows.numel())
 
     def _hold(self, state: Any, rows: int) -> None:
         for layer, part in zip(state.layers, self.content, strict=True):

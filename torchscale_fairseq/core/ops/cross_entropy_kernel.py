@@ -9,8 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK, WARPS = 4096, 8
-"""Columns at a time and warps per row: the fastest of six pairs on an H200, with 50,000 columns in bfloat16."""
+STRIPES, BLOCK, WARPS = 2, 4096, 16
+"""Parts of BLOCK columns at a time, which share one maximum per column of a part, and warps per row: the fastest of
+fourteen choices on an H200, with 50,000 columns in bfloat16."""
 
 
 def losses_and_gradients(
@@ -41,6 +42,8 @@ def losses_and_gradients(
             ignore_index,
             label_smoothing,
             scale,
+            SMOOTHED=label_smoothing > 0,
+            STRIPES=STRIPES,
             BLOCK=BLOCK,
             num_warps=WARPS,
         )
@@ -50,15 +53,26 @@ def losses_and_gradients(
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _kernel(  # type: ignore[no-untyped-def]
-    logits, stride, targets, losses, nll_losses, vocabulary, ignore_index, smoothing, scale, BLOCK: tl.constexpr
+    logits,
+    stride,
+    targets,
+    losses,
+    nll_losses,
+    vocabulary,
+    ignore_index,
+    smoothing,
+    scale,
+    SMOOTHED: tl.constexpr,
+    STRIPES: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     logits += row * stride
     target = tl.load(targets + row)
-    columns = tl.arange(0, BLOCK)
+    columns = tl.arange(0, STRIPES)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
     if target == ignore_index:
-        for start in range(0, vocabulary, BLOCK):
-            zeros = tl.zeros((BLOCK,), logits.dtype.element_ty)
+        for start in range(0, vocabulary, STRIPES * BLOCK):
+            zeros = tl.zeros((STRIPES, BLOCK), logits.dtype.element_ty)
             tl.store(logits + start + columns, zeros, mask=start + columns < vocabulary)
         tl.store(losses + row, 0.0)
         tl.store(nll_losses + row, 0.0)
@@ -67,23 +81,27 @@ def _kernel(  # type: ignore[no-untyped-def]
     largest = tl.full((BLOCK,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
     plain = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, vocabulary, BLOCK):
+    for start in range(0, vocabulary, STRIPES * BLOCK):
         inside = start + columns < vocabulary
         x = tl.load(logits + start + columns, mask=inside, other=float("-inf")).to(tl.float32)
-        new = tl.maximum(largest, x)
+        new = tl.maximum(largest, tl.max(x, 0))
         shift = tl.where(new == float("-inf"), 0.0, new)
-        total = total * tl.exp(largest - shift) + tl.exp(x - shift)
+        total = total * tl.exp(largest - shift) + tl.sum(tl.exp(x - shift[None, :]), 0)
         largest = new
-        plain += tl.where(inside, x, 0.0)
+        if SMOOTHED:
+            plain += tl.sum(tl.where(inside, x, 0.0), 0)
     top = tl.max(largest, 0)
     log_total = top + tl.log(tl.sum(total * tl.exp(largest - top), 0))
     nll_loss = log_total - tl.load(logits + target).to(tl.float32)
     share = smoothing / (vocabulary - 1)
-    others = vocabulary * log_total - tl.sum(plain, 0) - nll_loss
-    tl.store(losses + row, (1 - smoothing) * nll_loss + share * others)
+    loss = nll_loss
+    if SMOOTHED:
+        others = vocabulary * log_total - tl.sum(plain, 0) - nll_loss
+        loss = (1 - smoothing) * nll_loss + share * others
+    tl.store(losses + row, loss)
     tl.store(nll_losses + row, nll_loss)
 
-    for start in range(0, vocabulary, BLOCK):
+    for start in range(0, vocabulary, STRIPES * BLOCK):
         inside = start + columns < vocabulary
         x = tl.load(logits + start + columns, mask=inside, other=float("-inf")).to(tl.float32)
         wanted = tl.where(start + columns == target, 1 - smoothing, share)

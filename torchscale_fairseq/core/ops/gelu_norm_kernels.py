@@ -51,7 +51,7 @@ def bias_gelu_norm(
         eps,
         GROUPED=group is not None,
         BLOCK=block,
-        num_warps=max(4, block // 512),
+        num_warps=4 if block <= 4096 else 16,
     )
     return y, moments
 
@@ -102,7 +102,7 @@ def bias_gelu_norm_backward(
         width,
         GROUPED=ends is not None,
         BLOCK=block,
-        num_warps=max(4, block // 512),
+        num_warps=4 if block < 4096 else 16,
     )
     return into_x, parts.sum(1).view(3, *bias.shape)
 

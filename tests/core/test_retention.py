@@ -295,8 +295,7 @@ def on_gpu(dtype: torch.dtype) -> Any:
         (torch.float16, 8, (), None),
         (torch.float32, 9, (), r"fp16 or bf16, not torch.float32"),
         (torch.float16, 7, (), r"compute capability 8.0"),
-        (torch.bfloat16, 9, ("padding_mask",), "knows no padding"),
-        (torch.bfloat16, 9, ("document_starts",), "knows no padding and no packed"),
+        (torch.bfloat16, 9, ("padding_mask", "document_starts"), None),
     ],
 )
 def test_what_the_fla_backend_serves(
@@ -332,8 +331,8 @@ def test_what_the_fla_backend_is_given(dtype: torch.dtype, value_dim: int, monke
     """The kernel's arguments, without the kernel: one dtype, even widths, no scale, states that float16 holds."""
     largest = []
 
-    def kernel(q, k, v, *, g_gamma, scale, initial_state, output_final_state):
-        assert scale == 1.0 and output_final_state and g_gamma.dtype == torch.float32
+    def kernel(q, k, v, *, g_gamma, scale, initial_state, output_final_state, cu_seqlens):
+        assert scale == 1.0 and output_final_state and cu_seqlens is None and g_gamma.dtype == torch.float32
         assert q.dtype == k.dtype == v.dtype == dtype and v.size(-1) % 2 == 0
         assert initial_state is None or initial_state.dtype == torch.float32
         output, state = recurrent_retention(q, k, v, g_gamma, state=initial_state)

@@ -298,8 +298,7 @@ class TestFlashLinearAttention:
 
     @half
     def test_serves_a_model_unless_told(self, dtype: torch.dtype, caplog: pytest.LogCaptureFixture) -> None:
-        """Logits and gradients of the whole model, a prompt with steps after it, and a padded batch, which torch
-        serves."""
+        """Logits and gradients of the whole model, a prompt with steps after it, and a padded batch."""
         log_choice.cache_clear()
         sizes: dict[str, Any] = {"decoder_embed_dim": 128, "decoder_value_embed_dim": 256, "decoder_ffn_embed_dim": 256}
         sizes |= {"decoder_layers": 2, "decoder_retention_heads": 2, "vocab_size": 40}

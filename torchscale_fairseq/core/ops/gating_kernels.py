@@ -12,14 +12,16 @@ GELU, RELU, SILU = 0, 1, 2
 def gate(x: Tensor, y: Tensor, kind: int) -> Tensor:
     """activation(x) * y, contiguous and of one shape. kind: GELU, RELU or SILU."""
     result = torch.empty_like(x)
-    _forward[(triton.cdiv(x.numel(), BLOCK),)](x, y, result, x.numel(), KIND=kind, BLOCK=BLOCK)
+    with torch.cuda.device_of(x):
+        _forward[(triton.cdiv(x.numel(), BLOCK),)](x, y, result, x.numel(), KIND=kind, BLOCK=BLOCK)
     return result
 
 
 def gate_backward(gradient: Tensor, x: Tensor, y: Tensor, kind: int) -> tuple[Tensor, Tensor]:
     """Gradients of ``gate`` for x and y; gradient is contiguous."""
     into_x, into_y = torch.empty_like(x), torch.empty_like(y)
-    _backward[(triton.cdiv(x.numel(), BLOCK),)](gradient, x, y, into_x, into_y, x.numel(), KIND=kind, BLOCK=BLOCK)
+    with torch.cuda.device_of(x):
+        _backward[(triton.cdiv(x.numel(), BLOCK),)](gradient, x, y, into_x, into_y, x.numel(), KIND=kind, BLOCK=BLOCK)
     return into_x, into_y
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .backend import Backend, choose
 from .retention import RetentionResult, chunkwise_retention, parallel_retention, recurrent_retention
+from .retention_packing import packed_retention
 
 CHUNKWISE_ABOVE = 384
 """Tokens above which the chunkwise form, at its default chunk size, is faster than the parallel one
@@ -85,12 +86,19 @@ class Fla:
     name = "fla"
 
     def refusal(self, request: RetentionRequest) -> str | None:
-        """It serves unpadded batches in half precision on a GPU."""
+        """It serves half precision on a GPU; compiled code, which cannot count sequences, only without padding."""
         return _fla_refusal(request.value, **request.options)
 
     def run(self, request: RetentionRequest) -> RetentionResult:
-        """``fla_retention``."""
-        return fla_retention(*request.tensors, state=request.options.get("state"))
+        """``fla_retention``, of rows or of packed sequences."""
+        options, (query, key, value, log_decay) = request.options, request.tensors
+        if options.get("padding_mask") is None and options.get("document_starts") is None:
+            return fla_retention(query, key, value, log_decay, state=options.get("state"))
+
+        def form(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, offsets: Tensor) -> RetentionResult:
+            return fla_retention(q, k, v, log_decay, state=state, offsets=offsets)
+
+        return packed_retention(form, query, key, value, **options)
 
 
 class Torch:
@@ -109,9 +117,17 @@ class Torch:
 
 
 def fla_retention(
-    query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, *, state: Tensor | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    log_decay: Tensor,
+    *,
+    state: Tensor | None = None,
+    offsets: Tensor | None = None,
 ) -> RetentionResult:
     """Retention by flash-linear-attention, through its kernel that takes the decays as an argument.
+
+    With offsets, (sequences + 1,), the one row holds sequences, and states are those of the sequences.
 
     Queries and keys are rounded to the dtype of the values, and so are the states between chunks; the kernel
     accumulates in float32. Widths that it refuses, the odd ones, are made even.
@@ -132,6 +148,7 @@ def fla_retention(
         scale=1.0,
         initial_state=state,
         output_final_state=True,
+        cu_seqlens=offsets,
     )
     if balance is not None:
         final = final / balance.unsqueeze(-1)
@@ -162,8 +179,8 @@ def _fla_refusal(
         return f"needs fp16 or bf16, not {value.dtype}, whose products it would round to TF32"
     if torch.cuda.get_device_properties(value.device).major < 8:
         return "needs a GPU of compute capability 8.0 or later"
-    if padding_mask is not None or document_starts is not None:
-        return "knows no padding and no packed documents"
+    if torch.compiler.is_compiling() and (padding_mask is not None or document_starts is not None):
+        return "knows no padding and no packed documents in compiled code"
     return None if torch.compiler.is_compiling() else _import_failure()
 
 

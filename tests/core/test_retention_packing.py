@@ -1,0 +1,73 @@
+"""Padding and documents as packed sequences: equal to the definition, token by token."""
+
+import itertools
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.helpers import assert_close
+from torchscale_fairseq.core.ops.retention import recurrent_retention
+from torchscale_fairseq.core.ops.retention_packing import packed_retention
+
+LOG_DECAY = torch.tensor([-0.3, -0.05], dtype=torch.float64)
+
+
+def one_by_one(
+    query: Tensor, key: Tensor, value: Tensor, state: Tensor | None, offsets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Each sequence by the definition, as a kernel would with offsets."""
+    outputs, states = [], []
+    for index, (start, end) in enumerate(itertools.pairwise(offsets.tolist())):
+        parts = (x[:, start:end] for x in (query, key, value))
+        before = None if state is None else state[index : index + 1]
+        output, after = recurrent_retention(*parts, LOG_DECAY, state=before)
+        outputs.append(output)
+        states.append(after)
+    return torch.cat(outputs, 1), torch.cat(states)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    padding=st.sampled_from(["none", "left", "right", "anywhere", "a whole row"]),
+    documents=st.booleans(),
+    with_state=st.booleans(),
+    length=st.integers(1, 9),
+    seed=st.integers(0, 1000),
+)
+def test_equals_the_definition(padding: str, documents: bool, with_state: bool, length: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    if padding == "none" and not documents:
+        return
+    query, key, value = (torch.randn(3, length, 2, n, dtype=torch.float64, requires_grad=True) for n in (4, 4, 6))
+    count = torch.randint(length + 1, (3, 1))
+    masks = {
+        "none": None,
+        "left": torch.arange(length) < count,
+        "right": torch.arange(length) >= count,
+        "anywhere": torch.rand(3, length) < 0.5,
+        "a whole row": torch.tensor([False, True, False]).unsqueeze(1).expand(3, length),
+    }
+    options = {
+        "padding_mask": masks[padding],
+        "document_starts": torch.rand(3, length) < 0.3 if documents else None,
+        "state": torch.randn(3, 2, 4, 6, dtype=torch.float64) if with_state else None,
+    }
+    expected = recurrent_retention(query, key, value, LOG_DECAY, **options)
+    found = packed_retention(one_by_one, query, key, value, **options)
+    real = torch.ones(3, length, dtype=torch.bool) if masks[padding] is None else ~masks[padding]
+    assert_close(found[0][real], expected[0][real], "float64")
+    assert_close(found[1], expected[1], "float64")
+    if not real.any():
+        return
+    direction = torch.randn_like(expected[0]) * real[..., None, None]
+    gradients = [
+        torch.autograd.grad((output * direction).sum() + state.sum(), (query, key, value), allow_unused=True)
+        for output, state in (found, expected)
+    ]
+    for actual, wanted in zip(*gradients, strict=True):
+        if actual is None or wanted is None:
+            assert actual is None or not actual.any()
+        else:
+            assert_close(actual * real[..., None, None], wanted * real[..., None, None], "float64")

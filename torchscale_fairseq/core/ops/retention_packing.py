@@ -1,0 +1,97 @@
+"""Rows with padding and documents as one long row of sequences, which is the form that kernels take."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Results = tuple[Tensor, Tensor]
+PackedForm = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor], Results]
+"""From query, key and value of the real tokens, (1, tokens, heads, dim), states before the sequences, or None for
+zeros, and offsets, to the output and the states after the sequences."""
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Which tokens make up which sequence. A sequence is a run of real tokens of a row and a document."""
+
+    real: Tensor | None
+    """(tokens,), indices into (batch * seq) of the real ones; None for all."""
+    offsets: Tensor
+    """(sequences + 1,), where in the long row each sequence begins, and the end."""
+    row: Tensor
+    """(sequences,), the batch row of each."""
+    is_first: Tensor
+    """(sequences,), True where the sequence goes on from the state of its row."""
+    is_last: Tensor
+    """(sequences,), True where the state of the row after the batch is that of the sequence."""
+    is_kept: Tensor
+    """(batch,), True for rows whose state stays as it was, since they have neither real tokens nor documents."""
+
+    @classmethod
+    def of(cls, padding_mask: Tensor | None, document_starts: Tensor | None) -> "Packing":
+        """From (batch, seq) masks as for ``ops.retention``, of which at least one is given. Waits for the device."""
+        given = padding_mask if padding_mask is not None else document_starts
+        assert given is not None
+        batch, length = given.shape
+        starts = torch.zeros_like(given, dtype=torch.long) if document_starts is None else document_starts.long()
+        document = starts.cumsum(1)
+        real = None if padding_mask is None else padding_mask.logical_not().flatten().nonzero().squeeze(1)
+        number = document + torch.arange(batch, device=given.device).unsqueeze(1) * (length + 1)  # unique over rows
+        of_token = number.flatten() if real is None else number.flatten().index_select(0, real)
+        found, counts = of_token.unique_consecutive(return_counts=True)
+        row, within = found // (length + 1), found % (length + 1)
+        in_row = torch.zeros(batch, dtype=torch.bool, device=given.device).index_fill(0, row, True)
+        is_last = within == document[:, -1].index_select(0, row)
+        offsets = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
+        return cls(real, offsets, row, within == 0, is_last, ~in_row & (document[:, -1] == 0))
+
+    def pack(self, x: Tensor) -> Tensor:
+        """(batch, seq, ...) to (1, tokens, ...)."""
+        x = x.flatten(0, 1)
+        return (x if self.real is None else x.index_select(0, self.real)).unsqueeze(0)
+
+    def unpack(self, x: Tensor, batch: int, length: int) -> Tensor:
+        """(1, tokens, ...) to (batch, length, ...), with zeros for padding."""
+        x = x.squeeze(0)
+        if self.real is not None:
+            x = x.new_zeros(batch * length, *x.shape[1:]).index_copy(0, self.real, x)
+        return x.unflatten(0, (batch, length))
+
+
+def packed_retention(
+    form: PackedForm,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    padding_mask: Tensor | None = None,
+    document_starts: Tensor | None = None,
+    state: Tensor | None = None,
+) -> Results:
+    """Retention with padding or documents by a form that knows sequences of different lengths.
+
+    Args:
+        form: which computes the sequences.
+        query, key, value, padding_mask, document_starts, state: as for ``ops.retention``; one of the masks is given.
+
+    Returns:
+        Output, zero for padding, and state, as every form.
+    """
+    packing = Packing.of(padding_mask, document_starts)
+    (batch, length, heads, key_dim), value_dim = query.shape, value.size(-1)
+    wide = torch.promote_types(value.dtype, torch.float32)
+    after = query.new_zeros(batch, heads, key_dim, value_dim, dtype=wide)
+    if state is not None:
+        after = state.to(wide) * packing.is_kept.view(-1, 1, 1, 1)
+    if len(packing.row) == 0:
+        return value.new_zeros(value.shape, dtype=wide), after
+    before = None
+    if state is not None:
+        before = state.index_select(0, packing.row) * packing.is_first.view(-1, 1, 1, 1)
+    q, k, v = map(packing.pack, (query, key, value))
+    output, states = form(q, k, v, before, packing.offsets)
+    last = packing.is_last.view(-1, 1, 1, 1)
+    after = after.index_add(0, packing.row, states.to(wide) * last)
+    return packing.unpack(output, batch, length), after

@@ -87,8 +87,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
             update()
         synchronize(device)
         seconds.append((time.perf_counter() - start) / options.updates)
-    peak = torch.cuda.max_memory_allocated() if device == "cuda" else 0
-    return {"seconds": statistics.median(seconds), "memory": peak}
+    return {"seconds": statistics.median(seconds)}
 
 
 def synchronize(device: str) -> None:

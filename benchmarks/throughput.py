@@ -27,6 +27,7 @@ import torch
 
 from benchmarks.compare import positive
 from benchmarks.decoders import Size, flops_per_step
+from benchmarks.measure import watched_memory
 from benchmarks.report import machine, versions
 from torchscale_fairseq import plugin
 
@@ -79,7 +80,7 @@ class Measured:
 
     tokens_per_second: float
     memory: float
-    """Peak bytes; 0 if unknown."""
+    """Peak bytes of the GPU in use, libraries and unused reserves included; 0 if unknown."""
 
 
 def write_data(folder: Path, tokens: int, vocab_size: int) -> None:
@@ -117,17 +118,14 @@ def measure_ours(words: list[str], log: Path) -> Measured:
     Raises:
         SystemExit: it failed.
     """
-    run = subprocess.run([sys.executable, "-m", "fairseq_cli.train", *words], capture_output=True, text=True)
+    with watched_memory() as used:
+        run = subprocess.run([sys.executable, "-m", "fairseq_cli.train", *words], capture_output=True, text=True)
     text = run.stdout + run.stderr
     log.write_text(text)
     lines = logged(text)
     if run.returncode or not lines:
         raise SystemExit(f"throughput.py: fairseq-train {shlex.join(words)} failed:\n{text[-3000:]}")
-    memory = 0.0
-    if "gb_free" in lines[-1]:
-        whole = torch.cuda.get_device_properties(0).total_memory
-        memory = whole - min(float(line["gb_free"]) for line in lines) * 2**30
-    return Measured(statistics.median(float(line["wps"]) for line in lines), memory)
+    return Measured(statistics.median(float(line["wps"]) for line in lines), max(used, default=0))
 
 
 def logged(text: str) -> list[dict[str, str]]:
@@ -144,11 +142,12 @@ def measure_plain(case: Case, options: argparse.Namespace) -> Measured:
     sizes = map(str, (*SIZES[case.size], case.sequences, case.length))
     words = [*sizes, "--vocab-size", str(options.vocab_size), "--device", options.device]
     words += [] if options.family == "gpt_magneto" else ["--pre-norm"]
-    run = subprocess.run([sys.executable, str(HERE / "plain_loop.py"), *words], capture_output=True, text=True)
+    with watched_memory() as used:
+        run = subprocess.run([sys.executable, str(HERE / "plain_loop.py"), *words], capture_output=True, text=True)
     if run.returncode:
         raise SystemExit(f"throughput.py: plain_loop.py {shlex.join(words)} failed:\n{run.stderr[-3000:]}")
     found = json.loads(run.stdout)
-    return Measured(case.tokens / found["seconds"], found["memory"])
+    return Measured(case.tokens / found["seconds"], max(used, default=0))
 
 
 def row(case: Case, ours: Measured, plain: Measured | None, vocab_size: int) -> str:

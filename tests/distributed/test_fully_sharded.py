@@ -78,7 +78,9 @@ def test_equals_one_process(family: str, optimizer: str, processes: int, recorde
     for name in ("losses", "norms"):
         assert len(ours[name]) == 3
         assert ours[name] == pytest.approx(expected[name], rel=1e-6, abs=1e-6)
-    assert ours["weights"].keys() == expected["weights"].keys()
+    assert ours["initial"].keys() == ours["weights"].keys() == expected["weights"].keys()
+    for name, value in expected["initial"].items():
+        assert torch.equal(ours["initial"][name], value), f"{name} began with other values"
     for name, value in expected["weights"].items():
         if not name.endswith("k_proj.bias"):  # attention does not depend on it: Adam magnifies rounding alone
             torch.testing.assert_close(ours["weights"][name], value, atol=1e-6, rtol=0, msg=name)

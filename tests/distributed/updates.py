@@ -2,6 +2,7 @@
 takes longer than a case."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from fairseq import options, tasks
 from fairseq import trainer as fairseq_trainer
 from fairseq.data.iterators import GroupedIterator
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.distributed import fully_sharded_data_parallel
 from fairseq.logging import metrics
 
 from torchscale_fairseq import plugin
@@ -35,22 +37,27 @@ def record(cases: Mapping[str, Sequence[str]], path: Path | str, *more: str) -> 
 
 
 def updates(words: Sequence[str]) -> dict[str, Any]:
-    """Losses, gradient norms and, in the first process, the weights after some updates.
+    """Losses, gradient norms and, in the first process, the weights before and after some updates.
 
     Args:
         words: of fairseq-train.
     """
     trainer = make_trainer(words)
     batches = trainer.get_train_iterator(1).next_epoch_itr(shuffle=False)
+    initial = _weights(trainer)
     losses, norms = [], []
     for samples, _ in zip(GroupedIterator(batches, BATCHES // _processes()), range(UPDATES), strict=False):
         with metrics.aggregate("train_inner"):
             output = trainer.train_step(samples)
         losses.append(output["loss"])
         norms.append(float(metrics.get_meter("train_inner", "gnorm").val))
+    return {"losses": losses, "norms": norms, "initial": initial, "weights": _weights(trainer)}
+
+
+def _weights(trainer: Any) -> dict[str, torch.Tensor]:
+    trainer.consolidate_optimizer()
     with trainer.saving_together():
-        weights = {n: w.clone() for n, w in trainer.state_dict()["model"].items()}
-    return {"losses": losses, "norms": norms, "weights": weights}
+        return {n: w.clone() for n, w in trainer.state_dict()["model"].items()}
 
 
 def make_trainer(words: Sequence[str]) -> Any:
@@ -62,8 +69,11 @@ def make_trainer(words: Sequence[str]) -> Any:
     config.distributed_training.distributed_rank = _rank()
     config.optimization.update_freq = [BATCHES // _processes()]
     task = tasks.setup_task(config.task)
-    model, criterion = task.build_model(config.model), task.build_criterion(config.criterion)
-    return fairseq_trainer.Trainer(config, task, model, criterion)
+    sharded = config.distributed_training.ddp_backend == "fully_sharded"
+    wrapping = fully_sharded_data_parallel.fsdp_enable_wrap(config.distributed_training) if sharded else nullcontext()
+    with wrapping:
+        model = task.build_model(config.model)
+    return fairseq_trainer.Trainer(config, task, model, task.build_criterion(config.criterion))
 
 
 def _processes() -> int:

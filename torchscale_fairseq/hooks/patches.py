@@ -32,7 +32,7 @@ from torchscale_fairseq.hooks.monitoring import configuration_log
 from torchscale_fairseq.hooks.options import fitting, refused, unknown, whole_help
 from torchscale_fairseq.hooks.patching import Patch, Setting, running
 from torchscale_fairseq.hooks.runs import finished, launch, preemption
-from torchscale_fairseq.hooks.sharding import options as sharding
+from torchscale_fairseq.hooks.sharding import building
 from torchscale_fairseq.hooks.stock import (
     batches,
     best_metric,
@@ -147,7 +147,7 @@ PATCHES: tuple[Patch | Setting, ...] = (
     Patch(
         fully_sharded_data_parallel,
         "fsdp_enable_wrap",
-        sharding.wrap_nothing,
+        building.defer_values,
         "the Trainer shards models by FSDP2",
         "pip install fairscale",
     ),
@@ -159,6 +159,7 @@ PATCHES: tuple[Patch | Setting, ...] = (
         "a checkpoint has the weights",
         "generating from a checkpoint that began from `--encoder-embed-path FILE`",
     ),
+    Patch(models, "build_model", building.build_on_meta_device, "a model to be sharded is never whole in memory"),
     Patch(models, "build_model", experts.split_while_training, "processes that train distribute experts"),
     Patch(models, "build_model", fitting.check_checkpoint, "an architecture that is known no earlier"),
     Patch(

@@ -18,6 +18,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, Offlo
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.overrides import TorchFunctionMode
 
+from ..deferred_values import draw_deferred
 from ..option_error import OptionError
 from .expert_parameters import is_expert, mark_expert, mark_of
 from .groups import ExpertSplit, replica_group
@@ -81,7 +82,7 @@ def shard_model(model: nn.Module, options: ShardingOptions) -> None:
     those with replicas are sharded among these.
 
     Args:
-        model: its parameters become DTensors.
+        model: its parameters become DTensors. Those built by ``DeferredValues`` get their values a layer at a time.
         options: how. Scalars stay as they are: ``LocalParameters`` averages their gradients.
     """
     mesh = data_mesh(options.device.type, options.shard_size)
@@ -95,6 +96,7 @@ def shard_model(model: nn.Module, options: ShardingOptions) -> None:
             continue
         split = experts.split
         mesh_of_experts = DeviceMesh.from_group(replica_group(split), options.device.type)
+        draw_deferred(experts.parameters(), options.device)
         marks = [mark_of(parameter) for parameter in experts.parameters()]
         fully_shard(experts, mesh=mesh_of_experts, shard_placement_fn=_evenly(mesh_of_experts.size()), **common)
         for parameter, mark in zip(experts.parameters(), marks, strict=True):
@@ -102,7 +104,9 @@ def shard_model(model: nn.Module, options: ShardingOptions) -> None:
             parameter.gradient_factor = split.replicas / experts.gradient_divisor  # type: ignore[attr-defined]
     common["ignored_params"] = {p for p in model.parameters() if p.dim() == 0}
     for layer in _layers(model):
+        draw_deferred(layer.parameters(), options.device)
         fully_shard(layer, mesh=mesh, **common)
+    draw_deferred(model.parameters(), options.device)
     # what belongs to no layer is needed at once in the backward pass, and criterions read it after the forward pass
     fully_shard(model, mesh=mesh, **{**common, "reshard_after_forward": False})
     for parameter in common["ignored_params"]:

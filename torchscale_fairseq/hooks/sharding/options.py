@@ -1,7 +1,7 @@
 """Check fairseq's options against a fully sharded model, and adapt those with another meaning."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,15 +14,6 @@ from torchscale_fairseq.hooks.options.surfaces import spelt_as_typed
 
 BACKEND = "distributed_training.ddp_backend"
 FULLY_SHARDED = "fully_sharded"
-
-
-def wrap_nothing(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """``fsdp_enable_wrap``, in which fairseq's models wrap their layers by fairscale."""
-
-    def fsdp_enable_wrap(cfg: Any) -> Any:
-        return nullcontext()
-
-    return fsdp_enable_wrap
 
 
 def is_fully_sharded(cfg: Any) -> bool:

@@ -81,6 +81,14 @@ def test_an_utterance_is_encoded_as_if_it_were_alone(name: str) -> None:
         assert_close(together["ctc_log_probs"][row, :tokens], alone["ctc_log_probs"][0], "float32")
 
 
+@pytest.mark.parametrize("name", ["s2t_magneto", "s2t_longnet"])
+def test_one_second_next_to_thirty(name: str) -> None:
+    encoder = encoder_of(CONFIGS[name])
+    features = speech(2, 3000, 8)
+    together = encoder(features, torch.tensor([3000, 100]))["encoder_out"][1, :25]
+    assert_close(together, encoder(features[1:, :100], torch.tensor([100]))["encoder_out"][0], "float64")
+
+
 def test_raw_audio_is_encoded_as_if_it_were_alone() -> None:
     config = SpeechConfig(**{**SIZES, "sample_rate": 8000})
     encoder = encoder_of(config)

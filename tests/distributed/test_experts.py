@@ -14,7 +14,7 @@ pytest.importorskip("fairseq")
 from tests.checkpoints import assert_same_weights, weights
 from tests.distributed.expert_training import ADAM, SGD, assert_same_state, train
 from tests.fairseq_cli import run_fairseq, run_processes
-from tests.printed import assert_logged_alike, printed
+from tests.printed import assert_logged_alike, assert_printed_alike, printed
 from torchscale_fairseq.checkpoints.reading import load_checkpoint
 
 OPTIMIZERS = {"sgd": SGD, "adam": ADAM}
@@ -158,11 +158,7 @@ def test_generates_and_validates_in_one_process(data: Path, tmp_path: Path) -> N
     assert sum(line.startswith("H-") for line in answered.splitlines()) == 2
     alone = run_fairseq("validate", [data, *path, "--task", "translation"]).check().output
     several = run_processes(2, "validate", [data, *path, "--task", "translation"]).check().output
-    assert loss_of(alone) == loss_of(several)
-
-
-def loss_of(output: str) -> str:
-    return next(line for line in output.splitlines() if "| loss " in line).split("| loss ")[1].split(" |")[0]
+    assert_printed_alike(printed(several, "loss"), printed(alone, "loss"))
 
 
 def test_keeps_the_same_checkpoints_as_one_process(data: Path, tmp_path: Path) -> None:

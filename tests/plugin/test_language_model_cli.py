@@ -158,7 +158,7 @@ def test_blockwise_causal_attention_reads_longer_texts(xpos_run: Path, language_
             "long blocks": longer + override,
         }.items()
     }
-    assert losses["short"] == losses["short blocks"], "two blocks see each other"
+    assert losses["short"] == pytest.approx(losses["short blocks"], abs=2e-3), "two blocks see each other"
     assert losses["short"] != losses["long"] != losses["long blocks"]
     model, text = load(xpos_run, language_data), tokens_of_the_test_set(language_data)
     expected = nll(model, torch.tensor([2]), text) / len(text)

@@ -390,13 +390,9 @@ def test_training_resumes_after_a_round_trip(folder: Path) -> None:
         there["model"]["decoder.output_projection.weight"].shape
     )
     assert_same(back["last_optimizer_state"], load_checkpoint(last)["last_optimizer_state"])
-    more = ["--save-dir", folder / "more", "--max-update", "8", "--no-save"]
+    more = [*flags, *FEW_UPDATES, "--save-dir", folder / "more", "--max-update", "8", "--no-save"]
     there_losses, back_losses = (
-        printed(
-            run_fairseq("train", [*flags, *FEW_UPDATES, "--restore-file", start, *more]).check().output,
-            "loss",
-            "train_inner",
-        )
+        printed(run_fairseq("train", [*more, "--restore-file", start]).check().output, "loss", "train_inner")
         for start in (last, folder / "back.pt")
     )
     assert_printed_alike(back_losses, there_losses, "losses")

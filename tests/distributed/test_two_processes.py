@@ -23,8 +23,15 @@ def one_process(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("backend", ["pytorch_ddp", "legacy_ddp"])
-@pytest.mark.parametrize("launcher", ["torchrun", "world_size"])
+@pytest.mark.parametrize(
+    ("launcher", "backend"),
+    [
+        ("torchrun", "pytorch_ddp"),
+        ("world_size", "legacy_ddp"),
+        pytest.param("torchrun", "legacy_ddp", marks=pytest.mark.slow),
+        pytest.param("world_size", "pytorch_ddp", marks=pytest.mark.slow),
+    ],
+)
 def test_two_processes_equal_one(launcher: str, backend: str, data: Path, one_process: Path, tmp_path: Path) -> None:
     command = str(Path(sys.executable).parent / "fairseq-train")
     arguments = [data, "--user-dir", USER_DIR, *shrunk(ARCH), *COMMON, "--dropout", "0", *UPDATES]

@@ -15,6 +15,7 @@ from torch import Tensor
 from tests.helpers import assert_close, kept_for_backward, triple
 from torchscale_fairseq.core.ops import retention_forms
 from torchscale_fairseq.core.ops.backend import log_choice
+from torchscale_fairseq.core.ops.fla_tuning import CANDIDATES, tune_less
 from torchscale_fairseq.core.ops.retention import chunkwise_retention, parallel_retention, recurrent_retention
 from torchscale_fairseq.core.ops.retention_forms import CHUNKWISE_ABOVE, retention
 from torchscale_fairseq.core.ops.retention_tables import log_decays, retention_tables, token_counts
@@ -353,6 +354,23 @@ def test_what_the_fla_backend_is_given(dtype: torch.dtype, value_dim: int, monke
     assert_close(torch.cat((first, second), 1), expected, str(dtype).removeprefix("torch."))
     assert_close(whole, state, "float32")
     assert (largest[-1] < state.abs().max() / 4) == (dtype == torch.float16)
+
+
+def test_fla_is_tuned_over_few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only among its own; kernels of another kind or name are left alone."""
+    tiles = [(bk, bv, warps, stages) for bk in (32, 64) for bv in (32, 64) for warps in (2, 4) for stages in (2, 3)]
+    configs = [SimpleNamespace(kwargs={"BK": a, "BV": b}, num_warps=w, num_stages=s) for a, b, w, s in tiles]
+    tuner, other = SimpleNamespace(configs=configs), SimpleNamespace(configs=configs[:1])
+    package = ModuleType("fla.ops.common")
+    package.chunk_h = SimpleNamespace(  # type: ignore[attr-defined]
+        chunk_fwd_kernel_h=SimpleNamespace(fn=tuner), chunk_bwd_kernel_dh=SimpleNamespace(fn=other)
+    )
+    for name, module in {"fla": ModuleType("fla"), "fla.ops": ModuleType("fla.ops"), package.__name__: package}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    tune_less.__wrapped__()
+    kept = {(c.kwargs["BK"], c.kwargs["BV"], c.num_warps, c.num_stages) for c in tuner.configs}
+    assert kept == set(CANDIDATES) & set(tiles) and 1 < len(kept) < 6
+    assert other.configs == configs[:1]
 
 
 def test_chunk_size_is_checked() -> None:

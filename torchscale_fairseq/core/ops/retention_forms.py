@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .backend import Backend, choose
+from .fla_tuning import tune_less
 from .retention import RetentionResult, chunkwise_retention, parallel_retention, recurrent_retention
 from .retention_packing import packed_retention
 
@@ -134,6 +135,8 @@ def fla_retention(
     """
     from fla.ops.simple_gla import chunk_simple_gla
 
+    if not torch.compiler.is_compiling():
+        tune_less()
     width = value.size(-1)
     state = None if state is None else _even(state.to(torch.float32))
     balance = _balance(log_decay) if value.dtype == torch.float16 else None

@@ -35,7 +35,9 @@ AT_MOST = {
 }
 """Largest numbers of options; larger ones in the documents are replaced."""
 QUICK_START = re.compile(r"scripts/(quickstart\w*|experiments/\w+)\.sh")
-EXPERIMENT = re.compile(r"scripts[./]experiments[./]")
+EXPERIMENT = re.compile(r"scripts[./]experiments[./](\w+)")
+SHORTER = {"xmoe_domains": ["--max-update", str(UPDATES), "--", "--warmup-updates", "1"]}
+"""Options of experiments that have no --small."""
 PRESETS = {"quickstart": "mt_deepnorm_small", "quickstart_lm": "gpt_deepnorm_small"}
 """The architecture that a quick start trains unless --arch names another."""
 SHELL_SYNTAX = re.compile(r"^for |[|<>]")
@@ -151,9 +153,9 @@ def _tiny_quick_start(name: str, words: list[str]) -> list[str]:
 
 
 def _tiny_program(words: list[str]) -> list[str]:
-    experiment = any(EXPERIMENT.search(word) for word in words)
+    experiment = next(filter(None, map(EXPERIMENT.search, words)), None)
     smaller = ["cpu" if word == "cuda" else word for word in _smaller(words)]
-    return [*smaller, "--small"] if experiment else smaller
+    return smaller if experiment is None else [*smaller, *SHORTER.get(experiment[1], ["--small"])]
 
 
 def _tiny_fairseq(words: list[str]) -> list[str]:

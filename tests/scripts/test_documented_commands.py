@@ -22,7 +22,7 @@ DOCS = REPOSITORY / "docs"
 CLAIMS = sorted((DOCS / "claims").glob("*.md"))
 FIRST = [DOCS / "quickstart.md", *RUNNABLE]
 LEFT_OUT = (DOCS / "slides.md", DOCS / "export.md", DOCS / "speech.md")
-"""Their commands need scans of slides, timm and released weights, Hugging Face's transformers, or speech."""
+"""Slides need scans, timm and released weights, and speech recordings; tests/export/test_guide.py runs export."""
 GUIDES = [*FIRST, *(path for path in DOCUMENTS if DOCS in path.parents and path not in (*CLAIMS, *FIRST, *LEFT_OUT))]
 
 

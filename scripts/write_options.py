@@ -9,6 +9,7 @@ import dataclasses
 import sys
 import typing
 from dataclasses import Field
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,27 @@ def options_md() -> str:
         parts += [_row(f, hints[f.name]) for f in rows]
         if config_class is config.RetentionSide:
             parts.append(_of_retnet())
+    parts.append(_of_the_hooks())
     parts.append("\n## Presets\n\n| architecture | differs from the defaults by |\n|---|---|\n")
     for name, preset in presets().items():
         parts.append(f"| `{name}` | {', '.join(f'`{k}={v}`' for k, v in preset.items())} |\n")
     return "".join(parts)
+
+
+def _of_the_hooks() -> str:
+    """The table of options that every model has in fairseq alone."""
+    from torchscale_fairseq.hooks.options.model_options import ModelOptions  # and fairseq, as above
+
+    hints = typing.get_type_hints(ModelOptions)
+    rows = [
+        f"| `--{f.name.replace('_', '-')}` | {_kind(hints[f.name])} | {_shown(f.default)} | {f.metadata['help']} |\n"
+        for f in dataclasses.fields(ModelOptions)
+        if f.name in ModelOptions.__annotations__
+    ]
+    head = (
+        "These have no keyword in the core: fairseq's training reads them.\n\n| option | kind | default | meaning |\n"
+    )
+    return "".join(["\n## Training\n\n", head, "|---|---|---|---|\n", *rows])
 
 
 def presets() -> dict[str, dict[str, Any]]:
@@ -76,14 +94,22 @@ def _of_retnet() -> str:
 
 def _row(f: Field[Any], hint: Any) -> str:
     flag = f.name if f.metadata["core_only"] else "--" + f.name.replace("_", "-")
-    kind = next(k for k in typing.get_args(hint) or (hint,) if k is not type(None)).__name__
-    if kind == "bool":
-        kind = "switch"
+    kind = _kind(hint)
     if f.metadata["core_only"]:
         kind += ", core only"
-    default = "unset" if f.default is None else f"`{f.default}`"
-    meaning = f.metadata["help"] + (f"; one of {', '.join(f.metadata['choices'])}" if f.metadata["choices"] else "")
-    return f"| `{flag}` | {kind} | {default} | {meaning} |\n"
+    meaning, choices = f.metadata["help"], f.metadata["choices"] or ()
+    if not all(choice in meaning for choice in choices):
+        meaning += f"; one of {', '.join(choices)}"
+    return f"| `{flag}` | {kind} | {_shown(f.default)} | {meaning} |\n"
+
+
+def _kind(hint: Any) -> str:
+    kind = next(k for k in typing.get_args(hint) or (hint,) if k is not type(None))
+    return "switch" if kind is bool else "str" if issubclass(kind, Enum) else kind.__name__
+
+
+def _shown(default: Any) -> str:
+    return "unset" if default is None else f"`{default}`"
 
 
 def main() -> None:

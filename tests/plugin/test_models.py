@@ -33,6 +33,10 @@ OURS = sorted(name for name, cls in MODEL_REGISTRY.items() if cls.__module__.sta
 FLAGS = list(flags())
 
 
+CHOICES = {"norm": ("layernorm", "rmsnorm"), "moe_clip": ("sparse", "plain"), "bitnet_recipe": ("faq", "paper")}
+"""Of options whose help lists them at its end, or within its sentence."""
+
+
 def test_the_documented_names_are_registered() -> None:
     names = {"mt_base", "lm_base", "mlm_base"}
     four = ("", "_small", "_base", "_large")
@@ -147,6 +151,15 @@ def test_pretrained_embeddings(tmp_path: Any) -> None:
 def test_presets_are_fields() -> None:
     for arch in OURS:
         assert set(MODEL_REGISTRY[arch].preset) <= {f.name for f in dataclasses.fields(config_class(arch))}
+
+
+def test_help_gives_one_default_and_each_choice() -> None:
+    for arch in OURS:
+        for field in dataclasses.fields(MODEL_DATACLASS_REGISTRY[arch]):
+            text = field.metadata.get("help") or ""
+            assert text.count("(default") + text.count("(on in this") <= 1, f"{arch}, {field.name}: {text}"
+            for choice in CHOICES.get(field.name, ()):
+                assert choice in text, f"{arch}, {field.name}: {text}"
 
 
 def test_options_page_is_up_to_date() -> None:

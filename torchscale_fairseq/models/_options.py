@@ -60,12 +60,12 @@ def _derived_field(f: dataclasses.Field[Any], hint: Any, default: Any) -> tuple[
     kind = next(k for k in typing.get_args(hint) or (hint,) if k is not types.NoneType)
     optional = isinstance(hint, types.UnionType) or (kind is bool and default is True)
     help_text = f.metadata["help"]
-    if f.metadata["choices"]:
+    if f.metadata["choices"] and not all(choice in help_text for choice in f.metadata["choices"]):
         help_text += f"; one of {', '.join(f.metadata['choices'])}"
     if kind is bool and default is True:
         default = None
         help_text = re.sub(r" \(default: .*\)$", "", help_text) + " (on in this architecture)"
-    if default is not None and default is not False and "default" not in help_text:
+    if default is not None and default is not False and "(default" not in help_text:
         help_text += f" (default: {default})"
     metadata = {"help": help_text}
     if f.metadata["alias"]:

@@ -17,19 +17,22 @@ class BitNetOptions(Config):
     bitnet: str | None = option(
         None,
         (
-            "BitNet: quantize the linear layers of attention, retention, feed-forward networks and experts"
-            " to weights of -1, 0 or 1 times a scale (b1.58), or -1 or 1 times a scale (b1), and their "
-            "inputs to 8 bits (default: no quantization)"
+            "BitNet: train with quantized weights in the linear layers of attention, retention, feed-forward "
+            "networks and experts: -1, 0 or 1 times a scale (b1.58), or -1 or 1 times a scale (b1). Their inputs "
+            "are rounded to 8 bits (default: no quantization)"
         ),
         choices=SCHEMES,
     )
     bitnet_recipe: str | None = option(
         None,
-        ("details of bitnet: faq follows the authors' later notes and code, paper the papers (default: faq)"),
+        (
+            "variant of BitNet: as in the papers (paper), or as in the authors' later FAQ (faq), which differs in"
+            " the norm before each linear layer and in how inputs are rounded; docs/bitnet.md (default: faq)"
+        ),
         choices=RECIPES,
     )
     bitnet_packed: bool = option(
-        False, "weights are packed by torchscale-fairseq convert pack-bitnet, and are not trained"
+        False, "the checkpoint's weights were packed by torchscale-fairseq convert pack-bitnet; they cannot be trained"
     )
 
     def _check(self) -> None:

@@ -41,24 +41,27 @@ class ExpertOptions(Config):
     moe_capacity_factor: float = option(
         1.0,
         (
-            "capacity of each expert in training, relative to an even share of all tokens' choices; a "
-            "choice beyond it is dropped"
+            "capacity of each expert in training, in choices per batch, as a multiple of an even share (moe_top_k"
+            " times tokens, divided by the number of experts). Choices beyond it are dropped: the token does "
+            "without that expert"
         ),
     )
-    moe_dropless: bool = option(False, "drop no choice in training either: experts have no capacity limit")
+    moe_dropless: bool = option(
+        False, "drop no choices in training: experts have no capacity limit, and moe_capacity_factor has no effect"
+    )
     moe_eval_capacity_token_fraction: float | None = option(
         None,
         (
-            "capacity of each expert in evaluation, as a fraction of the batch's tokens; negative: the "
-            "capacity of training (default: no limit; 0.25 with torchscale_compatible)"
+            "capacity of each expert in evaluation, as a fraction of the batch's tokens; a negative value means "
+            "the capacity of training (default: no limit; 0.25 with torchscale_compatible)"
         ),
     )
     moe_second_expert_policy: str | None = option(
         None,
         (
-            "choice of a token's second and further experts in training. all: those with the highest "
-            "gates; sampling: drawn according to the gates; random: those with the highest gates, each "
-            "kept with probability moe_top_k times its gate (default: all; random with "
+            "how experts after the first are chosen for a token in training. all: the ones with the highest "
+            "gates; sampling: at random, with the gates as probabilities; random: the ones with the highest "
+            "gates, but each is used only with probability moe_top_k times its gate (default: all; random with "
             "torchscale_compatible)"
         ),
         choices=POLICIES,
@@ -66,18 +69,18 @@ class ExpertOptions(Config):
     moe_normalize_gate_prob_before_dropping: bool | None = option(
         None,
         (
-            "scale the gates of a token's experts to sum to one before choices are dropped instead of "
-            "afterwards (default: on with use_xmoe)"
+            "scale the gates of each token to sum to one over all its chosen experts, and not only over those "
+            "that had room for it (default: on with use_xmoe)"
         ),
     )
     moe_batch_prioritized_routing: bool = option(
         False,
         (
-            "when an expert is over capacity, drop the tokens with the smallest gates instead of the last "
-            "ones of the batch"
+            "when more tokens choose an expert than it has room for, drop the tokens with the smallest gates "
+            "instead of the last ones in the batch"
         ),
     )
-    moe_gating_use_fp32: bool = option(False, "compute the router in float32 in half-precision training")
+    moe_gating_use_fp32: bool = option(False, "compute the router in float32 when the model trains in half precision")
     use_xmoe: bool = option(False, "use X-MoE's router (cosine similarity in a low dimension) instead of a linear one")
     moe_routing_dim: int | None = option(
         None,
@@ -93,16 +96,16 @@ class ExpertOptions(Config):
     moe_normalize_expert_grad: str = option(
         "world_size",
         (
-            "divisor of the experts' gradients in training with several processes: the number of "
-            "processes, or its square root"
+            "with several processes, divide the experts' gradients by the number of processes (world_size) or by "
+            "its square root (sqrt_world_size)"
         ),
         choices=EXPERT_GRADIENTS,
     )
     moe_clip: str = option(
         "sparse",
         (
-            "weight of expert gradients in the clipping norm: sparse scales them by 1 / moe_expert_count "
-            "(SparseClip), plain treats them like all others"
+            "weight of the experts' gradients in the norm by which --clip-norm scales gradients: sparse counts "
+            "them times 1 / moe_expert_count (SparseClip), plain counts them like all others"
         ),
         choices=EXPERT_CLIPS,
     )

@@ -18,8 +18,12 @@ class SlideEncoderConfig(EncoderConfig):
 
     feature_dim: int = option(1536, "width of a tile's features")
     tile_size: int = option(256, "height and width of a tile in pixels")
-    grid_size: int = option(1000, "number of tiles along each side of the grid of positions")
-    max_slide_size: int = option(262144, "largest side of a slide in pixels, from which the segment lengths follow")
+    grid_size: int = option(
+        1000, "number of tiles along each side of the square grid for which there are position embeddings"
+    )
+    max_slide_size: int = option(
+        262144, "largest side of a slide in pixels; without segment_length, segment lengths follow from it"
+    )
     segment_length: str | Sequence[int] | None = option(
         None, ("segment length in tiles, one value per branch (default: five lengths that follow from max_slide_size)")
     )

@@ -21,9 +21,9 @@ class TransformerConfig(ExpertOptions, BitNetOptions):
     vocab_size: int = option(-1, "size of the vocabulary; -1: a model without embeddings", core_only=True)
     no_output_layer: bool = option(False, "build no projection to the vocabulary", core_only=True)
     activation_fn: str = option("gelu", "activation function of the feed-forward networks", choices=tuple(ACTIVATIONS))
-    gated_ffn: bool = option(False, "use gated linear units without biases as feed-forward networks")
-    norm: str = option("layernorm", "kind of all normalisation layers", choices=tuple(NORMS))
-    layernorm_eps: float = option(1e-5, "epsilon of the normalisation layers")
+    gated_ffn: bool = option(False, "use gated linear units (GLU) without biases as feed-forward networks")
+    norm: str = option("layernorm", "normalisation in all layers", choices=tuple(NORMS))
+    layernorm_eps: float = option(1e-5, "epsilon that normalisation layers add to the variance")
     dropout: float = option(0.0, "dropout probability after embeddings, attention and feed-forward networks")
     attention_dropout: float = option(0.0, "dropout probability of attention weights")
     activation_dropout: float = option(
@@ -32,22 +32,27 @@ class TransformerConfig(ExpertOptions, BitNetOptions):
     drop_path_rate: float = option(
         0.0,
         (
-            "stochastic depth: probability of skipping each sublayer of the last layer; it grows linearly "
-            "from 0 at the first layer"
+            "stochastic depth: probability of skipping a sublayer of the last layer in training; the probability "
+            "grows linearly from 0 at the first layer"
         ),
     )
     no_scale_embedding: bool = option(True, "do not multiply embeddings by the square root of their width")
     layernorm_embedding: bool = option(False, "normalise the sum of token and position embeddings")
     no_token_positional_embeddings: bool | None = option(
-        None, ("build no absolute positions (default: on if xpos_rel_pos or rel_pos_buckets supplies positions)")
+        None,
+        "add no embeddings of absolute positions (default: on if xpos_rel_pos or rel_pos_buckets supplies positions)",
     )
     rel_pos_buckets: int = option(0, "number of buckets of the T5 relative position bias; 0: no bias")
     max_rel_pos: int = option(
-        0, ("distance in tokens from which all keys share the last bucket of the T5 relative position bias; 0: no bias")
+        0, "distance in tokens from which the T5 relative position bias no longer changes; 0: no bias"
     )
     xpos_rel_pos: bool = option(False, "use xPos (rotary positions with decay) in self-attention")
     xpos_scale_base: int = option(
-        512, "distance in tokens over which xPos decays by its factor zeta; larger values decay more slowly"
+        512,
+        (
+            "distance in tokens over which xPos multiplies attention scores by its decay factors once; larger "
+            "values decay more slowly"
+        ),
     )
     deepnorm: bool = option(False, "DeepNorm: post-norm, with scaled residual connections and scaled initialisation")
     subln: bool | None = option(
@@ -63,8 +68,8 @@ class TransformerConfig(ExpertOptions, BitNetOptions):
     attention_backend: str | None = option(
         None,
         (
-            "implementation of attention: sdpa is torch's fused kernels, naive the written-out definition,"
-            " flash_attn the package of that name (default: sdpa)"
+            "implementation of attention: sdpa (torch's fused kernels), naive (the written-out definition, slow) "
+            "or flash_attn (the package flash-attn) (default: sdpa)"
         ),
         choices=Names(ATTENTION),
     )

@@ -15,8 +15,8 @@ class ModelOptions(FairseqDataclass):
         default="merged",
         metadata={
             "help": (
-                "merged: write one checkpoint file, independent of the number of processes; sharded: write the"
-                " experts to one file per process next to it, for models larger than one machine's memory "
+                "merged: write one checkpoint file, which does not depend on the number of processes; sharded: each "
+                "process writes its experts to a file next to it, for models larger than one machine's memory "
                 "(default: merged)"
             )
         },
@@ -25,8 +25,8 @@ class ModelOptions(FairseqDataclass):
         default=0,
         metadata={
             "help": (
-                "log the norms of each layer's gradient and update to TensorBoard (run norms) every N updates; "
-                "0: never (default: 0)"
+                "write the norms of each layer's gradients and updates to --tensorboard-logdir (run norms) every N "
+                "updates; 0: never (default: 0)"
             )
         },
     )
@@ -34,27 +34,33 @@ class ModelOptions(FairseqDataclass):
         default=None,
         metadata={
             "help": (
-                "peak rate of one device in TFLOP/s, to which mfu in the log is relative (default: the rate of"
-                " common GPUs is known)"
+                "peak rate of one device in TFLOP/s. The log gives the rate that training reaches as a fraction of "
+                "it, mfu (default: known for common GPUs)"
             )
         },
     )
     checkpoint_format: Optional[ChoiceEnum(["merged", "sharded"])] = field(  # type: ignore[valid-type]  # noqa: UP045
         default=None,
         metadata={
-            "help": "with --ddp-backend fully_sharded, sharded (the default): every process writes its slices to a "
-            "folder of torch.distributed.checkpoint; merged: the first process writes all of it to one file"
+            "help": (
+                "format of checkpoints with --ddp-backend fully_sharded. sharded: every process writes its slices of "
+                "the model to a folder of torch.distributed.checkpoint; merged: the first process writes the whole "
+                "model to one file (default: sharded)"
+            )
         },
     )
     async_checkpoint: bool = field(
         default=False,
-        metadata={"help": "training goes on while a sharded checkpoint is written, from a copy in host memory"},
+        metadata={"help": "continue training while a sharded checkpoint is written, from a copy in host memory"},
     )
     fsdp_shard_size: int = field(
         default=0,
         metadata={
-            "help": "with --ddp-backend fully_sharded, processes that hold one copy of the model together, of which "
-            "there are replicas then (hybrid sharding); 0: all processes"
+            "help": (
+                "with --ddp-backend fully_sharded, number of processes that shard one copy of the model (hybrid "
+                "sharding); the other processes shard further copies in groups of this size; 0: all processes shard "
+                "one copy (default: 0)"
+            )
         },
     )
     seq_parallel: bool = field(

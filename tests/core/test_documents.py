@@ -65,3 +65,13 @@ def test_the_changelog_has_the_release_of_this_version() -> None:
     sections = re.findall(r"^## (.+)$", (REPOSITORY / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
     assert sections[0] == "Unreleased"
     assert re.fullmatch(re.escape(torchscale_fairseq.__version__) + r" - \d{4}-\d{2}-\d{2}", sections[1])
+
+
+def test_paths_that_contributors_are_sent_to_exist() -> None:
+    """A path begins in the repository, in the package, or in the folder of a path before it in its row."""
+    for row in (REPOSITORY / "CONTRIBUTING.md").read_text().splitlines():
+        folders = [REPOSITORY, REPOSITORY / "torchscale_fairseq"]
+        for path in re.findall(r"`([\w./-]*(?:/|\.(?:py|md|tsv|txt))[\w./-]*)`", row):
+            found = [folder / path for folder in folders if (folder / path).exists()]
+            assert found, f"{path} in: {row}"
+            folders += [place if place.is_dir() else place.parent for place in found]

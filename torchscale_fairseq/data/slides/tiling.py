@@ -15,7 +15,8 @@ OVERVIEW = 2048
 """Pixels of the longer side of the image in which tissue is looked for."""
 LEVELS = 256
 SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".czi", ".dcm")
-"""Of slides in a folder: the formats of OpenSlide. A file that is named may have any."""
+"""Endings of the files in a folder that are read as slides: OpenSlide's formats. A file given by name may have any
+ending."""
 
 
 class Slide:

@@ -58,7 +58,7 @@ class GPT(nn.Module):
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
-    """Seconds of an update, the median of ``--repeats`` runs of ``--updates`` each, and peak bytes."""
+    """Seconds of an update, the median of ``--repeats`` runs of ``--updates`` each."""
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(1)
     device, subln = options.device, not options.pre_norm

@@ -22,6 +22,7 @@ from tests.fairseq_cli import (
 from tests.plugin.drawings import make_drawings, make_folders
 from tests.plugin.image_models import IMAGES, IMAGES_AND_TEXT
 from tests.plugin.shrunk import shrunk
+from torchscale_fairseq.core.parallel.fully_sharded import ShardingOptions
 
 COMMON = ["--cpu", "--dropout", "0", "--batch-size", "2", "--clip-norm", "0.5", "--num-workers", "0", "--no-save"]
 COMMON += ["--required-batch-size-multiple", "1", "--max-update", "100"]
@@ -56,6 +57,8 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
 
 OPTIMIZERS = {"sgd": ["--optimizer", "sgd", "--lr", "0.1"], "adam": ADAM}
 RUNS = [(2, "adam"), (4, "sgd")]
+SUMMED_ONCE = ["--no-reshard-after-forward"]
+"""Gradients of the two batches of an update in two processes are summed over processes once."""
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +68,7 @@ def recorded(cases: dict[str, list[str]], tmp_path_factory: pytest.TempPathFacto
     runs = [*((1, optimizer) for optimizer in OPTIMIZERS), *RUNS]
     for processes, optimizer in runs:
         more = [*OPTIMIZERS[optimizer]] + ([] if processes == 1 else [*SHARDED, "--checkpoint-format", "merged"])
+        more += SUMMED_ONCE if processes == 2 else []
         path = str(folder / f"{processes}{optimizer}")
         code = f"from tests.distributed.updates import record\nrecord({cases!r}, {path!r}, *{more!r})"
         run_beside_fairseq(code, plugin=False).check() if processes == 1 else run_gloo(processes, code).check()
@@ -84,6 +88,36 @@ def test_equals_one_process(family: str, optimizer: str, processes: int, recorde
     for name, value in expected["weights"].items():
         if not name.endswith("k_proj.bias"):  # attention does not depend on it: Adam magnifies rounding alone
             torch.testing.assert_close(ours["weights"][name], value, atol=1e-6, rtol=0, msg=name)
+
+
+def test_gradients_kept_whole_are_summed_once() -> None:
+    code = """
+import torch
+from torch import distributed as dist, nn
+from torchscale_fairseq.core.parallel.fully_sharded import ShardingOptions, gradients_kept_whole, shard_model
+model = nn.Linear(2, 2, bias=False)
+shard_model(model, ShardingOptions(torch.device("cpu"), reshard_after_forward=False))
+x = torch.full((1, 2), float(dist.get_rank()))
+with gradients_kept_whole([model]):
+    model(x).sum().backward()
+assert model.weight.grad is None, "summed over processes too early"
+model(x).sum().backward()
+assert torch.equal(model.weight.grad.full_tensor(), torch.ones(2, 2))
+"""
+    assert run_gloo(2, code).check().stdout.count("passed") == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "whole"),
+    [
+        ({}, False),
+        ({"reshard_after_forward": False}, True),
+        ({"reshard_after_forward": False, "compute_dtype": torch.bfloat16}, False),
+        ({"reshard_after_forward": False, "compute_dtype": torch.bfloat16, "reduce_dtype": torch.float32}, True),
+    ],
+)
+def test_when_gradients_are_kept_whole(flags: dict[str, Any], whole: bool) -> None:
+    assert ShardingOptions(torch.device("cpu"), **flags).keeps_gradients_whole is whole
 
 
 ONE_LAYER = [*LANGUAGE, *shrunk("longnet_small"), *BRANCHES, "--dropout", "0", "--batch-size", "4", "--cpu", *ADAM]

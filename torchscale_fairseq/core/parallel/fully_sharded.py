@@ -6,6 +6,7 @@ Here stands which modules are gathered together, and how optimizers that know no
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol, runtime_checkable
@@ -14,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.overrides import TorchFunctionMode
 
@@ -48,6 +49,13 @@ class ShardingOptions:
     def precision(self) -> MixedPrecisionPolicy:
         """Inputs keep their types: whoever calls the model converts them."""
         return MixedPrecisionPolicy(self.compute_dtype, self.reduce_dtype, cast_forward_inputs=False)
+
+    @property
+    def keeps_gradients_whole(self) -> bool:
+        """Whether gradients of several batches are added up before processes sum them: where gathered parameters are
+        kept too, and not in half precision, in which small gradients would be lost."""
+        half = self.compute_dtype is not None and self.reduce_dtype != torch.float32
+        return not self.reshard_after_forward and not half
 
     @property
     def offload(self) -> OffloadPolicy:
@@ -114,6 +122,20 @@ def shard_model(model: nn.Module, options: ShardingOptions) -> None:
     for module in model.modules():
         if hasattr(module, "set_reduce_scatter_unused_params"):  # torch 2.12 and later
             module.set_reduce_scatter_unused_params(True, recurse=False)  # type: ignore[operator]
+
+
+@contextmanager
+def gradients_kept_whole(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Within the block, backward passes of sharded modules leave gradients whole in each process; the next one after it
+    sums them over processes."""
+    sharded = [module for module in modules if isinstance(module, FSDPModule)]
+    for module in sharded:
+        module.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        for module in sharded:
+            module.set_requires_gradient_sync(True)
 
 
 @runtime_checkable

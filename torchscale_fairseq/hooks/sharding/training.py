@@ -1,6 +1,7 @@
 """The side of fairseq's Trainer that a sharded model needs: its optimizer, its gradients and its moving average."""
 
 from collections.abc import Mapping
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -11,7 +12,12 @@ from fairseq.models.ema.ema import EMA
 from torch import Tensor, nn
 
 from torchscale_fairseq.core.errors import InputError
-from torchscale_fairseq.core.parallel.fully_sharded import LocalParameters, local_part, shard_model
+from torchscale_fairseq.core.parallel.fully_sharded import (
+    LocalParameters,
+    gradients_kept_whole,
+    local_part,
+    shard_model,
+)
 from torchscale_fairseq.hooks.options.surfaces import spelt_as_typed
 from torchscale_fairseq.hooks.sharding import memory
 from torchscale_fairseq.hooks.sharding.options import check_options, check_unsharded, is_fully_sharded, sharding_options
@@ -53,6 +59,8 @@ class ShardedTraining:
         self.parameters = LocalParameters(chain(model.parameters(), criterion.parameters()))
         # fairseq's optimizer calls this before it looks at gradients; nn.Module's own __setattr__ would look for it
         object.__setattr__(model, "all_reduce_grads", self.parameters.take_gradients)
+        if self.options.keeps_gradients_whole:  # fairseq enters this for all batches of an update but the last
+            object.__setattr__(model, "no_sync", partial(gradients_kept_whole, self._modules))
 
     def _check_fit(self, cfg: Any, model: nn.Module) -> None:
         options = self.options

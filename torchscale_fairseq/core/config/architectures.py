@@ -46,6 +46,11 @@ class DecoderConfig(DecoderSide, DilatedOptions):
                 advice="to load a TorchScale decoder made with it, {}",
             )
 
+    @property
+    def has_two_modalities(self) -> bool:
+        """Whether feed-forward networks are doubled."""
+        return self.multiway
+
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderDecoderConfig(EncoderSide, DecoderSide):

@@ -25,9 +25,6 @@ EXPERT_OPTIONS = (
 class ExpertOptions(Config):
     """Options of mixtures of experts."""
 
-    multiway = False
-    """Whether there are two modalities; an option of most configs."""
-
     if TYPE_CHECKING:
         torchscale_compatible: bool  # of the classes below
 
@@ -162,7 +159,7 @@ class ExpertOptions(Config):
                 {"moe_top_k": 1},
                 moe_top_k=self.expert_top_k,
             )
-        if self.multiway:
+        if self.has_two_modalities:
             raise self._error(
                 "multiway",
                 "{multiway} and {moe_freq} cannot both be on: both replace the feed-forward network",
@@ -213,6 +210,11 @@ class ExpertOptions(Config):
     def sides(self) -> list[str]:
         """The sides that a model has: encoder, decoder, or both in this order."""
         return [side for side in ("encoder", "decoder") if hasattr(self, f"{side}_layers")]
+
+    @property
+    def has_two_modalities(self) -> bool:
+        """Whether feed-forward networks are doubled, which only some configs can do."""
+        return False
 
     @property
     def expert_top_k(self) -> int:

@@ -235,6 +235,11 @@ class EncoderSide(TransformerConfig):
         """Whether the encoder's norms stand before its sublayers."""
         return self._pre_norm("encoder", follows_residual_scheme=True)
 
+    @property
+    def has_two_modalities(self) -> bool:
+        """Whether feed-forward networks are doubled."""
+        return self.multiway
+
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderSide(TransformerConfig):

@@ -149,38 +149,33 @@ def encoder_spec(config: EncoderConfig | EncoderDecoderConfig, *, is_encoder_dec
         is_encoder_decoder: a decoder attends to it, whose depth counts in the residual scaling.
     """
     decoder = config if is_encoder_decoder and isinstance(config, EncoderDecoderConfig) else None
-    return _spec(
-        config,
-        "encoder",
+    shape = _Shape(
+        side="encoder",
         width=config.encoder_embed_dim,
+        ffn_width=config.encoder_ffn_embed_dim,
         layers=config.encoder_layers,
         other_layers=0 if decoder is None else decoder.decoder_layers,
-        ffn_width=config.encoder_ffn_embed_dim,
+        pre_norm=config.encoder_pre_norm,
+        last_norm=config.encoder_pre_norm and config.normalize_output,
+    )
+    return _spec(
+        config,
+        shape,
         attention=_attention(config, config.encoder_attention_heads, dilated=isinstance(config, DilatedOptions)),
         positions=_positions(config, "max_source_positions", config.max_source_positions, config.encoder_learned_pos),
         multiway=_multiway(config, "encoder"),
-        pre_norm=config.encoder_pre_norm,
-        last_norm=config.encoder_pre_norm and config.normalize_output,
         initialization=_initialization(config),
     )
 
 
 def decoder_spec(config: DecoderConfig | EncoderDecoderConfig, *, is_encoder_decoder: bool = False) -> LayerSpec:
     """The decoder of a config with attention; arguments as for ``encoder_spec``."""
-    encoder = config if is_encoder_decoder and isinstance(config, EncoderDecoderConfig) else None
     return _spec(
         config,
-        "decoder",
-        width=config.decoder_embed_dim,
-        layers=config.decoder_layers,
-        other_layers=0 if encoder is None else encoder.encoder_layers,
-        ffn_width=config.decoder_ffn_embed_dim,
-        memory_width=None if encoder is None else encoder.encoder_embed_dim,
+        _decoder_shape(config, config if is_encoder_decoder else None),
         attention=_attention(config, config.decoder_attention_heads, dilated=isinstance(config, DecoderConfig)),
         positions=_positions(config, "max_target_positions", config.max_target_positions, config.decoder_learned_pos),
         multiway=_multiway(config, "decoder"),
-        pre_norm=config.decoder_pre_norm,
-        last_norm=config.decoder_pre_norm,
         initialization=_initialization(config),
     )
 
@@ -190,12 +185,7 @@ def retnet_spec(config: AnyRetNetConfig, *, is_encoder_decoder: bool = False) ->
     encoder = config if is_encoder_decoder and isinstance(config, RetNetEncoderDecoderConfig) else None
     return _spec(
         config,
-        "decoder",
-        width=config.decoder_embed_dim,
-        layers=config.decoder_layers,
-        other_layers=0 if encoder is None else encoder.encoder_layers,
-        ffn_width=config.decoder_ffn_embed_dim,
-        memory_width=None if encoder is None else encoder.encoder_embed_dim,
+        _decoder_shape(config, encoder),
         attention=None if encoder is None else _attention(encoder, encoder.decoder_attention_heads),
         retention=RetentionSpec(
             heads=config.decoder_retention_heads,
@@ -205,55 +195,75 @@ def retnet_spec(config: AnyRetNetConfig, *, is_encoder_decoder: bool = False) ->
             backend=config.retention_backend,
         ),
         multiway=MultiwaySpec() if encoder is None else _multiway(encoder, "decoder"),
+        initialization="retnet",
+    )
+
+
+class _Shape(NamedTuple):
+    """Sizes of one side, and where its norms stand."""
+
+    side: Side
+    width: int
+    ffn_width: int
+    layers: int
+    other_layers: int
+    """Layers of the other side; 0 without one."""
+    pre_norm: bool
+    last_norm: bool
+    memory_width: int | None = None
+
+
+def _decoder_shape(config: DecoderConfig | EncoderDecoderConfig | RetNetConfig, both: AnyConfig | None) -> _Shape:
+    """The shape of a decoder; ``both`` is its config if there is an encoder too."""
+    encoder = both if isinstance(both, EncoderDecoderConfig) else None
+    return _Shape(
+        side="decoder",
+        width=config.decoder_embed_dim,
+        ffn_width=config.decoder_ffn_embed_dim,
+        layers=config.decoder_layers,
+        other_layers=0 if encoder is None else encoder.encoder_layers,
         pre_norm=config.decoder_pre_norm,
         last_norm=config.decoder_pre_norm,
-        initialization="retnet",
+        memory_width=None if encoder is None else encoder.encoder_embed_dim,
     )
 
 
 def _spec(
     config: AnyConfig,
-    side: Side,
+    shape: _Shape,
     *,
-    width: int,
-    layers: int,
-    other_layers: int,
-    ffn_width: int,
-    memory_width: int | None = None,
     attention: AttentionSpec | None,
     retention: RetentionSpec | None = None,
     positions: PositionSpec | None = None,
     multiway: MultiwaySpec,
-    pre_norm: bool,
-    last_norm: bool,
     initialization: Initialization,
 ) -> LayerSpec:
     """The options of one side, and the ones that all sides share."""
     scheme, bits = _scheme(config), _bits(config)
     norm = "rmsnorm" if isinstance(config, RetNetConfig) else config.norm
     inner_norms = scheme == "subln" and bits is None  # BitNet's layers begin with norms of their own
-    feed_forward = _feed_forward(config, ffn_width)
+    feed_forward = _feed_forward(config, shape.ffn_width)
     kind = (feed_forward.gated, norm if inner_norms else None)
     if retention is not None and config.torchscale_compatible:
         kind = (False, "layernorm")  # TorchScale's experts are plain, whatever the other networks are
     return LayerSpec(
-        side=side,
-        width=width,
-        layers=layers,
-        memory_width=memory_width,
+        side=shape.side,
+        width=shape.width,
+        layers=shape.layers,
+        memory_width=shape.memory_width,
         attention=attention,
         retention=retention,
         feed_forward=feed_forward,
-        experts=_experts(config, side, feed_forward, *kind),
+        experts=_experts(config, shape.side, feed_forward, *kind),
         positions=positions,
         multiway=multiway,
         norm=norm,
         norm_eps=config.layernorm_eps,
-        pre_norm=pre_norm,
+        pre_norm=shape.pre_norm,
         inner_norms=inner_norms,
-        last_norm=last_norm,
+        last_norm=shape.last_norm,
         scheme=scheme,
-        scaling=_scaling(config, scheme, side, layers, other_layers),
+        scaling=_scaling(config, scheme, shape),
         initialization=initialization,
         dropout=config.dropout,
         drop_path_rate=config.drop_path_rate,
@@ -268,9 +278,9 @@ def _scheme(config: AnyConfig) -> Scheme:
     return "subln" if not isinstance(config, RetNetConfig) and config.uses_subln else "plain"
 
 
-def _scaling(config: AnyConfig, scheme: Scheme, side: Side, layers: int, other_layers: int) -> ResidualScaling:
-    is_encoder = side == "encoder"
-    n, m = (layers, other_layers) if is_encoder else (other_layers, layers)
+def _scaling(config: AnyConfig, scheme: Scheme, shape: _Shape) -> ResidualScaling:
+    is_encoder = shape.side == "encoder"
+    n, m = (shape.layers, shape.other_layers) if is_encoder else (shape.other_layers, shape.layers)
     both = ResidualScaling(), ResidualScaling()
     if scheme == "subln":
         both = subln_scaling(encoder_layers=n, decoder_layers=m)

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
 from torch import Tensor, nn
 
@@ -84,16 +84,3 @@ def begin_from(
     unused = [name for name in given if name not in own]
     if unused:
         logger.warning("%s tensors of %s have no place in this model: %s", len(unused), path, ", ".join(unused))
-
-
-class FreshHead:
-    """A mixin for models whose ``head`` keeps its initial values when weights for other classes are loaded."""
-
-    head: nn.Linear
-
-    def keep_head(self, state_dict: dict[str, Any]) -> None:
-        """Put this model's own head in a state dict that has none of its shape."""
-        for key, value in self.head.state_dict(prefix="head.").items():
-            if key not in state_dict or state_dict[key].shape != value.shape:
-                logger.warning("left as initialised, since the checkpoint is for other classes: %s", key)
-                state_dict[key] = value

@@ -15,6 +15,8 @@ CHANGING = {
 ALLOWED = {
     # fairseq's build_model(cfg, task) hands nothing on to the layers that are built within
     ("torchscale_fairseq.core.parallel.groups", "_splitting"),
+    # set by a context manager of fairseq, within which it builds the model by another function
+    ("torchscale_fairseq.hooks.sharding.building", "_deferred"),
     # what the end of the process has to wait for, which no object outlives
     ("torchscale_fairseq.hooks.stock.batches", "_reading"),
 }

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from torchscale_fairseq.torchscale_api.architecture.config import EncoderConfig, integers
+from torchscale_fairseq.torchscale_api.component import dilated_attention
 from torchscale_fairseq.torchscale_api.component.dilated_attention import DilatedAttention
 
 NOT_KEPT = ("dense_to_sparse", "sparse_to_dense", "gather_kv", "gathering", "scattering")
@@ -103,3 +104,13 @@ def test_configs_are_changed_in_place() -> None:
     assert not config.encoder_normalize_before and not config.subln and not hasattr(config, "no_such_option")
     config.override(type("Args", (), {"subln": True, "deepnorm": False, "encoder_layers": None, "dropout": 0.3}))
     assert config.encoder_normalize_before and config.encoder_layers == 12 and config.dropout == 0.3
+
+
+def test_slices_of_sequences_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Instead of attending within each process's slice; in one process seq_parallel changes nothing."""
+    args = EncoderConfig(segment_length="[4]", dilated_ratio="[1]", seq_parallel=True)
+    layer, x = DilatedAttention(args, 8, 2, self_attention=True), torch.randn(1, 5, 8)
+    layer(x, x, x)
+    monkeypatch.setattr(dilated_attention, "get_data_parallel_world_size", lambda: 2)
+    with pytest.raises(NotImplementedError, match="set seq_parallel=False, or split them with a SequenceSlice"):
+        layer(x, x, x)

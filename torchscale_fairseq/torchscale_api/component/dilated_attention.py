@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ...core.ops.dilated import dilated_attention
 from .multihead_attention import MultiheadAttention
+from .utils import get_data_parallel_world_size
 
 _STEPS = ("dense_to_sparse", "sparse_to_dense", "gather_kv", "gathering", "scattering")
 
@@ -43,8 +44,10 @@ class DilatedAttention(MultiheadAttention):
 
         Raises:
             AssertionError: a relative bias is given.
+            NotImplementedError: the config has seq_parallel, and there are several processes.
         """
         assert rel_pos is None, "dilated attention takes no relative bias."
+        _refuse_slices(self.args)
         q, k, v = self._split(self.q_proj(query)), self._split(self.k_proj(key)), self._split(self.v_proj(value))
         new = q.size(1)
         if incremental_state is not None:
@@ -71,3 +74,12 @@ class DilatedAttention(MultiheadAttention):
         if self.inner_attn_ln is not None:
             output = self.inner_attn_ln(output)
         return self.out_proj(output), None
+
+
+def _refuse_slices(args: Any) -> None:
+    if getattr(args, "seq_parallel", False) and get_data_parallel_world_size() > 1:
+        raise NotImplementedError(
+            "seq_parallel=True is not served under TorchScale's names: give each process whole sequences and set "
+            "seq_parallel=False, or split them with a SequenceSlice for torchscale_fairseq.LongNetEncoder, or with "
+            "--seq-parallel on fairseq's command line."
+        )

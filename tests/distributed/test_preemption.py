@@ -1,5 +1,7 @@
 """Signals during training: a checkpoint at the next update, in all processes alike, and the exit code that says why."""
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,9 @@ Trainer.{step} = at_update_4(Trainer.{step})
 """
 
 
+Whole = Callable[[int], Path]
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_language_data(tmp_path_factory.mktemp("preemption-data"))
@@ -40,24 +45,39 @@ def told(signal: str, *, after: int, rank: int = 0, step: str = "train_step") ->
     return ONE_GETS_IT.format(signal=signal.removeprefix("SIG"), after=after, rank=str(rank), step=step)
 
 
-@pytest.fixture(scope="module", params=[1, 2])
-def whole(request: pytest.FixtureRequest, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
-    """A run that nothing disturbs."""
-    folder = tmp_path_factory.mktemp("whole")
-    train(request.param, data, folder).check()
-    return request.param, folder
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """Runs that nothing disturbs, by their number of processes."""
+
+    @cache
+    def make(processes: int) -> Path:
+        folder = tmp_path_factory.mktemp("whole")
+        train(processes, data, folder).check()
+        return folder
+
+    return make
+
+
+SIGTERM, SIGUSR1 = ("SIGTERM", "train_step", 143, 5), ("SIGUSR1", "train_step", 75, 3)
+IN_VALIDATION = ("SIGUSR1", "valid_step", 75, 4)
 
 
 @pytest.mark.parametrize(
-    ("signal", "step", "code", "after"),
-    [("SIGTERM", "train_step", 143, 5), ("SIGUSR1", "train_step", 75, 3), ("SIGUSR1", "valid_step", 75, 4)],
+    ("processes", "signal", "step", "code", "after"),
+    [
+        (1, *SIGUSR1),
+        (2, *SIGTERM),
+        (2, *IN_VALIDATION),
+        pytest.param(1, *SIGTERM, marks=pytest.mark.slow),
+        pytest.param(1, *IN_VALIDATION, marks=pytest.mark.slow),
+        pytest.param(2, *SIGUSR1, marks=pytest.mark.slow),
+    ],
 )
 def test_stops_and_goes_on(
-    signal: str, step: str, code: int, after: int, whole: tuple[int, Path], data: Path, tmp_path: Path
+    processes: int, signal: str, step: str, code: int, after: int, whole: Whole, data: Path, tmp_path: Path
 ) -> None:
     """The last process is told, and so are the workers of its data loader; it is making the fourth update, or
     validating after it, or the sixth, with two processes in the second epoch."""
-    processes, undisturbed = whole
     made = after + (step == "train_step")
     done = train(processes, data, tmp_path, told(signal, after=after, rank=processes - 1, step=step))
     assert done.returncode == code, done.output
@@ -65,7 +85,7 @@ def test_stops_and_goes_on(
     assert updates(tmp_path) == made
     assert f"goes on from {tmp_path}/checkpoint_last.pt" in done.output
     train(processes, data, tmp_path).check()
-    assert_same_weights(undisturbed, tmp_path, 0)
+    assert_same_weights(whole(processes), tmp_path, 0)
 
 
 def test_a_finished_run_just_ends(data: Path, tmp_path: Path) -> None:

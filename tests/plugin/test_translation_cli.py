@@ -155,7 +155,10 @@ def test_finetune_from_model(run: Path, data: Path, tmp_path: Path) -> None:
     assert 0 < change < 0.05
 
 
-@pytest.mark.parametrize("flag", ["--fp16", "--bf16", "--memory-efficient-fp16", "--memory-efficient-bf16", "--amp"])
+SLOW = [pytest.param(f"--memory-efficient-{half}", marks=pytest.mark.slow) for half in ("fp16", "bf16")]
+
+
+@pytest.mark.parametrize("flag", ["--fp16", "--bf16", "--amp", *SLOW])
 def test_precisions(flag: str, data: Path, tmp_path: Path) -> None:
     result = train(data, tmp_path, flag, "--fp16-init-scale", "4").check()
     losses = [float(x) for x in re.findall(r"\| loss=([\d.]+)|loss=([\d.]+)", result.output) for x in x if x]

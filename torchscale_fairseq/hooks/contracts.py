@@ -65,7 +65,7 @@ class ReadsSlices(Protocol):
         """Length of a whole sequence, in the positions that the model counts."""
 
     def share_sequences(self, rank: int, size: int) -> None:
-        """From now on, read one slice of each sequence.
+        """Read one slice of each sequence from the next batch on.
 
         Args:
             rank: of this process among those that share a sequence.

@@ -87,8 +87,8 @@ class SequenceSharing:
             del task.get_batch_iterator
 
     def slice(self, sample: dict[str, Any]) -> dict[str, Any]:
-        """This process's part of a batch, with a ``SequenceSlice`` for the model. A batch that is one already stays as
-        it is.
+        """Cut a batch to this process's slice, and add a ``SequenceSlice`` for the model. A batch that is a slice
+        already is returned unchanged.
 
         Raises:
             InputError: rows do not begin with a token, or have padding inside.

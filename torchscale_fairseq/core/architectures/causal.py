@@ -19,7 +19,7 @@ class CausalStack(Stack):
     _step_graphs: StepGraphs | None = None
 
     def record_steps(self, graphs: StepGraphs | None = None) -> None:
-        """From now on run steps of one new token as CUDA graphs where they can be recorded: on a GPU, without
+        """Run later steps of one new token as CUDA graphs where they can be recorded: on a GPU, without
         gradients, experts, dilated attention and padding. ``inner_states`` of such a step is empty. The model keeps
         memory for the largest state.
 

@@ -23,7 +23,7 @@ _GRADIENTS: dict[Activation, Callable[[Tensor, Tensor], Tensor]] = {
     F.relu: lambda gradient, x: _aten.threshold_backward(gradient, x, 0),
     F.silu: _aten.silu_backward,
 }
-"""From an activation to what takes the gradient of its output, and its input, to the gradient of its input."""
+"""Backward passes of activations: from the gradient of the output, and the input, the gradient of the input."""
 
 
 def gate(activation: Activation, x: Tensor, y: Tensor) -> Tensor:

@@ -45,8 +45,8 @@ class Products:
 
 
 def products_for(x: Tensor, weight: Tensor, segments: Segments) -> Products:
-    """On a GPU torch's grouped kernel where it serves (bfloat16, Hopper or later), else one batched product unless that
-    would mostly multiply filling; otherwise, and on the CPU, one product per group."""
+    """Choose how groups are multiplied. On a GPU: torch's grouped kernel where it serves (bfloat16, Hopper or later),
+    or else one batched product unless most of it would be filling. Otherwise, and on the CPU: one product per group."""
     return choose(PRODUCTS, ProductRequest(x, weight, None, segments))
 
 

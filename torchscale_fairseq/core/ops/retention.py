@@ -158,7 +158,7 @@ class _Product(torch.autograd.Function):
 
 
 class _Additions(torch.autograd.Function):
-    """(key * decay)^T @ value, likewise."""
+    """(key * decay)^T @ value, with a backward pass of its own."""
 
     @staticmethod
     def forward(ctx: Any, key: Tensor, decay: Tensor, value: Tensor) -> Tensor:

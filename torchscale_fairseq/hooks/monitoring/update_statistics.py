@@ -10,7 +10,7 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 LEFT_OUT = ("ppl", "wps", "wpb", "bsz")
-"""As fairseq leaves them out of what ``Trainer.train_step`` returns."""
+"""Statistics that fairseq leaves out of the result of ``Trainer.train_step``."""
 
 
 class Statistics(Mapping[str, Any]):

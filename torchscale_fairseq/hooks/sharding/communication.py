@@ -16,9 +16,9 @@ class Traffic:
     """Bytes that a GPU receives in an update."""
 
     within: float
-    """From its node."""
+    """Bytes from GPUs of its own node."""
     between: float = 0.0
-    """From other nodes."""
+    """Bytes from GPUs of other nodes."""
 
     @property
     def seconds(self) -> float:

@@ -143,7 +143,7 @@ def draw_augmentation_by_epoch(stock: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def know_the_epoch(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """As ``draw_augmentation_by_epoch`` needs it."""
+    """``set_epoch`` of the data set, which keeps the epoch for ``draw_augmentation_by_epoch``."""
 
     def set_epoch(self: Any, epoch: int) -> None:
         self.epoch = epoch
@@ -152,7 +152,7 @@ def know_the_epoch(stock: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def know_the_seed(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """As ``draw_augmentation_by_epoch`` needs it."""
+    """``from_tsv`` of the data set, which keeps the seed for ``draw_augmentation_by_epoch``."""
 
     def from_tsv(cls: type, root: str, cfg: Any, *rest: Any, seed: int, **more: Any) -> Any:
         cfg.seed = seed

@@ -63,7 +63,8 @@ def parameters_in_float32(optimizer: Any) -> list[Tensor]:
 
 
 def _gradients_in_float32(optimizer: Any) -> list[Tensor]:
-    """They lie together in one tensor per device, so that one kernel measures their norm."""
+    """Gradients of the copy in float32, which lie together in one tensor per device, so that one kernel measures their
+    norm."""
     copies = optimizer.fp32_params
     if not hasattr(optimizer, "_gradient_views"):
         flat = _together(copies) if isinstance(copies, list) else {place: copy.grad for place, copy in copies.items()}

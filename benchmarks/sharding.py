@@ -1,7 +1,8 @@
 """Fully sharded training on the GPUs of one machine: python -m benchmarks.sharding PART.
 
 Each part starts fairseq-train by torchrun on made-up text (fairseq's task dummy_lm) and prints a table: seconds per
-update, tokens per second and utilisation of a GPU, and peak memory. The values of a model are drawn on the GPU here.
+update, tokens per second and utilisation of a GPU, and peak memory. Initial values are drawn on the GPU and so equal
+each other, sharded or not. One GPU (--processes 1) does for equality, seven and save.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from fairseq.logging import metrics
 from fairseq_cli import train
 
 from torchscale_fairseq import plugin
+from torchscale_fairseq.core.deferred_values import DeferredValues, draw_deferred
 
 PEAK = 989e12
 """FLOP/s of an H100 or H200 in bfloat16."""
@@ -204,7 +206,7 @@ class Recorder:
     """Times what fairseq's Trainer does in this process.
 
     Args:
-        on_gpu: whether the model is on a GPU, on which its values are drawn as well.
+        on_gpu: whether the model is on a GPU.
     """
 
     def __init__(self, on_gpu: bool):
@@ -212,11 +214,14 @@ class Recorder:
         self.found: dict[str, Any] = {"seconds": [], "saves": [], "losses": [], "norms": [], "flops": 0.0}
 
     def building(self, stock: Callable[..., Any]) -> Callable[..., Any]:
-        """``fairseq.models.build_model``."""
+        """``fairseq.models.build_model`` of a run that is not sharded, with the values of one that is."""
 
         def build_model(*arguments: Any, **keywords: Any) -> Any:
-            with torch.device("cuda", torch.cuda.current_device()) if self.on_gpu else torch.device("cpu"):
-                return stock(*arguments, **keywords)
+            device = torch.device("cuda", torch.cuda.current_device()) if self.on_gpu else torch.device("cpu")
+            with DeferredValues(device.type).building():
+                model = stock(*arguments, **keywords)
+            draw_deferred(model.parameters(), device)
+            return model
 
         return build_model
 
@@ -262,7 +267,8 @@ def work(words: list[str]) -> None:
     """
     plugin.register()
     recorder = Recorder(torch.cuda.is_available() and "--cpu" not in words)
-    models.build_model = recorder.building(models.build_model)
+    if "fully_sharded" not in words:
+        models.build_model = recorder.building(models.build_model)
     trainer.Trainer.train_step = recorder.updating(trainer.Trainer.train_step)
     checkpoint_utils.save_checkpoint = recorder.saving(checkpoint_utils.save_checkpoint)
     sys.argv = ["fairseq-train", *words]

@@ -41,8 +41,12 @@ def test_half_precision_is_not_flattened_and_all_processes_read() -> None:
     ("given", "option", "instead"),
     [
         ({"distributed_training__zero_sharding": "os"}, "--zero-sharding os splits", "--zero-sharding none"),
-        ({"optimization__use_bmuf": True}, "--use-bmuf averages", "no --use-bmuf"),
-        ({"distributed_training__ddp_backend": "slowmo"}, "--ddp-backend slowmo", "legacy_ddp or pytorch_ddp"),
+        ({"optimization__use_bmuf": True}, "--use-bmuf averages", "drop --use-bmuf"),
+        (
+            {"distributed_training__ddp_backend": "slowmo"},
+            "--ddp-backend slowmo",
+            "legacy_ddp or --ddp-backend pytorch_ddp",
+        ),
         ({"common__amp": True}, "--amp lets each process", "--fp16 or --bf16"),
         ({"optimizer__name": "adafactor"}, "--optimizer adafactor keeps", "--optimizer adam"),
     ],

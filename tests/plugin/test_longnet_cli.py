@@ -72,7 +72,7 @@ def test_architectures_without_segments_say_who_has_them(arch: str, language_dat
     lines = run_fairseq("train", flags).stderr.splitlines()
     assert "unrecognized arguments: --dropuot 0 --segment-length" in lines[-2]
     assert lines[-2].endswith("did you mean --dropout?")
-    assert lines[-1].startswith("--segment-length and --dilated-ratio: for --arch longnet, b")
+    assert lines[-1].startswith("--segment-length and --dilated-ratio: for --arch longnet, s2t_longnet, b")
     assert "no such option" in lines[-1] and "dropuot" not in lines[-1]
 
 

@@ -105,6 +105,6 @@ def test_speed_is_averaged_over_processes(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(Trainer.__bases__[0], "_aggregate_logging_outputs", add_the_second)
     monkeypatch.setattr(Trainer, "data_parallel_world_size", 2)
     trainer = Trainer.__new__(Trainer)
-    trainer._sharing, trainer._work = None, [10.0, 2.0]
+    trainer._sharing, trainer._signals, trainer._work = None, None, [10.0, 2.0]
     assert trainer._aggregate_logging_outputs([], 1) == ([], [2])
     assert trainer._work == [20.0, 4.0]

@@ -121,8 +121,8 @@ def test_mistakes_end_in_a_line_that_names_them(discs: Path, tmp_path: Path) -> 
 
 
 def test_options_that_do_not_go_together() -> None:
-    with_times = SimpleNamespace(cfg=ImageConfig(labels="survival.csv"))
-    with_classes = SimpleNamespace(cfg=ImageConfig())
+    with_times = SimpleNamespace(cfg=ImageConfig(labels="survival.csv"), predicts="times")
+    with_classes = SimpleNamespace(cfg=ImageConfig(), predicts="classes")
     with pytest.raises(ValueError, match=r"--criterion survival needs --task image_classification with --labels"):
         SurvivalCriterion(SurvivalOptions(), with_classes)
     with pytest.raises(ValueError, match=r"--labels \(survival\.csv\) is for --criterion survival"):
@@ -166,7 +166,7 @@ def test_concordance_of_scores() -> None:
 def test_censored_images_count_less_by_alpha() -> None:
     scores, bins, events = torch.randn(6, 4).double(), torch.randint(4, (6,)), torch.tensor([1, 0, 1, 1, 0, 0])
     targets = torch.stack([torch.arange(6), events, bins], 1).double()
-    criterion = SurvivalCriterion(SurvivalOptions(alpha_surv=0.25), SimpleNamespace(cfg=ImageConfig(labels="times")))
+    criterion = SurvivalCriterion(SurvivalOptions(alpha_surv=0.25), SimpleNamespace(predicts="times"))
     weights = torch.tensor([1.0, 0.75, 1.0, 1.0, 0.75, 0.75])
     assert_close(criterion.losses(scores, targets), weights * survival_loss(scores, bins, events.bool()), "float64")
 

@@ -13,7 +13,9 @@ pytest.importorskip("soundfile")
 from tests.fairseq_cli import Finished, run_fairseq, run_processes
 from tests.plugin.spoken import SPLITS, prepare, training, write_corpus
 from torchscale_fairseq.checkpoints.reading import load_checkpoint
+from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.hooks.stock.speech import edit_distance
+from torchscale_fairseq.models.speech import SpeechModel
 
 pytestmark = pytest.mark.family
 
@@ -66,6 +68,17 @@ def test_interactive_reads_audio_files(corpus: Path, data: Path, run: Path) -> N
     words = [data, "--task", "speech_to_text", "--path", run / "checkpoint_last.pt", "--cpu"]
     done = run_fairseq("interactive", words, stdin=files).check()
     assert texts(done, "D") == {number: expected[number] for number in range(3)}
+
+
+def test_from_pretrained(corpus: Path, data: Path, run: Path, tmp_path: Path) -> None:
+    expected = texts(generate(data, run), "D")
+    model = SpeechModel.from_pretrained(str(run), "checkpoint_last.pt")
+    files = [corpus / f"test{number}.wav" for number in range(3)]
+    assert model.transcribe(files) == [expected[number] for number in range(3)]
+    assert model.transcribe(str(files[1]), beam=5) == expected[1]
+    (tmp_path / "none.wav").write_text("no audio")
+    with pytest.raises(InputError, match=r"none.wav"):
+        model.transcribe(tmp_path / "none.wav")
 
 
 def test_validate(data: Path, run: Path) -> None:

@@ -1,6 +1,7 @@
 """``from_pretrained`` that finds what its caller did not name."""
 
 import os
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ class Pretrained:
 
         Returns:
             For translation and language models fairseq's GeneratorHubInterface: ``.translate(text)`` or
-            ``.sample(text)``; ``.score(text)``, ``.models``. For the others an interface of ``_hubs.py``.
+            ``.sample(text)``; ``.score(text)``, ``.models``. For speech models ``SpeechHub``: ``.transcribe(file)``.
+            For the others an interface of ``_hubs.py``.
 
         Raises:
             FileNotFoundError: there is no checkpoint.
@@ -80,8 +82,8 @@ def _data_of(checkpoint: Path) -> str:
     folders above the checkpoint, and then in the working directory.
     """
     state = load_checkpoint(checkpoint)
-    options = state["cfg"]["task"] if state.get("cfg") else vars(state["args"])
-    given = options.get("data")
+    options = state["cfg"]["task"] if state.get("cfg") else state["args"]
+    given = (vars(options) if isinstance(options, Namespace) else options).get("data")  # tasks without a dataclass
     if not given:
         raise CheckpointError(f"{checkpoint} does not say where its data was; name the directory: data_name_or_path.")
     first = split_paths(given)[0]

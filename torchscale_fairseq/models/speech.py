@@ -24,7 +24,9 @@ from ._fits import SPEECH as FITTING_TASKS
 from ._joint_ctc import ScoresByCTC
 from ._options import ModelOptions, Preset, core_config, of_task
 from ._presets import SPEECH, SPEECH_LONGNET, SPEECH_RETENTION
+from ._pretrained import Pretrained
 from ._registration import register_presets
+from ._speech_hub import SpeechHub
 
 FROM_TASK = ("max_target_positions",)
 
@@ -83,10 +85,11 @@ class RetNetSpeechDecoder(ScoresByCTC, RetNetTextDecoder):  # type: ignore[misc]
     """A decoder with retention whose scores CTC may share."""
 
 
-class SpeechModel(RetainsDropout, FairseqEncoderDecoderModel):
+class SpeechModel(RetainsDropout, Pretrained, FairseqEncoderDecoderModel):
     """An encoder-decoder for fairseq's task speech_to_text; each preset is a subclass."""
 
     preset: Preset
+    hub = SpeechHub
     fits = FITTING_TASKS
     config_class: Any = SpeechConfig
     decoder_class: Any = SpeechDecoder

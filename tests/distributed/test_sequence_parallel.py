@@ -5,13 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 pytest.importorskip("fairseq")
+
+from omegaconf import OmegaConf
 
 from tests.checkpoints import assert_same_weights
 from tests.fairseq_cli import Finished, run_fairseq, run_gloo, run_processes, tiny_language_data
 from tests.printed import assert_logged_alike
 from torchscale_fairseq import DecoderConfig, LongNetDecoder
+from torchscale_fairseq.core.option_error import OptionError
 from torchscale_fairseq.hooks.sequence_parallel import check_options
 
 BRANCHES = ["--segment-length", "[8,20,64]", "--dilated-ratio", "[1,2,3]"]
@@ -142,3 +146,15 @@ def test_refused_options(options: dict[str, Any], message: str) -> None:
     cfg = Namespace(**{**given, "torchscale_compatible": False, "_name": "longnet", **options})
     with pytest.raises(ValueError, match=message):
         check_options(Namespace(model=cfg, distributed_training=cfg, optimization=cfg), model)
+
+
+def test_architectures_without_dilated_attention() -> None:
+    cfg = OmegaConf.create({"model": {"_name": "retnet_small", "seq_parallel": True, "seq_parallel_size": 2}})
+    cfg.distributed_training, cfg.optimization = {"ddp_backend": "pytorch_ddp"}, {"use_bmuf": False}
+    cfg.model.torchscale_compatible = False
+    with pytest.raises(OptionError) as refused:
+        check_options(cfg, nn.Module())
+    assert str(refused.value) == (
+        "--seq-parallel cannot be combined with --arch retnet_small, which cannot have dilated attention (longnet, "
+        "longvit and slide_encoder architectures have it); drop --seq-parallel and --seq-parallel-size."
+    )

@@ -2,6 +2,7 @@
 
 import ast
 import pickle
+import re
 import shlex
 import sys
 import traceback
@@ -21,11 +22,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 import torchscale_fairseq.core.config as config_package
-from tests.plugin.registered import OF_THE_TASK, WORDS, config_class, config_of
+from tests.plugin.registered import OF_THE_TASK, WORDS, config_class, config_of, parse
 from torchscale_fairseq import Decoder
 from torchscale_fairseq.core.config import BEiT3Config, DecoderConfig, EncoderConfig, LongViTConfig, RetNetConfig
 from torchscale_fairseq.core.option_error import OptionError, Surface
 from torchscale_fairseq.hooks.experts.options import prepare_options
+from torchscale_fairseq.hooks.options.effects import check_effects
 from torchscale_fairseq.hooks.options.surfaces import Flags, HydraOverrides
 from torchscale_fairseq.hooks.sequence_parallel import check_options
 from torchscale_fairseq.models._options import core_config
@@ -75,6 +77,23 @@ CONFLICTS: list[tuple[str, Options]] = [
     ("beit3_small", {"share_encoder_input_output_embed": True}),
     ("longvit_tiny", {"img_size": 1000}),
 ]
+CHAINS: list[tuple[str, Options]] = [
+    ("gpt_magneto", {"moe_routing_dim": 8}),
+    ("gpt_magneto", {"moe_routing_dim": 8, "torchscale_compatible": True}),
+    ("gpt_magneto", {"moe_expert_count": 4, "moe_top_k": 9}),
+    ("gpt_magneto", {"decoder_moe_freq": 0, "use_xmoe": True}),
+    ("gpt_magneto", {"max_rel_pos": 3}),
+    ("gpt_magneto", {"rel_pos_buckets": 400}),
+    ("gpt_magneto", {"rel_pos_buckets": 2, "max_rel_pos": 200}),
+]
+"""Each remedy settles these at once."""
+UNREAD: list[tuple[str, list[str], str]] = [
+    ("gpt_deepnorm", ["--xpos-scale-base", "256"], "xpos_scale_base"),
+    ("gpt_deepnorm", ["--moe-clip", "plain"], "moe_clip"),
+    ("retnet_base", ["--moe-gating-use-fp32", "--moe-clip", "plain"], "moe_gating_use_fp32"),
+    ("mt_deepnorm", ["--moe-expert-dropout", "0.2", "--encoder-moe-freq", "0"], "moe_expert_dropout"),
+    ("bert_deepnorm", ["--moe-capacity-factor", "2"], "moe_capacity_factor"),
+]
 KEYWORDS_ALONE: list[tuple[type, Options]] = [
     (EncoderConfig, {"vocab_size": 0}),
     (RetNetConfig, {"vocab_size": 0}),
@@ -94,7 +113,9 @@ EXPERT_CONFLICTS: list[Options] = [
 SEQUENCE_CONFLICTS: list[Options] = [
     {"seq_parallel_size": 2, **DILATED},
     {"seq_parallel": True, "seq_parallel_size": -2, **DILATED},
+    {"seq_parallel": True, "decoder_layers": 1, "segment_length": None},
     {"seq_parallel": True},
+    {"seq_parallel": True, "seq_parallel_size": 2},
     {"seq_parallel": True, "moe_freq": 1, **DILATED},
     {"seq_parallel": True, "torchscale_compatible": True, **DILATED},
     {"seq_parallel": True, "optimization.use_bmuf": True, **DILATED},
@@ -160,6 +181,52 @@ def test_keywords(arch: str, given: Options) -> None:
 @pytest.mark.parametrize(("kind", "given"), KEYWORDS_ALONE)
 def test_keywords_without_flags(kind: type, given: Options) -> None:
     check_remedies(lambda typed: as_python(kind, typed), spelt(Surface(), given))
+
+
+@pytest.mark.parametrize(("arch", "given"), CHAINS)
+def test_one_attempt_is_enough(arch: str, given: Options) -> None:
+    with pytest.raises(OptionError) as refused:
+        config_class(arch)(**given)
+    for remedy in refused.value.possible_remedies():
+        changed = {**given, **remedy}
+        config_class(arch)(**{option: value for option, value in changed.items() if value is not None})
+
+
+def test_valid_values_of_the_relative_bias_stay() -> None:
+    cases: list[tuple[Options, Options]] = [
+        ({"max_rel_pos": 32}, {"rel_pos_buckets": 32}),
+        ({"rel_pos_buckets": 64}, {"max_rel_pos": 256}),
+        ({"rel_pos_buckets": 2, "max_rel_pos": 200}, {"rel_pos_buckets": 32}),
+    ]
+    for given, remedy in cases:
+        with pytest.raises(OptionError) as refused:
+            DecoderConfig(**given)
+        assert refused.value.remedies[0] == remedy
+
+
+@pytest.mark.parametrize(("arch", "words", "option"), UNREAD)
+def test_options_that_a_model_does_not_read(arch: str, words: list[str], option: str) -> None:
+    """They are refused in training alone: trained models load."""
+
+    def attempt(words: list[str]) -> None:
+        options = parse(arch, *shlex.split(" ".join(words)))
+        options._name = arch
+        check_effects(options)
+
+    assert check_remedies(attempt, words_of(words)).option == option
+    config_of(arch, *words)
+
+
+def words_of(flags: list[str]) -> list[str]:
+    """Each flag with its value as one."""
+    return [word.strip() for word in re.split(r" (?=--)", " ".join(flags))]
+
+
+@pytest.mark.parametrize("arch", sorted(name for name, cls in MODEL_REGISTRY.items() if hasattr(cls, "preset")))
+def test_architectures_read_their_presets(arch: str) -> None:
+    options = MODEL_DATACLASS_REGISTRY[arch]()
+    options._name = arch
+    check_effects(options)
 
 
 def typed_by_users(arch: str, given: Options) -> Options:

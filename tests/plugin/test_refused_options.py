@@ -93,6 +93,12 @@ def test_sentences(
             "--tokens-per-sample",
             0,
         ): "--tokens-per-sample (0) must be at least 1; give --tokens-per-sample 1.",
+        (
+            *("train", language_data, "--task", "language_modeling", "--arch", "gpt_deepnorm_small", *FEW_UPDATES),
+            "--moe-clip",
+            "plain",
+        ): "--moe-clip plain has no use without experts; give --moe-freq 1 and --moe-expert-count 8, or drop "
+        "--moe-clip.",
         ("eval_lm", language_data, "--path", "a:b"): "--path names 2 checkpoints, and fairseq-eval-lm evaluates one: "
         "give one of them",
     }

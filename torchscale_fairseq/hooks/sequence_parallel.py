@@ -1,6 +1,6 @@
 """--seq-parallel: neighbouring processes get the same batch, and take their own slice of its sequences."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -200,22 +200,36 @@ def _check_size(options: ModelOptions) -> None:
 
 
 def _contradictions(cfg: Any, model: nn.Module) -> Iterator[OptionError]:
-    options, backend = cfg.model, cfg.distributed_training.ddp_backend
+    options, backend, without = cfg.model, cfg.distributed_training.ddp_backend, _without(cfg.model)
     modules = list(model.modules())
     if not any(isinstance(module, DilatedAttention) for module in modules):
-        condition = f"{{arch}} {options._name}, whose attention is dense"
-        yield _contradiction(condition, {"arch": "longnet"}, dict(EXAMPLE))
+        yield _of_dense_model(options, without)
     if any(isinstance(module, Experts) for module in modules):
-        yield _contradiction("experts, whose capacity is counted per batch", {"moe_freq": 0})
+        yield _contradiction("experts, whose capacity is counted per batch", without)
     if options.torchscale_compatible:
         reason = "{torchscale_compatible}, where the mixing of branches has no gradient"
-        yield _contradiction(reason, {"torchscale_compatible": None}, {"seq_parallel": None})
+        yield _contradiction(reason, {"torchscale_compatible": None}, without)
     if cfg.optimization.use_bmuf:
         reason = "{optimization.use_bmuf}, which lets processes update by themselves"
-        yield _contradiction(reason, {"optimization.use_bmuf": None}, {"seq_parallel": None})
+        yield _contradiction(reason, {"optimization.use_bmuf": None}, without)
     if backend not in ("c10d", "pytorch_ddp", "legacy_ddp", "no_c10d", "fully_sharded"):
         ways = ({"distributed_training.ddp_backend": name} for name in ("legacy_ddp", "pytorch_ddp"))
         yield _contradiction(f"{{distributed_training.ddp_backend}} {backend}", *ways)
+
+
+def _without(options: Any) -> dict[str, Any]:
+    """The remedy that leaves the sequences whole."""
+    return {"seq_parallel": None, **({"seq_parallel_size": None} if options.seq_parallel_size else {})}
+
+
+def _of_dense_model(options: Any, without: dict[str, Any]) -> OptionError:
+    """The error of a model without dilated attention, which some architectures can be given."""
+    known = options if isinstance(options, Mapping) else vars(options)
+    if "segment_length" not in known:
+        reason = ", which cannot have dilated attention (longnet, longvit and slide_encoder architectures have it)"
+        return _contradiction(f"{{arch}} {options._name}{reason}", without)
+    longnet = [{"arch": "longnet"}] if "decoder_layers" in known else []
+    return _contradiction(f"{{arch}} {options._name}, whose attention is dense", *longnet, dict(EXAMPLE))
 
 
 def _contradiction(what: str, *ways: dict[str, Any]) -> OptionError:

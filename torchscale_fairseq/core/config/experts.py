@@ -1,7 +1,7 @@
 """Options of mixtures of experts."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..ops.routing import POLICIES
 from .option import Config, check_probability, check_range, option
@@ -19,6 +19,18 @@ EXPERT_OPTIONS = (
     "moe_freeze_routing",
 )
 """Options that mean nothing in a model without experts."""
+OF_TRAINED_EXPERTS = (
+    "moe_capacity_factor",
+    "moe_eval_capacity_token_fraction",
+    "moe_second_expert_policy",
+    "moe_normalize_gate_prob_before_dropping",
+    "moe_batch_prioritized_routing",
+    "moe_gating_use_fp32",
+    "moe_expert_dropout",
+    "moe_normalize_expert_grad",
+    "moe_clip",
+)
+"""Others that mean nothing there. A model without experts can be built with them, and training refuses them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +40,9 @@ class ExpertOptions(Config):
     if TYPE_CHECKING:
         torchscale_compatible: bool  # of the classes below
 
-    moe_freq: int = option(0, "make every N-th layer a mixture-of-experts layer; 0: none")
+    moe_freq: int = option(
+        0, "make every N-th layer a mixture-of-experts layer, of which layer N is the first; 0: none"
+    )
     moe_expert_count: int = option(0, "experts per mixture-of-experts layer")
     moe_expert_ffn_dim: int | None = option(
         None, "inner width of each expert (default: that of the other feed-forward networks)"
@@ -58,8 +72,8 @@ class ExpertOptions(Config):
         (
             "how experts after the first are chosen for a token in training. all: the ones with the highest "
             "gates; sampling: at random, with the gates as probabilities; random: the ones with the highest "
-            "gates, but each is used only with probability moe_top_k times its gate (default: all; random with "
-            "torchscale_compatible)"
+            "gates, but each is used only with probability moe_top_k times its gate, or always where that is above "
+            "1 (default: all; random with torchscale_compatible)"
         ),
         choices=POLICIES,
     )
@@ -128,15 +142,20 @@ class ExpertOptions(Config):
             self._refuse_options_of_experts()
 
     def _refuse_options_of_experts(self) -> None:
-        for name in EXPERT_OPTIONS:
-            value = getattr(self, name)
-            if value not in (None, False, 0):
-                raise self._error(
-                    name,
-                    f"{{{name}=}} has no use without experts",
-                    {"moe_freq": 1, "moe_expert_count": self.moe_expert_count or max(8, self.expert_top_k)},
-                    {name: None},
-                )
+        given = [name for name in EXPERT_OPTIONS if getattr(self, name) not in (None, False, 0)]
+        if given:
+            condition = f"{{{given[0]}=}} has no use without experts"
+            raise self._error(given[0], condition, *self._ways_to_experts(), dict.fromkeys(given))
+
+    def _ways_to_experts(self) -> list[dict[str, Any]]:
+        """Remedies that give every layer experts; none if other options contradict experts."""
+        if self.moe_routing_dim is not None and self.torchscale_compatible:
+            return []
+        side = self.sides[0]
+        freq = "moe_freq" if getattr(self, f"{side}_moe_freq", None) is None else f"{side}_moe_freq"
+        fits = self.moe_expert_count >= max(1, self.expert_top_k)
+        way = {freq: 1, "moe_expert_count": self.moe_expert_count if fits else max(8, self.expert_top_k)}
+        return [way if self.moe_routing_dim is None else {**way, "use_xmoe": True}]
 
     def _check_choice_of_experts(self) -> None:
         if self.moe_expert_count < 1:

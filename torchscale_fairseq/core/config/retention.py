@@ -42,17 +42,17 @@ class RetentionSide(Config):
     retention_decay: str = option(
         "powers",
         (
-            "decay gamma of each head. powers: 1 - 2^(-5 - head); linspace: 1 - gamma falls from 1/32 to "
-            "1/512 in equal ratios"
+            "decay gamma of each head. powers: 1 - 2^(-5 - head), with heads counted from 0; linspace: 1 - gamma is "
+            "1/32 for the first head and 1/512 for the last, and falls by one factor from each head to the next"
         ),
         choices=DECAYS,
     )
     retention_backend: str = option(
         "auto",
         (
-            "implementation of retention over several tokens: torch; fla (flash-linear-attention's kernel,"
-            " for a GPU in fp16 or bf16 and batches without padding); or auto, which is fla if it is "
-            "installed and supports the batch"
+            "implementation of retention over several tokens: torch; fla (flash-linear-attention's kernel, for a GPU "
+            "in fp16 or bf16; in compiled code, for batches without padding and packed documents); or auto, which is "
+            "fla if it is installed and supports the batch, and torch otherwise"
         ),
         choices=Names(RETENTION, AUTO),
     )

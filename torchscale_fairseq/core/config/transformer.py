@@ -42,16 +42,23 @@ class TransformerConfig(ExpertOptions, BitNetOptions):
         None,
         "add no embeddings of absolute positions (default: on if xpos_rel_pos or rel_pos_buckets supplies positions)",
     )
-    rel_pos_buckets: int = option(0, "number of buckets of the T5 relative position bias; 0: no bias")
+    rel_pos_buckets: int = option(
+        0,
+        ("number of buckets of the T5 relative position bias, at least 4; needs max_rel_pos next to it; 0: no bias"),
+    )
     max_rel_pos: int = option(
-        0, "distance in tokens from which the T5 relative position bias no longer changes; 0: no bias"
+        0,
+        (
+            "distance in tokens from which the T5 relative position bias no longer changes, above half of "
+            "rel_pos_buckets; needs rel_pos_buckets next to it; 0: no bias"
+        ),
     )
     xpos_rel_pos: bool = option(False, "use xPos (rotary positions with decay) in self-attention")
     xpos_scale_base: int = option(
         512,
         (
-            "distance in tokens over which xPos multiplies attention scores by its decay factors once; larger "
-            "values decay more slowly"
+            "with xpos_rel_pos, the distance in tokens over which xPos multiplies the scores of causal attention by "
+            "its decay factors once; scores decay more slowly with larger values"
         ),
     )
     deepnorm: bool = option(False, "DeepNorm: post-norm, with scaled residual connections and scaled initialisation")
@@ -117,14 +124,14 @@ class TransformerConfig(ExpertOptions, BitNetOptions):
             raise self._error(
                 "rel_pos_buckets",
                 "{rel_pos_buckets()} and {max_rel_pos()} belong together",
-                {"rel_pos_buckets": 32, "max_rel_pos": 128},
+                self._working_bias(),
                 {"rel_pos_buckets" if self.rel_pos_buckets else "max_rel_pos": None},
             )
         if self.has_relative_bias and (self.rel_pos_buckets < 4 or self.max_rel_pos <= self.rel_pos_buckets // 2):
             raise self._error(
                 "rel_pos_buckets",
                 "{rel_pos_buckets()} must be at least 4 and {max_rel_pos()} above half of it",
-                {"rel_pos_buckets": 32, "max_rel_pos": 128},
+                self._working_bias(),
             )
         if self.flash_attention and self.attention_backend not in (None, "flash_attn"):
             raise self._error(
@@ -133,6 +140,16 @@ class TransformerConfig(ExpertOptions, BitNetOptions):
                 {"flash_attention": None},
                 {"attention_backend": None},
             )
+
+    def _working_bias(self) -> dict[str, int]:
+        """Options of a relative position bias that works: the given values as far as they can stay."""
+        buckets, distance = self.rel_pos_buckets, self.max_rel_pos
+        if buckets < 4:
+            buckets = min(32, 2 * (distance - 1)) if distance > 2 else 32
+        if distance <= buckets // 2:
+            distance = max(128, 4 * buckets)
+        working = {"rel_pos_buckets": buckets, "max_rel_pos": distance}
+        return {name: value for name, value in working.items() if value != getattr(self, name)}
 
     @property
     def uses_subln(self) -> bool:

@@ -14,6 +14,7 @@ from fairseq.optim import OPTIMIZER_REGISTRY
 from torchscale_fairseq.core.errors import InputError, did_you_mean
 from torchscale_fairseq.core.option_error import OptionError
 from torchscale_fairseq.hooks.options.backends import check_backends
+from torchscale_fairseq.hooks.options.effects import check_effects
 from torchscale_fairseq.hooks.options.surfaces import spelt_as_typed
 
 ALONE = "@@ "
@@ -62,6 +63,7 @@ def check_training(cfg: Any) -> None:
     with spelt_as_typed():
         for (group, name), least in LEAST.items():
             _check_least(f"{group}.{name}", getattr(cfg.get(group), name, None), least)
+    check_effects(cfg.model)
     check_backends(cfg)
     for name in ("eval_bleu_args", "eval_bleu_detok_args"):
         _check_json(f"--{name.replace('_', '-')}", getattr(cfg.task, name, None))

@@ -1,18 +1,25 @@
 """Options that cannot work are refused before data is read, and nothing trained is lost to a wrong name."""
 
+import ast
 from argparse import Namespace
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fairseq.dataclass.configs import FairseqConfig
+from omegaconf import OmegaConf
 
+import torchscale_fairseq.models  # noqa: F401 - registers them
 from tests.fairseq_cli import FEW_UPDATES, TINY_LANGUAGE_MODEL, run_beside_fairseq, run_fairseq
 from tests.plugin.sentences import sentences_of, training
+from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.ops import flash_attention, retention_forms
 from torchscale_fairseq.core.option_error import OptionError
 from torchscale_fairseq.hooks.errors.reporting import sentence_of
 from torchscale_fairseq.hooks.options.backends import check_backends
+from torchscale_fairseq.hooks.options.refused import check_training
+from torchscale_fairseq.hooks.options.unknown import hint
 
 PAIR = ["--dataset-impl", "raw", "--source-lang", "en", "--target-lang", "de"]
 UNKNOWN_WORDS = ["--unkpen", "-100", "--max-len-a", "0", "--max-len-b", "4", "--batch-size", "16"]
@@ -66,7 +73,7 @@ def test_sentences(
         (metric, "f1"): f"{metric} f1 is not among the figures of validation; they are loss, ppl",
         (metric, "ppl"): "success",
     }
-    commands = {
+    commands: dict[tuple[Any, ...], str] = {
         (
             *generate,
             "--model-overrides",
@@ -99,6 +106,28 @@ def test_sentences(
             "plain",
         ): "--moe-clip plain has no use without experts; give --moe-freq 1 and --moe-expert-count 8, or drop "
         "--moe-clip.",
+        **{
+            (command, data): f"--path is missing: give the checkpoint that fairseq-{command.replace('_', '-')} reads, "
+            "such as --path checkpoints/checkpoint_best.pt"
+            for command, data in (
+                ("eval_lm", language_data),
+                ("generate", translation_data),
+                ("interactive", translation_data),
+                ("validate", translation_data),
+            )
+        },
+        (
+            *("eval_lm", language_data, "--path", missing),
+        ): f"--path {missing} does not exist: {tmp_path} has no checkpoint; give a file that fairseq-train wrote to "
+        "its --save-dir, checkpoint_best.pt, say",
+        (
+            *("validate", translation_data, "--path", stock_checkpoint.parent),
+        ): f"--path {stock_checkpoint.parent} is a folder: give a checkpoint file, such as "
+        f"{stock_checkpoint.parent}/checkpoint_best.pt",
+        (
+            *(*generate, "--lm-weight", "1", "--lm-path", stock_checkpoint.with_name("none.pt")),
+        ): f"--lm-path {stock_checkpoint.parent}/none.pt does not exist: give a checkpoint file, such as "
+        f"{stock_checkpoint.parent}/checkpoint_best.pt",
         ("eval_lm", language_data, "--path", "a:b"): "--path names 2 checkpoints, and fairseq-eval-lm evaluates one: "
         "give one of them",
     }
@@ -129,6 +158,30 @@ def test_backends_before_the_model(given: dict[str, Any], message: str | None, m
     common = Namespace(cpu=True, bf16=False, fp16=False, amp=False)
     with nullcontext() if message is None else pytest.raises(OptionError, match=message):
         check_backends(Namespace(model=Namespace(**given), common=common))
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ("optimzation", r"there is no section optimzation; did you mean optimization\?"),
+        ("zzz", "there is no section zzz; choose from bmuf, bpe, checkpoint, common, .*"),
+    ],
+)
+def test_section_that_nothing_reads(section: str, message: str) -> None:
+    cfg = OmegaConf.structured(FairseqConfig())
+    OmegaConf.set_struct(cfg, False)
+    cfg[section] = {"max_update": 2}
+    with pytest.raises(InputError, match=f"^{message}$"):
+        check_training(cfg)
+
+
+def test_option_of_an_architecture_in_a_command_that_reads_a_checkpoint() -> None:
+    message = "unrecognized arguments: --subln --rel-pos-buckets 8 --segment-length=[4,8]"
+    told = hint(message, ["--path", "--arch"])
+    overrides = ast.literal_eval(ast.literal_eval(told.partition("give --model-overrides ")[2].rstrip(".")))
+    assert overrides == {"subln": True, "rel_pos_buckets": 8, "segment_length": [4, 8]}
+    assert "of this command" not in told
+    assert "the --arch of this command has no such option" in hint(message, ["--arch"])
 
 
 def test_an_option_refused_while_training_is_spelt_as_a_flag() -> None:

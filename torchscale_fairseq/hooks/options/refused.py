@@ -4,16 +4,18 @@ import ast
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fairseq.dataclass.configs import FairseqConfig
 from fairseq.optim import OPTIMIZER_REGISTRY
+from omegaconf import DictConfig
 
 from torchscale_fairseq.core.errors import InputError, did_you_mean
 from torchscale_fairseq.core.option_error import OptionError
 from torchscale_fairseq.hooks.options.backends import check_backends
+from torchscale_fairseq.hooks.options.checkpoint_paths import check_paths
 from torchscale_fairseq.hooks.options.effects import check_effects
 from torchscale_fairseq.hooks.options.surfaces import spelt_as_typed
 
@@ -21,6 +23,8 @@ ALONE = "@@ "
 """The value that fairseq gives to ``--replace-unk`` without a file, and then opens as a file."""
 JOINED = (None, "@@ ", "subword_nmt")
 """Values of ``--remove-bpe`` that ``fairseq-eval-lm`` knows."""
+LOGGING = "job_logging_cfg"
+"""The section in which ``fairseq-hydra-train`` hands Hydra's logging to its processes."""
 
 LEAST = {
     ("optimization", "update_freq"): 1,
@@ -78,7 +82,11 @@ def _check_least(option: str, given: Any, least: int) -> None:
 
 
 def _check_keys(cfg: Any) -> None:
-    """Refuse keys that Hydra added with ``+`` and that nothing reads."""
+    """Refuse keys and sections that Hydra added with ``+`` and that nothing reads."""
+    sections = {field.name for field in dataclasses.fields(FairseqConfig)}
+    for name in sorted(set(cfg) - sections - {LOGGING}):
+        if isinstance(cfg[name], Mapping | DictConfig):
+            raise InputError(f"there is no section {name}{did_you_mean(name, sections) or _listed(sections)}")
     for group in dataclasses.fields(FairseqConfig):
         if not dataclasses.is_dataclass(group.type) or cfg.get(group.name) is None:
             continue
@@ -86,6 +94,10 @@ def _check_keys(cfg: Any) -> None:
         for key in cfg[group.name]:
             if key not in known:
                 raise InputError(f"there is no key {group.name}.{key}{did_you_mean(key, known)}")
+
+
+def _listed(sections: set[str]) -> str:
+    return f"; choose from {', '.join(sorted(sections - {'_name'}))}"
 
 
 def _check_json(flag: str, text: str | None) -> None:
@@ -115,6 +127,7 @@ def check_evaluation(cfg: Any, command: str) -> None:
         _check_replacements(cfg)
     if command == "eval_lm":
         _check_eval_lm(cfg.common_eval)
+    check_paths(cfg, command)
 
 
 def _check_overrides(text: str) -> None:

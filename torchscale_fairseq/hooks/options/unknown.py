@@ -1,6 +1,7 @@
 """Errors of fairseq's command line in one sentence, with the architectures that know an unknown option."""
 
 import argparse
+import ast
 import dataclasses
 import re
 from collections.abc import Callable
@@ -61,12 +62,31 @@ def hint(message: str, known: list[str]) -> str:
             flags_of.setdefault(names, []).append(flag)
         else:
             near += _nearest_flags(flag, known)
-    lines = [
-        f"\n{' and '.join(flags)}: for --arch {names}; the --arch of this command has no such option."
-        for names, flags in flags_of.items()
-    ]
+    end = "." if "--path" in known else "; the --arch of this command has no such option."
+    lines = [f"\n{' and '.join(flags)}: for --arch {names}{end}" for names, flags in flags_of.items()]
+    if lines and "--path" in known:
+        lines.append(_instead(message, [flag for flags in flags_of.values() for flag in flags]))
     question = f"; did you mean {joined(list(dict.fromkeys(near)), 'or')}?" if near else ""
     return "".join([question, *lines])
+
+
+def _instead(message: str, flags: list[str]) -> str:
+    """The line on options of architectures for a command that takes the architecture from a checkpoint."""
+    overrides = {flag.removeprefix("--").replace("-", "_"): _value(message, flag) for flag in flags}
+    return (
+        f'\nThe checkpoint holds the options of its architecture; to change them, give --model-overrides "{overrides}".'
+    )
+
+
+def _value(message: str, flag: str) -> Any:
+    """The value of a flag among the words that argparse does not know, as Python writes it; True for a switch."""
+    found = re.search(rf"{flag}(?:=| +(?!--))(\S+)", message)
+    if found is None:
+        return True
+    try:
+        return ast.literal_eval(found[1])
+    except (SyntaxError, ValueError):
+        return found[1]
 
 
 def _nearest_flags(flag: str, known: list[str]) -> list[str]:

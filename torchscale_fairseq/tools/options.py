@@ -1,6 +1,7 @@
 """Types of options that several subcommands have."""
 
 import argparse
+from pathlib import Path
 
 
 def positive(word: str) -> int:
@@ -12,3 +13,13 @@ def positive(word: str) -> int:
     if not word.isdecimal() or int(word) < 1:
         raise argparse.ArgumentTypeError(f"{word} must be a whole number of at least 1")
     return int(word)
+
+
+def add_exported(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of a checkpoint that is exported: it, the new folder, and where its dictionaries are."""
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the checkpoint")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a new folder")
+    parser.add_argument("--data", type=Path, help="folder of the dictionaries (default: that of the training)")
+    parser.add_argument(
+        "--sentencepiece", type=Path, help="SentencePiece model (default: sentencepiece.bpe.model in that folder)"
+    )

@@ -5,19 +5,15 @@ gated feed-forward networks or not. See docs/export.md.
 """
 
 import argparse
-from pathlib import Path
+
+from torchscale_fairseq.tools.options import add_exported
 
 EXAMPLE = "torchscale-fairseq export ctranslate2 runs/en-de/checkpoint_best.pt en-de-ct2 --data data/en-de"
 QUANTIZATIONS = ("int8", "int16", "float16", "bfloat16", "float32")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the checkpoint")
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a new folder")
-    parser.add_argument("--data", type=Path, help="folder of the dictionaries (default: that of the training)")
-    parser.add_argument(
-        "--sentencepiece", type=Path, help="SentencePiece model (default: sentencepiece.bpe.model in that folder)"
-    )
+    add_exported(parser)
     parser.add_argument(
         "--quantization", choices=QUANTIZATIONS, default="float32", help="precision of the weights (default: float32)"
     )

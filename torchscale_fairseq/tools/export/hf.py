@@ -6,18 +6,14 @@ makes a checkpoint of fairseq of it again. See docs/export.md.
 """
 
 import argparse
-from pathlib import Path
+
+from torchscale_fairseq.tools.options import add_exported
 
 EXAMPLE = "torchscale-fairseq export hf runs/masked/checkpoint_best.pt masked-hf --data data/text"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the checkpoint")
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a new folder")
-    parser.add_argument("--data", type=Path, help="folder of the dictionaries (default: that of the training)")
-    parser.add_argument(
-        "--sentencepiece", type=Path, help="SentencePiece model (default: sentencepiece.bpe.model in that folder)"
-    )
+    add_exported(parser)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ from tests.fairseq_cli import REPOSITORY
 from tests.tools.families import Family, write_checkpoint
 from tests.tools.in_process import run_tool
 
-NEEDS = {"hf": "transformers", "ctranslate2": "ctranslate2"}
+NEEDS = {"hf": "transformers", "ctranslate2": "ctranslate2", "onnx": "onnxscript"}
 TRAINED = {
     "text": Family("gpt_deepnorm_small", "language_modeling"),
     "en-de": Family("mt_deepnorm_small", "translation", {"share_all_embeddings": True}),

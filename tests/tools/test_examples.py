@@ -163,6 +163,8 @@ def test_examples_work(workplace: Path) -> None:
                 assert "this needs tokenizers" in done.last_line
             elif name == "export ctranslate2" and find_spec("ctranslate2") is None:
                 assert "this needs ctranslate2" in done.last_line
+            elif name == "export onnx" and find_spec("onnxscript") is None:
+                assert "is not installed" in done.last_line
             elif name == "lm-eval" and find_spec("lm_eval") is None:
                 assert "this needs lm-eval" in done.last_line
             elif name == "import hf" and find_spec("tokenizers") is None:

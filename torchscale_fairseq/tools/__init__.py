@@ -7,7 +7,7 @@ SUBCOMMANDS = {
     "convert": "convert checkpoints: TorchScale's, safetensors, packed BitNet weights, sharded experts",
     "data": "prepare text for training; make corpora and images for first trials",
     "environment": "report versions, optional packages and the backends that can be chosen",
-    "export": "export a checkpoint for other libraries: Hugging Face's transformers, CTranslate2",
+    "export": "export a checkpoint for other libraries: transformers, CTranslate2, ONNX",
     "fill-masks": "fill the masked words of texts with a masked language model",
     "import": "import a model that export hf wrote",
     "lm-eval": "evaluate a language model on tasks of the evaluation harness lm-eval",

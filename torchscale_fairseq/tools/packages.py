@@ -44,6 +44,8 @@ OPTIONAL = [
     Package("tokenizers", "tokenizers"),
     Package("transformers", "transformers"),
     Package("ctranslate2", "ctranslate2"),
+    Package("onnx", "onnx"),
+    Package("onnxscript", "onnxscript"),
     Package("lm_eval", "lm-eval"),
     Package("PIL", "pillow"),
     Package("pyvips", "pyvips"),

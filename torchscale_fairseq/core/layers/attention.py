@@ -134,12 +134,13 @@ class MultiheadAttention(nn.Module):
             weight, bias = torch.cat([p.weight for p in parts]), torch.cat([p.bias for p in parts])
             query, key, value = map(self._heads, F.linear(x, weight, bias).chunk(3, -1))
             return query, key, value
-        return self._heads(apply(self.q_proj, x, split_position)), *self._keys_and_values(x, split_position)
+        return self._heads(apply(self.q_proj, x, split_position)), *self.keys_and_values(x, split_position)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1))
 
-    def _keys_and_values(self, source: Tensor, split_position: int | None) -> tuple[Tensor, Tensor]:
+    def keys_and_values(self, source: Tensor, split_position: int | None = None) -> tuple[Tensor, Tensor]:
+        """Keys and values of a sequence or a memory (batch, seq, width), each (batch, seq, heads, head_dim)."""
         return (
             self._heads(apply(self.k_proj, source, split_position)),
             self._heads(apply(self.v_proj, source, split_position)),
@@ -147,11 +148,11 @@ class MultiheadAttention(nn.Module):
 
     def _of_memory(self, memory: Tensor, split_position: int | None, cache: Any) -> tuple[Tensor, Tensor]:
         if cache is None:
-            return self._keys_and_values(memory, split_position)
+            return self.keys_and_values(memory, split_position)
         if cache.length:
             kept: tuple[Tensor, Tensor] = cache.content()
             return kept
-        added: tuple[Tensor, Tensor] = cache.append(*self._keys_and_values(memory, split_position))
+        added: tuple[Tensor, Tensor] = cache.append(*self.keys_and_values(memory, split_position))
         return added
 
     def extra_repr(self) -> str:

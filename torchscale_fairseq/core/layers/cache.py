@@ -125,6 +125,10 @@ class DecodingState:
         state: DecodingState = incremental_state[_KEY_IN_INCREMENTAL_STATE]
         return state
 
+    def as_incremental_state(self) -> dict[Any, Any]:
+        """A caller's dictionary that holds this state."""
+        return {_KEY_IN_INCREMENTAL_STATE: self}
+
     def extend_padding_mask(self, padding_mask: Tensor | None, new_tokens: int) -> Tensor | None:
         """Mask of all tokens, old and new; remembered.
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .masks import is_traced
+
 _LARGEST_EXPONENT = 80 / -math.log(0.4 / 1.4)
 _LARGEST_FP16_EXPONENT = 4
 
@@ -53,7 +55,7 @@ def xpos_tables(
         dtype: of the model.
 
     Raises:
-        ValueError: the scale would overflow.
+        ValueError: the scale would overflow; not checked in a traced model, whose lengths are open.
     """
     wide = torch.promote_types(dtype, torch.float32)
     pairs = torch.arange(0, head_dim, 2, dtype=wide, device=positions.device)
@@ -61,7 +63,7 @@ def xpos_tables(
     cos, sin = angles.cos(), angles.sin()
     if not decay:
         return XPosTables((cos, sin), (cos, sin), wide=False)
-    if span / scale_base > _LARGEST_EXPONENT:
+    if not is_traced() and span / scale_base > _LARGEST_EXPONENT:
         raise ValueError(
             f"xpos_scale_base ({scale_base}) is too small for {span} tokens; "
             f"use at least {math.ceil(span / _LARGEST_EXPONENT)}."

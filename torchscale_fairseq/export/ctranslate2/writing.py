@@ -5,9 +5,9 @@ from pathlib import Path
 
 from torchscale_fairseq.core.architectures.encoder_decoder import EncoderDecoder
 from torchscale_fairseq.core.files import make_directory_atomically
-from torchscale_fairseq.core.saving import build
 from torchscale_fairseq.export.dictionaries import PIECES, Dictionaries
-from torchscale_fairseq.tools.convert.safetensors_folder import Parts, parts_of
+from torchscale_fairseq.export.plain_model import plain_model
+from torchscale_fairseq.tools.convert.safetensors_folder import parts_of
 
 from .requirements import refuse
 from .specification import specification
@@ -32,7 +32,9 @@ def export(checkpoint: Path, folder: Path, dictionaries: Dictionaries, quantizat
         side: dictionaries.symbols(task, language, len(parts.tensors[f"{side}.embed_tokens.weight"]))
         for side, language in (("encoder", "source"), ("decoder", "target"))
     }
-    model = specification(_core(parts), sides["encoder"], sides["decoder"])
+    core = plain_model(parts)
+    assert isinstance(core, EncoderDecoder)
+    model = specification(core, sides["encoder"], sides["decoder"])
     model.validate()
     model.optimize(quantization=quantization)
     pieces = dictionaries.pieces_file(task)
@@ -41,11 +43,3 @@ def export(checkpoint: Path, folder: Path, dictionaries: Dictionaries, quantizat
         if pieces is not None:
             shutil.copy(pieces, scratch / PIECES)
     return f"{len(sides['encoder']):,} source and {len(sides['decoder']):,} target symbols, weights in {quantization}"
-
-
-def _core(parts: Parts) -> EncoderDecoder:
-    """The core's model in float32."""
-    core = build(parts.config, parts.tensors)
-    core.load_state_dict(parts.tensors)
-    assert isinstance(core, EncoderDecoder)
-    return core.float().eval()

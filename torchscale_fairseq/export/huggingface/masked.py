@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 from transformers.modeling_outputs import MaskedLMOutput
 
-from torchscale_fairseq.core.ops.positions import absolute_positions
+from torchscale_fairseq.export.encoding import encode
 
 from .base import CoreModel, hidden
 from .causal import label_loss
@@ -31,7 +31,7 @@ class CoreForMaskedLM(CoreModel):
             labels: (batch, seq), the tokens behind the masks, -100 elsewhere.
             output_hidden_states: return the features in front of the first layer and after each.
         """
-        out = encode(self.core, input_ids, attention_mask, return_all_hiddens=bool(output_hidden_states))
+        out = encode(self.core, input_ids, hidden(attention_mask), return_all_hiddens=bool(output_hidden_states))
         logits = out["encoder_out"]
         loss = None
         if labels is not None:
@@ -39,19 +39,3 @@ class CoreForMaskedLM(CoreModel):
         states = tuple(out["encoder_states"]) if output_hidden_states else None
         output = MaskedLMOutput(loss=loss, logits=logits, hidden_states=states)
         return output.to_tuple() if return_dict is False else output
-
-
-def encode(encoder: Any, tokens: Tensor, attention_mask: Tensor | None, **more: Any) -> dict[str, Any]:
-    """Run the core's encoder with fairseq's positions.
-
-    Args:
-        encoder: the core's.
-        tokens: (batch, seq).
-        attention_mask: (batch, seq), 0 for padding.
-        more: arguments of the encoder.
-    """
-    padding = hidden(attention_mask)
-    positions = None
-    if padding is not None and encoder.config.torchscale_compatible:
-        positions = absolute_positions(padding)
-    return encoder(tokens, padding, positions=positions, **more)

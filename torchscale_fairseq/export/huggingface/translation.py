@@ -6,11 +6,12 @@ from torch import Tensor, nn
 from transformers import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
+from torchscale_fairseq.export.encoding import encode
+
 from .base import CoreModel, hidden
 from .cache import DecodingCache
 from .causal import IGNORED, label_loss
 from .generation import StatefulGeneration
-from .masked import encode
 
 
 class SourceEncoder(nn.Module):
@@ -24,7 +25,7 @@ class SourceEncoder(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> BaseModelOutput:
         """Features (batch, seq, width) of input_ids (batch, seq)."""
-        out = encode(self._held[0].encoder, input_ids, attention_mask)
+        out = encode(self._held[0].encoder, input_ids, hidden(attention_mask))
         return BaseModelOutput(last_hidden_state=out["encoder_out"])
 
 
@@ -86,7 +87,7 @@ class CoreForSeq2SeqLM(StatefulGeneration, CoreModel, GenerationMixin):
         if encoder_outputs is None:
             if input_ids is None:
                 raise ValueError("a translation model needs input_ids or encoder_outputs.")
-            encoded = encode(self.core.encoder, input_ids, attention_mask)
+            encoded = encode(self.core.encoder, input_ids, hidden(attention_mask))
             encoder_outputs = BaseModelOutput(last_hidden_state=encoded["encoder_out"])
         if decoder_input_ids is None:
             if labels is None:

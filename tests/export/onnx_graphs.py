@@ -10,6 +10,7 @@ import torch
 
 from tests.export.exported import MORE, write_words
 from tests.tools.families import FAMILIES, Family, write_checkpoint
+from tests.tools.in_process import run_tool
 from torchscale_fairseq.export.dictionaries import Dictionaries
 from torchscale_fairseq.export.onnx.writing import export
 
@@ -20,6 +21,8 @@ RELATIVE = Family("mt_deepnorm_small", "translation", {"rel_pos_buckets": 8, "ma
 
 def exported_graphs(name: str, folder: Path) -> tuple[Any, Path]:
     """The model of a family in fairseq, with two layers and values as after training, and the folder of its graphs."""
+    if name == "packed":
+        return packed_graphs(folder)
     family = (FAMILIES | MORE | {"blocks": BLOCKS, "relative": RELATIVE})[name]
     layers = {"decoder_layers": 2} if name in ("gpt", "retnet", "mt") else {}
     checkpoint = folder / "model.pt"
@@ -34,6 +37,14 @@ def exported_graphs(name: str, folder: Path) -> tuple[Any, Path]:
     state["model"] = model.state_dict()
     torch.save(state, checkpoint)
     export(checkpoint, folder / "graphs", Dictionaries(write_words(folder / "words")))
+    return model, folder / "graphs"
+
+
+def packed_graphs(folder: Path) -> tuple[Any, Path]:
+    """Of a BitNet with packed weights; the model is the one before."""
+    model = write_checkpoint(FAMILIES["bitnet"], folder / "bitnet.pt")
+    run_tool("convert", "pack-bitnet", folder / "bitnet.pt", folder / "packed.pt").check()
+    export(folder / "packed.pt", folder / "graphs", Dictionaries(write_words(folder / "words")))
     return model, folder / "graphs"
 
 

@@ -1,13 +1,13 @@
 """Steps of decoding: from new tokens and the state of earlier ones to logits and the new state."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchscale_fairseq.core.architectures.decoder import Decoder
-from torchscale_fairseq.core.architectures.retnet import RetNetDecoder, RetNetState
+from torchscale_fairseq.core.architectures.retnet import RetNetDecoder, RetNetLayer, RetNetState
 from torchscale_fairseq.core.layers.cache import DecodingState, LayerState
 
 from .inputs import BATCH, LENGTH, MEMORY_PADDING, NEW, PAST, Input
@@ -95,9 +95,12 @@ class RetentionStep(nn.Module):
 
     def state_inputs(self) -> dict[str, Input]:
         """Examples of the state."""
-        config = self.decoder.config
-        heads, clamps = config.decoder_retention_heads, self.decoder.layers[0].retention.clamp_scores
-        widths = config.decoder_embed_dim // heads, config.decoder_value_embed_dim // heads + clamps
+        config, first = self.decoder.config, cast(RetNetLayer, self.decoder.layers[0])
+        heads = config.decoder_retention_heads
+        widths = (
+            config.decoder_embed_dim // heads,
+            config.decoder_value_embed_dim // heads + first.retention.clamp_scores,
+        )
         matrices = {
             f"state.{layer}": Input(torch.zeros(BATCH, heads, *widths), {0: "batch"})
             for layer in range(len(self.decoder.layers))

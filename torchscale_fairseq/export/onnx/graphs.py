@@ -65,7 +65,7 @@ class TextEncoder(nn.Module):
         self.encoder = encoder
 
     def forward(self, tensors: dict[str, Tensor]) -> Tensor:
-        """Of tokens (batch, seq) and padding_mask (batch, seq), True for padding."""
+        """Encode tokens (batch, seq) with padding_mask (batch, seq), True for padding."""
         logits: Tensor = encode(self.encoder, **tensors)["encoder_out"]
         return logits
 
@@ -78,7 +78,7 @@ class ImageClassifier(nn.Module):
         self.model = model
 
     def forward(self, tensors: dict[str, Tensor]) -> Tensor:
-        """Of images (batch, channels, height, width)."""
+        """Score images (batch, channels, height, width)."""
         scores: Tensor = self.model(**tensors)
         return scores
 
@@ -91,7 +91,7 @@ class PairEncoder(nn.Module):
         self.model = model
 
     def forward(self, tensors: dict[str, Tensor]) -> Tensor:
-        """Of tokens (batch, words), padding_mask, True for padding, and images (batch, channels, height, width)."""
+        """Encode tokens (batch, words), padding_mask, True for padding, and images (batch, channels, height, width)."""
         out = self.model(tensors["tokens"], tensors["images"], tensors["padding_mask"])
         features: Tensor = out["encoder_out"]
         return features
@@ -105,7 +105,7 @@ class SourceEncoder(nn.Module):
         self.model = model
 
     def forward(self, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """Of tokens (batch, seq) and padding_mask (batch, seq), True for padding."""
+        """Encode tokens (batch, seq) with padding_mask (batch, seq), True for padding."""
         memory = encode(self.model.encoder, **tensors)["encoder_out"]
         layers: list[Any] = list(self.model.decoder.layers)
         pairs = [layer.encoder_attn.keys_and_values(memory) for layer in layers]

@@ -7,7 +7,7 @@ from torch import Tensor
 from tests.helpers import pair, triple
 from torchscale_fairseq import dilated_attention
 from torchscale_fairseq.core.ops.dilated_pattern import naive_dilated_attention
-from torchscale_fairseq.core.ops.kernels import (
+from torchscale_fairseq.core.ops.partial_attention import (
     NAIVE,
     Efficient,
     Flash,

@@ -24,8 +24,8 @@ from torch.autograd.function import once_differentiable
 
 from .dilated_layout import Layout
 from .dilated_pattern import checked_branches, head_offsets
-from .kernels import Partial, PartialRequest, Scores, choose_kernel
 from .masks import is_traced, marked
+from .partial_attention import Partial, PartialRequest, Scores, choose_kernel
 
 Tensors = tuple[Tensor, Tensor, Tensor]
 """Query, key and value, or what belongs to them."""

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.helpers import assert_close, triple
 from torchscale_fairseq.core.ops.attention import naive_attention
-from torchscale_fairseq.core.ops.kernels import (
+from torchscale_fairseq.core.ops.partial_attention import (
     NAIVE,
     Efficient,
     FlashOnCPU,

@@ -5,12 +5,13 @@ training, in one run.
     python -m benchmarks.speech --archs s2t_magneto s2t_longnet --options=--compile
     python -m benchmarks.speech --device cpu --utterances 40 --seconds 1 3 --max-tokens 600 --updates 100 --small
 
-Both sides train with CTC on the same batches of utterances of uneven length, random features that this script stores as
-data prepare-speech does. Stock runs without this package. The speed is the median of the logged ones, without the first
+Both sides train with CTC on the same batches of utterances of uneven length, in one epoch, on random features that this
+script stores. Stock runs without this package. The speed is the median of the logged ones, without the first
 50 updates.
 """
 
 import argparse
+import math
 import shlex
 import statistics
 import sys
@@ -31,21 +32,34 @@ TOKENS_PER_SECOND = 4
 WORDS = 1000
 
 
-def write_data(folder: Path, count: int, seconds: tuple[float, float]) -> float:
-    """Write a training split of random features and words; hours of audio per target token."""
+def write_data(folder: Path, count: int, seconds: tuple[float, float], frames: int = 0) -> float:
+    """Write a training split of random features and words.
+
+    Args:
+        folder: to make.
+        count: utterances with features of their own.
+        seconds: shortest and longest utterance.
+        frames: that the split should have at least; its manifest lists the utterances again until it does, so that
+            training begins no second epoch.
+
+    Returns:
+        Hours of audio per target token.
+    """
     drawn = np.random.default_rng(1)
     (folder / "features").mkdir(parents=True)
     (folder / "dict.txt").write_text("".join(f"w{index} 1\n" for index in range(WORDS)))
     (folder / "config.yaml").write_text(f"audio_root: {folder.resolve()}\nshuffle: true\n")
-    rows, frames_in_all, tokens_in_all = ["id\taudio\tn_frames\ttgt_text"], 0, 0
+    rows, frames_in_all, tokens_in_all = [], 0, 0
     for number in range(count):
-        frames = int(FRAMES_PER_SECOND * drawn.uniform(*seconds))
-        tokens = max(1, TOKENS_PER_SECOND * frames // FRAMES_PER_SECOND)
-        np.save(folder / f"features/{number}.npy", drawn.standard_normal((frames, 80), dtype=np.float32))
+        length = int(FRAMES_PER_SECOND * drawn.uniform(*seconds))
+        tokens = max(1, TOKENS_PER_SECOND * length // FRAMES_PER_SECOND)
+        np.save(folder / f"features/{number}.npy", drawn.standard_normal((length, 80), dtype=np.float32))
         words = " ".join(f"w{index}" for index in drawn.integers(0, WORDS, tokens))
-        rows.append(f"u{number}\tfeatures/{number}.npy\t{frames}\t{words}")
-        frames_in_all, tokens_in_all = frames_in_all + frames, tokens_in_all + tokens + 1  # the end is a token
-    (folder / "train.tsv").write_text("\n".join(rows) + "\n")
+        rows.append(f"features/{number}.npy\t{length}\t{words}")
+        frames_in_all, tokens_in_all = frames_in_all + length, tokens_in_all + tokens + 1  # the end is a token
+    listed = enumerate(rows * max(1, math.ceil(frames / frames_in_all)))
+    lines = ["id\taudio\tn_frames\ttgt_text", *(f"u{number}\t{row}" for number, row in listed)]
+    (folder / "train.tsv").write_text("\n".join(lines) + "\n")
     return frames_in_all / FRAMES_PER_SECOND / 3600 / tokens_in_all
 
 
@@ -64,7 +78,8 @@ def train(arch: str, data: Path, options: argparse.Namespace) -> float:
 def main(words: list[str]) -> int:
     options = parse_options(words)
     with tempfile.TemporaryDirectory() as folder:
-        hours = write_data(Path(folder) / "data", options.utterances, tuple(options.seconds))
+        frames = options.updates * options.max_tokens
+        hours = write_data(Path(folder) / "data", options.utterances, tuple(options.seconds), frames)
         speeds = {}
         for arch in (STOCK, *options.archs):
             speeds[arch] = hours * train(arch, Path(folder) / "data", options)
@@ -85,7 +100,7 @@ def parse_options(words: list[str]) -> argparse.Namespace:
     add("--archs", nargs="+", default=["s2t_magneto"], metavar="ARCH", help=f"next to {STOCK} (s2t_magneto)")
     add("--options", default="", help="of fairseq-train, for this package's models alone, such as --compile")
     add("--device", choices=("cpu", "cuda"), default="cuda", help="(cuda)")
-    add("--utterances", type=positive, default=1500, help="of the data (1500)")
+    add("--utterances", type=positive, default=1500, help="with features of their own (1500)")
     add("--seconds", type=float, nargs=2, default=[2.0, 20.0], help="shortest and longest utterance (2 20)")
     add("--max-tokens", type=positive, default=80000, help="frames of a batch (80000)")
     add("--updates", type=positive, default=300, help="of each training (300)")

@@ -33,3 +33,10 @@ def test_hours_per_token(tmp_path: Path) -> None:
     hours = speech.write_data(tmp_path / "data", 2, (1.0, 1.0))
     assert hours == pytest.approx(2 / 3600 / (2 * (4 + 1)))
     assert len((tmp_path / "data/train.tsv").read_text().splitlines()) == 3
+
+
+def test_an_epoch_has_enough_frames(tmp_path: Path) -> None:
+    speech.write_data(tmp_path / "data", 2, (1.0, 1.0), frames=500)
+    rows = [line.split("\t") for line in (tmp_path / "data/train.tsv").read_text().splitlines()[1:]]
+    assert sum(int(row[2]) for row in rows) == 600
+    assert len({row[0] for row in rows}) == 6 and len({row[1] for row in rows}) == 2

@@ -16,6 +16,7 @@ from torchscale_fairseq.checkpoints.reading import load_checkpoint
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.hooks.stock.speech import edit_distance
 from torchscale_fairseq.models.speech import SpeechModel
+from torchscale_fairseq.tools.command import make_parser
 
 pytestmark = pytest.mark.family
 
@@ -79,6 +80,19 @@ def test_from_pretrained(corpus: Path, data: Path, run: Path, tmp_path: Path) ->
     (tmp_path / "none.wav").write_text("no audio")
     with pytest.raises(InputError, match=r"none.wav"):
         model.transcribe(tmp_path / "none.wav")
+
+
+def test_averaged_checkpoints_recognise(data: Path, run: Path, tmp_path: Path) -> None:
+    """Two checkpoints whose weights lie on either side of a model's: their average is that model."""
+    checkpoint = load_checkpoint(run / "checkpoint_last.pt")
+    for number, sign in enumerate((1, -1), 1):
+        torch.manual_seed(0)
+        moved = {name: value + sign * torch.rand_like(value) for name, value in checkpoint["model"].items()}
+        torch.save({**checkpoint, "model": moved}, tmp_path / f"checkpoint{number}.pt")
+    words = ["average-checkpoints", "--inputs", str(tmp_path), "--num-epoch-checkpoints", "2"]
+    options = make_parser().parse_args([*words, "--output", str(tmp_path / "checkpoint_last.pt")])
+    options.run(options)
+    assert texts(generate(data, tmp_path), "D") == texts(generate(data, run), "D")
 
 
 def test_validate(data: Path, run: Path) -> None:

@@ -19,6 +19,8 @@ from torchscale_fairseq.core.ops.filterbank import kaldi_filterbank
 from torchscale_fairseq.data.problems import DataError
 from torchscale_fairseq.data.speech.audio import FULL_SCALE, read_audio
 from torchscale_fairseq.data.speech.corpora import read_corpus
+from torchscale_fairseq.tools.command import make_parser
+from torchscale_fairseq.tools.data import speak_text
 
 TONE = say(["low"], 0)
 
@@ -132,6 +134,21 @@ def test_parts_of_files(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", np.arange(16000) / 32768, RATE, subtype="PCM_16")
     waveform, _ = read_audio(tmp_path / "a.wav", start=0.25, seconds=0.5)
     assert len(waveform) == 8000 and float(waveform[0]) * 32768 == pytest.approx(4000, abs=1)
+
+
+def test_a_table_of_spoken_lines_has_the_text_to_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Next to the lines themselves, which --text spoken reads."""
+    monkeypatch.setattr(speak_text.shutil, "which", lambda name: name)
+    monkeypatch.setattr(speak_text, "speak", lambda reading, path: path.write_bytes(b""))
+    for name, lines in (("a.de", "Eins\nZwei\n3\n"), ("a.en", "One\nTwo\n3\n")):
+        (tmp_path / name).write_text(lines)
+    files = ["speak-text", str(tmp_path / "a.de"), "--translations", str(tmp_path / "a.en"), "--language", "de"]
+    words = ["data", *files, "--without-digits", "--output", str(tmp_path / "out"), "--name", "train"]
+    options = make_parser().parse_args(words)
+    options.run(options)
+    table = tmp_path / "out/train.tsv"
+    assert [utterance.text for utterance in read_corpus(table, None)] == ["One", "Two"]
+    assert [utterance.text for utterance in read_corpus(table, "spoken")] == ["Eins", "Zwei"]
 
 
 def test_no_layout_that_is_known(tmp_path: Path) -> None:

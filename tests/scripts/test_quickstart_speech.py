@@ -28,3 +28,4 @@ def test_both_models_are_scored(words: list[str], tmp_path: Path) -> None:
     score = r"BLEU = " if words else r"WER: "
     assert re.search(rf"^s2t_magneto_small +{score}[\d.]+", printed, re.MULTILINE)
     assert re.search(rf"^s2t_transformer_xs +{score}[\d.]+", printed, re.MULTILINE)
+    assert bool(words) == bool(re.search(r"^cascade +BLEU = [\d.]+", printed, re.MULTILINE))

@@ -2,7 +2,7 @@
 
 Each line gets a voice, a speed, a pitch and noise of its own. Two voices out of seven are kept for --held-out, so that
 a test set has voices that training has not. The directory holds WAV files and TABLE.tsv, which data prepare-speech
-reads.
+reads: the column text has the text to learn, and the column spoken the line.
 
 espeak-ng is a program of its own (Debian: apt-get install espeak-ng). A call that is repeated resumes.
 """
@@ -75,11 +75,11 @@ def run(options: argparse.Namespace) -> None:
         for _ in progress([pool.submit(speak_line, n) for n in range(len(files))], f"speaking {options.name}", "lines"):
             _.result()
     rows = [
-        "\t".join((f"{options.name}-{n:05d}", str(file.relative_to(options.output)), r.learnt, r.voice))
+        "\t".join((f"{options.name}-{n:05d}", str(file.relative_to(options.output)), r.learnt, r.text, r.voice))
         for n, (file, r) in enumerate(zip(files, readings, strict=True))
     ]
     with write_atomically(options.output / f"{options.name}.tsv") as scratch:
-        preparation.write_lines(["id\taudio\ttext\tspeaker", *rows], scratch)
+        preparation.write_lines(["id\taudio\ttext\tspoken\tspeaker", *rows], scratch)
     print(f"wrote {options.output / options.name}.tsv: {len(rows)} lines by {len({r.voice for r in readings})} voices")
 
 

@@ -18,7 +18,7 @@ from ..parallel.sequence import SequenceSlice
 from .causal import CausalStack
 from .factory import LayerFactory
 from .layer import Layer
-from .positions import TokenPositions, position_rows, positions_in_scores, xpos_for
+from .positions import TokenPositions, packed_positions, position_rows, positions_in_scores, xpos_for
 from .spec import decoder_spec
 
 
@@ -99,6 +99,7 @@ class Decoder(CausalStack):
         return_all_hiddens: bool = False,
         token_embeddings: Tensor | None = None,
         sequence_slice: SequenceSlice | None = None,
+        document_starts: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Decode a batch: all positions at once, or those that the state has not seen.
 
@@ -113,6 +114,8 @@ class Decoder(CausalStack):
             token_embeddings: (batch, seq or new tokens, width), in place of embed_tokens.
             sequence_slice: the tokens are this process's slice of longer rows, which it knows the padding of; needs
                 dilated attention.
+            document_starts: (batch, seq), True or 1 for the first token of each document. Documents do not see each
+                other, and positions begin anew in each; padding ends one.
 
         Returns:
             Logits (batch, new tokens, vocabulary), or features with features_only or without an output
@@ -121,10 +124,12 @@ class Decoder(CausalStack):
 
         Raises:
             InputError: a padding mask holds floats, or the input is longer than max_target_positions.
-            ValueError: input is missing, or a slice is to be decoded step by step.
+            ValueError: input is missing; or a slice or packed documents are to be decoded step by step.
         """
         if sequence_slice is not None and incremental_state is not None:
             raise ValueError("incremental_state has no place with sequence_slice; decode in one process.")
+        if document_starts is not None and (incremental_state is not None or encoder_out is not None):
+            raise ValueError("document_starts has no place with incremental_state or encoder_out.")
         self_attn_padding_mask = as_mask(self_attn_padding_mask, "self_attn_padding_mask")
         state = self._state(incremental_state)
         if not features_only and token_embeddings is None:
@@ -136,6 +141,8 @@ class Decoder(CausalStack):
         if sequence_slice is not None:
             sequence_slice = sequence_slice.to(embedding.device)
             tokens = TokenPositions.of_slice(sequence_slice, embedding.device)
+        elif document_starts is not None:
+            tokens = packed_positions(document_starts, self_attn_padding_mask)
         else:
             tokens = self._positions(self_attn_padding_mask, state, past, embedding)
         rows = position_rows(tokens.rows, tokens.padding_mask, start=past, x=embedding)
@@ -203,16 +210,18 @@ class Decoder(CausalStack):
         dtype: torch.dtype,
     ) -> AttentionInputs:
         padding_mask, new, total = tokens.padding_mask, tokens.in_scores[:, past:], tokens.total
-        if padding_mask is not None and state is None and not has_padding_before_tokens(padding_mask):
+        if tokens.documents is not None:
+            padding_mask = None  # a document holds no padding
+        elif padding_mask is not None and state is None and not has_padding_before_tokens(padding_mask):
             padding_mask = None  # causal attention does not look to the right
         base = self._xpos_scale_base
         centre = total // 2 if state is None or base is None else state.xpos_centre_for(total, base)
-        bias = self.self_attn_relative_position
         return AttentionInputs(
             causal=True,
             block=0 if self.training else self.config.blockwise_causal_window // 2,
             key_padding_mask=padding_mask,
-            bias=None if bias is None else bias(new, tokens.in_scores),
+            bias=tokens.bias(self.self_attn_relative_position, new.size(1)),
+            documents=tokens.documents,
             xpos=xpos_for(self.spec, new, causal=True, centre=centre, span=total - past, dtype=dtype),
             sequence_slice=sequence_slice,
         )

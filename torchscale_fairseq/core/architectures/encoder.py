@@ -16,7 +16,7 @@ from ..parallel.sequence import SequenceSlice
 from .factory import LayerFactory
 from .layer import Layer
 from .layer_sequence import routing_outputs
-from .positions import TokenPositions, position_rows, positions_in_scores, xpos_for
+from .positions import TokenPositions, packed_positions, position_rows, positions_in_scores, xpos_for
 from .spec import encoder_spec
 from .stack import Stack
 
@@ -89,6 +89,7 @@ class Encoder(Stack):
         incremental_state: list[dict[str, Any]] | None = None,
         positions: Tensor | None = None,
         sequence_slice: SequenceSlice | None = None,
+        document_starts: Tensor | None = None,
     ) -> dict[str, Any]:
         """Encode a batch.
 
@@ -105,6 +106,8 @@ class Encoder(Stack):
             positions: (batch, seq), rows of the position table; by default counted from the padding mask.
             sequence_slice: the tokens are this process's slice of longer rows, which it knows the padding of; needs
                 dilated attention.
+            document_starts: (batch, seq), True or 1 for the first token of each document. Documents do not see each
+                other, and positions begin anew in each; padding ends one.
 
         Returns:
             encoder_out (batch, seq, width or vocabulary), encoder_embedding, encoder_padding_mask,
@@ -113,10 +116,19 @@ class Encoder(Stack):
 
         Raises:
             InputError: a padding mask holds floats, or the input is longer than max_source_positions.
-            ValueError: input is missing, or a slice continues earlier ones.
+            ValueError: input is missing; a slice continues earlier ones; or an argument has no place with
+                document_starts.
         """
         if sequence_slice is not None and incremental_state is not None:
             raise ValueError("incremental_state has no place with sequence_slice.")
+        if document_starts is not None:
+            rivals = {
+                "incremental_state": incremental_state,
+                "positions": positions,
+                "attn_mask": attn_mask,
+                "multiway_split_position": multiway_split_position,
+            }
+            _refuse_with_documents(rivals)
         if token_embeddings is None:
             if src_tokens is None:
                 raise ValueError("the encoder needs src_tokens or token_embeddings.")
@@ -129,6 +141,8 @@ class Encoder(Stack):
             sequence_slice = sequence_slice.to(token_embeddings.device)
             encoder_padding_mask = sequence_slice.padding_mask()
             tokens = TokenPositions.of_slice(sequence_slice, token_embeddings.device)
+        elif document_starts is not None:
+            tokens = packed_positions(document_starts, encoder_padding_mask)
         else:
             tokens = self._positions(encoder_padding_mask, positions, past, token_embeddings)
 
@@ -195,17 +209,24 @@ class Encoder(Stack):
         dtype: torch.dtype,
     ) -> AttentionInputs:
         positions, total = tokens.in_scores, tokens.total
-        bias = None if self.relative_position is None else self.relative_position(positions, positions)
+        bias = tokens.bias(self.relative_position, positions.size(1))
         if attn_mask is not None:
             hidden = torch.zeros_like(attn_mask, dtype=dtype).masked_fill(attn_mask.bool(), torch.finfo(dtype).min / 2)
             bias = hidden[None, None] if bias is None else bias + hidden
         return AttentionInputs(
-            key_padding_mask=tokens.padding_mask,
+            key_padding_mask=tokens.padding_mask if tokens.documents is None else None,
             bias=bias,
+            documents=tokens.documents,
             xpos=xpos_for(self.spec, positions, causal=False, centre=total // 2, span=total, dtype=dtype),
             split_position=split,
             sequence_slice=sequence_slice,
         )
+
+
+def _refuse_with_documents(arguments: dict[str, Any]) -> None:
+    for name, value in arguments.items():
+        if value is not None:
+            raise ValueError(f"{name} has no place with document_starts; encode each document by itself.")
 
 
 def _states(incremental_state: list[dict[str, Any]]) -> list[LayerState]:

@@ -1,13 +1,14 @@
 """Positions of the tokens of one forward pass."""
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
 from ..layers.multiway import Multiway
-from ..ops.masks import is_traced, marked
+from ..ops.documents import Documents, documents_of
+from ..ops.masks import as_mask, is_traced, marked
 from ..ops.positions import FIRST_POSITION, absolute_positions, has_padding_inside, relative_positions
 from ..ops.xpos import XPosTables, xpos_tables
 from ..parallel.sequence import SequenceSlice
@@ -42,7 +43,10 @@ class TokenPositions(NamedTuple):
     in_scores: Tensor
     """(batch or 1, earlier and new tokens), positions whose differences count in scores."""
     total: int
-    """Earlier and new tokens, in all processes that hold slices of them."""
+    """Earlier and new tokens, in all processes that hold slices of them; in packed rows, those of the longest
+    document."""
+    documents: Documents | None = None
+    """The documents of packed rows, in which positions begin anew."""
 
     @classmethod
     def of_slice(cls, sequence_slice: SequenceSlice, device: torch.device) -> "TokenPositions":
@@ -53,6 +57,37 @@ class TokenPositions(NamedTuple):
             sequence_slice.positions(device),
             sequence_slice.total,
         )
+
+    @classmethod
+    def of_documents(cls, documents: Documents, padding_mask: Tensor | None) -> "TokenPositions":
+        """The positions of packed rows, (batch, seq)."""
+        rows = documents.position_rows(padding_mask)
+        return cls(padding_mask, rows, documents.positions, documents.longest, documents)
+
+    def bias(self, relative: nn.Module | None, new: int) -> Tensor | None:
+        """Bias of the scores of the last ``new`` tokens by relative positions, or of a document of the longest's
+        length."""
+        if relative is None:
+            return None
+        if self.documents is None:
+            return cast(Tensor, relative(self.in_scores[:, -new:], self.in_scores))
+        positions = torch.arange(self.total, device=self.in_scores.device)[None]
+        return cast(Tensor, relative(positions, positions))
+
+
+def packed_positions(document_starts: Tensor, padding_mask: Tensor | None) -> TokenPositions:
+    """The positions of packed rows.
+
+    Args:
+        document_starts: (batch, seq), True or 1 for the first token of each document.
+        padding_mask: (batch, seq), True for padding.
+
+    Raises:
+        InputError: document_starts holds floats.
+    """
+    padding_mask, starts = marked(padding_mask), as_mask(document_starts, "document_starts")
+    assert starts is not None
+    return TokenPositions.of_documents(documents_of(starts, padding_mask), padding_mask)
 
 
 def check_length(spec: LayerSpec, embed_positions: nn.Module, rows: Tensor, total: int) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from ..ops.attention import AttentionMask
 from ..ops.backends import attention
 from ..ops.dilated import dilated_attention
@@ -50,6 +51,11 @@ class DilatedAttention(MultiheadAttention):
         assert not inputs.block, "refused by the config"
         if inputs.sequence_slice is not None:
             return self._attend_in_slices(query, key, value, inputs.sequence_slice, causal=inputs.causal)
+        if inputs.documents is not None:
+            raise InputError(
+                "document_starts needs dense attention: segment_length counts from the first token of a row. Give each "
+                "document a row of its own."
+            )
         if inputs.bias is not None:
             raise ValueError("attn_mask has no place in dilated attention; hide padding with encoder_padding_mask.")
         if cache is not None and not inputs.causal:

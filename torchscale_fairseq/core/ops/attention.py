@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .documents import Documents
+
 AttentionResult = tuple[Tensor, Tensor | None]
 """Output and log-sum-exp, if the backend has it, as ``ops.backends.attention`` returns them."""
 
@@ -26,6 +28,9 @@ class AttentionMask:
     """(batch, key_length), True for keys that nothing may see."""
     bias: Tensor | None = None
     """Added to the scaled scores; broadcastable to (batch, heads, query_length, key_length)."""
+    documents: Documents | None = None
+    """A query sees keys of its own document alone. Then there is no key_padding_mask, and the bias is for documents,
+    (1, heads or 1, longest document, longest document)."""
 
     def visible(self, query_length: int, key_length: int, device: torch.device) -> Tensor | None:
         """Bool, broadcastable to (batch, heads, query_length, key_length), or None where all queries see all keys."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from .attention import EVERYTHING, AttentionMask, AttentionRequest, AttentionResult, naive_attention
 from .backend import Backend, choose
 from .flash_attention import FlashAttn
+from .packed_attention import attention_by_documents, varlen_attention, varlen_refusal
 
 CUDNN_FROM = 2048
 """Least number of keys for which torch may choose cuDNN's attention. From that number on it is the fastest; but it
@@ -47,7 +48,22 @@ def attention(
     """
     scale = query.size(-1) ** -0.5 if scale is None else scale
     request = AttentionRequest(query, key, value, mask, scale, dropout, need_log_sum_exp)
+    if mask.documents is not None:
+        return _within_documents(request, backend), None
     return choose(ATTENTION, request, backend, option="attention_backend").run(request)
+
+
+def _within_documents(request: AttentionRequest, backend: str) -> Tensor:
+    """Attention within the documents of packed rows; by sdpa, with torch's flash attention where it can."""
+    assert not request.need_log_sum_exp, "dilated attention, which needs it, refuses documents"
+    if backend == "sdpa" and varlen_refusal(request) is None:
+        return varlen_attention(request)
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask) -> Tensor:
+        options: dict[str, Any] = {"scale": request.scale, "dropout": request.dropout, "backend": backend}
+        return attention(query, key, value, mask=mask, **options)[0]
+
+    return attention_by_documents(request, attend)
 
 
 class Naive:

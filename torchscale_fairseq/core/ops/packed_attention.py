@@ -1,0 +1,68 @@
+"""Attention within the documents of packed rows: by a kernel that knows sequences of different lengths, or document by
+document. Documents of similar length are computed together, as rows of a batch."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .attention import AttentionMask, AttentionRequest
+from .documents import Documents, Group
+
+HALF = (torch.float16, torch.bfloat16)
+WIDEST_HEAD = 256
+Attend = Callable[[Tensor, Tensor, Tensor, AttentionMask], Tensor]
+"""Attention of (batch, seq, heads, head_dim) under a mask."""
+
+
+def varlen_refusal(request: AttentionRequest) -> str | None:
+    """Why flash attention cannot compute all documents at once, as the rest of a sentence; None if it can."""
+    query, mask = request.query, request.mask
+    if query.device.type != "cuda" or query.dtype not in HALF:
+        return f"needs fp16 or bf16 on a GPU, not {query.dtype} on {query.device.type}"
+    if torch.cuda.get_device_capability(query.device) < (8, 0):
+        return "needs a GPU of compute capability 8.0 or more"
+    if mask.bias is not None or mask.block:
+        return "knows no bias and no blockwise causal attention"
+    if query.size(-1) > WIDEST_HEAD or query.size(-1) % 8:
+        return f"needs heads of at most {WIDEST_HEAD} channels, a multiple of 8, not {query.size(-1)}"
+    return None
+
+
+def varlen_attention(request: AttentionRequest) -> Tensor:
+    """Attention within documents by torch's flash attention for sequences of different lengths, which is
+    differentiable. Shapes as for ``ops.backends.attention``."""
+    documents, query = _documents(request), request.query
+    offsets, longest = documents.offsets, documents.longest
+    output, *_ = torch.ops.aten._flash_attention_forward.default(
+        *(x.flatten(0, 1) for x in (query, request.key, request.value)),
+        *(offsets, offsets, longest, longest),
+        *(request.dropout, request.mask.causal, False),
+        scale=request.scale,
+    )
+    return output.view(query.shape)
+
+
+def attention_by_documents(request: AttentionRequest, attend: Attend) -> Tensor:
+    """Attention within documents, group by group. Shapes as for ``ops.backends.attention``; a bias is for documents,
+    (1, heads or 1, longest, longest)."""
+    documents = _documents(request)
+    inputs = [x.flatten(0, 1) for x in (request.query, request.key, request.value)]
+    outputs = [_of_group(inputs, group, request.mask, attend) for group in documents.groups]
+    return torch.cat(outputs).index_select(0, documents.ungrouped).view(request.query.shape)
+
+
+def _of_group(inputs: list[Tensor], group: Group, mask: AttentionMask, attend: Attend) -> Tensor:
+    """(tokens of the group, heads, head_dim)."""
+    query, key, value = (x[group.tokens] for x in inputs)
+    length = group.tokens.size(1)
+    bias = None if mask.bias is None else mask.bias[..., :length, :length]
+    hidden = None if mask.causal else group.beyond  # causal attention does not look to the right
+    output = attend(query, key, value, replace(mask, documents=None, bias=bias, key_padding_mask=hidden))
+    return output.flatten(0, 1) if group.beyond is None else output[~group.beyond]
+
+
+def _documents(request: AttentionRequest) -> Documents:
+    assert request.mask.documents is not None
+    return request.mask.documents

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.core.families import main_output, retnet
-from tests.core.models import decoder, encoder, encoder_decoder, tokens
+from tests.core.models import decoder, encoder, tokens
 from tests.helpers import assert_close
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.ops.documents import Documents
@@ -79,9 +79,7 @@ def test_padding_behind_documents_changes_nothing(build: Any) -> None:
     text, starts = tokens(1, 9), first_tokens(((5, 4),))
     padded = torch.nn.functional.pad(text, (0, 3), value=1)
     name = "self_attn_padding_mask" if build is decoder else "encoder_padding_mask"
-    output = main_output(
-        model(padded, document_starts=nn.functional.pad(starts, (0, 3)), **{name: padded.eq(1)})
-    )
+    output = main_output(model(padded, document_starts=nn.functional.pad(starts, (0, 3)), **{name: padded.eq(1)}))
     assert_close(output[:, :9], main_output(model(text, document_starts=starts)), "float64")
 
 
@@ -108,5 +106,5 @@ def test_models_that_cannot_separate_documents_say_why() -> None:
         longnet(tokens(2, 9), document_starts=starts)
     with pytest.raises(ValueError, match="document_starts has no place with incremental_state"):
         decoder()(tokens(2, 9), document_starts=starts, incremental_state={})
-    with pytest.raises(ValueError, match="attn_mask has no place with document_starts"):
+    with pytest.raises(ValueError, match="attn_mask and multiway_split_position have no place with document_starts"):
         encoder()(tokens(2, 9), document_starts=starts, attn_mask=torch.zeros(9, 9))

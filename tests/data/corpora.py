@@ -61,6 +61,18 @@ def write_dictionary(data: Path, leave_out: int = 0) -> None:
     (data / "dict.txt").write_text("".join(f"{piece} 1\n" for piece in pieces), encoding="utf-8")
 
 
+def slow_documents(data: Path) -> list[list[int]]:
+    """The tokens of each document of the training text by fairseq's rule: each line's pieces, as the dictionary numbers
+    them, and </s>."""
+    tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(data / "sentencepiece.bpe.model"))
+    documents: list[list[int]] = []
+    for name in LINES:
+        for document in (data / f"shard/train/{name}.txt").read_text().split("\n\n"):
+            lines = [tokenizer.encode(line) for line in document.splitlines() if line]
+            documents.append([token for pieces in lines for token in (*(piece + 1 for piece in pieces), 2)])
+    return [document for document in documents if document]
+
+
 def opened(
     data: Path,
     split: str = "train",
@@ -72,6 +84,7 @@ def opened(
     skip: bool = False,
     masking: Masking | None = None,
     index_dir: Path | None = None,
+    packed: bool = False,
 ) -> PretrainingDataset:
     """A split as the task opens it; causal unless there is a masking."""
     problems = Problems(skip=skip)
@@ -79,7 +92,12 @@ def opened(
     dictionary = load_dictionary(data / "dict.txt", with_mask=False)
     encoder = TextEncoder(pieces, dictionary, data / "dict.txt", problems)
     corpus = Corpus(
-        data, split, pieces, capacity=capacity, break_mode=break_mode, problems=problems, index_dir=index_dir
+        *(data, split, pieces),
+        capacity=capacity,
+        break_mode=break_mode,
+        problems=problems,
+        index_dir=index_dir,
+        room_for_bos=packed and masking is not None,
     )
     order = SampleOrder(corpus.samples, corpus.weights, read_ahead=read_ahead, seed=seed)
-    return PretrainingDataset(corpus, order, encoder, dictionary, masking=masking, seed=seed or 0)
+    return PretrainingDataset(corpus, order, encoder, dictionary, masking=masking, seed=seed or 0, packed=packed)

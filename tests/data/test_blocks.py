@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torchscale_fairseq.data.text.blocks import BREAK_MODES, cut
+from torchscale_fairseq.data.text.blocks import BREAK_MODES, cut, document_starts
 from torchscale_fairseq.data.text.index import UNIT
 
 
@@ -42,6 +42,16 @@ def test_where_a_sample_lies() -> None:
     assert block.tolist() == (1, 2, 9, 15, 1, 4)
 
 
+def test_room_for_a_token_in_front_of_each_document() -> None:
+    """Lines of 3, 4, (document), 2, 5, (document), 1: three samples of 8 with the two places, in either mode."""
+    units = units_of([[3], [4], [0], [2], [5], [0], [0], [1]])
+    assert document_starts(units).tolist() == [7, 14]
+    whole_lines = cut(units, 8, "complete", room_for_bos=True)
+    assert whole_lines["size"].tolist() == [7, 7, 1] and whole_lines["skip"].tolist() == [0, 0, 0]
+    filled = cut(units, 8, "none", room_for_bos=True)  # the first one ends with the place in front of the line of 2
+    assert filled["size"].tolist() == [7, 7, 1] and filled["skip"].tolist() == [0, 0, 0]
+
+
 def test_nothing_but_empty_lines() -> None:
     assert len(cut(units_of([[0], [0]]), 8, "complete")) == 0
 
@@ -51,10 +61,13 @@ def test_nothing_but_empty_lines() -> None:
     st.lists(st.one_of(st.just([0]), st.lists(st.integers(2, 30), min_size=1, max_size=3)), min_size=1, max_size=30),
     st.integers(4, 20),
     st.sampled_from(BREAK_MODES),
+    st.booleans(),
 )
-def test_every_token_is_in_exactly_one_sample(lines: list[list[int]], capacity: int, mode: str) -> None:
+def test_every_token_is_in_exactly_one_sample(
+    lines: list[list[int]], capacity: int, mode: str, room_for_bos: bool
+) -> None:
     units = units_of(lines)
-    blocks = cut(units, capacity, mode)
+    blocks = cut(units, capacity, mode, room_for_bos=room_for_bos)
     assert blocks["size"].sum() == units["tokens"].sum()
     starts = np.cumsum(units["tokens"]) - units["tokens"]
     place = 0

@@ -38,9 +38,11 @@ class DecoderAdapter(FairseqIncrementalDecoder):
         src_lengths: Tensor | None = None,
         token_embeddings: Tensor | None = None,
         sequence_slice: SequenceSlice | None = None,
+        document_starts: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Decode (batch, seq) tokens; padding, on either side, is read off them. With --seq-parallel,
-        sequence_slice says which slice of longer rows they are."""
+        sequence_slice says which slice of longer rows they are; with --pack-documents, document_starts (batch, seq)
+        where documents begin."""
         return self.core.forward(
             self,
             prev_output_tokens,
@@ -51,6 +53,7 @@ class DecoderAdapter(FairseqIncrementalDecoder):
             return_all_hiddens=return_all_hiddens,
             token_embeddings=token_embeddings,
             **({} if sequence_slice is None else {"sequence_slice": sequence_slice}),
+            **({} if document_starts is None else {"document_starts": document_starts}),
         )
 
     def extract_features(self, prev_output_tokens: Tensor, **arguments: Any) -> tuple[Tensor, dict[str, Any]]:

@@ -46,10 +46,13 @@ class TextEncoder(FairseqEncoder, Encoder):
         token_embeddings: Tensor | None = None,
         features_only: bool = False,
         sequence_slice: SequenceSlice | None = None,
+        document_starts: Tensor | None = None,
     ) -> dict[str, Any]:
         """Encode (batch, seq) tokens; padding, on either side, is read off them. With --seq-parallel, sequence_slice
-        says which slice of longer rows they are."""
+        says which slice of longer rows they are; with --pack-documents, document_starts (batch, seq) where documents
+        begin."""
         padding_mask = src_tokens.eq(self.dictionary.pad())
+        leaves_padding_out = self.config.torchscale_compatible and document_starts is None
         return Encoder.forward(
             self,
             src_tokens,
@@ -57,8 +60,9 @@ class TextEncoder(FairseqEncoder, Encoder):
             return_all_hiddens=return_all_hiddens,
             token_embeddings=token_embeddings,
             features_only=features_only,
-            positions=absolute_positions(padding_mask) if self.config.torchscale_compatible else None,
+            positions=absolute_positions(padding_mask) if leaves_padding_out else None,
             sequence_slice=sequence_slice,
+            document_starts=document_starts,
         )
 
     def max_positions(self) -> int:

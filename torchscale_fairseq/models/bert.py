@@ -50,6 +50,8 @@ class MaskedLanguageModel(Pretrained, FairseqEncoderModel):
     preset: Preset
     hub = MaskedLanguageHub
     fits = FITTING_TASKS
+    separates_documents = True
+    """``forward`` takes document_starts (--pack-documents)."""
     instead = (
         "A masked language model reads a whole sequence at once and does not predict the next token: "
         "torchscale-fairseq fill-masks fills masked words, and fairseq-validate measures it."
@@ -96,6 +98,7 @@ class MaskedLanguageModel(Pretrained, FairseqEncoderModel):
         classification_head_name: str | None = None,
         masked_tokens: Tensor | None = None,
         sequence_slice: SequenceSlice | None = None,
+        document_starts: Tensor | None = None,
         **_: Any,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Read whole sequences.
@@ -108,13 +111,19 @@ class MaskedLanguageModel(Pretrained, FairseqEncoderModel):
             classification_head_name: return this head's scores, (batch, classes).
             masked_tokens: (batch, seq), True where logits are wanted; they come as (tokens, vocabulary).
             sequence_slice: the tokens are this slice of longer rows (--seq-parallel).
+            document_starts: (batch, seq), True for the first token of each document and of padding
+                (--pack-documents).
 
         Returns:
             Logits (batch, seq, vocabulary) by default; and inner_states, a list of (batch, seq, width),
             with l_aux and routing as from ``Encoder``.
         """
         output = self.encoder(
-            src_tokens, return_all_hiddens=return_all_hiddens, features_only=True, sequence_slice=sequence_slice
+            src_tokens,
+            return_all_hiddens=return_all_hiddens,
+            features_only=True,
+            sequence_slice=sequence_slice,
+            document_starts=document_starts,
         )
         x = output["encoder_out"]
         if classification_head_name is not None:

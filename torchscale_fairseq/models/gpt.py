@@ -4,15 +4,18 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from fairseq.models import FairseqLanguageModel
+from torch import Tensor
 
 from torchscale_fairseq.core.config import DecoderConfig
 from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.core.ops.documents import starts_after_empty_lines
 
 from ._decoder import TextDecoder
 from ._dictionary import token_embedding
 from ._dropout import RetainsDropout
 from ._fits import LANGUAGE as FITTING_TASKS
 from ._options import ModelOptions, Preset, core_config, of_task
+from ._packing import check_packing
 from ._presets import LANGUAGE
 from ._pretrained import Pretrained
 from ._registration import register_presets
@@ -26,6 +29,15 @@ class LanguageModelOptions(ModelOptions):
 
     tokens_per_sample: Optional[int] = field(default=of_task("tokens_per_sample"))  # noqa: UP045
     add_bos_token: Optional[bool] = field(default=of_task("add_bos_token"))  # noqa: UP045
+    pack_documents: bool = field(
+        default=False,
+        metadata={
+            "help": (
+                "documents in a sample do not see each other, and positions begin anew in each, as if each document "
+                "were alone; an empty line ends a document"
+            )
+        },
+    )
 
 
 class LanguageModel(RetainsDropout, Pretrained, FairseqLanguageModel):
@@ -33,10 +45,14 @@ class LanguageModel(RetainsDropout, Pretrained, FairseqLanguageModel):
 
     preset: Preset
     fits = FITTING_TASKS
+    separates_documents = True
+    """``forward`` takes document_starts (--pack-documents)."""
     config_class: Any = DecoderConfig
     decoder_class: Any = TextDecoder
     added_tokens = 0
     """Tokens in front of a text."""
+    packs_documents = False
+    """Documents are told apart by empty lines, unless batches say where they begin."""
 
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> "LanguageModel":
@@ -57,7 +73,16 @@ class LanguageModel(RetainsDropout, Pretrained, FairseqLanguageModel):
         config = core_config(cfg, cls.config_class, cls.preset, vocab_size=len(source), max_target_positions=length)
         model = cls(cls.decoder_class(config, source, token_embedding(source, config.decoder_embed_dim)))
         model.added_tokens = added
+        if cfg.pack_documents:
+            check_packing(cfg._name, model)
+            model.packs_documents = True
         return model
+
+    def forward(self, src_tokens: Tensor, document_starts: Tensor | None = None, **arguments: Any) -> Any:
+        """Logits of all next tokens; arguments as of the decoder's ``forward``."""
+        if self.packs_documents and document_starts is None:
+            document_starts = starts_after_empty_lines(src_tokens, self.decoder.dictionary.eos())
+        return self.decoder(src_tokens, document_starts=document_starts, **arguments)
 
     def max_positions(self) -> int:
         """Longest text in tokens, without those that the task adds to it."""

@@ -25,10 +25,13 @@ from torchscale_fairseq.data.text.masking import Masking
 from torchscale_fairseq.data.text.order import SampleOrder
 from torchscale_fairseq.data.text.pieces import MASK, PieceEncoder, TextEncoder, load_dictionary
 from torchscale_fairseq.data.text.pretraining_dataset import PretrainingDataset
+from torchscale_fairseq.models._packing import check_packing
 
 logger = logging.getLogger(__name__)
 
 FEWEST_TOKENS = 4
+_SEVERAL_DOCUMENTS = ("none", "complete")
+"""Values of --sample-break-mode whose samples hold several documents."""
 
 
 def _help(text: str) -> dict[str, str]:
@@ -74,6 +77,13 @@ class PretrainingConfig(FairseqDataclass):
         metadata=_help("fraction of the tokens to predict that are replaced by a random token instead of <mask>"),
     )
     batch_read_ahead: int = field(default=100000, metadata=_help("number of samples that are shuffled together"))
+    pack_documents: bool = field(
+        default=False,
+        metadata=_help(
+            "documents in a sample do not see each other, and positions begin anew in each, as if each document were "
+            "alone; an empty line ends a document"
+        ),
+    )
     pad_to_max_length: bool = field(default=False, metadata=_help("pad every sample to --tokens-per-sample"))
     spm_model: str = field(
         default="", metadata=_help("SentencePiece model file (default: sentencepiece.bpe.model in the data directory)")
@@ -121,6 +131,11 @@ class PretrainingTask(FairseqTask):
             raise InputError(f"--tokens-per-sample ({cfg.tokens_per_sample}) must be at least {FEWEST_TOKENS}.")
         if cfg.batch_read_ahead < 0:
             raise InputError(f"--batch-read-ahead ({cfg.batch_read_ahead}) must not be negative; 0 does not shuffle.")
+        if cfg.pack_documents and str(cfg.sample_break_mode) not in _SEVERAL_DOCUMENTS:
+            raise InputError(
+                f"--pack-documents has no use with --sample-break-mode {cfg.sample_break_mode}, whose samples hold one "
+                f"document; give --sample-break-mode {' or '.join(_SEVERAL_DOCUMENTS)}, or drop --pack-documents."
+            )
         self.objective: str | None = None
         if cfg.objective is not None:
             self._set_objective(str(cfg.objective))
@@ -157,7 +172,8 @@ class PretrainingTask(FairseqTask):
         """Build the model, which decides the objective unless --objective is given.
 
         Raises:
-            InputError: a causal model with the masked objective, or the other way round.
+            InputError: a causal model with the masked objective, or the other way round; or a model that cannot
+                separate documents with --pack-documents.
         """
         implied = _objective_of(cfg._name)
         if self.objective is None:
@@ -167,7 +183,10 @@ class PretrainingTask(FairseqTask):
                 f"--objective {self.objective} does not fit --arch {cfg._name}, a {implied} language model; leave it "
                 "out, or give another architecture."
             )
-        return super().build_model(cfg, from_checkpoint)
+        model = super().build_model(cfg, from_checkpoint)
+        if self.cfg.pack_documents:
+            check_packing(cfg._name, model)
+        return model
 
     def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **_: Any) -> None:
         """Open a split, making the indices of shards that have none.
@@ -198,6 +217,7 @@ class PretrainingTask(FairseqTask):
             index_dir=Path(cfg.index_dir) if cfg.index_dir else None,
             workers=cfg.num_workers,
             share=(distributed_utils.get_data_parallel_rank(), distributed_utils.get_data_parallel_world_size()),
+            room_for_bos=cfg.pack_documents and self.masking is not None,
         )
         training = split == cfg.train_subset
         order = SampleOrder(
@@ -208,7 +228,11 @@ class PretrainingTask(FairseqTask):
         )
         pad_to = cfg.tokens_per_sample if cfg.pad_to_max_length else 0
         self.datasets[split] = PretrainingDataset(
-            corpus, order, encoder, self.dictionary, masking=self.masking, seed=cfg.seed, pad_to=pad_to
+            *(corpus, order, encoder, self.dictionary),
+            masking=self.masking,
+            seed=cfg.seed,
+            pad_to=pad_to,
+            packed=cfg.pack_documents,
         )
         logger.info(
             "%s: %s samples in %s shards, %s samples in an epoch",

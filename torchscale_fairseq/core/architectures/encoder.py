@@ -122,17 +122,9 @@ class Encoder(Stack):
         if sequence_slice is not None and incremental_state is not None:
             raise ValueError("incremental_state has no place with sequence_slice.")
         if document_starts is not None:
-            rivals = {
-                "incremental_state": incremental_state,
-                "positions": positions,
-                "attn_mask": attn_mask,
-                "multiway_split_position": multiway_split_position,
-            }
-            _refuse_with_documents(rivals)
+            _refuse_with_documents(incremental_state, positions, attn_mask, multiway_split_position)
         if token_embeddings is None:
-            if src_tokens is None:
-                raise ValueError("the encoder needs src_tokens or token_embeddings.")
-            token_embeddings = self._embed_tokens(src_tokens)
+            token_embeddings = self._embed_given(src_tokens)
         encoder_padding_mask = as_mask(encoder_padding_mask, "encoder_padding_mask")
         split = self._checked_split(multiway_split_position)
         states = None if incremental_state is None else _states(incremental_state)
@@ -171,6 +163,11 @@ class Encoder(Stack):
             "encoder_states": outputs if return_all_hiddens else [],
             **routing_outputs(reports),
         }
+
+    def _embed_given(self, src_tokens: Tensor | None) -> Tensor:
+        if src_tokens is None:
+            raise ValueError("the encoder needs src_tokens or token_embeddings.")
+        return self._embed_tokens(src_tokens)
 
     def _checked_split(self, split_position: int | None) -> int | None:
         if split_position is not None and not self.config.multiway:
@@ -223,10 +220,11 @@ class Encoder(Stack):
         )
 
 
-def _refuse_with_documents(arguments: dict[str, Any]) -> None:
-    for name, value in arguments.items():
-        if value is not None:
-            raise ValueError(f"{name} has no place with document_starts; encode each document by itself.")
+def _refuse_with_documents(*arguments: Any) -> None:
+    if any(argument is not None for argument in arguments):
+        raise ValueError(
+            "incremental_state, positions, attn_mask and multiway_split_position have no place with document_starts."
+        )
 
 
 def _states(incremental_state: list[dict[str, Any]]) -> list[LayerState]:

@@ -97,6 +97,22 @@ class Documents:
         return torch.cat(real).argsort()
 
 
+def starts_after_empty_lines(tokens: Tensor, end_of_line: int) -> Tensor:
+    """First tokens of documents in rows of lines: those that an empty line separates, which has its end alone.
+
+    Args:
+        tokens: (batch, seq), as a causal model reads them: the end of the last line comes before each line.
+        end_of_line: the token.
+
+    Returns:
+        (batch, seq), True where the end of an empty line is read, from which a document's first token is predicted.
+    """
+    ends = tokens == end_of_line
+    starts = torch.zeros_like(ends)
+    starts[:, 1:] = ends[:, 1:] & ends[:, :-1]
+    return starts
+
+
 def documents_of(starts: Tensor, padding_mask: Tensor | None = None) -> Documents:
     """``Documents.of``, or what ``note_documents`` knows, without waiting for the device."""
     known = getattr(starts, "documents", None)

@@ -49,6 +49,7 @@ class Corpus:
         encoder: the tokenizer.
         capacity: tokens of a sample at most.
         break_mode: how text is cut into samples; see :func:`blocks.cut`.
+        room_for_bos: leave room for a token in front of each document; see there.
         problems: takes missing shards, invalid lines and empty sources.
         index_dir: where indices of shards lie; ``data``/index by default.
         workers: processes that make missing indices.
@@ -70,10 +71,11 @@ class Corpus:
         index_dir: Path | None = None,
         workers: int = 1,
         share: tuple[int, int] = (0, 1),
+        room_for_bos: bool = False,
     ):
         self.name = f"{data}, {split}"
         self.encoder = encoder
-        self.capacity, self.break_mode = capacity, break_mode
+        self.capacity, self.break_mode, self.room_for_bos = capacity, break_mode, room_for_bos
         sources = read_sources(data, split, problems)
         self.shards = [shard for source in sources for shard in source.shards]
         self._paths = [index_path(data, shard, encoder, index_dir) for shard in self.shards]
@@ -135,7 +137,9 @@ class Corpus:
 
     def _cut(self, index: ShardIndex, number: int) -> NDArray[Any]:
         part = index.parts[number]
-        found = blocks.cut(index.units(part.first_unit, part.units), self.capacity, self.break_mode)
+        found = blocks.cut(
+            index.units(part.first_unit, part.units), self.capacity, self.break_mode, room_for_bos=self.room_for_bos
+        )
         found["first"] += part.first_unit
         found["byte"] += part.first_byte
         return found
@@ -143,7 +147,8 @@ class Corpus:
     def _count(self, shard: int) -> list[int]:
         """Samples of each part, which are stored next to the index."""
         path = self._paths[shard].header
-        kept = path.with_name(f"{self.shards[shard].name}.{self.break_mode}-{self.capacity}")
+        kind = f"{self.break_mode}-{self.capacity}{'-packed' if self.room_for_bos else ''}"
+        kept = path.with_name(f"{self.shards[shard].name}.{kind}")
         with suppress(OSError, ValueError):
             if kept.stat().st_mtime >= path.stat().st_mtime:
                 return list(json.loads(kept.read_text()))

@@ -12,6 +12,7 @@ from fairseq.data import FairseqDataset
 from numpy.typing import NDArray
 
 from torchscale_fairseq.data.problems import DataError
+from torchscale_fairseq.data.text import blocks
 from torchscale_fairseq.data.text.corpus import Corpus
 from torchscale_fairseq.data.text.index import unit_text
 from torchscale_fairseq.data.text.masking import Masking
@@ -19,6 +20,7 @@ from torchscale_fairseq.data.text.order import SampleOrder
 from torchscale_fairseq.data.text.pieces import TextEncoder
 
 Batch = dict[str, Any]
+_NO_STARTS = np.zeros(0, dtype=np.int64)
 
 
 class PretrainingDataset(FairseqDataset):
@@ -32,6 +34,8 @@ class PretrainingDataset(FairseqDataset):
         masking: None for a causal language model.
         seed: of the masking.
         pad_to: tokens that each row is padded to; 0 for the longest of its batch.
+        packed: batches say where documents begin, and masked ones have a <s> in front of each; the corpus has room
+            for it.
     """
 
     def __init__(
@@ -44,7 +48,9 @@ class PretrainingDataset(FairseqDataset):
         masking: Masking | None,
         seed: int,
         pad_to: int = 0,
+        packed: bool = False,
     ):
+        self.packed = packed
         self.corpus, self.order = corpus, order
         self._encoder, self._masking, self._seed, self._pad_to = encoder, masking, seed, pad_to
         self._bos, self._eos, self._pad = dictionary.bos(), dictionary.eos(), dictionary.pad()
@@ -63,7 +69,8 @@ class PretrainingDataset(FairseqDataset):
 
         Returns:
             ``id`` (batch,), the samples' numbers in the corpus; ``net_input`` with ``src_tokens`` (batch, seq) and
-            ``src_lengths`` (batch,); ``target`` (batch, seq), padding where nothing is to be predicted;
+            ``src_lengths`` (batch,), and if packed ``document_starts`` (batch, seq), True for the first token of each
+            document and of padding; ``target`` (batch, seq), padding where nothing is to be predicted;
             ``nsentences`` and ``ntokens``.
 
         Raises:
@@ -122,28 +129,60 @@ class PretrainingDataset(FairseqDataset):
         return self.corpus.rows(parts, within), passes
 
     def _collate(self, rows: NDArray[Any], passes: NDArray[np.int64], samples: list[NDArray[np.int64]]) -> Batch:
-        prefix = int(self._masking is not None)
-        lengths = np.array([len(sample) + prefix for sample in samples])
+        starts = [self._document_starts(row) if self.packed else _NO_STARTS for row in rows]
+        drawings = zip(rows["id"].tolist(), passes.tolist(), strict=True)
+        read = [
+            self._causal(sample) if self._masking is None else self._masked(sample, inside, drawing)
+            for sample, inside, drawing in zip(samples, starts, drawings, strict=True)
+        ]
+        lengths = np.array([len(source) for source, _ in read])
         shape = (len(samples), max(int(lengths.max()), self._pad_to))
         source, target = np.full(shape, self._pad), np.full(shape, self._pad)
-        for row, (sample, number, repetition) in enumerate(zip(samples, rows["id"], passes, strict=True)):
-            if self._masking is None:
-                source[row, 0] = self._eos
-                source[row, 1 : len(sample)] = sample[:-1]
-                target[row, : len(sample)] = sample
-            else:
-                rng = np.random.default_rng([self._seed, 2, int(number), int(repetition)])
-                read, wanted = self._masking(sample, rng)
-                source[row, 0] = self._bos
-                source[row, 1 : len(sample) + 1] = read
-                target[row, 1 : len(sample) + 1][wanted] = sample[wanted]
+        for row, (tokens, wanted) in enumerate(read):
+            source[row, : len(tokens)], target[row, : len(wanted)] = tokens, wanted
+        inputs = {"src_tokens": torch.from_numpy(source), "src_lengths": torch.from_numpy(lengths)}
+        if self.packed:
+            inputs["document_starts"] = torch.from_numpy(self._marked(starts, lengths, shape))
         return {
             "id": torch.from_numpy(rows["id"].astype(np.int64)),
-            "net_input": {"src_tokens": torch.from_numpy(source), "src_lengths": torch.from_numpy(lengths)},
+            "net_input": inputs,
             "target": torch.from_numpy(target),
             "nsentences": len(samples),
             "ntokens": int(lengths.sum()),
         }
+
+    def _causal(self, sample: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The tokens to read, and to predict."""
+        return np.concatenate(([self._eos], sample[:-1])), sample
+
+    def _masked(
+        self, sample: NDArray[np.int64], starts: NDArray[np.int64], drawing: tuple[int, int]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The tokens to read, with <s> in front of each document, and to predict, padding where there is none. The
+        masks are drawn by two numbers."""
+        assert self._masking is not None
+        read, wanted = self._masking(sample, np.random.default_rng([self._seed, 2, *drawing]))
+        target = np.where(wanted, sample, self._pad)
+        places = np.concatenate(([0], starts))
+        return np.insert(read, places, self._bos), np.insert(target, places, self._pad)
+
+    def _document_starts(self, row: NDArray[Any]) -> NDArray[np.int64]:
+        """First tokens of a sample's documents after the first, counted from the sample's first token."""
+        units = self.corpus.index(int(row["shard"])).units(int(row["first"]), int(row["units"]))
+        starts = blocks.document_starts(units) - row["skip"]
+        return starts[(starts > 0) & (starts < row["size"])]
+
+    def _marked(
+        self, starts: list[NDArray[np.int64]], lengths: NDArray[np.int64], shape: tuple[int, int]
+    ) -> NDArray[np.bool_]:
+        """(batch, seq), True for the first token of each document and of padding."""
+        marked = np.zeros(shape, dtype=np.bool_)
+        marked[:, 0] = True
+        for row, (inside, length) in enumerate(zip(starts, lengths, strict=True)):
+            # every <s> in front of a document moves those behind it
+            marked[row, inside if self._masking is None else inside + np.arange(1, len(inside) + 1)] = True
+            marked[row, length : length + 1] = True
+        return marked
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_windows"}

@@ -8,13 +8,15 @@ from fairseq import trainer as stock
 from fairseq.distributed import utils as distributed_utils
 
 from torchscale_fairseq.hooks.monitoring.update_statistics import log_update
+from torchscale_fairseq.hooks.training.documents import note_documents_of
 from torchscale_fairseq.hooks.training.norm_checks import LateFailure, UncheckedNorm, Unread, can_wait, failure, unread
 from torchscale_fairseq.hooks.training.padding import note_padding
 
 
 class DeferringTrainer(stock.Trainer):
     """Gradient norms are checked an update later, statistics are fetched when they are printed, and the host knows
-    from its own copy of a batch whether there is padding. Losses, logs, errors and checkpoints are stock's."""
+    from its own copy of a batch whether there is padding and where documents begin. Losses, logs, errors and
+    checkpoints are stock's."""
 
     _unread: Unread | None = None
     _samples: Any = None
@@ -101,4 +103,5 @@ class DeferringTrainer(stock.Trainer):
         prepared, is_dummy = super()._prepare_sample(sample, is_dummy)
         if not is_dummy and self.task.source_dictionary is not None:
             note_padding(sample, prepared, self.task.source_dictionary.pad())
+        note_documents_of(sample, prepared)
         return prepared, is_dummy

@@ -3,7 +3,8 @@
 Python starts about a thousand kernels per update. A GPU finishes those of a small model faster than Python can start
 them. A CUDA graph records the kernels once and starts all of them in one call. A recording holds for one shape, so
 language models that read rows of equal length profit. Other batches run as they would without this module, and so do
-those with padding, of which the model asks the device where it lies.
+those with padding, of which the model asks the device where it lies, and those of packed documents, whose number
+changes.
 """
 
 import logging
@@ -22,6 +23,7 @@ from torchscale_fairseq.core.layers.dilated_attention import DilatedAttention
 from torchscale_fairseq.core.layers.experts import Experts
 from torchscale_fairseq.core.ops.expert_rows import rows_refusal
 from torchscale_fairseq.hooks.contracts import sides_of
+from torchscale_fairseq.hooks.training.documents import has_documents
 from torchscale_fairseq.hooks.training.padding import has_no_padding, is_free_of_padding, note_no_padding
 
 logger = logging.getLogger(__name__)
@@ -55,6 +57,7 @@ def can_record(cfg: Any, model: nn.Module, criterion: nn.Module, device: torch.d
         and isinstance(criterion, CRITERIONS)
         and not getattr(criterion, "report_accuracy", False)
         and isinstance(sides.get("decoder"), Decoder)
+        and not getattr(model, "packs_documents", False)
         and "encoder" not in sides
         and not any(_waits(module, torch.bfloat16 if cfg.common.bf16 else None, device) for module in model.modules())
     )
@@ -118,7 +121,7 @@ class StepGraphs:
             return self._train_step(batch, model, criterion, optimizer, update_num, ignore_grad)
 
         watched = bool(model._forward_hooks)  # by NanDetector, which a replay would not call
-        if ignore_grad or self._stopped or watched or not is_free_of_padding(sample):
+        if ignore_grad or self._stopped or watched or not is_free_of_padding(sample) or has_documents(sample):
             return train_step(sample)
         self._params = self._params or list(model.parameters())
         key = self._key(sample, optimizer)

@@ -1,0 +1,24 @@
+"""Knowing where the documents of packed rows lie without asking the device, where the host had the batch before."""
+
+from typing import Any
+
+from torchscale_fairseq.core.ops.documents import Documents, note_documents
+
+STARTS = "document_starts"
+"""The argument by which a model learns where documents begin."""
+
+
+def has_documents(batch: Any) -> bool:
+    """Whether a batch says where its documents begin."""
+    return isinstance(batch, dict) and STARTS in batch.get("net_input", {})
+
+
+def note_documents_of(on_host: Any, on_device: Any) -> None:
+    """Remember of a batch that says where its documents begin where they lie.
+
+    Args:
+        on_host, on_device: the same batch of fairseq's; one without document_starts is left alone.
+    """
+    if has_documents(on_host):
+        starts = on_device["net_input"][STARTS]
+        note_documents(starts, Documents.of(on_host["net_input"][STARTS]).to(starts.device))

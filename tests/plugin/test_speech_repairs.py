@@ -15,9 +15,10 @@ import soundfile
 from fairseq.data import Dictionary
 from fairseq.data.audio import audio_utils
 from fairseq.data.audio.feature_transforms.specaugment import SpecAugmentTransform
-from fairseq.data.audio.speech_to_text_dataset import SpeechToTextDataset
+from fairseq.data.audio.speech_to_text_dataset import SpeechToTextDataset, SpeechToTextDatasetCreator
 from fairseq.data.audio.waveform_transforms import CompositeAudioWaveformTransform
 from fairseq.scoring.wer import WerScorer, WerScorerConfig
+from fairseq.tasks.speech_to_text import SpeechToTextTask
 
 from tests.fairseq_cli import run_beside_fairseq
 from tests.helpers import assert_close
@@ -39,11 +40,15 @@ def wav(tmp_path: Path) -> str:
 
 
 def test_stock_fails(wav: str) -> None:
+    folder, cut = Path(wav).parent, f"{wav}.zip:90:20"
+    (folder / "train.tsv").write_text("id\taudio\nu1\ta.wav\n")
+    Path(f"{wav}.zip").write_bytes(b"PK")
     code = f"""
         import numpy as np
         from types import SimpleNamespace
         from fairseq.data.audio.audio_utils import get_fbank, get_waveform, get_features_or_waveform
         from fairseq.data.audio.feature_transforms.specaugment import SpecAugmentTransform
+        from fairseq.data.audio.speech_to_text_dataset import SpeechToTextDatasetCreator
         from fairseq.scoring.wer import WerScorer, WerScorerConfig
 
         for attempt in (
@@ -51,6 +56,8 @@ def test_stock_fails(wav: str) -> None:
             lambda: get_features_or_waveform("a.mp3"),
             lambda: SpecAugmentTransform(time_warp_w=5)(np.zeros((40, 8), np.float32)),
             lambda: WerScorer(WerScorerConfig()),
+            lambda: SpeechToTextDatasetCreator._from_tsv({str(folder)!r}, None, "train", *[None] * 5),
+            lambda: get_features_or_waveform({cut!r}),
         ):
             try:
                 attempt()
@@ -58,8 +65,9 @@ def test_stock_fails(wav: str) -> None:
                 print("failed:", error)
     """
     output = run_beside_fairseq(code, plugin=False).check().output
-    assert output.count("failed: ") == 4, output
+    assert output.count("failed: ") == 6, output
     assert "install torchaudio" in output and "install editdistance" in output
+    assert "failed: 'n_frames'" in output and "failed: index out of range" in output
 
 
 def test_audio_is_read_and_its_features_are_kaldis(wav: str) -> None:
@@ -81,8 +89,12 @@ def test_waveforms_are_converted() -> None:
     ("samples", "rate", "message"),
     [
         (NOISE, 8000, r"a\.wav has 8000 samples per second, and the data 16000 \(use_sample_rate in its YAML file\)"),
-        (NOISE[:0], RATE, r"a\.wav has 0 samples, less than the 400 of a frame of 25 ms; mend the file, or leave"),
-        (None, RATE, r"a\.wav: there is no such file; mend the file, or leave its line out of the manifest"),
+        (
+            NOISE[:0],
+            RATE,
+            r"a\.wav has 0 samples, less than the 400 of a frame of 25 ms; mend the file",
+        ),
+        (None, RATE, r"a\.wav: there is no such file; mend the file, or leave it out"),
     ],
     ids=["rate", "empty", "missing"],
 )
@@ -95,8 +107,40 @@ def test_unusable_audio_is_named(samples: np.ndarray | None, rate: int, message:
 
 def test_empty_features_are_named(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((0, 80), np.float32))
-    with pytest.raises(InputError, match=r"a\.npy has length zero; mend the file, or leave its line out"):
+    with pytest.raises(InputError, match=r"a\.npy has length zero; mend the file, or leave it out"):
         audio_utils.get_features_or_waveform(str(tmp_path / "a.npy"))
+
+
+def test_features_that_are_cut_off_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(b"PK")
+    with pytest.raises(InputError, match=r"a\.zip:90:20 holds no features that numpy reads .*; make them again"):
+        audio_utils.get_features_or_waveform(f"{tmp_path}/a.zip:90:20")
+    with pytest.raises(InputError, match=r"b\.zip: there is no such file; mend the file, or leave it out"):
+        audio_utils.get_features_or_waveform(f"{tmp_path}/b.zip:90:20")
+
+
+def test_features_of_another_width_are_named(wav: str) -> None:
+    words = Dictionary()
+    words.add_symbol("a")
+    data = manifest(["a"], words, wav)
+    data.cfg.input_feat_per_channel = 40
+    with pytest.raises(InputError, match=r"a\.wav has 80 features per frame, and the data 40 \(input_feat_per_channel"):
+        data[0]
+
+
+def test_what_a_directory_lacks_is_named(tmp_path: Path) -> None:
+    options = SimpleNamespace(data=str(tmp_path), config_yaml="config.yaml")
+    with pytest.raises(InputError, match=r"config\.yaml not found; torchscale-fairseq data prepare-speech makes"):
+        SpeechToTextTask.setup_task(options)
+    (tmp_path / "config.yaml").write_text("vocab_filename: words.txt\n")
+    with pytest.raises(InputError, match=r"Dict not found: .*words\.txt; torchscale-fairseq data prepare-speech makes"):
+        SpeechToTextTask.setup_task(options)
+    (tmp_path / "dev.tsv").write_text("id\taudio\tframes\ttgt_text\nu1\ta.wav\t1\ta\n")
+    load = SpeechToTextDatasetCreator._load_samples_from_tsv
+    with pytest.raises(InputError, match=r"train\.tsv, the manifest of .* train, does not exist; .* has dev; torch"):
+        load(str(tmp_path), "train")
+    with pytest.raises(InputError, match=r"dev\.tsv has no column n_frames, but id, audio, frames, tgt_text; torch"):
+        load(str(tmp_path), "dev")
 
 
 def test_time_is_warped() -> None:
@@ -137,6 +181,8 @@ def manifest(texts: list[str], words: Dictionary, path: str) -> SpeechToTextData
         prepend_bos_and_append_tgt_lang_tag=False,
         shuffle=False,
         use_audio_input=False,
+        input_channels=1,
+        input_feat_per_channel=80,
         use_sample_rate=RATE,
         get_feature_transforms=lambda *_: augment,
         get_waveform_transforms=lambda *_: {},

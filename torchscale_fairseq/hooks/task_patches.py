@@ -10,11 +10,12 @@ from fairseq.data.legacy.masked_lm_dictionary import MaskedLMDictionary
 from fairseq.scoring.wer import WerScorer
 from fairseq.tasks.sentence_prediction import SentencePredictionTask
 from fairseq.tasks.sentence_ranking import SentenceRankingTask
+from fairseq.tasks.speech_to_text import SpeechToTextTask
 from fairseq.tasks.translation import TranslationTask
 from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretrainedBARTTask
 
 from torchscale_fairseq.hooks.patching import Patch, Setting
-from torchscale_fairseq.hooks.stock import speech, tasks
+from torchscale_fairseq.hooks.stock import speech, speech_data, tasks
 
 PATCHES: tuple[Patch | Setting, ...] = (
     Patch(MaskedLMDictionary, "load", tasks.load_masked_dictionaries, "an unknown argument", "'add_special_symbols'"),
@@ -117,6 +118,27 @@ PATCHES: tuple[Patch | Setting, ...] = (
         speech.compare_dictionary_with_text,
         "stock logs a percentage",
         "nothing: the model learns unknown tokens",
+    ),
+    Patch(
+        SpeechToTextTask,
+        "setup_task",
+        speech_data.name_missing_settings,
+        "the error does not say what makes the file",
+        "Dict not found",
+    ),
+    Patch(
+        SpeechToTextDatasetCreator,
+        "_load_samples_from_tsv",
+        speech_data.name_missing_manifest,
+        "the error does not say what makes the file",
+        "Dataset not found",
+    ),
+    Patch(
+        SpeechToTextDataset,
+        "_get_source_audio",
+        speech_data.name_features_of_another_width,
+        "the error names no file",
+        "to have 80 channels",
     ),
     Patch(
         WerScorer,

@@ -21,7 +21,7 @@ from torchscale_fairseq.data.speech import audio
 
 UNNAMED = "the audio"
 """Stands for a file whose name is not known."""
-ADVICE = "mend the file, or leave its line out of the manifest."
+ADVICE = "mend the file, or leave it out."
 UNKNOWN = 0.5
 """Share of unknown tokens from which a dictionary is taken for that of other data."""
 
@@ -79,13 +79,21 @@ def name_unusable_audio(stock: Callable[..., Any]) -> Callable[..., Any]:
             result = stock(path, need_waveform, use_sample_rate, waveform_transforms)
         except InputError as error:
             raise InputError(f"{str(error).replace(UNNAMED, path)}; {ADVICE}") from error
-        except (RuntimeError, OSError) as error:
-            raise InputError(f"{audio.unreadable(path, error)}; {ADVICE}") from error
+        except (RuntimeError, OSError, IndexError, ValueError, EOFError) as error:
+            raise InputError(_unusable(path, error)) from error
         if not len(result):
             raise InputError(f"{path} has length zero; {ADVICE}")
         return result
 
     return get_features_or_waveform
+
+
+def _unusable(path: str, error: Exception) -> str:
+    """The message for FILE, or FILE:OFFSET:LENGTH of features."""
+    file = path.partition(":")[0]
+    if Path(file).suffix in audio.SUFFIXES or not Path(file).is_file():
+        return f"{audio.unreadable(file, error)}; {ADVICE}"
+    return f"{path} holds no features that numpy reads ({error}); make them again."
 
 
 def _check_rate(path: str, wanted: int | None) -> None:

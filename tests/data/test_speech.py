@@ -105,6 +105,8 @@ def test_librispeech(tmp_path: Path) -> None:
     first, second = read_corpus(tmp_path, None)
     assert first == ("19-198-0000", chapter / "19-198-0000.flac", "NORTHANGER ABBEY", "19", 0.0, None)
     assert second.text == "THIS LITTLE WORK"
+    with pytest.raises(DataError, match="has English text alone, and --text is de; leave --text out"):
+        read_corpus(tmp_path, "de")
 
 
 def test_common_voice(tmp_path: Path) -> None:

@@ -56,7 +56,9 @@ def test_stock_fails(wav: str) -> None:
             lambda: get_features_or_waveform("a.mp3"),
             lambda: SpecAugmentTransform(time_warp_w=5)(np.zeros((40, 8), np.float32)),
             lambda: WerScorer(WerScorerConfig()),
-            lambda: SpeechToTextDatasetCreator._from_tsv({str(folder)!r}, None, "train", *[None] * 5),
+            lambda: SpeechToTextDatasetCreator._from_tsv(
+                {str(folder)!r}, SimpleNamespace(audio_root=""), "train", *[None] * 6
+            ),
             lambda: get_features_or_waveform({cut!r}),
         ):
             try:

@@ -85,6 +85,8 @@ def _of_table(path: Path, text: str | None) -> Iterator[Utterance]:
 
 def _librispeech(path: Path, text: str | None) -> Iterator[Utterance]:
     """Lines of NAME.trans.txt are the name of a file next to it, without .flac, and its text."""
+    if text not in (None, "en"):
+        raise DataError(f"{path} has English text alone, and --text is {text}; leave --text out.")
     for transcripts in sorted(path.rglob("*.trans.txt")):
         for line in transcripts.read_text(encoding="utf-8").splitlines():
             name, _, words = line.partition(" ")

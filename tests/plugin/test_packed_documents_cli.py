@@ -55,8 +55,8 @@ def test_language_modeling_tells_documents_apart_by_empty_lines(language_data: P
     words = [language_data, "--task", "language_modeling", *shrunk("gpt_xpos"), *FEW_UPDATES, "--cpu"]
     words += ["--tokens-per-sample", "32", "--no-save", "--pack-documents"]
     run_fairseq("train", words).check()
-    starts = starts_after_empty_lines(torch.tensor([[2, 5, 2, 2, 6, 7, 2]]), 2)
-    assert starts.nonzero().tolist() == [[0, 3]]
+    starts = starts_after_empty_lines(torch.tensor([[2, 5, 2, 2, 6, 7, 2, 1, 1]]), end_of_line=2, padding=1)
+    assert starts.nonzero().tolist() == [[0, 3], [0, 7]]
 
 
 def test_refusals(shards: Path, tmp_path: Path) -> None:

@@ -81,8 +81,13 @@ class LanguageModel(RetainsDropout, Pretrained, FairseqLanguageModel):
     def forward(self, src_tokens: Tensor, document_starts: Tensor | None = None, **arguments: Any) -> Any:
         """Logits of all next tokens; arguments as of the decoder's ``forward``."""
         if self.packs_documents and document_starts is None:
-            document_starts = starts_after_empty_lines(src_tokens, self.decoder.dictionary.eos())
+            document_starts = self.document_starts(src_tokens)
         return self.decoder(src_tokens, document_starts=document_starts, **arguments)
+
+    def document_starts(self, src_tokens: Tensor) -> Tensor:
+        """(batch, seq), True for the first token of each document that an empty line separates, and of padding."""
+        dictionary = self.decoder.dictionary
+        return starts_after_empty_lines(src_tokens, dictionary.eos(), dictionary.pad())
 
     def max_positions(self) -> int:
         """Longest text in tokens, without those that the task adds to it."""

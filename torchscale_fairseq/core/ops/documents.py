@@ -97,19 +97,20 @@ class Documents:
         return torch.cat(real).argsort()
 
 
-def starts_after_empty_lines(tokens: Tensor, end_of_line: int) -> Tensor:
+def starts_after_empty_lines(tokens: Tensor, end_of_line: int, padding: int) -> Tensor:
     """First tokens of documents in rows of lines: those that an empty line separates, which has its end alone.
 
     Args:
         tokens: (batch, seq), as a causal model reads them: the end of the last line comes before each line.
-        end_of_line: the token.
+        end_of_line, padding: the tokens.
 
     Returns:
-        (batch, seq), True where the end of an empty line is read, from which a document's first token is predicted.
+        (batch, seq), True where the end of an empty line is read, from which a document's first token is predicted,
+        and for the first token of padding and after it.
     """
-    ends = tokens == end_of_line
+    ends, padded = tokens == end_of_line, tokens == padding
     starts = torch.zeros_like(ends)
-    starts[:, 1:] = ends[:, 1:] & ends[:, :-1]
+    starts[:, 1:] = (ends[:, 1:] & ends[:, :-1]) | (padded[:, 1:] != padded[:, :-1])
     return starts
 
 

@@ -8,7 +8,7 @@ from fairseq import trainer as stock
 from fairseq.distributed import utils as distributed_utils
 
 from torchscale_fairseq.hooks.monitoring.update_statistics import log_update
-from torchscale_fairseq.hooks.training.documents import note_documents_of
+from torchscale_fairseq.hooks.training.documents import note_documents_of, with_documents
 from torchscale_fairseq.hooks.training.norm_checks import LateFailure, UncheckedNorm, Unread, can_wait, failure, unread
 from torchscale_fairseq.hooks.training.padding import note_padding
 
@@ -100,6 +100,7 @@ class DeferringTrainer(stock.Trainer):
 
     def _prepare_sample(self, sample: Any, is_dummy: bool = False) -> Any:
         """Stock's: the batch on the device."""
+        sample = with_documents(sample, self._model)
         prepared, is_dummy = super()._prepare_sample(sample, is_dummy)
         if not is_dummy and self.task.source_dictionary is not None:
             note_padding(sample, prepared, self.task.source_dictionary.pad())

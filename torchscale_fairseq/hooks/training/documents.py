@@ -13,6 +13,14 @@ def has_documents(batch: Any) -> bool:
     return isinstance(batch, dict) and STARTS in batch.get("net_input", {})
 
 
+def with_documents(batch: Any, model: Any) -> Any:
+    """A batch on the host that says where documents begin, if the model would find that out by itself."""
+    if not getattr(model, "packs_documents", False) or not isinstance(batch, dict) or not batch or has_documents(batch):
+        return batch
+    inputs = batch["net_input"]
+    return {**batch, "net_input": {**inputs, STARTS: model.document_starts(inputs["src_tokens"])}}
+
+
 def note_documents_of(on_host: Any, on_device: Any) -> None:
     """Remember of a batch that says where its documents begin where they lie.
 

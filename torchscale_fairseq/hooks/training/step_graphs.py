@@ -57,7 +57,6 @@ def can_record(cfg: Any, model: nn.Module, criterion: nn.Module, device: torch.d
         and isinstance(criterion, CRITERIONS)
         and not getattr(criterion, "report_accuracy", False)
         and isinstance(sides.get("decoder"), Decoder)
-        and not getattr(model, "packs_documents", False)
         and "encoder" not in sides
         and not any(_waits(module, torch.bfloat16 if cfg.common.bf16 else None, device) for module in model.modules())
     )

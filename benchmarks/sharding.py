@@ -2,7 +2,8 @@
 
 Each part starts fairseq-train by torchrun on made-up text (fairseq's task dummy_lm) and prints a table: seconds per
 update, tokens per second and utilisation of a GPU, and peak memory. Initial values are drawn on the GPU and so equal
-each other, sharded or not. One GPU (--processes 1) does for equality, seven and save.
+each other, sharded or not. One GPU (--processes 1) does for equality, seven and save. Words after -- are options of
+fairseq-train: python -m benchmarks.sharding seven --keep-activations --batches 8,6,4 -- --compile
 """
 
 import argparse
@@ -63,10 +64,13 @@ class Measured(NamedTuple):
 
 def main(words: Sequence[str] | None = None) -> None:
     """Read the command line and run a part."""
-    if (sys.argv[1:] if words is None else list(words))[:1] == ["worker"]:
-        work(sys.argv[2:] if words is None else list(words)[1:])
+    given = sys.argv[1:] if words is None else list(words)
+    if given[:1] == ["worker"]:
+        work(given[1:])
         return
-    options = _parser().parse_args(words)
+    cut = given.index("--") if "--" in given else len(given)
+    options = _parser().parse_args(given[:cut])
+    options.train_options = given[cut + 1 :]
     PARTS[options.part](options)
 
 
@@ -77,6 +81,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--batches", default="32,24,16,12,8,4,2", help="batch sizes per GPU, the first that fits counts"
     )
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="runs of speed, seven or save with TEXT in their titles"
+    )
+    parser.add_argument("--updates", type=int, default=12, help="of a run of seven (12)")
+    parser.add_argument("--keep-activations", action="store_true", help="seven without --checkpoint-activations")
     parser.add_argument("--cpu", action="store_true", help="tiny models on the CPU, to try the script")
     parser.add_argument("--dry-run", action="store_true", help="print the commands")
     parser.add_argument("--folder", help="for checkpoints; a temporary one by default")
@@ -100,13 +109,17 @@ def speed(options: argparse.Namespace) -> None:
     sides = {"DDP": [], "fully sharded": SHARDED, "ZeRO-2": [*SHARDED, "--no-reshard-after-forward"]}
     sides["compiled DDP"], sides["compiled, fully sharded"] = ["--compile"], [*SHARDED, "--compile"]
     for title, backend in sides.items():
-        report(Run(f"1.4B, {title}", [*flags, *backend], 4, 16), options)
+        run = Run(f"1.4B, {title}", [*flags, *backend], 4, 16)
+        if options.only in run.title:
+            report(run, options)
 
 
 def seven(options: argparse.Namespace) -> None:
     """7 billion parameters in bfloat16 with recomputation, at the largest batch that fits."""
     for title, arch in (("retnet_7b", ["--arch", "retnet_7b"]), ("gpt 7B", GPT_7B)):
-        largest(title, [*arch, "--bf16", *SHARDED, *RECOMPUTING], options)
+        if options.only in title:
+            recomputing = [] if options.keep_activations else RECOMPUTING
+            largest(title, [*arch, "--bf16", *SHARDED, *recomputing], options, updates=options.updates)
 
 
 def thirteen(options: argparse.Namespace) -> None:
@@ -118,8 +131,8 @@ def save(options: argparse.Namespace) -> None:
     """How long training stands still for a checkpoint of 7 billion parameters."""
     flags = ["--arch", "retnet_7b", "--bf16", *SHARDED, *RECOMPUTING, "--save-interval-updates", "6"]
     for title, more in (("blocking", []), ("asynchronous", ["--async-checkpoint"])):
-        found = measure(Run(f"retnet_7b, {title}", [*flags, *more], 2, 14), options, saving=True)
-        if found:
+        run = Run(f"retnet_7b, {title}", [*flags, *more], 2, 14)
+        if options.only in title and (found := measure(run, options, saving=True)):
             print(f"{title}: training stood still for {', '.join(f'{s:.1f}' for s in found.saves)} s")
 
 
@@ -194,7 +207,7 @@ def command(run: Run, options: argparse.Namespace, processes: int, folder: str, 
     words += ["--criterion", "linear_cross_entropy", "--share-decoder-input-output-embed", *run.flags]
     words += ["--optimizer", "adam", "--lr", "1e-4", "--clip-norm", "1", "--max-update", str(run.updates)]
     words += ["--disable-validation", "--log-format", "none", "--save-dir", folder, "--no-epoch-checkpoints"]
-    words += [] if saving else ["--no-save"]
+    words += [*([] if saving else ["--no-save"]), *options.train_options]
     words += ["--user-dir", str(Path(__file__).resolve().parent.parent / "torchscale_fairseq")]
     if options.cpu:
         words[words.index(str(DICTIONARY))] = "60"

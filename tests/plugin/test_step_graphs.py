@@ -107,6 +107,20 @@ def test_few_shapes_are_kept() -> None:
     assert (run.graphs.recordings, Graph.replays) == (MOST, 3 * MOST)
 
 
+def test_a_recording_that_is_no_longer_used_makes_room() -> None:
+    """As after the fifth loss scale of a run with --fp16."""
+    run = Run()
+    for rows in range(1, MOST + 2):
+        for _ in range(2 * RECENT):
+            run.step(rows)
+    usual = run.as_usual
+    run.step(MOST + 1)
+    run.step(MOST)
+    assert (run.as_usual, run.graphs.recordings) == (usual, MOST)
+    run.step(1)
+    assert run.as_usual == usual + 1, "the first one's made room"
+
+
 def test_shapes_that_do_not_recur_are_forgotten() -> None:
     """Batches of all lengths must not grow the host's memory, and a shape that does recur is still recorded."""
     run = Run()

@@ -33,7 +33,8 @@ SEEN = 3
 MOST = 4
 """Recordings at a time. Each keeps the activations of its batch."""
 RECENT = 64
-"""Shapes that are counted at a time. A shape that does not recur among RECENT others is forgotten."""
+"""Shapes that are counted at a time. A shape that does not recur among RECENT others is forgotten, and a recording that
+no batch among the last RECENT had a use for makes room for another."""
 CRITERIONS = (CrossEntropyCriterion, LabelSmoothedCrossEntropyCriterion)
 """Criterions, with their subclasses here, that never wait for the device. Stock's others are not tried."""
 
@@ -103,6 +104,8 @@ class StepGraphs:
         self._train_step = train_step
         self._recordings: dict[Hashable, Recording] = {}
         self._seen: dict[Hashable, int] = {}
+        self._batches = 0
+        self._used: dict[Hashable, int] = {}
         self._params: list[nn.Parameter] = []
         self._stopped = False
 
@@ -124,13 +127,26 @@ class StepGraphs:
             return train_step(sample)
         self._params = self._params or list(model.parameters())
         key = self._key(sample, optimizer)
+        self._batches += 1
         if key in self._recordings:
+            self._used[key] = self._batches
             outputs = self._recordings[key].replay(pytree.tree_leaves(sample), self._params)
             optimizer._needs_sync = True  # set by FP16Optimizer.backward, which a replay does not call
             return outputs
-        if len(self._recordings) >= MOST or not self._recurs(key):
+        if not self._has_room() or not self._recurs(key):
             return train_step(sample)
         return self._record(key, sample, train_step)
+
+    def _has_room(self) -> bool:
+        """Whether one more can be recorded, after dropping one that is no longer used: after a few changes of the loss
+        scale all recordings are for scales of the past."""
+        if len(self._recordings) < MOST:
+            return True
+        oldest = min(self._used, key=self._used.__getitem__)
+        unused = self._batches - self._used[oldest] > RECENT
+        if unused:
+            del self._recordings[oldest], self._used[oldest]
+        return unused
 
     def _recurs(self, key: Hashable) -> bool:
         """Count a batch of this shape. True once SEEN others came before it, with few other shapes in between."""
@@ -164,12 +180,14 @@ class StepGraphs:
                 "an update cannot be recorded as a CUDA graph; drop --compile to train without"
             ) from error
         del self._seen[key]
+        self._used[key] = self._batches
         self._recordings[key] = recording = Recording(graph, static, outputs, [p.grad for p in self._params])
         return recording.replay(inputs, self._params)
 
     def _stop(self) -> None:
         logger.warning("CUDA graphs do not fit into the device's memory next to the model; training goes on without.")
         self._recordings.clear()
+        self._used.clear()
         self._seen.clear()
         self._stopped = True
         torch.cuda.empty_cache()

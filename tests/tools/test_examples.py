@@ -3,6 +3,7 @@
 import random
 import shlex
 import shutil
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -97,9 +98,11 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _write_models(folder: Path) -> None:
-    for run, family in (("text", "gpt"), ("bitnet", "bitnet")):
+    gpt = FAMILIES["gpt"]
+    adapted = replace(gpt, options={**gpt.options, "lora_rank": 2})
+    for run, family in (("text", gpt), ("bitnet", FAMILIES["bitnet"]), ("adapters", adapted)):
         (folder / f"runs/{run}").mkdir(parents=True)
-        write_checkpoint(FAMILIES[family], folder / f"runs/{run}/checkpoint_best.pt")
+        write_checkpoint(family, folder / f"runs/{run}/checkpoint_best.pt")
     shutil.copy(folder / "runs/bitnet/checkpoint_best.pt", folder / "runs/bitnet/checkpoint_last.pt")
     for update in (10, 20):
         shutil.copy(folder / "runs/text/checkpoint_best.pt", folder / f"runs/text/checkpoint_1_{update}.pt")

@@ -13,7 +13,7 @@ import numpy
 import numpy.dtypes
 import torch
 
-from torchscale_fairseq.checkpoints import distributed
+from torchscale_fairseq.checkpoints import adapters, distributed
 from torchscale_fairseq.checkpoints import shards as expert_shards
 from torchscale_fairseq.core.errors import InputError
 
@@ -85,7 +85,8 @@ def complete(state: dict[str, Any], path: str | Path, parts: Parts = EVERYTHING)
         path: of the checkpoint.
         parts: what is needed.
     """
-    return distributed.join(expert_shards.join(state, path, read_mapped, parts.experts), path, parts.load)
+    state = distributed.join(expert_shards.join(state, path, read_mapped, parts.experts), path, parts.load)
+    return adapters.join(state, path, lambda base: complete(read_mapped(base), base))
 
 
 def read_mapped(path: str | Path) -> Any:

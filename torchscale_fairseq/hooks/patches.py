@@ -43,7 +43,7 @@ from torchscale_fairseq.hooks.stock import (
     noise,
     whole_checkpoints,
 )
-from torchscale_fairseq.hooks.training import mixed_precision
+from torchscale_fairseq.hooks.training import adapters, mixed_precision
 from torchscale_fairseq.hooks.training.trainer import build_our_trainer
 
 
@@ -159,6 +159,7 @@ PATCHES: tuple[Patch | Setting, ...] = (
         "a checkpoint has the weights",
         "generating from a checkpoint that began from `--encoder-embed-path FILE`",
     ),
+    Patch(models, "build_model", adapters.build_with_adapters, "--lora-rank adds adapters to any model of ours"),
     Patch(models, "build_model", building.build_on_meta_device, "a model to be sharded is never whole in memory"),
     Patch(models, "build_model", experts.split_while_training, "processes that train distribute experts"),
     Patch(models, "build_model", fitting.check_checkpoint, "an architecture that is known no earlier"),

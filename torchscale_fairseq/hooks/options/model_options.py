@@ -6,6 +6,8 @@ from typing import Any, Optional
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 
+from torchscale_fairseq.core.layers.lora import ALL, TARGETS
+
 
 @dataclass
 class ModelOptions(FairseqDataclass):
@@ -70,6 +72,28 @@ class ModelOptions(FairseqDataclass):
     seq_parallel_size: int = field(
         default=0,
         metadata={"help": "number of processes that share a sequence with --seq-parallel; 0: all (default: 0)"},
+    )
+    lora_rank: int = field(
+        default=0,
+        metadata={
+            "help": (
+                "train low-rank adapters of this rank next to linear layers, and nothing else, from "
+                "--finetune-from-model; 0: train the model (default: 0)"
+            )
+        },
+    )
+    lora_alpha: float = field(
+        default=16.0, metadata={"help": "factor lora_alpha / lora_rank on what adapters add (default: 16)"}
+    )
+    lora_dropout: float = field(default=0.0, metadata={"help": "dropout of the adapters' input (default: 0)"})
+    lora_targets: str = field(
+        default="q_proj,v_proj",
+        metadata={
+            "help": (
+                f"names of the linear layers that get adapters, separated by commas, among {', '.join(TARGETS)}; or "
+                f"{ALL} (default: q_proj,v_proj)"
+            )
+        },
     )
 
 

@@ -17,6 +17,7 @@ from torchscale_fairseq.hooks.options.model_options import model_options
 from torchscale_fairseq.hooks.runs import finished
 from torchscale_fairseq.hooks.sharding.asynchronous import PendingSave, SavedIterator, SavedTrainer
 from torchscale_fairseq.hooks.sharding.checkpoints import WRAPPERS
+from torchscale_fairseq.hooks.training.adapters import save_adapters_alone
 from torchscale_fairseq.hooks.training.sharded_trainer import ShardedTrainer
 
 logger = logging.getLogger(__name__)
@@ -36,12 +37,13 @@ class SavingTrainer(ShardedTrainer):
     def state_dict(self) -> dict[str, Any]:
         """The state that one process would write, in the first process within ``saving_together``; elsewhere the state
         of this process. With --moe-checkpoint-format sharded it lacks the experts, and with --checkpoint-format sharded
-        all tensors, which each process writes itself."""
+        all tensors, which each process writes itself; with --lora-rank it has the adapters alone."""
         if self._collected is not None:
             return self._collected
         state: dict[str, Any] = super().state_dict()
         if self.cfg.checkpoint.patience > 0:
             state["extra_state"][finished.EARLY_STOP] = finished.early_stop_counts()
+        save_adapters_alone(state, self._model, self.cfg)
         return state
 
     @contextmanager

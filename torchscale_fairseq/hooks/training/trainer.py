@@ -30,6 +30,7 @@ from torchscale_fairseq.hooks.sharding.checkpoints import WRAPPERS
 from torchscale_fairseq.hooks.sharding.options import in_float32
 from torchscale_fairseq.hooks.sharding.training import sharded_training
 from torchscale_fairseq.hooks.stock import precision
+from torchscale_fairseq.hooks.training.adapters import check_adapters
 from torchscale_fairseq.hooks.training.saving_trainer import SavingTrainer
 from torchscale_fairseq.hooks.training.step_graphs import StepGraphs, can_record
 
@@ -47,6 +48,7 @@ class Trainer(SavingTrainer):
         module_switches.refuse_product_quantization(cfg.common, model)
         self._split = expert_checkpoints.split_of(model)
         """How experts are held, if several processes hold them."""
+        check_adapters(cfg, experts_are_split=self._split is not None)
         has_experts = any(isinstance(module, Experts) for module in model.modules())
         if has_experts:
             prepare_options(cfg, several_processes=self._split is not None)

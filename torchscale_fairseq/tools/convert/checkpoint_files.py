@@ -85,6 +85,10 @@ def build(options: Mapping[str, Any], parameters: Mapping[str, Tensor], path: Pa
     name = options["_name"]
     if name not in MODEL_DATACLASS_REGISTRY:
         raise InputError(f"{path} was made with --arch {name}, which this version does not have")
+    if options.get("lora_rank"):
+        raise InputError(
+            f"{path} has adapters; merge them first: torchscale-fairseq convert merge-lora {path} merged.pt"
+        )
     known = MODEL_DATACLASS_REGISTRY[name].__dataclass_fields__
     cfg = OmegaConf.create({key: value for key, value in options.items() if key in known})
     try:

@@ -229,7 +229,7 @@ def test_missing_or_broken_tokenizer(data: Path) -> None:
     with pytest.raises(DataError, match=r"--spm-model: .* is not a SentencePiece model"):
         opened(data)
     (data / "sentencepiece.bpe.model").unlink()
-    with pytest.raises(DataError, match=r"--spm-model: cannot read .*data train-tokenizer makes one"):
+    with pytest.raises(DataError, match=r"data has no tokenizer \(sentencepiece.bpe.model, .* data train-tokenizer"):
         opened(data)
 
 

@@ -21,10 +21,12 @@ from torchscale_fairseq.data.problems import Problems
 from torchscale_fairseq.data.text.batch_iterator import PretrainingIterator
 from torchscale_fairseq.data.text.blocks import BREAK_MODES
 from torchscale_fairseq.data.text.corpus import Corpus
+from torchscale_fairseq.data.text.formats.locations import exists, joined
 from torchscale_fairseq.data.text.masking import Masking
 from torchscale_fairseq.data.text.order import SampleOrder
-from torchscale_fairseq.data.text.pieces import MASK, PieceEncoder, TextEncoder, load_dictionary
+from torchscale_fairseq.data.text.pieces import MASK, TextEncoder, load_dictionary
 from torchscale_fairseq.data.text.pretraining_dataset import PretrainingDataset
+from torchscale_fairseq.data.text.tokenizers import dictionary_of, find_tokenizer, open_tokenizer, tokenizer_of
 from torchscale_fairseq.models._packing import check_packing
 
 logger = logging.getLogger(__name__)
@@ -45,8 +47,8 @@ class PretrainingConfig(FairseqDataclass):
     data: str = field(
         default=MISSING,
         metadata=_help(
-            "directory with json/, the shards and dict.txt; several directories, separated by colons, take"
-            " turns by epoch"
+            "directory of the text, the tokenizer and dict.txt, or its URL; several directories, separated by colons "
+            "(URLs: by |), take turns by epoch"
         ),
     )
     objective: Optional[ChoiceEnum(["masked", "causal"])] = field(  # type: ignore[valid-type]  # noqa: UP045
@@ -85,10 +87,21 @@ class PretrainingConfig(FairseqDataclass):
         ),
     )
     pad_to_max_length: bool = field(default=False, metadata=_help("pad every sample to --tokens-per-sample"))
-    spm_model: str = field(
-        default="", metadata=_help("SentencePiece model file (default: sentencepiece.bpe.model in the data directory)")
+    text_field: str = field(
+        default="text", metadata=_help("field of JSON lines, or column of Parquet and Arrow files, that holds the text")
     )
-    dict_file: str = field(default="", metadata=_help("dictionary file (default: dict.txt in the data directory)"))
+    tokenizer_file: str = field(
+        default="",
+        metadata=_help(
+            "SentencePiece model, tokenizer.json of a fast tokenizer, or tiktoken file (default: "
+            "sentencepiece.bpe.model, tokenizer.json or *.tiktoken in the data directory)"
+        ),
+    )
+    spm_model: str = field(default="", metadata=_help("TorchScale's name of --tokenizer-file"))
+    dict_file: str = field(
+        default="",
+        metadata=_help("dictionary file (default: dict.txt in the data directory; without it, the tokenizer's pieces)"),
+    )
     index_dir: str = field(
         default="", metadata=_help("directory of the shards' index (default: index/ in the data directory)")
     )
@@ -146,9 +159,14 @@ class PretrainingTask(FairseqTask):
 
         Raises:
             DataError: the dictionary is missing or broken.
+            InputError: --tokenizer-file and --spm-model are both given.
         """
-        path = Path(cfg.dict_file or Path(utils.split_paths(cfg.data)[0]) / "dict.txt")
-        return cls(cfg, load_dictionary(path, with_mask=False))
+        folder = utils.split_paths(cfg.data)[0]
+        path = cfg.dict_file or joined(folder, "dict.txt")
+        if cfg.dict_file or exists(path) or not (file := _tokenizer_file(cfg) or find_tokenizer(folder)):
+            return cls(cfg, load_dictionary(path, with_mask=False))
+        tokenizer = open_tokenizer(file)
+        return cls(cfg, dictionary_of(tokenizer.pieces(), tokenizer.unknown()))
 
     def _set_objective(self, objective: str) -> None:
         """Decide between masked and causal, before which the dictionary has no <mask>."""
@@ -203,10 +221,10 @@ class PretrainingTask(FairseqTask):
             self._set_objective("masked")
         cfg = self.cfg
         directories = utils.split_paths(cfg.data)
-        data = Path(directories[(epoch - 1) % len(directories)])
+        data = directories[(epoch - 1) % len(directories)]
         problems = Problems(skip=cfg.skip_invalid)
-        pieces = PieceEncoder(Path(cfg.spm_model or data / "sentencepiece.bpe.model"))
-        encoder = TextEncoder(pieces, self.dictionary, Path(cfg.dict_file or data / "dict.txt"), problems)
+        pieces = tokenizer_of(data, _tokenizer_file(cfg))
+        encoder = TextEncoder(pieces, self.dictionary, cfg.dict_file or joined(data, "dict.txt"), problems)
         corpus = Corpus(
             data,
             split,
@@ -218,6 +236,7 @@ class PretrainingTask(FairseqTask):
             workers=cfg.num_workers,
             share=(distributed_utils.get_data_parallel_rank(), distributed_utils.get_data_parallel_world_size()),
             room_for_bos=cfg.pack_documents and self.masking is not None,
+            text_field=cfg.text_field,
         )
         training = split == cfg.train_subset
         order = SampleOrder(
@@ -314,6 +333,20 @@ class PretrainingTask(FairseqTask):
     def target_dictionary(self) -> Any:
         """The dictionary."""
         return self.dictionary
+
+
+def _tokenizer_file(cfg: PretrainingConfig) -> str:
+    """The tokenizer that the options name; empty if they name none.
+
+    Raises:
+        InputError: they name two.
+    """
+    if cfg.tokenizer_file and cfg.spm_model and cfg.tokenizer_file != cfg.spm_model:
+        raise InputError(
+            f"--tokenizer-file ({cfg.tokenizer_file}) and --spm-model ({cfg.spm_model}) name two tokenizers; leave "
+            "--spm-model out."
+        )
+    return cfg.tokenizer_file or cfg.spm_model
 
 
 def _objective_of(arch: str) -> str | None:

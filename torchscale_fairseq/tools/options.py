@@ -23,3 +23,16 @@ def add_exported(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sentencepiece", type=Path, help="SentencePiece model (default: sentencepiece.bpe.model in that folder)"
     )
+
+
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of --task pretraining that say how its data is read."""
+    parser.add_argument(
+        "--text-field",
+        default="text",
+        metavar="NAME",
+        help="field or column of the text, as --task pretraining has it (default: text)",
+    )
+    parser.add_argument(
+        "--tokenizer-file", metavar="FILE", help="the tokenizer (default: the one in the data directory)"
+    )

@@ -5,20 +5,19 @@ has learnt anything from the context is well below. It reads a data directory of
 """
 
 import argparse
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torchscale_fairseq.tools.options import add_reading
 from torchscale_fairseq.tools.progress import progress
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from torchscale_fairseq.data.text.pieces import PieceEncoder
+    from torchscale_fairseq.data.text.tokenizers import Tokenizer
 
 EXAMPLE = "torchscale-fairseq unigram-perplexity data/shards --subset valid"
-LINES_AT_ONCE = 10_000
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -26,44 +25,36 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "data", type=Path, metavar="DIR", help="the directory that torchscale-fairseq data shard-corpus made"
     )
     parser.add_argument("--subset", default="test", metavar="SPLIT", help="the split to guess (default: test)")
+    add_reading(parser)
 
 
 def run(options: argparse.Namespace) -> None:
-    from torchscale_fairseq.data.text.pieces import PieceEncoder
+    from torchscale_fairseq.data.text.tokenizers import tokenizer_of
 
-    encoder = PieceEncoder(options.data / "sentencepiece.bpe.model")
-    train, guessed = (count_tokens(options.data, split, encoder) for split in ("train", options.subset))
+    encoder = tokenizer_of(str(options.data), options.tokenizer_file)
+    train, guessed = (
+        count_tokens(str(options.data), split, encoder, options.text_field) for split in ("train", options.subset)
+    )
     print(f"guessing by frequency: perplexity {perplexity(train, guessed):.1f} for {guessed.sum():,} tokens")
 
 
-def count_tokens(data: Path, split: str, encoder: "PieceEncoder") -> "NDArray[np.int64]":
-    """How often each piece occurs, and at the end how many lines there are, which is how often </s> does."""
+def count_tokens(data: str, split: str, encoder: "Tokenizer", field: str) -> "NDArray[np.int64]":
+    """How often each piece occurs, and at the end </s>, which ends each line or document."""
     import numpy as np
 
     from torchscale_fairseq.data.problems import Problems
-    from torchscale_fairseq.data.text.sources import read_sources
+    from torchscale_fairseq.data.text.sources import read_sources, read_texts
 
     counts = np.zeros(len(encoder.pieces()) + 1, dtype=np.int64)
-    shards = [shard for source in read_sources(data, split, Problems(skip=False)) for shard in source.shards]
-    for shard in progress(shards, f"counting {split}", "shard"):
-        for lines in _chunks(shard):
-            encoded = encoder(lines)
-            pieces = [piece for line in encoded for piece in line]
+    sources = read_sources(data, split, Problems(skip=False), field)
+    shards = [(shard, source.field) for source in sources for shard in source.shards]
+    for shard, its_field in progress(shards, f"counting {split}", "shard"):
+        for texts in read_texts(shard, its_field):
+            encoded = encoder.documents(texts)
+            pieces = [piece for text in encoded for piece in text]
             counts[:-1] += np.bincount(np.array(pieces, dtype=np.int64), minlength=len(counts) - 1)
             counts[-1] += sum(map(bool, encoded))
     return counts
-
-
-def _chunks(shard: Path) -> Iterator[list[bytes]]:
-    lines = []
-    with shard.open("rb") as file:
-        for line in file:
-            lines.append(line.rstrip(b"\r\n"))
-            if len(lines) == LINES_AT_ONCE:
-                yield lines
-                lines = []
-    if lines:
-        yield lines
 
 
 def perplexity(train: "NDArray[np.int64]", guessed: "NDArray[np.int64]") -> float:

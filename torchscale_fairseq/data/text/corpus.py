@@ -20,9 +20,13 @@ from tqdm import tqdm
 from torchscale_fairseq.core.files import WriteError, write_atomically
 from torchscale_fairseq.data.problems import DataError, Problems
 from torchscale_fairseq.data.text import blocks
+from torchscale_fairseq.data.text.formats import TEXT, reader_of
+from torchscale_fairseq.data.text.formats.compression import suffix_of
+from torchscale_fairseq.data.text.formats.locations import is_url
 from torchscale_fairseq.data.text.index import IndexPath, ShardIndex
-from torchscale_fairseq.data.text.pieces import PieceEncoder
 from torchscale_fairseq.data.text.sources import read_sources
+from torchscale_fairseq.data.text.tokenized import TokenizedPath
+from torchscale_fairseq.data.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +48,7 @@ class Corpus:
     """The samples of a split.
 
     Args:
-        data: the directory that holds json/ and shard/.
+        data: the directory that holds json/ and shard/, or files of other formats; or its URL.
         split: such as "train".
         encoder: the tokenizer.
         capacity: tokens of a sample at most.
@@ -54,6 +58,7 @@ class Corpus:
         index_dir: where indices of shards lie; ``data``/index by default.
         workers: processes that make missing indices.
         share: number of this process, and of those that do the same at the same time.
+        text_field: name of the field or column of the text, in formats that have such.
 
     Raises:
         DataError: something is wrong with the data, or nothing is left of it.
@@ -61,9 +66,9 @@ class Corpus:
 
     def __init__(
         self,
-        data: Path,
+        data: str | Path,
         split: str,
-        encoder: PieceEncoder,
+        encoder: Tokenizer,
         *,
         capacity: int,
         break_mode: str,
@@ -72,13 +77,16 @@ class Corpus:
         workers: int = 1,
         share: tuple[int, int] = (0, 1),
         room_for_bos: bool = False,
+        text_field: str = "text",
     ):
         self.name = f"{data}, {split}"
         self.encoder = encoder
         self.capacity, self.break_mode, self.room_for_bos = capacity, break_mode, room_for_bos
-        sources = read_sources(data, split, problems)
+        sources = read_sources(str(data), split, problems, text_field)
         self.shards = [shard for source in sources for shard in source.shards]
-        self._paths = [index_path(data, shard, encoder, index_dir) for shard in self.shards]
+        self._paths = [
+            index_path(data, shard, encoder, index_dir, source.field) for source in sources for shard in source.shards
+        ]
         build_missing(self._paths, encoder, workers=workers, share=share)
         self.index = lru_cache(maxsize=OPEN_INDICES)(self._load_index)
         self._blocks = lru_cache(maxsize=4)(self._cut_part)
@@ -148,7 +156,7 @@ class Corpus:
         """Samples of each part, which are stored next to the index."""
         path = self._paths[shard].header
         kind = f"{self.break_mode}-{self.capacity}{'-packed' if self.room_for_bos else ''}"
-        kept = path.with_name(f"{self.shards[shard].name}.{kind}")
+        kept = path.with_name(f"{path.stem}.{kind}")
         with suppress(OSError, ValueError):
             if kept.stat().st_mtime >= path.stat().st_mtime:
                 return list(json.loads(kept.read_text()))
@@ -161,8 +169,18 @@ class Corpus:
     def _check(self, shard: int, problems: Problems) -> None:
         index = self.index(shard)
         if index.invalid_count:
-            line, reason = index.invalid[0]
-            problems.found("invalid lines", f"{self.shards[shard]}, line {line}: {reason}", index.invalid_count)
+            number, reason = index.invalid[0]
+            where = f"{self.shards[shard]}, {index.counts} {number}"
+            problems.found(f"invalid {index.counts}s", f"{where}: {reason}", index.invalid_count)
+
+    def content(self, shard: int) -> str:
+        """The file that the samples of a shard are read from: the shard, or its tokens."""
+        return self._paths[shard].content
+
+    def token_type(self, shard: int) -> "np.dtype[Any] | None":
+        """The type of a shard's tokens on disk; None for a shard of text, which is tokenized as it is read."""
+        path = self._paths[shard]
+        return path.token if isinstance(path, TokenizedPath) else None
 
     def _load_index(self, shard: int) -> ShardIndex:
         return self._paths[shard].load()
@@ -176,16 +194,40 @@ class Corpus:
         self._blocks = lru_cache(maxsize=4)(self._cut_part)
 
 
-def index_path(data: Path, shard: Path, encoder: PieceEncoder, index_dir: Path | None) -> IndexPath:
-    """Where a shard's index lies."""
+def index_path(
+    data: str | Path, shard: str | Path, encoder: Tokenizer, index_dir: Path | None, field: str = "text"
+) -> IndexPath:
+    """Where a shard's index lies.
+
+    Args:
+        data: the data directory, or its URL.
+        shard: path or URL of the file.
+        encoder: the tokenizer.
+        index_dir: of all indices; ``data``/index by default.
+        field: name of the field or column of the text.
+
+    Raises:
+        DataError: the data directory is a URL, and no ``index_dir`` is given.
+    """
+    data, shard = str(data), str(shard)
+    if index_dir is None and is_url(data):
+        raise DataError(f"{data} is a URL, where no index can be written; name a local folder for it with --index-dir.")
+    folder = (index_dir or Path(data) / "index") / encoder.fingerprint / _folder(data, shard, index_dir is not None)
+    if reader_of(shard) is TEXT and encoder.cuts_lines and not suffix_of(shard) and not is_url(shard):
+        return IndexPath(folder, Path(shard))
+    return TokenizedPath(folder, shard, field, len(encoder.pieces()))
+
+
+def _folder(data: str, shard: str, elsewhere: bool) -> Path:
+    """The folder of a shard's index, relative to that of all indices."""
+    if is_url(shard):
+        return Path(*shard.split("://", 1)).parent
     full, root = Path(os.path.abspath(shard)), Path(os.path.abspath(data))
-    inside = full.is_relative_to(root) and index_dir is None
-    folder = full.parent.relative_to(root if inside else full.anchor)
-    return IndexPath((index_dir or data / "index") / encoder.fingerprint / folder, shard)
+    return full.parent.relative_to(root if full.is_relative_to(root) and not elsewhere else full.anchor)
 
 
 def build_missing(
-    paths: Sequence[IndexPath], encoder: PieceEncoder, *, workers: int = 1, share: tuple[int, int] = (0, 1)
+    paths: Sequence[IndexPath], encoder: Tokenizer, *, workers: int = 1, share: tuple[int, int] = (0, 1)
 ) -> None:
     """Make the indices that are missing or older than their shards.
 
@@ -201,7 +243,7 @@ def build_missing(
     own = missing[rank::processes]
     others = [path for path in missing if path not in own]
     random.Random(rank).shuffle(others)
-    total = sum(path.shard.stat().st_size for path in missing)
+    total = sum(path.size for path in missing)
     logger.info("indexing %d shards, %s bytes, once for this text and tokenizer", len(missing), f"{total:,}")
     started = time.monotonic()
     with tqdm(total=total, unit="B", unit_scale=True, desc="indexing", disable=None, leave=False) as bar:
@@ -210,7 +252,7 @@ def build_missing(
     logger.info("indexed in %.1f seconds", time.monotonic() - started)
 
 
-def _build_all(paths: Sequence[IndexPath], encoder: PieceEncoder, workers: int, bar: Any) -> None:
+def _build_all(paths: Sequence[IndexPath], encoder: Tokenizer, workers: int, bar: Any) -> None:
     if min(workers, len(paths)) < 2:
         for path in paths:
             _build(path, encoder, bar.update)
@@ -219,12 +261,12 @@ def _build_all(paths: Sequence[IndexPath], encoder: PieceEncoder, workers: int, 
         running = {pool.submit(_build, path, encoder): path for path in paths}
         for done in as_completed(running):
             done.result()
-            bar.update(running[done].shard.stat().st_size)
+            bar.update(running[done].size)
 
 
-def _build(path: IndexPath, encoder: PieceEncoder, progress: Any = lambda _: None) -> None:
+def _build(path: IndexPath, encoder: Tokenizer, progress: Any = lambda _: None) -> None:
     if path.is_current():
-        progress(path.shard.stat().st_size)
+        progress(path.size)
     else:
         try:
             path.build(encoder, progress)

@@ -20,19 +20,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchscale_fairseq.core.files import make_directory, write_atomically
+from torchscale_fairseq.data.text.formats.lines import why_no_text
+from torchscale_fairseq.data.text.formats.reader import LONGEST_DOCUMENT, TOO_LONG
 
 UNIT = np.dtype([("bytes", "<u4"), ("tokens", "<u4"), ("ends", "?")])
 """Bytes in the file, line end included; tokens, </s> included; whether a line ends here. Empty and invalid lines have
 no tokens."""
 LONGEST_UNIT = 2048
-LONGEST_LINE = 1 << 26
+LONGEST_LINE = LONGEST_DOCUMENT
 PART_BYTES = 1 << 25
 CHUNK_BYTES = 1 << 20
 KEPT_MESSAGES = 100
-TOO_LONG = f"is longer than {LONGEST_LINE:,} bytes"
 VERSION = 1
 
 Encode = Callable[[Sequence[bytes]], list[list[int]]]
+Progress = Callable[[int], object]
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,10 @@ class ShardIndex:
     path: Path
     parts: tuple[Part, ...]
     invalid: tuple[tuple[int, str], ...]
-    """Line and reason, of the first invalid lines."""
+    """Line (or row) and reason, of the first invalid lines."""
     invalid_count: int
+    counts: str = "line"
+    """The numbers of invalid lines count lines or rows."""
 
     def units(self, first: int = 0, count: int = -1) -> NDArray[Any]:
         """Read ``count`` units (-1: all) from the first on, as :data:`UNIT`. They are read instead of mapped, so that a
@@ -84,17 +88,24 @@ def split_line(line: bytes) -> list[bytes]:
 
 
 class IndexPath:
-    """Where the index of a shard lies."""
+    """Where the index of a shard of text lies, and the shard itself, which is tokenized anew where it is read."""
 
     def __init__(self, folder: Path, shard: Path):
-        self.shard = shard
+        self.shard = str(shard)
         self.header = folder / f"{shard.name}.json"
         self.units = folder / f"{shard.name}.units"
+        self.content = str(shard)
+        """The file that samples are read from, by bytes."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the shard."""
+        return Path(self.shard).stat().st_size
 
     def is_current(self) -> bool:
         """Whether it was made, and of the shard as it is."""
         try:
-            header, shard = self.header.stat(), self.shard.stat()
+            header, shard = self.header.stat(), Path(self.shard).stat()
             content = json.loads(self.header.read_text())
         except (OSError, ValueError):
             return False
@@ -109,9 +120,9 @@ class IndexPath:
         header = json.loads(self.header.read_text())
         parts = tuple(Part(**part) for part in header["parts"])
         invalid = tuple((line, reason) for line, reason in header["invalid"])
-        return ShardIndex(self.units, parts, invalid, header["invalid_count"])
+        return ShardIndex(self.units, parts, invalid, header["invalid_count"], header.get("counts", "line"))
 
-    def build(self, encode: Encode, progress: Callable[[int], object] = lambda _: None) -> None:
+    def build(self, encode: Encode, progress: Progress = lambda _: None) -> None:
         """Index the shard.
 
         Args:
@@ -126,40 +137,85 @@ class IndexPath:
         with (
             write_atomically(self.units, several_writers=True) as scratch,
             scratch.open("wb") as units,
-            self.shard.open("rb") as text,
+            open(self.shard, "rb") as text,
         ):
             header = _Builder(encode, units).run(text, progress)
         with write_atomically(self.header, several_writers=True) as scratch:
             scratch.write_text(json.dumps(header))
 
 
+class PartsWriter:
+    """Writes the units of a shard one after the other, and collects its parts and what is invalid."""
+
+    def __init__(self, units: BinaryIO):
+        self._units = units
+        self._parts: list[dict[str, int]] = []
+        self._part = dict.fromkeys(("first_unit", "units", "first_byte", "bytes", "tokens"), 0)
+        self._invalid: list[tuple[int, str]] = []
+        self._invalid_count = 0
+
+    def note_invalid(self, number: int, reason: str) -> None:
+        """Count an invalid line or row."""
+        self._invalid_count += 1
+        if len(self._invalid) < KEPT_MESSAGES:
+            self._invalid.append((number, reason))
+
+    def add(self, rows: NDArray[Any], counts: Sequence[int]) -> None:
+        """Write whole lines.
+
+        Args:
+            rows: their units, as :data:`UNIT`.
+            counts: units of each line.
+        """
+        self._units.write(rows.tobytes())
+        starts = np.cumsum(counts, dtype=np.int64) - np.asarray(counts)
+        sizes, tokens = (np.add.reduceat(rows[name], starts, dtype=np.int64).tolist() for name in ("bytes", "tokens"))
+        for size, count, pieces in zip(sizes, counts, tokens, strict=True):
+            self._add_to_part(size, count, pieces)
+
+    def header(self) -> dict[str, Any]:
+        """The content of the index's header; ends the last part."""
+        self._close_part()
+        return {
+            "version": VERSION,
+            "parts": self._parts,
+            "invalid": self._invalid,
+            "invalid_count": self._invalid_count,
+        }
+
+    def _add_to_part(self, size: int, units: int, tokens: int) -> None:
+        """A line; an empty one ends a part that is large enough, any line one of twice that."""
+        self._part["bytes"] += size
+        self._part["units"] += units
+        self._part["tokens"] += tokens
+        if self._part["bytes"] >= (2 * PART_BYTES if tokens else PART_BYTES):
+            self._close_part()
+
+    def _close_part(self) -> None:
+        part = self._part
+        if part["units"]:
+            self._parts.append(dict(part))
+            part["first_unit"] += part["units"]
+            part["first_byte"] += part["bytes"]
+            part["units"] = part["bytes"] = part["tokens"] = 0
+
+
 class _Builder:
-    """Reads a shard once."""
+    """Reads a shard of text once."""
 
     def __init__(self, encode: Encode, units: BinaryIO):
         self.encode = encode
-        self.output = units
-        self.parts: list[dict[str, int]] = []
-        self.part = dict.fromkeys(("first_unit", "units", "first_byte", "bytes", "tokens"), 0)
-        self.invalid: list[tuple[int, str]] = []
-        self.invalid_count = 0
+        self.parts = PartsWriter(units)
         self.overlong = False
         """The last line read has not ended."""
 
-    def run(self, text: BinaryIO, progress: Callable[[int], object]) -> dict[str, Any]:
+    def run(self, text: BinaryIO, progress: Progress) -> dict[str, Any]:
         first_line = 1
         while lines := _read_lines(text):
             self._add(lines, first_line)
             first_line += len(lines)
             progress(sum(map(len, lines)))
-        self._close_part()
-        return {
-            "version": VERSION,
-            "bytes": text.tell(),
-            "parts": self.parts,
-            "invalid": self.invalid[:KEPT_MESSAGES],
-            "invalid_count": self.invalid_count,
-        }
+        return {**self.parts.header(), "bytes": text.tell()}
 
     def _add(self, lines: list[bytes], first_line: int) -> None:
         reasons = _what_is_invalid(lines)
@@ -167,9 +223,7 @@ class _Builder:
             reasons[0] = TOO_LONG
         self.overlong = len(lines[-1]) == LONGEST_LINE and not lines[-1].endswith(b"\n")
         for number, reason in reasons.items():
-            self.invalid_count += 1
-            if len(self.invalid) < KEPT_MESSAGES:
-                self.invalid.append((first_line + number, reason))
+            self.parts.note_invalid(first_line + number, reason)
         split = [split_line(line) if len(line) > LONGEST_UNIT else [line] for line in lines]
         units = list(chain.from_iterable(split))
         counts = np.array([len(line) for line in split])
@@ -183,26 +237,7 @@ class _Builder:
         rows["tokens"][valid] = [len(pieces) for pieces in self.encode(texts)]
         has_text = np.add.reduceat(rows["tokens"], starts) > 0
         rows["tokens"][stops[has_text] - 1] += 1  # </s>
-        self.output.write(rows.tobytes())
-        sizes, tokens = (np.add.reduceat(rows[name], starts).tolist() for name in ("bytes", "tokens"))
-        for size, count, pieces in zip(sizes, counts.tolist(), tokens, strict=True):
-            self._add_to_part(size, count, pieces)
-
-    def _add_to_part(self, size: int, units: int, tokens: int) -> None:
-        """A line; an empty one ends a part that is large enough, any line one of twice that."""
-        self.part["bytes"] += size
-        self.part["units"] += units
-        self.part["tokens"] += tokens
-        if self.part["bytes"] >= (2 * PART_BYTES if tokens else PART_BYTES):
-            self._close_part()
-
-    def _close_part(self) -> None:
-        part = self.part
-        if part["units"]:
-            self.parts.append(dict(part))
-            part["first_unit"] += part["units"]
-            part["first_byte"] += part["bytes"]
-            part["units"] = part["bytes"] = part["tokens"] = 0
+        self.parts.add(rows, counts.tolist())
 
 
 def _read_lines(text: BinaryIO) -> list[bytes]:
@@ -227,14 +262,4 @@ def _what_is_invalid(lines: list[bytes]) -> dict[int, str]:
 
 
 def _why_invalid(line: bytes) -> str | None:
-    if len(line) >= LONGEST_LINE:
-        return TOO_LONG
-    try:
-        line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return f"byte {error.start + 1} (0x{line[error.start]:02x}) is not UTF-8"
-    if b"\0" in line:
-        return "has a null byte inside"
-    if b"\r" in unit_text(line):
-        return "has a carriage return inside"
-    return None
+    return TOO_LONG if len(line) >= LONGEST_LINE else why_no_text(unit_text(line))

@@ -1,8 +1,9 @@
-"""Text to numbers: SentencePiece, in batches, and its pieces in the numbering of a fairseq dictionary."""
+"""Text to numbers: SentencePiece, in batches, and the pieces of any tokenizer in the numbering of a dictionary."""
 
 import hashlib
+import io
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +11,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchscale_fairseq.data.problems import DataError, Problems
+from torchscale_fairseq.data.text.formats.locations import read_bytes
+from torchscale_fairseq.data.text.index import split_line
+from torchscale_fairseq.data.text.tokenizer import Tokenizer
 
 MASK = "<mask>"
+PIECES = "sentencepiece.bpe.model"
+"""Name of a SentencePiece model next to its dictionary."""
 
 
 class PieceEncoder:
     """A SentencePiece model.
+
+    Args:
+        model: path of the file, or its URL.
 
     Raises:
         DataError: the file is missing or is not a model.
         ModuleNotFoundError: sentencepiece is not installed.
     """
 
-    def __init__(self, model: Path):
+    cuts_lines = True
+
+    def __init__(self, model: str | Path):
         try:
             import sentencepiece
         except ModuleNotFoundError:
@@ -30,14 +41,8 @@ class PieceEncoder:
                 "--task pretraining needs sentencepiece; install it with pip install torchscale-fairseq[data].",
                 name="sentencepiece",
             ) from None
-        try:
-            content = model.read_bytes()
-        except OSError as error:
-            raise DataError(
-                f"--spm-model: cannot read {model}: {error.strerror}; torchscale-fairseq data train-tokenizer makes "
-                "one."
-            ) from error
-        self.path = model
+        content = read_bytes(str(model), "; torchscale-fairseq data train-tokenizer makes one")
+        self.path = str(model)
         self.fingerprint = hashlib.sha256(content).hexdigest()[:16]
         """Changes with the model; token counts are kept under it."""
         try:
@@ -48,6 +53,12 @@ class PieceEncoder:
     def __call__(self, texts: Sequence[bytes], *, threads: int = 1) -> list[list[int]]:
         """The numbers of each text's pieces, in SentencePiece's own numbering."""
         return self._processor.encode(list(texts), out_type=int, num_threads=threads)
+
+    def documents(self, texts: Sequence[bytes]) -> list[list[int]]:
+        """The numbers of each document's pieces, tokenized in runs that are cut at spaces."""
+        cut = [split_line(text) for text in texts]
+        runs = iter(self([run.removesuffix(b" ") for runs in cut for run in runs]))
+        return [list(chain.from_iterable(islice(runs, len(runs_of)))) for runs_of in cut]
 
     def decode(self, numbers: Sequence[list[int]]) -> list[str]:
         """Back to text."""
@@ -70,13 +81,13 @@ class TextEncoder:
     """Text to the numbers of a fairseq dictionary.
 
     Args:
-        pieces: the SentencePiece model.
+        pieces: the tokenizer.
         dictionary: fairseq's; that each piece is in it is checked.
         path: of the dictionary, for messages.
         problems: takes pieces that the dictionary lacks, which become <unk>.
     """
 
-    def __init__(self, pieces: PieceEncoder, dictionary: Any, path: Path, problems: Problems):
+    def __init__(self, pieces: Tokenizer, dictionary: Any, path: str | Path, problems: Problems):
         self.pieces = pieces
         listed = pieces.pieces()
         unknown = pieces.unknown()
@@ -90,7 +101,8 @@ class TextEncoder:
             problems.found(
                 "pieces that the dictionary lacks (they become <unk>)",
                 f"{path} does not fit {pieces.path}: it lacks {len(missing):,} of the tokenizer's {len(listed):,} "
-                f"pieces, such as '{piece}', piece {number}; give both of one tokenizer (--dict-file, --spm-model)",
+                f"pieces, such as '{piece}', piece {number}; give both of one tokenizer (--dict-file, "
+                "--tokenizer-file)",
                 len(missing),
             )
         self._numbers = np.array(
@@ -102,13 +114,19 @@ class TextEncoder:
         encoded = self.pieces(texts)
         counts = np.fromiter(map(len, encoded), np.int64, len(encoded))
         numbers = np.fromiter(chain.from_iterable(encoded), np.int64, int(counts.sum()))
-        return self._numbers[numbers], counts
+        return self.renumbered(numbers), counts
+
+    def renumbered(self, numbers: NDArray[Any]) -> NDArray[np.int64]:
+        """The tokens of pieces that the tokenizer has numbered."""
+        found: NDArray[np.int64] = self._numbers[numbers]
+        return found
 
 
-def load_dictionary(path: Path, *, with_mask: bool) -> Any:
+def load_dictionary(path: str | Path, *, with_mask: bool) -> Any:
     """fairseq's Dictionary of a dict.txt, as its own tasks number it.
 
     Args:
+        path: of the file, or its URL.
         with_mask: append <mask>, as the masked_lm and sentence_prediction tasks do, unless the file has it.
 
     Raises:
@@ -116,14 +134,11 @@ def load_dictionary(path: Path, *, with_mask: bool) -> Any:
     """
     from fairseq.data import Dictionary
 
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise DataError(
-            f"--dict-file: cannot read {path}: {error.strerror}; torchscale-fairseq data train-tokenizer makes one."
-        ) from error
+    content = read_bytes(
+        str(path), "; name it with --dict-file, or make one with torchscale-fairseq data train-tokenizer"
+    )
     seen: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(content.split(b"\n"), start=1):
         where = f"--dict-file: {path}, line {number}"
         try:
             fields = line.decode("utf-8").removesuffix("\r").removesuffix(" #fairseq:overwrite").rsplit(" ", 1)
@@ -133,7 +148,8 @@ def load_dictionary(path: Path, *, with_mask: bool) -> Any:
             raise DataError(f"{where}: '{' '.join(fields)[:60]}' is not a symbol, a space and a count.")
         if line.strip() and seen.setdefault(fields[0], number) != number and b"#fairseq:overwrite" not in line:
             raise DataError(f"{where}: '{fields[0]}' stands in line {seen[fields[0]]} already.")
-    dictionary = Dictionary.load(str(path))
+    dictionary = Dictionary()
+    dictionary.add_from_file(io.StringIO(content.decode()))
     if with_mask:
         dictionary.add_symbol(MASK)
     return dictionary

@@ -90,20 +90,9 @@ class PretrainingDataset(FairseqDataset):
 
     def read(self, rows: NDArray[Any]) -> list[NDArray[np.int64]]:
         """The tokens of samples, from disk."""
-        texts: list[bytes] = []
-        units: list[NDArray[Any]] = []
-        for row in rows:
-            index = self.corpus.index(int(row["shard"]))
-            chosen = index.units(int(row["first"]), int(row["units"]))
-            content = _read_bytes(str(self.corpus.shards[row["shard"]]), int(row["byte"]), int(row["bytes"]))
-            stops = np.cumsum(chosen["bytes"]).tolist()
-            texts += [
-                unit_text(content[start:stop])
-                for start, stop, tokens in zip([0, *stops[:-1]], stops, chosen["tokens"].tolist(), strict=True)
-                if tokens
-            ]
-            units.append(chosen[chosen["tokens"] > 0])
-        pieces, counts = self._encoder(texts)
+        read = [self._units(row) for row in rows]
+        units = [chosen for chosen, _, _ in read]
+        pieces, counts = (np.concatenate([found[place] for found in read]) for place in (1, 2))
         all_units = np.concatenate(units)
         self._check(rows, units, counts, all_units)
         tokens = np.full(int(all_units["tokens"].sum()), self._eos)
@@ -113,6 +102,23 @@ class PretrainingDataset(FairseqDataset):
         tokens[is_piece] = pieces
         starts = np.cumsum([0, *(int(chosen["tokens"].sum()) for chosen in units[:-1])]) + rows["skip"]
         return [tokens[start : start + size] for start, size in zip(starts, rows["size"], strict=True)]
+
+    def _units(self, row: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.int64]]:
+        """The units of a sample that have tokens, their tokens without </s>, and how many each has."""
+        shard = int(row["shard"])
+        chosen = self.corpus.index(shard).units(int(row["first"]), int(row["units"]))
+        content = _read_bytes(self.corpus.content(shard), int(row["byte"]), int(row["bytes"]))
+        token = self.corpus.token_type(shard)
+        if token is not None:
+            kept = chosen[chosen["tokens"] > 0]
+            return kept, self._encoder.renumbered(np.frombuffer(content, token)), kept["bytes"] // token.itemsize
+        stops = np.cumsum(chosen["bytes"]).tolist()
+        texts = [
+            unit_text(content[start:stop])
+            for start, stop, tokens in zip([0, *stops[:-1]], stops, chosen["tokens"].tolist(), strict=True)
+            if tokens
+        ]
+        return chosen[chosen["tokens"] > 0], *self._encoder(texts)
 
     def _check(self, rows: NDArray[Any], units: list[NDArray[Any]], counts: Any, all_units: NDArray[Any]) -> None:
         wrong = np.flatnonzero(counts + all_units["ends"] != all_units["tokens"])

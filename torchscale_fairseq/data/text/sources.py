@@ -1,16 +1,24 @@
 """json/SPLIT.json: which shards make up a split, in TorchScale's format.
 
-A list of objects with ``source`` (paths of shards, relative to the data directory), ``source_lang``, and optionally
-``name`` and ``weight`` (TorchScale's older ``count`` is read as a weight too).
+A list of objects with ``source`` (shards), ``source_lang``, and optionally ``name``, ``text_field`` and ``weight``
+(TorchScale's older ``count`` is read as a weight too). A shard is a path relative to the data directory or a URL, of a
+file, of a pattern of files or of a saved folder of ``datasets``. Without that list, a split is one source of the files
+that are named after it.
 """
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import chain, islice
 from typing import Any
 
 from torchscale_fairseq.data.problems import DataError, Problems
+from torchscale_fairseq.data.text.formats import reader_of, suffixes
+from torchscale_fairseq.data.text.formats.locations import PATTERN, exists, files_like, joined, read_bytes
+
+STATE = "state.json"
+"""The file in a saved folder of ``datasets`` that lists the others."""
 
 
 @dataclass(frozen=True)
@@ -19,33 +27,68 @@ class Source:
 
     name: str
     language: str
-    shards: tuple[Path, ...]
+    shards: tuple[str, ...]
+    """Paths or URLs of files."""
     weight: float | None
     """Share of the samples of an epoch, relative to the other weights; None for its share of the text."""
+    field: str
+    """Name of the field or column of the text, in formats that have such."""
 
 
-def read_sources(data: Path, split: str, problems: Problems) -> list[Source]:
+def read_sources(data: str, split: str, problems: Problems, field: str = "text") -> list[Source]:
     """The sources of a split; missing shards and empty sources are problems.
+
+    Args:
+        data: path or URL of the data directory.
+        split: such as "train".
+        problems: takes them.
+        field: --text-field, for sources that name none.
 
     Raises:
         DataError: there is no such split, or its file is not what it should be.
     """
-    path = data / "json" / f"{split}.json"
+    path = joined(joined(data, "json"), f"{split}.json")
+    if exists(path):
+        return _listed(path, data, problems, field)
+    if files := _named_after(data, split):
+        return [Source(split, "", tuple(files), None, field)]
+    known = [name.rpartition("/")[2].removesuffix(".json") for name in files_like(joined(data, "json/*.json"))]
+    raise DataError(
+        f"{path} does not exist; it lists the shards of the subset '{split}' (there: {', '.join(known) or 'none'}), "
+        f"and no file like {split}.jsonl or {split}/*.parquet stands in its place. "
+        "torchscale-fairseq data shard-corpus writes it; training without validation: --disable-validation."
+    )
+
+
+def _named_after(data: str, split: str) -> list[str]:
+    """The files of a split by their names: SPLIT.jsonl, SPLIT-00000-of-00002.parquet, or any in the folder SPLIT."""
+    folder = joined(data, split)
+    if exists(joined(folder, STATE)):
+        return _saved(folder)
+    patterns = [pattern + suffix for pattern in (f"{split}", f"{split}-*", f"{split}/*") for suffix in suffixes()]
+    return sorted(set(chain.from_iterable(files_like(joined(data, pattern)) for pattern in patterns)))
+
+
+def _saved(folder: str) -> list[str]:
+    """The files of a folder that ``save_to_disk`` of ``datasets`` wrote, in their order."""
+    path = joined(folder, STATE)
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        known = ", ".join(sorted(other.stem for other in path.parent.glob("*.json"))) or "none"
-        raise DataError(
-            f"{path} does not exist; it lists the shards of the subset '{split}' (there: {known}). "
-            "torchscale-fairseq data shard-corpus writes it; training without validation: --disable-validation."
-        ) from None
+        return [joined(folder, file["filename"]) for file in json.loads(read_bytes(path))["_data_files"]]
+    except (KeyError, TypeError, ValueError):
+        raise DataError(f"{path} does not list the files of a saved data set; save it again.") from None
+
+
+def _listed(path: str, data: str, problems: Problems, field: str) -> list[Source]:
+    """The sources that a file lists."""
+    try:
+        entries = json.loads(read_bytes(path).decode("utf-8"))
     except json.JSONDecodeError as error:
         raise DataError(f"{path}, line {error.lineno}: not JSON: {error.msg}.") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: byte {error.start} is not UTF-8.") from None
     if not isinstance(entries, list) or not entries:
         raise DataError(f"{path} must hold a list of sources, each with 'source' and 'source_lang'.")
-    sources = [_source(entry, f"{path}, source {number}", data) for number, entry in enumerate(entries, start=1)]
+    sources = [_source(entry, f"{path}, source {number}", data, field) for number, entry in enumerate(entries, start=1)]
     weighted = [source for source in sources if source.weight is not None]
     if weighted and len(weighted) < len(sources):
         without = next(source for source in sources if source.weight is None)
@@ -54,7 +97,7 @@ def read_sources(data: Path, split: str, problems: Problems) -> list[Source]:
     return [source for source in sources if source.shards]
 
 
-def _source(entry: Any, where: str, data: Path) -> Source:
+def _source(entry: Any, where: str, data: str, field: str) -> Source:
     shards = entry.get("source") if isinstance(entry, dict) else None
     if not isinstance(shards, list) or not all(isinstance(shard, str) for shard in shards):
         raise DataError(f"{where}: needs 'source', a list of paths of shards.")
@@ -68,14 +111,39 @@ def _source(entry: Any, where: str, data: Path) -> Source:
             raise DataError(f"{where}: weight ({weight}) must be above 0; leave the source out instead.")
     language = str(entry.get("source_lang", ""))
     name = str(entry.get("name") or language or where)
-    return Source(name, language, tuple(data / shard for shard in shards), weight)
+    files = chain.from_iterable(_files(joined(data, shard)) for shard in shards)
+    return Source(name, language, tuple(files), weight, str(entry.get("text_field") or field))
 
 
-def _existing(source: Source, path: Path, problems: Problems) -> Source:
+def _files(shard: str) -> list[str]:
+    """The files of a shard; itself if it is one, or is missing."""
+    if PATTERN.intersection(shard) and not exists(shard):
+        return files_like(shard) or [shard]
+    is_file = shard.endswith(tuple(suffixes()))
+    return [shard] if is_file or not exists(joined(shard, STATE)) else _saved(shard)
+
+
+def _existing(source: Source, path: str, problems: Problems) -> Source:
     if not source.shards:
         problems.found("empty sources", f"{path}: source '{source.name}' lists no shards")
-    for shard in source.shards:
-        if not shard.is_file():
-            problems.found("missing shards", f"{path}: source '{source.name}' lists {shard}, which does not exist")
-    present = tuple(shard for shard in source.shards if shard.is_file())
-    return Source(source.name, source.language, present, source.weight)
+    missing = [shard for shard in source.shards if not exists(shard)]
+    for shard in missing:
+        problems.found("missing shards", f"{path}: source '{source.name}' lists {shard}, which does not exist")
+    present = tuple(shard for shard in source.shards if shard not in missing)
+    return Source(source.name, source.language, present, source.weight, source.field)
+
+
+def read_texts(shard: str, field: str, at_once: int = 10_000) -> Iterator[list[bytes]]:
+    """The texts of a file, some at a time; invalid ones are empty.
+
+    Args:
+        shard: path or URL of the file.
+        field: name of the field or column of the text.
+        at_once: length of the lists; the last one is shorter.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    texts = (document.text for document in reader_of(shard).documents(shard, field))
+    while chosen := list(islice(texts, at_once)):
+        yield chosen

@@ -1,0 +1,78 @@
+"""Tokenizers: one protocol, SentencePiece models, fast tokenizers and tiktoken's files, chosen by the file."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torchscale_fairseq.data.problems import DataError
+from torchscale_fairseq.data.text.formats.locations import exists, files_like, joined, read_bytes
+from torchscale_fairseq.data.text.pieces import PIECES, PieceEncoder
+from torchscale_fairseq.data.text.tokenizer import Tokenizer
+
+from .fast import FastTokenizer
+from .tiktoken_file import is_tiktoken
+
+__all__ = ["FastTokenizer", "Tokenizer", "dictionary_of", "find_tokenizer", "open_tokenizer", "tokenizer_of"]
+
+JSON = "tokenizer.json"
+
+
+def open_tokenizer(path: str) -> Tokenizer:
+    """The tokenizer of a file, whose content says its kind.
+
+    Raises:
+        DataError: the file cannot be read, or is none.
+        ModuleNotFoundError: its package is not installed.
+    """
+    content = read_bytes(path, "; name the tokenizer with --tokenizer-file")
+    if content.lstrip()[:1] == b"{" or is_tiktoken(content):
+        return FastTokenizer(path)
+    return PieceEncoder(path)
+
+
+def find_tokenizer(folder: str) -> str | None:
+    """The tokenizer of a data directory: its SentencePiece model, tokenizer.json or tiktoken file; None if it has none.
+
+    Raises:
+        DataError: there are several.
+    """
+    named = [joined(folder, name) for name in (PIECES, JSON)]
+    found = [path for path in named if exists(path)] + files_like(joined(folder, "*.tiktoken"))
+    if len(found) > 1:
+        raise DataError(f"{' and '.join(found)} are both tokenizers; name one of them with --tokenizer-file.")
+    return found[0] if found else None
+
+
+def tokenizer_of(folder: str, named: str | None) -> Tokenizer:
+    """The tokenizer of a data directory.
+
+    Args:
+        folder: the directory.
+        named: --tokenizer-file or --spm-model; None or empty for the one in the directory.
+
+    Raises:
+        DataError: there is none, or it cannot be used.
+        ModuleNotFoundError: its package is not installed.
+    """
+    file = named or find_tokenizer(folder)
+    if not file:
+        raise DataError(
+            f"{folder} has no tokenizer ({PIECES}, {JSON} or *.tiktoken); name one with --tokenizer-file, or make one "
+            "with torchscale-fairseq data train-tokenizer."
+        )
+    return open_tokenizer(file)
+
+
+def dictionary_of(pieces: Sequence[str | None], unknown: int) -> Any:
+    """fairseq's Dictionary of a tokenizer: <s>, <pad>, </s>, <unk>, then its pieces in their order, but for those four.
+
+    Args:
+        pieces: by their numbers.
+        unknown: the number of the piece that <unk> stands for.
+    """
+    from fairseq.data import Dictionary
+
+    dictionary = Dictionary()
+    for number, piece in enumerate(pieces):
+        if piece is not None and number != unknown and piece not in dictionary.indices:
+            dictionary.add_symbol(piece)
+    return dictionary

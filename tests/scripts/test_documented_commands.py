@@ -29,12 +29,13 @@ GUIDES = [*FIRST, *(path for path in DOCUMENTS if DOCS in path.parents and path 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """A new environment, and the data that the documents take for granted: text, labelled text, captioned images,
-    slides, weights, a checkpoint."""
+    JSON lines, slides, weights, a checkpoint."""
     made = Checkout.make(tmp_path_factory.mktemp("new") / "torchscale_fairseq")
     folder, generator = made.folder, random.Random(1)
     write_texts(folder / "text", generator)
     _label_texts(folder)
     _write_pictures(folder / "data/pictures", generator)
+    _write_documents(folder / "data/web", folder / "text")
     make_folders(folder / "data/slides", train=2, valid=2)
     _, longvit = build(Family("longvit_small", "image_classification", {"img_size": 64, "patch_size": 32}))
     torch.save({"model": longvit.state_dict()}, folder / "longvit_small_patch32_1024.pth")
@@ -61,6 +62,18 @@ def _write_pictures(folder: Path, generator: random.Random) -> None:
             Image.new("RGB", (20, 20), tuple(generator.choices(range(256), k=3))).save(folder / name)
         pairs = [{"image": name, "caption": caption} for name, caption in zip(names, captions, strict=True)]
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+
+
+def _write_documents(folder: Path, text: Path) -> None:
+    import sentencepiece
+
+    folder.mkdir(parents=True)
+    for split in ("train", "valid"):
+        lines = (text / f"{split}.txt").read_text().splitlines()
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps({"content": line}) + "\n" for line in lines))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text / "train.txt"), model_prefix=str(folder / "sentencepiece.bpe"), vocab_size=100, minloglevel=2
+    )
 
 
 def walk(documents: Sequence[Path], checkout: Checkout) -> list[str]:

@@ -49,13 +49,16 @@ def test_samples_are_those_of_text(break_mode: str, data: Path, corpus_folder: P
 
 
 @pytest.mark.parametrize("weights", [(1, 3), (3, 1)])
-def test_weights_of_sources_are_those_of_text(weights: tuple[int, int], data: Path, corpus_folder: Path) -> None:
+def test_weights_of_sources_are_those_of_text(
+    weights: tuple[int, int], data: Path, corpus_folder: Path, tmp_path: Path
+) -> None:
     split = f"weights{weights[0]}"
-    for folder in (data, corpus_folder):
+    text = Path(shutil.copytree(corpus_folder, tmp_path / "text"))
+    for folder in (data, text):
         (listed,) = json.loads((folder / "json/train.json").read_text())
         names = (listed["source"][:1], listed["source"][1:])
         write_json(folder, split, [{"source": part, "weight": w} for part, w in zip(names, weights, strict=True)])
-    assert_same_batch(opened(data, split), opened(corpus_folder, split), 2)
+    assert_same_batch(opened(data, split), opened(text, split), 2)
 
 
 def test_resuming_with_other_processes_and_workers(data: Path) -> None:

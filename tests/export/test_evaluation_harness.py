@@ -1,10 +1,12 @@
 """Language models on tasks of the evaluation harness."""
 
+import importlib.metadata
 import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -13,17 +15,21 @@ pytest.importorskip("lm_eval")
 pytest.importorskip("fairseq")
 
 import lm_eval
+from lm_eval.api.registry import MODEL_REGISTRY
 from lm_eval.tasks import TaskManager
 
 from tests.export.exported import END, MORE, write_words
 from tests.export.harness_tasks import TASKS, TEXTS, write_tasks
-from tests.fairseq_cli import run_fairseq
+from tests.fairseq_cli import REPOSITORY, run_fairseq
+from tests.helpers import assert_close, pair
 from tests.plugin.shrunk import shrunk
 from tests.tools.families import FAMILIES, write_checkpoint
 from tests.tools.in_process import run_tool
 from tests.tools.untrained import write_untrained
 from torchscale_fairseq.core.errors import InputError
-from torchscale_fairseq.export.evaluation_harness import CheckpointLM
+from torchscale_fairseq.evaluation.harness import MODEL, CheckpointLM, register
+from torchscale_fairseq.export.dictionaries import Dictionaries
+from torchscale_fairseq.export.huggingface.writing import export
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +114,47 @@ class Request:
     """Of the harness, as far as it is read."""
 
     args: tuple[str, ...]
+
+
+def evaluated(folder: Path, model: str, arguments: dict[str, Any], tasks: list[str]) -> dict[str, list[Any]]:
+    """Answers of a model to tasks, by a name that the harness knows."""
+    manager = TaskManager(include_path=str(folder / "tasks"), include_defaults=False)
+    how = {"task_manager": manager, "log_samples": True, "bootstrap_iters": 0, "device": "cpu"}
+    found = lm_eval.simple_evaluate(model, model_args=arguments, tasks=tasks, **how)
+    return {task: [sample["resps"] for sample in found["samples"][task]] for task in tasks}
+
+
+def test_entry_point(folder: Path, tmp_path: Path) -> None:
+    """Later versions of the harness find the model by it; this one is handed it."""
+    declared = (REPOSITORY / "pyproject.toml").read_text().partition('[project.entry-points."lm_eval.models"]')[2]
+    ((name, value), *_) = re.findall(r'^(\w+) = "(.+)"$', declared, re.MULTILINE)
+    assert name == MODEL
+    entry = importlib.metadata.EntryPoint(name, value, "lm_eval.models")
+    importlib.import_module("lm_eval.models")
+    with mock.patch.dict(MODEL_REGISTRY._objs):
+        MODEL_REGISTRY._objs.pop(MODEL, None)
+        MODEL_REGISTRY.register(MODEL, target=entry)
+        _, checkpoint = written("gpt", tmp_path)
+        given = {"checkpoint": str(checkpoint), "data": str(folder / "words")}
+        assert len(evaluated(folder, MODEL, given, ["choices"])["choices"]) == len(TEXTS)
+        register()
+        assert MODEL_REGISTRY.get(MODEL) is CheckpointLM
+
+
+@pytest.mark.parametrize("name", ["gpt", "retnet", "longnet"])
+def test_exported_folder_gives_the_same(name: str, folder: Path, tmp_path: Path) -> None:
+    """The harness's own model of transformers, as the guide gives it."""
+    register()
+    _, checkpoint = written(name, tmp_path)
+    export(checkpoint, tmp_path / "exported", Dictionaries(folder / "words"))
+    tasks = ["choices", "answers"]
+    ours = evaluated(folder, MODEL, {"checkpoint": str(checkpoint), "data": str(folder / "words")}, tasks)
+    exported = {"pretrained": str(tmp_path / "exported"), "trust_remote_code": True, "prefix_token_id": END}
+    theirs = evaluated(folder, "hf", exported, tasks)
+    assert ours["answers"] == theirs["answers"]
+    for mine, other in zip(ours["choices"], theirs["choices"], strict=True):
+        assert [best for ((_, best),) in mine] == [best for ((_, best),) in other]
+        assert_close(*pair(torch.tensor([score for ((score, _),) in side]) for side in (mine, other)), "float32")
 
 
 def test_command(folder: Path, tmp_path: Path) -> None:

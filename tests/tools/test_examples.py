@@ -31,6 +31,7 @@ from tests.tools.untrained import write_untrained
 from tests.tools.wheels import add_wheel
 from torchscale_fairseq.checkpoints import distributed
 from torchscale_fairseq.checkpoints.shards import ENTRY, EXPERT
+from torchscale_fairseq.evaluation.needles import HAYSTACK, KEYS, NEEDLE
 from torchscale_fairseq.tools.command import PROGRAM, make_parser
 from torchscale_fairseq.tools.data import catalog_corpus, python_corpus
 from torchscale_fairseq.tools.perplexity import count_tokens
@@ -75,6 +76,8 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Inputs of the examples other than those that examples make; Python's library is small here, and nothing is
     downloaded."""
     write_texts(tmp_path / "text", random.Random(1), size=5)
+    with (tmp_path / "text/train.txt").open("a") as stream:
+        stream.write("\n".join([*HAYSTACK, NEEDLE, *KEYS, *"0123456789"]) + "\n")
     _write_models(tmp_path)
     (tmp_path / "runs/en-de").mkdir()
     if find_spec("openslide"):

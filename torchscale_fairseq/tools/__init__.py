@@ -11,6 +11,7 @@ SUBCOMMANDS = {
     "fill-masks": "fill the masked words of texts with a masked language model",
     "import": "import a model that export hf wrote",
     "lm-eval": "evaluate a language model on tasks of the evaluation harness lm-eval",
+    "needle": "measure how often a language model retrieves a fact from a long text",
     "perplexity": "print the perplexity per token and per byte from the output of fairseq-eval-lm",
     "plot-expert-load": "draw how the experts of training runs were used",
     "score-translation": "print BLEU, chrF and exact match of translations",

@@ -19,6 +19,11 @@ def add_exported(parser: argparse.ArgumentParser) -> None:
     """Declare the options of a checkpoint that is exported: it, the new folder, and where its dictionaries are."""
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the checkpoint")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="a new folder")
+    add_dictionaries(parser)
+
+
+def add_dictionaries(parser: argparse.ArgumentParser) -> None:
+    """Declare the options that say where the dictionaries and the SentencePiece model of a checkpoint are."""
     parser.add_argument("--data", type=Path, help="folder of the dictionaries (default: that of the training)")
     parser.add_argument(
         "--sentencepiece", type=Path, help="SentencePiece model (default: sentencepiece.bpe.model in that folder)"

@@ -65,6 +65,15 @@ def parts_of(checkpoint: Path, folder: Path) -> Parts:
     """
     if folder.exists():
         raise InputError(f"{folder} exists already; name a new folder")
+    return read_parts(checkpoint)
+
+
+def read_parts(checkpoint: Path) -> Parts:
+    """Read a checkpoint.
+
+    Raises:
+        InputError: the checkpoint is a folder or not of one of our models.
+    """
     if checkpoint.is_dir():
         raise InputError(
             f"{checkpoint} is a folder; name a checkpoint, or make one of the folder with from-safetensors"

@@ -1,23 +1,21 @@
 """Causal models of checkpoints for EleutherAI's evaluation harness (lm-eval), by way of transformers."""
 
+import importlib
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
 from torchscale_fairseq.core.errors import InputError
-
-from .dictionaries import Dictionaries
-from .huggingface.kinds import CAUSAL, EOS
-from .huggingface.writing import export
+from torchscale_fairseq.export.dictionaries import Dictionaries
+from torchscale_fairseq.export.huggingface.kinds import CAUSAL, EOS
+from torchscale_fairseq.export.huggingface.writing import export
 
 MODEL = "torchscale_fairseq"
-"""Its name for ``--model`` of lm_eval."""
+"""Its name for ``--model`` of lm_eval, under which pyproject.toml declares it as well."""
 
 
-@register_model(MODEL)
 class CheckpointLM(HFLM):
     """A checkpoint of fairseq, exported to a temporary folder. Texts begin after </s>, as in training.
 
@@ -56,3 +54,13 @@ class CheckpointLM(HFLM):
         begins = self._begins_texts if add_special_tokens is None else add_special_tokens
         numbers: list[int] = super().tok_encode(string, begins, **options)
         return numbers
+
+
+def register() -> None:
+    """Make the harness know the model, unless it has found the entry point of this package by itself, as versions after
+    0.4.13 do."""
+    from lm_eval.api.registry import MODEL_REGISTRY, register_model
+
+    importlib.import_module("lm_eval.models")  # which registers the models of the harness
+    if MODEL not in MODEL_REGISTRY:
+        register_model(MODEL)(CheckpointLM)

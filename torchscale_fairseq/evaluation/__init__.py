@@ -1,0 +1,1 @@
+"""Evaluation of language models: the evaluation harness, and retrieval from long texts."""

@@ -57,6 +57,13 @@ SPEECH: Fits = {
         "moe_label_smoothed_cross_entropy_with_ctc",
     )
 }
-IMAGE_TEXT: Fits = {"image_text": ("image_text",)}
+IMAGE_TEXT: Fits = {
+    "image_text": ("image_text",),
+    "image_classification": ("image_classification",),
+    "visual_question_answering": ("visual_question_answering",),
+    "visual_reasoning": ("image_classification",),
+    "image_captioning": ("masked_lm",),
+    "image_text_retrieval": ("image_text_contrastive",),
+}
 IMAGES: Fits = {"image_classification": ("image_classification", "survival")}
 SLIDES: Fits = {"slide_classification": ("slide_classification", "multi_label", "survival")}

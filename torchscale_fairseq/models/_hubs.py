@@ -1,9 +1,11 @@
 """The interfaces that ``from_pretrained`` returns for models that do not generate text."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from fairseq.data.data_utils import collate_tokens
 from fairseq.models.roberta import RobertaHubInterface
 from torch import Tensor, nn
 
@@ -168,7 +170,7 @@ class SlideHub(_ModelOfFiles):
 
 
 class ImageTextHub(_ModelOfFiles):
-    """A BEiT-3 that reads image files and captions."""
+    """A BEiT-3 that reads image files and texts."""
 
     def __init__(self, cfg: Any, task: Any, models: list[Any]):
         super().__init__(cfg, task, models)
@@ -184,6 +186,42 @@ class ImageTextHub(_ModelOfFiles):
         pixels = None if image is None else load_image(Path(image), self.task.cfg.img_size)[None]
         features: Tensor = self.model.extract_features(None if text is None else self.encode(text)[None], pixels)
         return features
+
+    @torch.no_grad()
+    def embed_images(self, images: Sequence[str | Path], batch_size: int = 32) -> Tensor:
+        """A vector for each image file, (images, width): a unit vector of a model of --task image_text_retrieval, the
+        class token's feature of the others.
+
+        Raises:
+            DataError: a file is no image.
+        """
+
+        def of_batch(files: Sequence[str | Path]) -> Tensor:
+            pixels = torch.stack([load_image(Path(file), self.task.cfg.img_size) for file in files])
+            vectors: Tensor = self.model.embed_images(pixels.to(self._device))
+            return vectors
+
+        return torch.cat([of_batch(images[i : i + batch_size]) for i in range(0, len(images), batch_size)])
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str], batch_size: int = 32) -> Tensor:
+        """A vector for each text, (texts, width), like those of ``embed_images``; the feature of <s> takes the place of
+        the class token's.
+
+        Raises:
+            ValueError: a text is too long.
+        """
+
+        def of_batch(lines: Sequence[str]) -> Tensor:
+            tokens = collate_tokens([self.encode(line) for line in lines], self.task.source_dictionary.pad())
+            vectors: Tensor = self.model.embed_texts(tokens.to(self._device))
+            return vectors
+
+        return torch.cat([of_batch(texts[i : i + batch_size]) for i in range(0, len(texts), batch_size)])
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
 
     def encode(self, text: str) -> Tensor:
         """Tokens (words,), with <s> and </s>."""

@@ -10,8 +10,8 @@ from fairseq.utils import split_paths
 
 from torchscale_fairseq.checkpoints.reading import CheckpointError, load_checkpoint
 from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.data.text.words import pieces_of
 
-PIECES = "sentencepiece.bpe.model"
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 """SentencePiece's mark of the space before a word."""
 
@@ -57,7 +57,7 @@ class Pretrained:
         data = data_name_or_path or (_data_of(directory / file.split(os.pathsep)[0]) if cls.needs_data else ".")
         if not Path(data).exists():
             raise CheckpointError(f"data_name_or_path ({data}) does not exist; name the folder of the dictionaries.")
-        pieces = Path(data) / PIECES
+        pieces = pieces_of(Path(data))
         if pieces.exists() and "bpe" not in overrides:
             overrides |= {"bpe": "sentencepiece", "sentencepiece_model": str(pieces)}
         loaded = hub_utils.from_pretrained(model_name_or_path, file, data, archive_map={}, **overrides)

@@ -81,6 +81,9 @@ def begin_from(
             )
     model.load_state_dict(state, strict=False)
     logger.info("began from %s: %s of %s tensors", path, len(state), len(own))
+    kept = [name for name in own if name not in given]
+    if kept:
+        logger.warning("%s tensors are not in %s and stay as initialised: %s", len(kept), path, ", ".join(kept))
     unused = [name for name in given if name not in own]
     if unused:
         logger.warning("%s tensors of %s have no place in this model: %s", len(unused), path, ", ".join(unused))

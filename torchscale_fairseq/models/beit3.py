@@ -1,33 +1,42 @@
-"""BEiT-3: ``beit3_base`` and its sizes, for the task image_text."""
+"""BEiT-3: ``beit3_base`` and its sizes, for the task image_text and the jobs that it is fine-tuned for."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from fairseq.models import BaseFairseqModel
+from fairseq.tasks import FairseqTask
 from torch import Tensor, nn
 
 from torchscale_fairseq.core.architectures.beit3 import BEiT3
-from torchscale_fairseq.core.architectures.longvit import resized_positions
 from torchscale_fairseq.core.config import BEiT3Config
 from torchscale_fairseq.core.layers.heads import MaskedLanguageModelHead
 from torchscale_fairseq.core.layers.norm import build_norm
-from torchscale_fairseq.core.ops.positions import FIRST_POSITION
 
+from ._beit3_jobs import JOBS
+from ._beit3_weights import adapt, encoder_config, load_weights
 from ._fits import IMAGE_TEXT as FITTING_TASKS
-from ._hubs import ImageTextHub
-from ._options import Preset, core_config
+from ._hubs import ImageHub, ImageTextHub
+from ._options import Preset
 from ._presets import IMAGE_TEXT
 from ._pretrained import Pretrained
 from ._registration import register_presets
+from ._released import PretrainedOptions
 
 FROM_TASK = ("img_size", "patch_size", "max_source_positions")
-PATCH_POSITIONS = "core.encoder.embed_positions.A.weight"
-FIRST_PATCH = FIRST_POSITION + 1
-"""Its row, after that of the class token."""
+BODY = "core."
+NO_WORDS = 2
+"""Rows of the table of words in models of images alone; that of padding is the second."""
+
+
+def hub_of(cfg: Any, task: Any, models: list[Any]) -> Any:
+    """The interface that ``from_pretrained`` returns; arguments as for the hubs."""
+    hub = ImageHub if isinstance(models[0], JOBS["image_classification"]) else ImageTextHub
+    return hub(cfg, task, models)
 
 
 class ImageTextModel(Pretrained, BaseFairseqModel):
-    """A BEiT3 with heads for what it is trained on; each preset is a subclass.
+    """A BEiT3 with heads for what it is pretrained on; each preset is a subclass.
 
     Masked words are predicted from a text alone and with its image, masked patches from an image alone and with its
     text (BEiT-3, arXiv:2208.10442, sec. 2.2); whether a text belongs to an image from the class token.
@@ -38,7 +47,7 @@ class ImageTextModel(Pretrained, BaseFairseqModel):
     """
 
     preset: Preset
-    hub = ImageTextHub
+    hub = staticmethod(hub_of)
     fits = FITTING_TASKS
 
     def __init__(self, config: BEiT3Config, pad: int):
@@ -52,14 +61,25 @@ class ImageTextModel(Pretrained, BaseFairseqModel):
         self.match_head = nn.Linear(width, 2)
 
     @classmethod
-    def build_model(cls, cfg: Any, task: Any) -> "ImageTextModel":
-        """Build a model for the task's dictionary and images.
+    def build_model(cls, cfg: Any, task: Any) -> Any:
+        """Build a model for the task's dictionary and images, with the head of its job if it is no pretraining.
 
         Raises:
             ValueError: options contradict each other.
         """
         dictionary = task.source_dictionary
-        return cls(core_config(cfg, BEiT3Config, cls.preset, vocab_size=len(dictionary)), dictionary.pad())
+        config = encoder_config(cfg, cls.preset, NO_WORDS if dictionary is None else len(dictionary))
+        job = JOBS.get(task.cfg._name) if isinstance(task, FairseqTask) else None
+        return cls(config, dictionary.pad()) if job is None else job.build(config, task)
+
+    def load_weights(self, path: str | Path) -> None:
+        """Begin from a file of released weights, or from a checkpoint.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            CheckpointError: it is not of this architecture.
+        """
+        load_weights(self, path, BODY)
 
     def forward(
         self,
@@ -108,6 +128,14 @@ class ImageTextModel(Pretrained, BaseFairseqModel):
         """
         return self._read(captions, images)
 
+    def embed_images(self, images: Tensor) -> Tensor:
+        """(batch, channels, img_size, img_size) to the class token's features (batch, width)."""
+        return self._read(None, images)[:, 0]
+
+    def embed_texts(self, captions: Tensor) -> Tensor:
+        """(batch, words) to the features (batch, width) of <s>."""
+        return self._read(captions)[:, 0]
+
     def _read(self, words: Tensor | None, images: Tensor | None = None, masked: Tensor | None = None) -> Tensor:
         padding = None if words is None else words.eq(self.pad)
         features: Tensor = self.core(words, images, padding, vision_masked_position=masked)["encoder_out"]
@@ -119,11 +147,7 @@ class ImageTextModel(Pretrained, BaseFairseqModel):
     def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> None:
         """Let a checkpoint for another img_size be loaded: positions of patches are interpolated."""
         super().upgrade_state_dict_named(state_dict, name)
-        if PATCH_POSITIONS in state_dict:
-            table = state_dict[PATCH_POSITIONS]
-            side = self.core.config.img_size // self.core.config.patch_size
-            patches = resized_positions(table[FIRST_PATCH:].unsqueeze(0), side, side).squeeze(0)
-            state_dict[PATCH_POSITIONS] = torch.cat((table[:FIRST_PATCH], patches))
+        adapt(state_dict, self, BODY)
 
 
-register_presets(ImageTextModel, IMAGE_TEXT, BEiT3Config, from_task=FROM_TASK)
+register_presets(ImageTextModel, IMAGE_TEXT, BEiT3Config, PretrainedOptions, FROM_TASK)

@@ -14,7 +14,8 @@ from torchscale_fairseq.data.images.check import readable_images
 from torchscale_fairseq.data.images.image_text_dataset import ImageTextDataset
 from torchscale_fairseq.data.problems import DataError, Problems
 from torchscale_fairseq.data.text.masking import Masking
-from torchscale_fairseq.data.text.pieces import PieceEncoder, TextEncoder, load_dictionary
+from torchscale_fairseq.data.text.pieces import TextEncoder
+from torchscale_fairseq.data.text.words import load_text_encoder, load_words
 
 from ._images import SKIP_INVALID, check_size
 
@@ -25,7 +26,7 @@ class ImageTextConfig(FairseqDataclass):
 
     data: str = field(
         default=MISSING,
-        metadata={"help": "directory with train.jsonl, valid.jsonl, dict.txt and sentencepiece.bpe.model"},
+        metadata={"help": "directory with train.jsonl, valid.jsonl, sentencepiece.bpe.model (or beit3.spm), dict.txt"},
     )
     img_size: int = field(default=224, metadata={"help": "scale images to squares of this many pixels a side"})
     patch_size: int = field(default=16, metadata={"help": "height and width of a patch in pixels"})
@@ -69,7 +70,7 @@ class ImageTextTask(FairseqTask):
         Raises:
             DataError: the dictionary is missing or broken.
         """
-        return cls(cfg, load_dictionary(Path(cfg.data) / "dict.txt", with_mask=True))
+        return cls(cfg, load_words(Path(cfg.data)))
 
     def text_encoder(self, problems: Problems | None = None) -> TextEncoder:
         """The encoder of captions into tokens.
@@ -77,9 +78,18 @@ class ImageTextTask(FairseqTask):
         Raises:
             DataError: the tokenizer is missing, or does not fit the dictionary.
         """
-        data = Path(self.cfg.data)
-        pieces = PieceEncoder(data / "sentencepiece.bpe.model")
-        return TextEncoder(pieces, self.dictionary, data / "dict.txt", problems or Problems(skip=False))
+        return load_text_encoder(Path(self.cfg.data), self.dictionary, problems or Problems(skip=False))
+
+    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
+        """Build a model, with the weights of --pretrained unless it gets those of a checkpoint.
+
+        Raises:
+            FileNotFoundError, CheckpointError: of --pretrained.
+        """
+        model = super().build_model(cfg, from_checkpoint)
+        if not from_checkpoint and cfg.pretrained is not None:
+            model.load_weights(cfg.pretrained)
+        return model
 
     def adapt_checkpoint(self, state: dict[str, Any], *, fine_tuning: bool, keep_optimizer: bool) -> None:
         """Check a checkpoint before a run resumes from it.

@@ -41,6 +41,10 @@ class KeyValueCache:
         assert self._key is not None and self._value is not None
         return self._key[:, :, : self.length].transpose(1, 2), self._value[:, :, : self.length].transpose(1, 2)
 
+    def drop(self, tokens: int) -> None:
+        """Forget the newest tokens."""
+        self.length -= tokens
+
     def place(self, key: Tensor, value: Tensor, length: int) -> None:
         """Use these buffers, (batch, heads, capacity, head_dim), which hold ``length`` tokens, from now on."""
         self._key, self._value, self.length = key, value, length

@@ -70,3 +70,25 @@ def _parts(patches: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     positions = torch.arange(len(patches), device=patches.device)
     count = max(1, VALUES_AT_ONCE.get(patches.device.type, 2**24) // patches[0].numel()) if len(patches) else 1
     return zip(positions.split(count), patches.split(count), strict=True)
+
+
+def whole_images(patches: Tensor | Sequence[Bands], device: torch.device) -> Tensor:
+    """Put images together again, for models that read them whole.
+
+    Args:
+        patches: all patches of square images, as for ``embed_patches``.
+        device: of the result.
+
+    Returns:
+        (batch, channels, height, width), of the patches' dtype.
+    """
+    if not isinstance(patches, Tensor):
+        patches = torch.stack([_in_order(bands) for bands in patches])
+    side = round(patches.size(1) ** 0.5)
+    grid = patches.to(device).unflatten(1, (side, side)).permute(0, 3, 1, 4, 2, 5)
+    return grid.flatten(4, 5).flatten(2, 3)
+
+
+def _in_order(bands: Bands) -> Tensor:
+    positions, patches = zip(*bands, strict=True)
+    return torch.cat(patches)[torch.cat(positions).argsort()]

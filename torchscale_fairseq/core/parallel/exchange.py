@@ -1,4 +1,4 @@
-"""All-to-all between the processes of a group, and sums over it."""
+"""All-to-all between the processes of a group, sums over it, and all its rows."""
 
 from typing import Any
 
@@ -61,3 +61,39 @@ class _AllToAll(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         return exchange(gradient, ctx.received, ctx.sent, ctx.group), None, None, None
+
+
+def gather_rows(rows: Tensor, group: ProcessGroup) -> tuple[Tensor, int]:
+    """The rows of all processes, whose numbers may differ, in the order of their ranks. The gradient of a row is the
+    sum of all processes'.
+
+    Args:
+        rows: (rows, ...), of this process.
+        group: the processes, all of which take part.
+
+    Returns:
+        (all rows, ...), and the place of this process's first row in it.
+    """
+    counts = [torch.empty(1, dtype=torch.long, device=rows.device) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(counts, torch.tensor([rows.size(0)], device=rows.device), group=group)
+    sizes = [int(count) for count in counts]
+    first = sum(sizes[: dist.get_rank(group)])
+    result: Tensor = _GatherRows.apply(rows, sizes, first, group)  # type: ignore[no-untyped-call]
+    return result, first
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, sizes: list[int], first: int, group: ProcessGroup) -> Tensor:
+        ctx.own, ctx.group = slice(first, first + rows.size(0)), group
+        padded = rows.new_zeros(max(sizes), *rows.shape[1:])
+        padded[: rows.size(0)] = rows
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded, group=group)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        gradient = gradient.clone()
+        dist.all_reduce(gradient, group=ctx.group)
+        return gradient[ctx.own], None, None, None

@@ -121,6 +121,11 @@ class TextEncoder:
         found: NDArray[np.int64] = self._numbers[numbers]
         return found
 
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Numbers of the dictionary as text; those that are no piece are left out."""
+        pieces = {int(number): piece for piece, number in enumerate(self._numbers)}
+        return self.pieces.decode([[pieces[token] for token in tokens if token in pieces]])[0]
+
 
 def load_dictionary(path: str | Path, *, with_mask: bool) -> Any:
     """fairseq's Dictionary of a dict.txt, as its own tasks number it.

@@ -77,7 +77,7 @@ def test_learns_and_predicts(task: str, tokenizer: Path, tmp_path: Path) -> None
     for split in ("train", "valid"):
         made.load_dataset(split)
     losses = learn(made, model, criterion)
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.95 * losses[0]
     with metrics.aggregate(new_root=True) as logged:
         outputs = [made.valid_step(batch(made, "valid", start), model, criterion)[2] for start in (0, 4)]
         made.reduce_metrics(outputs, criterion)
@@ -160,7 +160,7 @@ def test_image_classification(tmp_path: Path) -> None:
     cfg, made, model = save_untrained(words_of(data, "image_classification"), tmp_path)
     made.load_dataset("train")
     losses = learn(made, model, made.build_criterion(cfg.criterion))
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.95 * losses[0]
     words = ["--checkpoint", tmp_path / "checkpoint_best.pt", "--device", "cpu", data / "valid" / "red" / "0.png"]
     done = run_tool("classify-images", *words).check()
     assert done.stdout.startswith("file\tclass\tblue\tgreen\tred\tyellow\n")

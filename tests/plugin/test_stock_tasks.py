@@ -29,8 +29,10 @@ plugin.register()
 
 OURS = sorted(name for name, model in MODEL_REGISTRY.items() if hasattr(model, "fits"))
 FAMILIES = ("mt_deepnorm", "gpt_deepnorm", "bert_magneto")
-"""One for each kind of model of text; ``pretraining`` has tests of its own."""
-FITTING = [(arch, task) for arch in FAMILIES for task in MODEL_REGISTRY[arch].fits if task != "pretraining"]
+"""One for each kind of model of text."""
+OWN_TESTS = ("pretraining", "instruction_tuning")
+"""Tasks with tests of their own."""
+FITTING = [(arch, task) for arch in FAMILIES for task in MODEL_REGISTRY[arch].fits if task not in OWN_TESTS]
 TRAINED_ELSEWHERE = ("translation", "language_modeling", "masked_lm", "sentence_prediction")
 """Tasks that tests of the commands train with."""
 CRITERIONS_OF = [

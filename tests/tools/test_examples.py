@@ -146,7 +146,8 @@ def _write_after(folder: Path, name: str) -> None:
         masked = ["--task", "masked_lm", "--criterion", "masked_lm", *shrunk("bert_magneto_small")]
         write_untrained(folder / "runs/masked/checkpoint_best.pt", "data/text", *masked)
         text = ["--task", "language_modeling", "--tokens-per-sample", "64", *shrunk("gpt_xpos_small")]
-        write_untrained(folder / "runs/text/checkpoint_best.pt", "data/text", *text)
+        for run in ("text", "instructions"):
+            write_untrained(folder / f"runs/{run}/checkpoint_best.pt", "data/text", *text)
         count = count_tokens((folder / "text/test.txt").read_text(), folder / "data/text/sentencepiece.bpe.model")
         log = f"Evaluated {count} tokens in 1s\nLoss (base 2): 3.4, Perplexity: 10.56\n"
         (folder / "runs/text/eval-lm.log").write_text(log)

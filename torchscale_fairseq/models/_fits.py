@@ -35,7 +35,7 @@ TRANSLATION: Fits = dict.fromkeys(
     _SEQUENCE,
 )
 LANGUAGE: Fits = dict.fromkeys(
-    ("language_modeling", "pretraining", "multilingual_language_modeling", "dummy_lm"), _SEQUENCE
+    ("language_modeling", "pretraining", "instruction_tuning", "multilingual_language_modeling", "dummy_lm"), _SEQUENCE
 )
 MASKED: Fits = {
     "masked_lm": _MASKED,

@@ -1,6 +1,7 @@
 """Tools to run before and after fairseq's commands: prepare data, convert checkpoints, evaluate models."""
 
 SUBCOMMANDS = {
+    "answer": "answer prompts with a language model that was trained on instructions",
     "average-checkpoints": "average the parameters of several checkpoints into one",
     "classify-images": "print the likeliest class, or the risk, of images and slides",
     "completion": "print a script that completes this command in bash, zsh or fish",

@@ -1,0 +1,1 @@
+"""Instruction data: conversations in JSON lines, chat templates, and batches whose loss is on answers alone."""

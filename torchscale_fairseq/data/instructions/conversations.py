@@ -1,0 +1,78 @@
+"""Reading conversations from JSON lines: ``{"prompt": ..., "completion": ...}`` or ``{"messages": [...]}``."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torchscale_fairseq.data.problems import DataError, Problems
+
+Message = dict[str, Any]
+"""A turn of a conversation: ``role`` (system, user, assistant) and ``content``."""
+ANSWERS = "assistant"
+"""The role whose messages a model learns."""
+FORMS = '"prompt" and "completion", or "messages", a list of objects with "role" and "content"'
+
+
+def read_conversations(path: Path, problems: Problems) -> list[list[Message]]:
+    """The conversations of a file, a line each; empty lines are left out.
+
+    Args:
+        path: of the file.
+        problems: takes lines that hold no conversation with an answer.
+
+    Raises:
+        DataError: the file cannot be read, or a line holds no conversation.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read: {error.strerror}; each subset is a file of JSON lines in the data directory, such "
+            "as train.jsonl."
+        ) from error
+    found = []
+    for number, line in enumerate(lines, start=1):
+        with problems.kind("invalid lines"):
+            if line.strip():
+                found.append(_with_answer(conversation_of(line, f"{path}, line {number}"), f"{path}, line {number}"))
+    return found
+
+
+def conversation_of(line: str | bytes, where: str) -> list[Message]:
+    """The messages of a line.
+
+    Args:
+        line: of JSON.
+        where: file and line, for the error.
+
+    Raises:
+        DataError: it is no JSON, or no conversation.
+    """
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{where} is no JSON: {error}.") from None
+    if not isinstance(record, dict):
+        raise DataError(f"{where} is {type(record).__name__}, not an object with {FORMS}.")
+    if "messages" in record:
+        return _checked(record["messages"], where)
+    if "prompt" not in record:
+        raise DataError(f"{where} has the fields {', '.join(record) or '(none)'}; give {FORMS}.")
+    answer = [{"role": ANSWERS, "content": record["completion"]}] if "completion" in record else []
+    return _checked([{"role": "user", "content": record["prompt"]}, *answer], where)
+
+
+def _checked(messages: Any, where: str) -> list[Message]:
+    if not isinstance(messages, list) or not messages:
+        raise DataError(f"{where}: messages must be a list of at least one object with role and content.")
+    for place, message in enumerate(messages, start=1):
+        texts = [message.get(name) for name in ("role", "content")] if isinstance(message, dict) else [None]
+        if not all(isinstance(text, str) for text in texts):
+            raise DataError(f"{where}: message {place} has no role and content that are strings.")
+    return messages
+
+
+def _with_answer(messages: list[Message], where: str) -> list[Message]:
+    if not any(message["role"] == ANSWERS for message in messages):
+        raise DataError(f"{where} has no answer to learn; give {FORMS}, one of them with the role {ANSWERS}.")
+    return messages

@@ -1,0 +1,153 @@
+"""``--task instruction_tuning``: causal language models learn the answers of conversations. docs/fine_tuning.md
+describes the data."""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional
+
+from fairseq import utils
+from fairseq.dataclass import FairseqDataclass
+from fairseq.tasks import FairseqTask, register_task
+from omegaconf import II, MISSING
+
+from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.data.instructions.chat import chat_of
+from torchscale_fairseq.data.instructions.conversations import read_conversations
+from torchscale_fairseq.data.instructions.dataset import InstructionDataset
+from torchscale_fairseq.data.instructions.encoding import ConversationEncoder
+from torchscale_fairseq.data.problems import DataError, Problems
+from torchscale_fairseq.data.text.pieces import PieceEncoder, TextEncoder, load_dictionary
+
+logger = logging.getLogger(__name__)
+
+ANSWERS_COMMAND = "torchscale-fairseq answer"
+
+
+def _help(text: str) -> dict[str, str]:
+    return {"help": text}
+
+
+@dataclass
+class InstructionTuningConfig(FairseqDataclass):
+    """Options of the task."""
+
+    data: str = field(
+        default=MISSING,
+        metadata=_help("directory with train.jsonl, valid.jsonl, dict.txt and the SentencePiece model"),
+    )
+    chat_template: str = field(
+        default="",
+        metadata=_help(
+            "file with a chat template, tokenizer_config.json or Jinja; plain: none (default: that of the data "
+            "directory, if it has one)"
+        ),
+    )
+    tokens_per_sample: int = field(default=1024, metadata=_help("maximum length of a conversation in tokens"))
+    max_target_positions: Optional[int] = field(  # noqa: UP045 (fairseq reads the annotation)
+        default=None,
+        metadata=_help("maximum length of the model's input in tokens (default: --tokens-per-sample)"),
+    )
+    spm_model: str = field(
+        default="", metadata=_help("SentencePiece model file (default: sentencepiece.bpe.model in the data directory)")
+    )
+    dict_file: str = field(default="", metadata=_help("dictionary file (default: dict.txt in the data directory)"))
+    skip_invalid: bool = field(
+        default=False, metadata=_help("count and report invalid lines instead of ending with an error")
+    )
+    train_subset: str = II("dataset.train_subset")
+
+
+@register_task("instruction_tuning", dataclass=InstructionTuningConfig)
+class InstructionTuningTask(FairseqTask):
+    """Reads conversations, and makes batches for cross_entropy and the criterions on top of it.
+
+    Args:
+        cfg: the options.
+        dictionary: of the model.
+    """
+
+    cfg: InstructionTuningConfig
+
+    def __init__(self, cfg: InstructionTuningConfig, dictionary: Any):
+        super().__init__(cfg)
+        self.dictionary = dictionary
+
+    @classmethod
+    def setup_task(cls, cfg: InstructionTuningConfig, **_: Any) -> "InstructionTuningTask":
+        """Make the task with its dictionary.
+
+        Raises:
+            DataError: the dictionary is missing or broken.
+        """
+        dictionary = load_dictionary(Path(cfg.dict_file or cls._folder(cfg) / "dict.txt"), with_mask=False)
+        logger.info("dictionary: %s types", f"{len(dictionary):,}")
+        return cls(cfg, dictionary)
+
+    @staticmethod
+    def _folder(cfg: InstructionTuningConfig) -> Path:
+        return Path(utils.split_paths(cfg.data)[0])
+
+    def encoder(self, problems: Problems) -> TextEncoder:
+        """Text to the numbers of the dictionary."""
+        folder = self._folder(self.cfg)
+        pieces = PieceEncoder(Path(self.cfg.spm_model or folder / "sentencepiece.bpe.model"))
+        return TextEncoder(pieces, self.dictionary, Path(self.cfg.dict_file or folder / "dict.txt"), problems)
+
+    def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **_: Any) -> None:
+        """Read a split and tokenize it.
+
+        Args:
+            split: such as "train", for train.jsonl.
+            epoch, combine: unused.
+
+        Raises:
+            DataError: something is wrong with the data.
+        """
+        folder, problems = self._folder(self.cfg), Problems(skip=self.cfg.skip_invalid)
+        path, chat = folder / f"{split}.jsonl", chat_of(self.cfg.chat_template, folder)
+        encode = ConversationEncoder(self.encoder(problems), chat, self.dictionary.eos())
+        examples = [encode(chat.segments(messages)) for messages in read_conversations(path, problems)]
+        problems.report(str(path))
+        if not examples:
+            raise DataError(f"{path} has no conversation.")
+        self.datasets[split] = InstructionDataset(examples, self.dictionary, shuffle=split == self.cfg.train_subset)
+        learned = sum(int(example.learned.sum()) for example in examples)
+        tokens = sum(len(example.tokens) for example in examples)
+        logger.info(
+            "%s: %s conversations, %s tokens, %s of answers",
+            path,
+            *(f"{n:,}" for n in (len(examples), tokens, learned)),
+        )
+
+    def build_dataset_for_inference(self, *_: Any, **__: Any) -> Any:
+        """Refuse fairseq-interactive.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(f"--task instruction_tuning does not serve fairseq-interactive; {ANSWERS_COMMAND} answers.")
+
+    def eval_lm_dataloader(self, *_: Any, **__: Any) -> Any:
+        """Refuse fairseq-eval-lm.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(
+            "--task instruction_tuning does not serve fairseq-eval-lm; fairseq-validate measures the loss."
+        )
+
+    def max_positions(self) -> int:
+        """Longest conversation in tokens."""
+        return self.cfg.tokens_per_sample
+
+    @property
+    def source_dictionary(self) -> Any:
+        """The dictionary."""
+        return self.dictionary
+
+    @property
+    def target_dictionary(self) -> Any:
+        """The dictionary."""
+        return self.dictionary

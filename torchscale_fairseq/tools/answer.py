@@ -1,0 +1,72 @@
+"""Answer prompts with a language model that was trained with --task instruction_tuning.
+
+A line of the input is a prompt, or JSON with "prompt" or "messages", which is answered by JSON with "completion".
+"""
+
+import argparse
+import fileinput
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.core.reporting import print_sentence
+from torchscale_fairseq.tools.options import positive
+
+if TYPE_CHECKING:
+    from torchscale_fairseq.tools.answering import Answerer
+
+EXAMPLE = (
+    "echo 'What is a tensor?' |\n"
+    "    torchscale-fairseq answer --checkpoint runs/instructions/checkpoint_best.pt --data data/text"
+)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="a causal language model")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="the directory with its dict.txt and SentencePiece model",
+    )
+    parser.add_argument("--input", default="-", metavar="FILE", help="a file of prompts (default: standard input)")
+    parser.add_argument("--max-tokens", type=positive, default=256, metavar="N", help="longest answer (default: 256)")
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        help="0 takes the likeliest token; 1 draws by probability (default: 0)",
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        help="draw among the likeliest tokens of this total probability (default: 1)",
+    )
+    parser.add_argument("--seed", type=int, default=1, help="of the draws (default: 1)")
+
+
+def run(options: argparse.Namespace) -> int:
+    from torchscale_fairseq.tools.answering import Answerer, Sampling
+
+    sampling = Sampling(options.max_tokens, options.temperature, options.top_p, options.seed)
+    answerer = Answerer(options.checkpoint, options.data, sampling)
+    answered = True
+    with fileinput.input([options.input], encoding="utf-8") as lines:
+        for number, line in enumerate(map(str.strip, lines), start=1):
+            try:
+                print(_answer(answerer, line, f"line {number}") if line else "", flush=True)
+            except InputError as error:
+                print_sentence(str(error), options.program)
+                answered = False
+    return 0 if answered else 1
+
+
+def _answer(answerer: "Answerer", line: str, where: str) -> str:
+    from torchscale_fairseq.data.instructions.conversations import conversation_of
+
+    if not line.startswith("{"):
+        return answerer.answer([{"role": "user", "content": line}])
+    return json.dumps({"completion": answerer.answer(conversation_of(line, where))}, ensure_ascii=False)

@@ -47,6 +47,7 @@ OPTIONAL = [
     Package("onnx", "onnx"),
     Package("onnxscript", "onnxscript"),
     Package("lm_eval", "lm-eval"),
+    Package("comet", "unbabel-comet"),
     Package("PIL", "pillow"),
     Package("pyvips", "pyvips"),
     Package("h5py", "h5py"),

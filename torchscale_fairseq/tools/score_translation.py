@@ -1,9 +1,10 @@
-"""Score translations with sacrebleu: BLEU, chrF and exact match, overall and per kind of sentence."""
+"""Score translations with sacrebleu: BLEU, chrF and exact match, overall and per kind of sentence; with --comet by
+COMET as well."""
 
 import argparse
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torchscale_fairseq.core.errors import InputError
@@ -20,6 +21,8 @@ class Score:
     chrf: float
     exact: float
     """Percentage of hypotheses that equal their reference."""
+    comet: float | None = None
+    """Mean over the sentences; None without --comet."""
 
 
 def run(options: argparse.Namespace) -> None:
@@ -27,7 +30,14 @@ def run(options: argparse.Namespace) -> None:
     hypotheses = read_hypotheses(options.hypotheses, len(references))
     kinds = read_parallel(options.kinds, references) if options.kinds else None
     sources = read_parallel(options.source, references) if options.source else None
-    print(table(score_by_kind(hypotheses, references, kinds)))
+    comet = None
+    if options.comet:
+        if sources is None:
+            raise InputError(f"--comet {options.comet} reads the source sentences; name their file with --source")
+        from torchscale_fairseq.evaluation.comet import comet_scores
+
+        comet = comet_scores(options.comet, sources, hypotheses, references)
+    print(table(score_by_kind(hypotheses, references, kinds, comet)))
     for index in spread(len(references), options.samples):
         print()
         if sources:
@@ -46,9 +56,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reference", type=Path, required=True, metavar="FILE", help="the references as plain text, one per line"
     )
-    parser.add_argument("--source", type=Path, metavar="FILE", help="the source sentences, printed with the samples")
+    parser.add_argument("--source", type=Path, metavar="FILE", help="the source sentences, for the samples and --comet")
     parser.add_argument(
         "--kinds", type=Path, metavar="FILE", help="one word per line, the kind of the sentence; each kind is scored"
+    )
+    parser.add_argument(
+        "--comet", metavar="MODEL", help="score by this COMET model: a .ckpt file, or a name to download"
     )
     parser.add_argument("--samples", type=int, default=0, metavar="N", help="print N translations (default: 0)")
 
@@ -90,14 +103,27 @@ def read_hypotheses(path: Path, count: int) -> list[str]:
 
 
 def score_by_kind(
-    hypotheses: Sequence[str], references: Sequence[str], kinds: Sequence[str] | None
+    hypotheses: Sequence[str],
+    references: Sequence[str],
+    kinds: Sequence[str] | None,
+    comet: Sequence[float] | None = None,
 ) -> dict[str, Score]:
-    """Score each kind in the order of their names, and then all together."""
+    """Score each kind in the order of their names, and then all together.
+
+    Args:
+        hypotheses, references: a sentence each.
+        kinds: of the sentences.
+        comet: score of each sentence.
+    """
+    chosen = {
+        kind: [index for index, name in enumerate(kinds or []) if name == kind] for kind in sorted(set(kinds or []))
+    }
+    chosen["all"] = list(range(len(references)))
     rows = {}
-    for kind in sorted(set(kinds or [])):
-        chosen = [index for index, name in enumerate(kinds or []) if name == kind]
-        rows[kind] = score([hypotheses[index] for index in chosen], [references[index] for index in chosen])
-    rows["all"] = score(hypotheses, references)
+    for kind, indices in chosen.items():
+        row = score([hypotheses[index] for index in indices], [references[index] for index in indices])
+        mean = None if comet is None else sum(comet[index] for index in indices) / len(indices)
+        rows[kind] = replace(row, comet=mean)
     return rows
 
 
@@ -114,9 +140,11 @@ def score(hypotheses: Sequence[str], references: Sequence[str]) -> Score:
 
 
 def table(rows: dict[str, Score]) -> str:
-    lines = [f"{'':<12} {'sentences':>9} {'BLEU':>6} {'chrF':>6} {'exact':>7}"]
+    with_comet = any(row.comet is not None for row in rows.values())
+    lines = [f"{'':<12} {'sentences':>9} {'BLEU':>6} {'chrF':>6} {'exact':>7}{'   COMET' if with_comet else ''}"]
     for kind, row in rows.items():
-        lines.append(f"{kind:<12} {row.sentences:>9} {row.bleu:>6.1f} {row.chrf:>6.1f} {row.exact:>6.1f}%")
+        comet = "" if row.comet is None else f" {row.comet:>7.4f}"
+        lines.append(f"{kind:<12} {row.sentences:>9} {row.bleu:>6.1f} {row.chrf:>6.1f} {row.exact:>6.1f}%{comet}")
     return "\n".join(lines)
 
 

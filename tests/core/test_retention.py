@@ -350,8 +350,8 @@ def test_what_the_fla_backend_is_given(dtype: torch.dtype, value_dim: int, monke
     expected, state = recurrent_retention(*tensors, log_decay)
     first, half = retention_forms.fla_retention(*triple(x[:, :4] for x in tensors), log_decay)
     second, whole = retention_forms.fla_retention(*triple(x[:, 4:] for x in tensors), log_decay, state=half)
-    assert first.dtype == whole.dtype == torch.float32 and whole.shape == state.shape
-    assert_close(torch.cat((first, second), 1), expected, str(dtype).removeprefix("torch."))
+    assert first.dtype == dtype and whole.dtype == torch.float32 and whole.shape == state.shape
+    assert_close(torch.cat((first, second), 1).float(), expected, str(dtype).removeprefix("torch."))
     assert_close(whole, state, "float32")
     assert (largest[-1] < state.abs().max() / 4) == (dtype == torch.float16)
 
@@ -360,16 +360,19 @@ def test_fla_is_tuned_over_few_candidates(monkeypatch: pytest.MonkeyPatch) -> No
     """Only among its own; kernels of another kind or name are left alone."""
     tiles = [(bk, bv, warps, stages) for bk in (32, 64) for bv in (32, 64) for warps in (2, 4) for stages in (2, 3)]
     configs = [SimpleNamespace(kwargs={"BK": a, "BV": b}, num_warps=w, num_stages=s) for a, b, w, s in tiles]
-    tuner, other = SimpleNamespace(configs=configs), SimpleNamespace(configs=configs[:1])
+    states, other = SimpleNamespace(configs=configs), SimpleNamespace(configs=configs[:1])
+    chunks = SimpleNamespace(configs=[SimpleNamespace(kwargs={}, num_warps=w, num_stages=2) for w in (2, 4)])
     package = ModuleType("fla.ops.common")
     package.chunk_h = SimpleNamespace(  # type: ignore[attr-defined]
-        chunk_fwd_kernel_h=SimpleNamespace(fn=tuner), chunk_bwd_kernel_dh=SimpleNamespace(fn=other)
+        chunk_fwd_kernel_h=SimpleNamespace(fn=states), chunk_bwd_kernel_dh=SimpleNamespace(fn=other)
     )
+    package.chunk_o = SimpleNamespace(chunk_bwd_kernel_dv=SimpleNamespace(fn=chunks))  # type: ignore[attr-defined]
     for name, module in {"fla": ModuleType("fla"), "fla.ops": ModuleType("fla.ops"), package.__name__: package}.items():
         monkeypatch.setitem(sys.modules, name, module)
     tune_less.__wrapped__()
-    kept = {(c.kwargs["BK"], c.kwargs["BV"], c.num_warps, c.num_stages) for c in tuner.configs}
-    assert kept == set(CANDIDATES) & set(tiles) and 1 < len(kept) < 6
+    kept = {(c.kwargs["BK"], c.kwargs["BV"], c.num_warps, c.num_stages) for c in states.configs}
+    assert kept == set(CANDIDATES["chunk_fwd_kernel_h"]) & set(tiles) and 1 < len(kept) < 4
+    assert [c.num_warps for c in chunks.configs] == [4]
     assert other.configs == configs[:1]
 
 

@@ -2,33 +2,44 @@
 
 import contextlib
 import functools
+from collections.abc import Mapping
 from typing import Any
 
-CANDIDATES = (
-    *((64, 64, 4, stages) for stages in (2, 3, 4)),
-    *((32, 64, 4, 3), (32, 32, 4, 3), (32, 32, 2, 3)),
-)
-"""Tile of keys and values, warps and stages of the kernels of the states between chunks. Large tiles read keys and
-values least often; small ones occupy the card where heads are few."""
+_OF_STATES = ((64, 64, 4, 3), (32, 64, 4, 3), (32, 32, 2, 3))
+_OF_CHUNKS = ((None, None, 4, 2),)
+CANDIDATES = {
+    "chunk_fwd_kernel_h": _OF_STATES,
+    "chunk_bwd_kernel_dh": _OF_STATES,
+    "chunk_bwd_kernel_dqkwg": _OF_CHUNKS,
+    "chunk_bwd_kernel_dv": _OF_CHUNKS,
+}
+"""Tile of keys and values (None where the kernel's caller sets it), warps and stages, by kernel. The first
+of each is the fastest on an H200 with heads of 256 and 432 channels; small tiles occupy the card where heads are few.
+"""
 
 
 @functools.cache
 def tune_less() -> None:
-    """Leave the kernels of the states only those of fla's candidates that are in ``CANDIDATES``.
+    """Leave fla's kernels of retention only those of their candidates that are in ``CANDIDATES``.
 
-    fla has 48 for each of two kernels, one of which is tuned for two dtypes. Compiling each takes one to three seconds.
-    What Triton finds best is kept in its cache for later processes.
+    fla has 48 for each of the two kernels of the states, and six for those of chunks, each of which takes two to three
+    seconds to compile. Triton keeps what it finds best in its cache for later processes.
     """
     with contextlib.suppress(ImportError):
-        from fla.ops.common import chunk_h
+        from fla.ops.common import chunk_h, chunk_o
 
-        for name in ("chunk_fwd_kernel_h", "chunk_bwd_kernel_dh"):
-            _keep(getattr(getattr(chunk_h, name, None), "fn", None))
+        for module in (chunk_h, chunk_o):
+            for kernel, candidates in CANDIDATES.items():
+                _keep(getattr(getattr(module, kernel, None), "fn", None), candidates)
 
 
-def _keep(tuner: Any) -> None:
+def _keep(tuner: Any, candidates: tuple[tuple[int | None, ...], ...]) -> None:
     """Reduce the candidates of one of Triton's autotuners; anything else is left alone."""
     configs = getattr(tuner, "configs", ())
-    fewer = [c for c in configs if (*map(c.kwargs.get, ("BK", "BV")), c.num_warps, c.num_stages) in CANDIDATES]
+    fewer = [c for c in configs if (*_tile(c.kwargs), c.num_warps, c.num_stages) in candidates]
     if fewer:
         tuner.configs = fewer
+
+
+def _tile(given: Mapping[str, int]) -> tuple[int | None, int | None]:
+    return given.get("BK"), given.get("BV")

@@ -163,7 +163,7 @@ def _rotated(query: Tensor, key: Tensor, value: Tensor, xpos: XPosTables | None)
     if xpos is None:
         return query, key, value
     dtype = torch.float32 if xpos.wide else query.dtype
-    return rotate(query, xpos.query).to(dtype), rotate(key, xpos.key).to(dtype), value.to(dtype)
+    return rotate(query, xpos.query, dtype), rotate(key, xpos.key, dtype), value.to(dtype)
 
 
 def one_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from ..ops.gating import normalised_gate
 from ..ops.retention_forms import retention
 from ..ops.retention_tables import RetentionTables
-from ..ops.xpos import rotate
 from .linear import LinearFactory, dense
 
 
@@ -104,10 +103,11 @@ class MultiScaleRetention(nn.Module):
         if self.clamp_scores:  # a channel of ones sums the scores, in every form
             value = F.pad(value, (0, 1), value=1.0)
         output, content = retention(
-            rotate(self._heads(self.q_proj(x)), inputs.tables.query),
-            rotate(self._heads(self.k_proj(x)), inputs.tables.key),
+            self._heads(self.q_proj(x)),
+            self._heads(self.k_proj(x)),
             value,
             inputs.log_decay,
+            rotation=inputs.tables,
             padding_mask=inputs.padding_mask,
             document_starts=inputs.document_starts,
             state=None if state is None else state.content,

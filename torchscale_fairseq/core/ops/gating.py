@@ -28,7 +28,7 @@ _GRADIENTS: dict[Activation, Callable[[Tensor, Tensor], Tensor]] = {
 
 def gate(activation: Activation, x: Tensor, y: Tensor) -> Tensor:
     """activation(x) * y, of one shape; the activation is one of torch's gelu, relu and silu."""
-    if _has_kernel(x, y):
+    if _can_be_fused(x, y) and x.dtype == y.dtype:
         return _GateByKernel.apply(_KINDS.index(activation), x, y)  # type: ignore[no-untyped-call]
     return _Gate.apply(activation, x, y)  # type: ignore[no-untyped-call]
 
@@ -38,12 +38,14 @@ def normalised_gate(x: Tensor, heads: Tensor, eps: float) -> Tensor:
 
     Args:
         x: (..., heads * dim).
-        heads: (..., heads, dim), in float32 at least.
+        heads: (..., heads, dim); normalised in float32 at least.
         eps: of the norm.
 
     Returns:
         Shaped like x, in its dtype.
     """
+    if _can_be_fused(x, heads) and heads.size(-1) <= LARGEST_HEAD:
+        return _NormalisedGateByKernel.apply(x, heads, eps)  # type: ignore[no-untyped-call]
     return _NormalisedGate.apply(x, heads, eps)  # type: ignore[no-untyped-call]
 
 
@@ -66,13 +68,16 @@ _KINDS: tuple[Activation, ...] = (F.gelu, F.relu, F.silu)
 """In the order of ``gating_kernels``' numbers."""
 
 
-def _has_kernel(x: Tensor, y: Tensor) -> bool:
+LARGEST_HEAD = 4096
+"""Widest head of which a kernel holds all channels in registers."""
+
+
+def _can_be_fused(x: Tensor, y: Tensor) -> bool:
     """In compiled code torch makes a kernel of its own, with what lies around it."""
     return (
         TRITON
         and x.is_cuda
         and x.numel() > 0
-        and x.dtype == y.dtype
         and x.dtype in (torch.float16, torch.bfloat16)
         and x.is_contiguous()
         and y.is_contiguous()
@@ -100,15 +105,35 @@ class _NormalisedGate(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, heads: Tensor, eps: float) -> Tensor:
         ctx.eps = eps
         ctx.save_for_backward(x, heads)
-        return F.silu(x) * F.rms_norm(heads, heads.shape[-1:], eps=eps).flatten(-2).to(x.dtype)
+        return F.silu(x) * F.rms_norm(_wide(heads), heads.shape[-1:], eps=eps).flatten(-2).to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, heads = ctx.saved_tensors
+        x, given = ctx.saved_tensors
+        heads = _wide(given)
         scale = heads.square().mean(-1, keepdim=True).add(ctx.eps).rsqrt()
         normalised = heads * scale
         of_x = _aten.silu_backward(gradient * normalised.flatten(-2).to(x.dtype), x)
         of_normalised = (gradient * F.silu(x)).to(heads.dtype).view_as(heads)
         along = (of_normalised * normalised).mean(-1, keepdim=True)
-        return of_x, scale * (of_normalised - normalised * along), None
+        return of_x, (scale * (of_normalised - normalised * along)).to(given.dtype), None
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class _NormalisedGateByKernel(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, heads: Tensor, eps: float) -> Tensor:
+        ctx.eps = eps
+        ctx.save_for_backward(x, heads)
+        result: Tensor = kernels.normalised_gate(x, heads, eps)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, heads = ctx.saved_tensors
+        return *kernels.normalised_gate_backward(gradient.contiguous(), x, heads, ctx.eps), None

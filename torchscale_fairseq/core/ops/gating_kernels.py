@@ -62,3 +62,64 @@ def _backward(  # type: ignore[no-untyped-def]
         slope = share * (1 + a * (1 - share))
     tl.store(into_x + entry, (g * b * slope).to(into_x.dtype.element_ty), mask=entry < count)
     tl.store(into_y + entry, (g * a * share).to(into_y.dtype.element_ty), mask=entry < count)
+
+
+def normalised_gate(x: Tensor, heads: Tensor, eps: float) -> Tensor:
+    """``gating.normalised_gate`` of contiguous tensors."""
+    result = torch.empty_like(x)
+    rows, width, tile = _rows(heads)
+    with torch.cuda.device_of(x):
+        _normalised_forward[(triton.cdiv(rows, tile["ROWS"]),)](x, heads, result, rows, width, eps, **tile)
+    return result
+
+
+def normalised_gate_backward(gradient: Tensor, x: Tensor, heads: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Gradients of ``normalised_gate`` for x and heads; gradient is contiguous."""
+    into_x, into_heads = torch.empty_like(x), torch.empty_like(heads)
+    rows, width, tile = _rows(heads)
+    with torch.cuda.device_of(x):
+        _normalised_backward[(triton.cdiv(rows, tile["ROWS"]),)](
+            gradient, x, heads, into_x, into_heads, rows, width, eps, **tile
+        )
+    return into_x, into_heads
+
+
+def _rows(heads: Tensor) -> tuple[int, int, dict[str, int]]:
+    """Rows to be normalised, their width, and the tile of a program."""
+    width = heads.size(-1)
+    columns = triton.next_power_of_2(width)
+    return heads.numel() // width, width, {"ROWS": max(1, BLOCK // columns), "COLUMNS": columns}
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _normalised_forward(  # type: ignore[no-untyped-def]
+    x, heads, result, rows, width, eps, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, COLUMNS)[None, :]
+    entry, inside = row[:, None] * width + column, (row < rows)[:, None] & (column < width)
+    a = tl.load(x + entry, mask=inside, other=0.0).to(tl.float32)
+    h = tl.load(heads + entry, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(h * h, 1) / width + eps)
+    y = a * tl.sigmoid(a) * h * scale[:, None]
+    tl.store(result + entry, y.to(result.dtype.element_ty), mask=inside)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _normalised_backward(  # type: ignore[no-untyped-def]
+    gradient, x, heads, into_x, into_heads, rows, width, eps, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, COLUMNS)[None, :]
+    entry, inside = row[:, None] * width + column, (row < rows)[:, None] & (column < width)
+    g = tl.load(gradient + entry, mask=inside, other=0.0).to(tl.float32)
+    a = tl.load(x + entry, mask=inside, other=0.0).to(tl.float32)
+    h = tl.load(heads + entry, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(h * h, 1) / width + eps)[:, None]
+    share, normalised = tl.sigmoid(a), h * scale
+    of_x = g * normalised * share * (1 + a * (1 - share))
+    of_normalised = g * a * share
+    along = tl.sum(of_normalised * normalised, 1)[:, None] / width
+    of_heads = scale * (of_normalised - normalised * along)
+    tl.store(into_x + entry, of_x.to(into_x.dtype.element_ty), mask=inside)
+    tl.store(into_heads + entry, of_heads.to(into_heads.dtype.element_ty), mask=inside)

@@ -14,6 +14,8 @@ from .backend import Backend, choose
 from .fla_tuning import tune_less
 from .retention import RetentionResult, chunkwise_retention, parallel_retention, recurrent_retention
 from .retention_packing import packed_retention
+from .retention_tables import RetentionTables
+from .xpos import rotate
 
 CHUNKWISE_ABOVE = 384
 """Tokens above which the chunkwise form, at its default chunk size, is faster than the parallel one
@@ -27,6 +29,7 @@ def retention(
     value: Tensor,
     log_decay: Tensor,
     *,
+    rotation: RetentionTables | None = None,
     chunkwise: bool = False,
     chunk_size: int = 128,
     backend: str = "auto",
@@ -37,6 +40,7 @@ def retention(
 
     Args:
         query, key, value, log_decay, options: as for every form (``ops.retention``).
+        rotation: rotates and scales query and key; None where that has been done.
         chunkwise: the chunkwise form, whatever the length, except for single tokens.
         chunk_size: tokens per chunk of that form.
         backend: of more than single tokens, the name of one in ``RETENTION``: torch; fla (the chunkwise kernel of
@@ -44,14 +48,14 @@ def retention(
         overwrite_state: of single tokens, as for ``recurrent_retention``.
 
     Returns:
-        Output and state, as every form.
+        Output and state, as every form; the output of fla's kernel is in the dtype of the values.
 
     Raises:
         InputError: the backend is unknown or cannot serve the request.
     """
+    request = RetentionRequest(query, key, value, log_decay, chunkwise, chunk_size, options, rotation)
     if query.size(1) == 1:
-        return recurrent_retention(query, key, value, log_decay, overwrite_state=overwrite_state, **options)
-    request = RetentionRequest(query, key, value, log_decay, chunkwise, chunk_size, options)
+        return recurrent_retention(*request.tensors(), overwrite_state=overwrite_state, **options)
     chosen = choose(
         RETENTION,
         request,
@@ -74,11 +78,14 @@ class RetentionRequest:
     chunkwise: bool
     chunk_size: int
     options: dict[str, Any]
+    rotation: RetentionTables | None = None
 
-    @property
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The first arguments of every form."""
-        return self.query, self.key, self.value, self.log_decay
+    def tensors(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The first arguments of every form; a rotation results in this dtype, float32 at least by default."""
+        query, key = self.query, self.key
+        if self.rotation is not None:
+            query, key = rotate(query, self.rotation.query, dtype), rotate(key, self.rotation.key, dtype)
+        return query, key, self.value, self.log_decay
 
 
 class Fla:
@@ -92,7 +99,9 @@ class Fla:
 
     def run(self, request: RetentionRequest) -> RetentionResult:
         """``fla_retention``, of rows or of packed sequences."""
-        options, (query, key, value, log_decay) = request.options, request.tensors
+        # In float16 queries and keys are balanced before they are rounded.
+        dtype = torch.bfloat16 if request.value.dtype == torch.bfloat16 else None
+        options, (query, key, value, log_decay) = request.options, request.tensors(dtype)
         if options.get("padding_mask") is None and options.get("document_starts") is None:
             return fla_retention(query, key, value, log_decay, state=options.get("state"))
 
@@ -113,8 +122,8 @@ class Torch:
     def run(self, request: RetentionRequest) -> RetentionResult:
         """``chunkwise_retention`` or ``parallel_retention``."""
         if request.chunkwise or request.query.size(1) > CHUNKWISE_ABOVE:
-            return chunkwise_retention(*request.tensors, chunk_size=request.chunk_size, **request.options)
-        return parallel_retention(*request.tensors, **request.options)
+            return chunkwise_retention(*request.tensors(), chunk_size=request.chunk_size, **request.options)
+        return parallel_retention(*request.tensors(), **request.options)
 
 
 def fla_retention(
@@ -131,7 +140,8 @@ def fla_retention(
     With offsets, (sequences + 1,), the one row holds sequences, and states are those of the sequences.
 
     Queries and keys are rounded to the dtype of the values, and so are the states between chunks; the kernel
-    accumulates in float32. Widths that it refuses, the odd ones, are made even.
+    accumulates in float32. The output is in the dtype of the values. Widths that the kernel refuses, the odd ones, are
+    made even.
     """
     from fla.ops.simple_gla import chunk_simple_gla
 
@@ -155,7 +165,7 @@ def fla_retention(
     )
     if balance is not None:
         final = final / balance.unsqueeze(-1)
-    return output[..., :width].to(torch.float32), final[..., :width]
+    return output[..., :width], final[..., :width]
 
 
 def _even(x: Tensor) -> Tensor:

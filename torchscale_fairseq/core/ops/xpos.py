@@ -8,9 +8,16 @@ zeta_i = (2i / d + 0.4) / 1.4. Tables are float32 (float64 for float64 models) w
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .gelu_norm import TRITON
+
+if TRITON:
+    from . import rotation_kernels as kernels
 
 from .masks import is_traced
 
@@ -77,16 +84,49 @@ def xpos_tables(
     )
 
 
-def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Apply a table.
+def rotate(x: Tensor, table: tuple[Tensor, Tensor], dtype: torch.dtype | None = None) -> Tensor:
+    """Apply a table, in the table's dtype or wider.
 
     Args:
         x: (batch, seq, heads, head_dim); neighbouring channels form a pair.
         table: cosines and sines.
+        dtype: of the result; the table's by default.
 
     Returns:
-        Shaped like x, in the table's dtype.
+        Shaped like x.
     """
     cos, sin = table
+    dtype = dtype or cos.dtype
+    if _has_kernel(x, cos, sin):
+        return _Rotation.apply(x, cos, sin, dtype)  # type: ignore[no-untyped-call]
     even, odd = x.to(cos.dtype).unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack((even * cos - odd * sin, odd * cos + even * sin), -1).flatten(-2)
+    return torch.stack((even * cos - odd * sin, odd * cos + even * sin), -1).flatten(-2).to(dtype)
+
+
+def _has_kernel(x: Tensor, cos: Tensor, sin: Tensor) -> bool:
+    """In half precision on a GPU; compiled code gets a kernel of torch's, with what lies around it."""
+    return (
+        TRITON
+        and x.is_cuda
+        and x.numel() > 0
+        and x.dtype in (torch.float16, torch.bfloat16)
+        and cos.dtype == torch.float32
+        and x.stride(-1) == 1
+        and cos.stride(-1) == 1
+        and cos.stride() == sin.stride()
+        and not torch.compiler.is_compiling()
+    )
+
+
+class _Rotation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.dtype = x.dtype
+        ctx.save_for_backward(cos, sin)
+        return kernels.rotate(x, cos, sin, dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        cos, sin = ctx.saved_tensors
+        return kernels.rotate(gradient.contiguous(), cos, sin, ctx.dtype, back=True), None, None, None

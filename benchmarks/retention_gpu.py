@@ -62,9 +62,10 @@ def compare_on_gpu(case: Case, sides: list[str], repeats: int) -> list[Row]:
 
 
 def available_sides() -> list[str]:
-    """All of them, or without flash-linear-attention where that is not installed."""
-    fla = [FLA, PLAIN] if importlib.util.find_spec("fla") is not None else []
-    return [OFFICIAL, OURS, *fla, ATTENTION]
+    """All of them, or without those of flash-linear-attention that are not installed: fla-core has no layers."""
+    kernels = importlib.util.find_spec("fla") is not None
+    layers = kernels and importlib.util.find_spec("fla.layers") is not None
+    return [OFFICIAL, OURS, *([FLA] if layers else []), *([PLAIN] if kernels else []), ATTENTION]
 
 
 def check_agreement(case: Case, sides: list[str]) -> list[str]:

@@ -94,7 +94,7 @@ def test_the_gpu_benchmark_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every side, agreement with fla's layer, and a side that does not fit in memory, which is not tried again."""
     for name in ("fla", "fla.layers"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    sys.modules["fla"].__spec__ = ModuleSpec("fla", None)
+        sys.modules[name].__spec__ = ModuleSpec(name, None)
     sys.modules["fla.layers"].MultiScaleRetention = HalvesRetention  # type: ignore[attr-defined]
     fits = lambda case, side: None if side == retention_gpu.OFFICIAL and case.length > 24 else 1  # noqa: E731
     monkeypatch.setattr(retention_gpu, "step_memory", fits)

@@ -275,7 +275,7 @@ def test_what_the_fla_backend_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Asked for, it says why; left to choose, torch serves."""
     tensors, log_decay = inputs(2, 5, 1), log_decays(1, "powers")
     for installed, message in (
-        (False, "pip install flash-linear-attention"),
+        (False, "pip install fla-core"),
         (True, "needs a GPU, not cpu; give retention_backend='auto'."),
     ):
         monkeypatch.setattr(retention_forms, "_HAS_FLA", installed)

@@ -57,7 +57,7 @@ OPTIONAL = [
     Package("matplotlib", "matplotlib"),
     Package("tensorboard", "tensorboard"),
     Package("flash_attn", "flash-attn"),
-    Package("fla", "flash-linear-attention"),
+    Package("fla", "fla-core"),
 ]
 """The core works without these."""
 

@@ -185,7 +185,7 @@ def _fla_refusal(
     state: Tensor | None = None,
 ) -> str | None:
     if not _HAS_FLA:
-        return "needs the package flash-linear-attention (pip install flash-linear-attention)"
+        return "needs the package fla-core (pip install fla-core), the kernels of flash-linear-attention"
     if value.device.type != "cuda":
         return f"needs a GPU, not {value.device.type}"
     if value.dtype not in (torch.float16, torch.bfloat16):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.core.mixtures import options
+from tests.gpu.memory import poison
 from torchscale_fairseq.core.layers.experts import Experts
 from torchscale_fairseq.core.layers.moe import MixtureOfExperts
 from torchscale_fairseq.core.layers.router import LinearRouter
@@ -68,12 +69,6 @@ def results(module: MixtureOfExperts, x: Tensor) -> dict[str, Tensor]:
     gradients = {name: parameter.grad for name, parameter in module.named_parameters()}
     assert x.grad is not None
     return {"output": y.detach(), "input": x.grad, **{k: v for k, v in gradients.items() if v is not None}}
-
-
-def poison() -> None:
-    """Fill the memory that is handed out next with NaN."""
-    dirty = [torch.full((1 << size,), float("nan"), device="cuda", dtype=torch.bfloat16) for size in range(8, 24)]
-    del dirty
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

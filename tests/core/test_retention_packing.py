@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.helpers import assert_close
+from torchscale_fairseq.core.ops.documents import Documents, note_documents
 from torchscale_fairseq.core.ops.retention import recurrent_retention
-from torchscale_fairseq.core.ops.retention_packing import packed_retention
+from torchscale_fairseq.core.ops.retention_packing import Packing, packed_retention
 
 LOG_DECAY = torch.tensor([-0.3, -0.05], dtype=torch.float64)
 
@@ -71,3 +72,12 @@ def test_equals_the_definition(padding: str, documents: bool, with_state: bool, 
             assert actual is None or not actual.any()
         else:
             assert_close(actual * real[..., None, None], wanted * real[..., None, None], "float64")
+
+
+def test_documents_that_the_host_knows_give_the_same_sequences() -> None:
+    starts = torch.zeros(3, 6, dtype=torch.bool)
+    starts[0, 2] = starts[1, 0] = starts[2, 5] = True
+    found = Packing.of(None, note_documents(starts.clone(), Documents.of(starts)))
+    expected = Packing.of(None, starts)
+    for name in ("offsets", "row", "is_first", "is_last", "is_kept"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name

@@ -13,6 +13,7 @@ from ..layers.cache import NO_STATE, DecodingState, KeyValueCache, LayerState
 from ..layers.moe import RoutingReport
 from ..layers.retention import RetentionInputs, RetentionState
 from ..layers.static_state import Arena, Sizes, StaticRetention, StaticState
+from ..ops.documents import known_documents
 from ..ops.masks import as_mask, marked
 from ..ops.retention_tables import log_decays, retention_tables, token_counts
 from .causal import CausalStack
@@ -188,8 +189,10 @@ class RetNetDecoder(CausalStack):
 
 
 def _of_new_tokens(mask: Tensor | None, new_tokens: int) -> Tensor | None:
-    """The last columns of a mask, or None if nothing is marked there."""
-    return None if mask is None else marked(mask[:, -new_tokens:])
+    """The last columns of a mask, or None if nothing is marked there. Documents that the host knows are left whole."""
+    if mask is None or known_documents(mask) is not None:
+        return mask
+    return marked(mask[:, -new_tokens:])
 
 
 def _take_official_constants(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:

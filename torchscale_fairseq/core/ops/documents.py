@@ -116,8 +116,13 @@ def starts_after_empty_lines(tokens: Tensor, end_of_line: int, padding: int) -> 
 
 def documents_of(starts: Tensor, padding_mask: Tensor | None = None) -> Documents:
     """``Documents.of``, or what ``note_documents`` knows, without waiting for the device."""
-    known = getattr(starts, "documents", None)
+    known = known_documents(starts)
     return Documents.of(starts, padding_mask) if known is None else known
+
+
+def known_documents(starts: Tensor) -> Documents | None:
+    """The documents that ``note_documents`` remembered of a tensor of first tokens; None for none."""
+    return getattr(starts, "documents", None)
 
 
 def note_documents(starts: Tensor, documents: Documents) -> Tensor:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .documents import Documents, known_documents
+
 Results = tuple[Tensor, Tensor]
 PackedForm = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor], Results]
 """From query, key and value of the real tokens, (1, tokens, heads, dim), states before the sequences, or None for
@@ -31,7 +33,11 @@ class Packing:
 
     @classmethod
     def of(cls, padding_mask: Tensor | None, document_starts: Tensor | None) -> "Packing":
-        """From (batch, seq) masks as for ``ops.retention``, of which at least one is given. Waits for the device."""
+        """From (batch, seq) masks as for ``ops.retention``, of which at least one is given. Waits for the device, unless
+        the host knows where documents lie and there is no padding."""
+        known = None if document_starts is None else known_documents(document_starts)
+        if known is not None and document_starts is not None and padding_mask is None:
+            return cls._of_documents(known, document_starts)
         given = padding_mask if padding_mask is not None else document_starts
         assert given is not None
         batch, length = given.shape
@@ -46,6 +52,15 @@ class Packing:
         is_last = within == document[:, -1].index_select(0, row)
         offsets = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
         return cls(real, offsets, row, within == 0, is_last, ~in_row & (document[:, -1] == 0))
+
+    @classmethod
+    def _of_documents(cls, documents: Documents, starts: Tensor) -> "Packing":
+        """From documents, and their first tokens as they were given."""
+        offsets, (batch, length) = documents.offsets.long(), starts.shape
+        row = offsets[:-1] // length
+        is_first = ~starts.flatten().index_select(0, offsets[:-1])
+        is_last = row != (offsets[1:] // length)
+        return cls(None, offsets, row, is_first, is_last, torch.zeros(batch, dtype=torch.bool, device=starts.device))
 
     def pack(self, x: Tensor) -> Tensor:
         """(batch, seq, ...) to (1, tokens, ...)."""

@@ -17,7 +17,9 @@ from torchscale_fairseq.data.instructions.conversations import read_conversation
 from torchscale_fairseq.data.instructions.dataset import InstructionDataset
 from torchscale_fairseq.data.instructions.encoding import ConversationEncoder
 from torchscale_fairseq.data.problems import DataError, Problems
-from torchscale_fairseq.data.text.pieces import PieceEncoder, TextEncoder, load_dictionary
+from torchscale_fairseq.data.text.formats.locations import exists, joined
+from torchscale_fairseq.data.text.pieces import TextEncoder, load_dictionary
+from torchscale_fairseq.data.text.tokenizers import dictionary_of, find_tokenizer, open_tokenizer, tokenizer_of
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +36,7 @@ class InstructionTuningConfig(FairseqDataclass):
 
     data: str = field(
         default=MISSING,
-        metadata=_help("directory with train.jsonl, valid.jsonl, dict.txt and the SentencePiece model"),
+        metadata=_help("directory with train.jsonl, valid.jsonl, the tokenizer and dict.txt"),
     )
     chat_template: str = field(
         default="",
@@ -48,10 +50,17 @@ class InstructionTuningConfig(FairseqDataclass):
         default=None,
         metadata=_help("maximum length of the model's input in tokens (default: --tokens-per-sample)"),
     )
-    spm_model: str = field(
-        default="", metadata=_help("SentencePiece model file (default: sentencepiece.bpe.model in the data directory)")
+    tokenizer_file: str = field(
+        default="",
+        metadata=_help(
+            "SentencePiece model, tokenizer.json of a fast tokenizer, or tiktoken file (default: "
+            "sentencepiece.bpe.model, tokenizer.json or *.tiktoken in the data directory)"
+        ),
     )
-    dict_file: str = field(default="", metadata=_help("dictionary file (default: dict.txt in the data directory)"))
+    dict_file: str = field(
+        default="",
+        metadata=_help("dictionary file (default: dict.txt in the data directory; without it, the tokenizer's pieces)"),
+    )
     skip_invalid: bool = field(
         default=False, metadata=_help("count and report invalid lines instead of ending with an error")
     )
@@ -80,19 +89,26 @@ class InstructionTuningTask(FairseqTask):
         Raises:
             DataError: the dictionary is missing or broken.
         """
-        dictionary = load_dictionary(Path(cfg.dict_file or cls._folder(cfg) / "dict.txt"), with_mask=False)
+        folder = cls._folder(cfg)
+        path = cfg.dict_file or joined(folder, "dict.txt")
+        file = cfg.tokenizer_file or find_tokenizer(folder)
+        if cfg.dict_file or exists(path) or not file:
+            dictionary = load_dictionary(path, with_mask=False)
+        else:
+            tokenizer = open_tokenizer(file)
+            dictionary = dictionary_of(tokenizer.pieces(), tokenizer.unknown())
         logger.info("dictionary: %s types", f"{len(dictionary):,}")
         return cls(cfg, dictionary)
 
     @staticmethod
-    def _folder(cfg: InstructionTuningConfig) -> Path:
-        return Path(utils.split_paths(cfg.data)[0])
+    def _folder(cfg: InstructionTuningConfig) -> str:
+        return str(utils.split_paths(cfg.data)[0])
 
     def encoder(self, problems: Problems) -> TextEncoder:
         """Text to the numbers of the dictionary."""
         folder = self._folder(self.cfg)
-        pieces = PieceEncoder(Path(self.cfg.spm_model or folder / "sentencepiece.bpe.model"))
-        return TextEncoder(pieces, self.dictionary, Path(self.cfg.dict_file or folder / "dict.txt"), problems)
+        pieces = tokenizer_of(folder, self.cfg.tokenizer_file)
+        return TextEncoder(pieces, self.dictionary, self.cfg.dict_file or joined(folder, "dict.txt"), problems)
 
     def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **_: Any) -> None:
         """Read a split and tokenize it.
@@ -104,7 +120,7 @@ class InstructionTuningTask(FairseqTask):
         Raises:
             DataError: something is wrong with the data.
         """
-        folder, problems = self._folder(self.cfg), Problems(skip=self.cfg.skip_invalid)
+        folder, problems = Path(self._folder(self.cfg)), Problems(skip=self.cfg.skip_invalid)
         path, chat = folder / f"{split}.jsonl", chat_of(self.cfg.chat_template, folder)
         encode = ConversationEncoder(self.encoder(problems), chat, self.dictionary.eos())
         examples = [encode(chat.segments(messages)) for messages in read_conversations(path, problems)]

@@ -33,8 +33,8 @@ class Packing:
 
     @classmethod
     def of(cls, padding_mask: Tensor | None, document_starts: Tensor | None) -> "Packing":
-        """From (batch, seq) masks as for ``ops.retention``, of which at least one is given. Waits for the device, unless
-        the host knows where documents lie and there is no padding."""
+        """From (batch, seq) masks as for ``ops.retention``, of which at least one is given. Waits for the device,
+        unless the host knows where documents lie and there is no padding."""
         known = None if document_starts is None else known_documents(document_starts)
         if known is not None and document_starts is not None and padding_mask is None:
             return cls._of_documents(known, document_starts)

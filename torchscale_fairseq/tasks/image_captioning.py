@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from fairseq.criterions import FairseqCriterion
 from fairseq.tasks import FairseqTask, register_task
 
@@ -69,9 +70,15 @@ class ImageCaptioningTask(JointTask):
         self, generator: Any, models: Sequence[Any], sample: Any, prefix_tokens: Any = None, constraints: Any = None
     ) -> Any:
         """Write captions of a batch's images."""
-        images = {"id": sample["id"], "net_input": {"source": sample["net_input"]["images"], "padding_mask": None}}
+        images = sample["net_input"]["images"]
+        nothing = torch.zeros(len(images), 1, dtype=torch.long, device=images.device)
+        given = {"source": images, "src_tokens": nothing, "src_lengths": nothing[:, 0]}
         return generator.generate(
-            models, images, prefix_tokens=prefix_tokens, constraints=constraints, bos_token=self.dictionary.bos()
+            models,
+            {"id": sample["id"], "net_input": given},
+            prefix_tokens=prefix_tokens,
+            constraints=constraints,
+            bos_token=self.dictionary.bos(),
         )
 
     def predict(self, models: list[Any], sample: dict[str, Any], lines: Sequence[Line]) -> list[Record]:

@@ -82,7 +82,7 @@ def training(run: Scenes, data: Path, folder: Path, device: str) -> list[str]:
     words += " --encoder-ffn-embed-dim 256 --img-size 32 --patch-size 8 --max-source-positions 24 --batch-size 32"
     words += " --optimizer adam --adam-betas (0.9,0.98) --lr 1e-3 --lr-scheduler polynomial_decay --warmup-updates 50"
     words += f" --total-num-update {run.updates} --max-update {run.updates} --clip-norm 1.0 --seed {run.seed}"
-    words += " --num-workers 0 --no-epoch-checkpoints --disable-validation --log-format simple"
+    words += f" --num-workers {int(device != 'cpu')} --no-epoch-checkpoints --disable-validation --log-format simple"
     return [*words.split(), *(["--cpu"] if device == "cpu" else [])]
 
 

@@ -90,15 +90,18 @@ def questions(rng: random.Random) -> Iterator[tuple[list[Scene], dict[str, Any]]
 
 
 def pairs(rng: random.Random) -> Iterator[tuple[list[Scene], dict[str, Any]]]:
-    """Two scenes, and whether both show a thing, as half of them do; at least one does."""
+    """Two scenes, and whether both show a colour or a shape, as half of them do; at least one does."""
     while True:
-        label, names = rng.random() < 0.5, set[str]()
-        while not names:
+        label, seen = rng.random() < 0.5, set[str]()
+        while not seen:
             first, second = draw_scene(rng), draw_scene(rng)
-            common = {thing.name for thing in first} & {thing.name for thing in second}
-            names = common if label else {thing.name for thing in (*first, *second)} - common
-        sentence = f"both images show a {rng.choice(sorted(names))}"
-        yield [first, second], {"sentence": sentence, "label": str(label)}
+            of_both = [
+                {thing.colour for thing in scene} | {thing.shape for thing in scene} for scene in (first, second)
+            ]
+            seen = of_both[0] & of_both[1] if label else of_both[0] ^ of_both[1]
+        named = rng.choice(sorted(seen))
+        shown = f"something {named}" if named in COLOURS else f"a {named}"
+        yield [first, second], {"sentence": f"both images show {shown}", "label": str(label)}
 
 
 def captions(rng: random.Random) -> Iterator[tuple[list[Scene], dict[str, Any]]]:

@@ -14,10 +14,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from scripts.experiments import common
+from scripts.experiments.scenes import write_scenes
 from torchscale_fairseq.core.errors import InputError
-
-from . import common
-from .scenes import write_scenes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

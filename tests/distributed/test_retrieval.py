@@ -1,4 +1,4 @@
-"""Retrieval trained by fairseq-train in several processes: the weights are those of one process with the whole batch."""
+"""Retrieval trained by fairseq-train in several processes gives the weights of one process with the whole batch."""
 
 from pathlib import Path
 

@@ -15,6 +15,7 @@ import torch.distributed.checkpoint as dcp
 pytest.importorskip("fairseq")
 pytest.importorskip("tensorboard")
 
+from scripts.experiments.scenes import write_scenes
 from tests.export.harness_tasks import write_tasks
 from tests.fairseq_cli import Finished
 from tests.plugin.drawn_scans import draw_scans
@@ -139,6 +140,8 @@ def _write_after(folder: Path, name: str) -> None:
         fits = ["--task", "image_classification", "--criterion", "image_classification"]
         images = [*fits, "--img-size", 256, "--patch-size", 32, *shrunk("longvit_tiny")]
         write_untrained(folder / "runs/details/checkpoint_best.pt", "data/details", *images)
+    elif name == "data train-tokenizer":
+        _write_scenes(folder)
     elif name == "data prepare-translation":
         translator = [*shrunk("mt_deepnorm_small"), "--share-all-embeddings"]
         write_untrained(folder / "runs/en-de/checkpoint_best.pt", "data/en-de", *translator)
@@ -151,6 +154,16 @@ def _write_after(folder: Path, name: str) -> None:
         count = count_tokens((folder / "text/test.txt").read_text(), folder / "data/text/sentencepiece.bpe.model")
         log = f"Evaluated {count} tokens in 1s\nLoss (base 2): 3.4, Perplexity: 10.56\n"
         (folder / "runs/text/eval-lm.log").write_text(log)
+
+
+def _write_scenes(folder: Path) -> None:
+    for run, task in (("questions", "visual_question_answering"), ("retrieval", "image_text_retrieval")):
+        data = write_scenes(folder / "data" / run, task, train=4, valid=4)
+        for file in ("dict.txt", "sentencepiece.bpe.model"):
+            shutil.copy(folder / "data/shards" / file, data)
+        criterion = {"visual_question_answering": "visual_question_answering"}.get(task, "image_text_contrastive")
+        fits = ["--task", task, "--criterion", criterion, "--img-size", 32, "--patch-size", 8]
+        write_untrained(folder / f"runs/{run}/checkpoint_best.pt", f"data/{run}", *fits, *shrunk("beit3_small"))
 
 
 def test_examples_work(workplace: Path) -> None:

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 pytest.importorskip("fairseq")
 
-from tests.tools.families import FAMILIES, write_checkpoint
+from tests.tools.families import FAMILIES, Family, write_checkpoint
 from tests.tools.in_process import run_tool
 from torchscale_fairseq.evaluation.heat_map import table
 from torchscale_fairseq.evaluation.needles import NeedleTexts, Row, Words
 from torchscale_fairseq.evaluation.retrieval import retrieved, shares_at
 
 VOCABULARY = 24
+XPOS = {"xpos": Family("gpt_xpos_small", "language_modeling")}
 WORDS = Words("w0 {key} w1 {value} w2", ["w3", "w4", "w5"], ["w6", "w7 w8", "w9"])
 NUMBERED = {f"w{index}": index + 4 for index in range(20)}
 
@@ -107,8 +108,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("needle")
     (made / "dict.txt").write_text("".join(f"{word} 1\n" for word in NUMBERED))
     (made / "text.txt").write_text("w15 w16 w17\nw18 w19\n")
-    for name in ("gpt", "retnet", "longnet", "mt"):
-        write_checkpoint(FAMILIES[name], made / f"{name}.pt")
+    for name in ("gpt", "xpos", "retnet", "longnet", "mt"):
+        write_checkpoint((FAMILIES | XPOS)[name], made / f"{name}.pt")
     return made
 
 
@@ -139,6 +140,11 @@ def test_heat_map(folder: Path) -> None:
     [
         ("mt", [], "holds a model of the kind EncoderDecoder; name a checkpoint of a language model"),
         ("gpt", ["--lengths", "64"], "--lengths 64 is more than the 32 positions of the model; give at most 32"),
+        (
+            "xpos",
+            ["--lengths", "128k"],
+            "--lengths 131072 is more than the 32,695 tokens that --xpos-scale-base 512 allows; give at most 32695",
+        ),
         ("retnet", ["--lengths", "8"], "--lengths 8 has no room for needles and question; give at least 10"),
         ("retnet", ["--lengths", "5x"], "5x must be a number of tokens, such as 512 or 4k"),
         ("retnet", ["--depths", "101"], "101 must be a whole number from 0 to 100"),

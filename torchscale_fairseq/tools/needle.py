@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> None:
     from torchscale_fairseq.export.dictionaries import Dictionaries
 
     decoder, encode = read_language_model(options.checkpoint, Dictionaries(options.data, options.sentencepiece))
-    _check_lengths(options.lengths, decoder.position_limit)
+    _check_lengths(max(options.lengths), decoder)
     texts = _texts(options, encode)
     _move(decoder, options)
     depths = [depth / 100 for depth in options.depths]
@@ -115,11 +115,19 @@ def _words(words: Any) -> Iterator[tuple[str, str]]:
     yield from (("--values", value) for value in words.values or "0123456789")
 
 
-def _check_lengths(lengths: list[int], limit: int) -> None:
-    if max(lengths) - 1 > limit:
-        raise InputError(
-            f"--lengths {max(lengths)} is more than the {limit:,} positions of the model; give at most {limit}"
+def _check_lengths(longest: int, decoder: Any) -> None:
+    """Raise InputError if the decoder cannot read the longest text; it reads all but the last token."""
+    from torchscale_fairseq.core.ops.xpos import longest_span
+
+    positions, limit = decoder.spec.positions, decoder.position_limit
+    reason = "positions of the model"
+    if positions is not None and positions.xpos:
+        limit, reason = (
+            longest_span(positions.xpos_scale_base),
+            f"tokens that --xpos-scale-base {positions.xpos_scale_base} allows",
         )
+    if longest - 1 > limit:
+        raise InputError(f"--lengths {longest} is more than the {limit:,} {reason}; give at most {limit}")
 
 
 def _move(decoder: Any, options: argparse.Namespace) -> None:

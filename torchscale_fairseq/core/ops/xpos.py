@@ -19,6 +19,7 @@ from .gelu_norm import TRITON
 if TRITON:
     from . import rotation_kernels as kernels
 
+from ..errors import InputError
 from .masks import is_traced
 
 _LARGEST_EXPONENT = 80 / -math.log(0.4 / 1.4)
@@ -38,6 +39,11 @@ class XPosTables:
 def decay_factors(head_dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """zeta of each channel pair, (head_dim / 2,)."""
     return (torch.arange(0, head_dim, 2, dtype=dtype, device=device) / head_dim + 0.4) / 1.4
+
+
+def longest_span(scale_base: int) -> int:
+    """The greatest distance in tokens between two keys whose scales fit float32."""
+    return int(_LARGEST_EXPONENT * scale_base)
 
 
 def xpos_tables(
@@ -62,7 +68,7 @@ def xpos_tables(
         dtype: of the model.
 
     Raises:
-        ValueError: the scale would overflow; not checked in a traced model, whose lengths are open.
+        InputError: the scale would overflow; not checked in a traced model, whose lengths are open.
     """
     wide = torch.promote_types(dtype, torch.float32)
     pairs = torch.arange(0, head_dim, 2, dtype=wide, device=positions.device)
@@ -70,8 +76,8 @@ def xpos_tables(
     cos, sin = angles.cos(), angles.sin()
     if not decay:
         return XPosTables((cos, sin), (cos, sin), wide=False)
-    if not is_traced() and span / scale_base > _LARGEST_EXPONENT:
-        raise ValueError(
+    if not is_traced() and span > longest_span(scale_base):
+        raise InputError(
             f"xpos_scale_base ({scale_base}) is too small for {span} tokens; "
             f"use at least {math.ceil(span / _LARGEST_EXPONENT)}."
         )

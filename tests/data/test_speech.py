@@ -49,12 +49,21 @@ def test_a_call_resumes_and_refuses_other_options(
 ) -> None:
     data = prepare(corpus, tmp_path / "data")
     archives = {path: path.stat().st_mtime_ns for path in data.glob("features/*.zip")}
+    (data / "config.yaml").write_text("changed: by hand\n")
     (data / "features/test.00000.tsv").unlink()
     prepare(corpus, data)
     again = {path.name for path, time in archives.items() if path.stat().st_mtime_ns != time}
     assert again == {"test.00000.zip"}
+    assert (data / "config.yaml").read_text() == "changed: by hand\n"
     with pytest.raises(InputError, match="was begun from other speech or with other options; remove it"):
         prepare(corpus, data, "--keep-audio")
+
+
+def test_training_without_specaugment(corpus: Path, tmp_path: Path) -> None:
+    yaml = pytest.importorskip("yaml")
+    data = prepare(corpus, tmp_path / "data", "--keep-audio", "--no-specaugment")
+    config = yaml.safe_load((data / "config.yaml").read_text())
+    assert config["feature_transforms"]["_train"] == ["utterance_cmvn"]
 
 
 @pytest.mark.parametrize(

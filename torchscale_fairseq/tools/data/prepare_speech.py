@@ -70,6 +70,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--vocab-size", type=positive, default=1000, metavar="N", help="pieces of the vocabulary (default: 1000)"
     )
     parser.add_argument("--model-type", choices=["unigram", "bpe", "char"], default="unigram", help="default: unigram")
+    parser.add_argument("--no-specaugment", action="store_true", help="train without SpecAugment, as for a few epochs")
     parser.add_argument(
         "--skip-invalid", action="store_true", help="leave out unreadable and empty files, and name them"
     )
@@ -107,7 +108,7 @@ def check_settings(options: argparse.Namespace, splits: dict[str, list["Utteranc
     """Raise InputError if the directory was begun from other speech or with other options."""
     from torchscale_fairseq.data.speech.corpora import fingerprint
 
-    names = ("keep_audio", "sample_rate", "vocab_size", "model_type", "skip_invalid")
+    names = ("keep_audio", "sample_rate", "vocab_size", "model_type", "no_specaugment", "skip_invalid")
     settings = {name: getattr(options, name) for name in names}
     settings |= {split: fingerprint(utterances) for split, utterances in splits.items()}
     path = options.output / SETTINGS
@@ -169,9 +170,13 @@ def write_vocabulary(lines: Iterable[str], options: argparse.Namespace) -> None:
 
 
 def write_configuration(options: argparse.Namespace) -> None:
-    """config.yaml, as fairseq's task reads it."""
+    """Write config.yaml, as fairseq's task reads it, unless it is there: it may have been changed by hand."""
     import yaml
 
+    path = options.output / "config.yaml"
+    if path.exists():
+        return
+    augmentation = [] if options.no_specaugment else ["specaugment"]
     content: dict[str, Any] = {
         "audio_root": str(options.output.resolve()),
         "vocab_filename": "dict.txt",
@@ -181,7 +186,7 @@ def write_configuration(options: argparse.Namespace) -> None:
         "sample_rate": options.sample_rate,
         "use_sample_rate": options.sample_rate,
         "shuffle": True,
-        "feature_transforms": {"*": ["utterance_cmvn"], "_train": ["utterance_cmvn", "specaugment"]},
+        "feature_transforms": {"*": ["utterance_cmvn"], "_train": ["utterance_cmvn", *augmentation]},
         "specaugment": {
             "time_warp_W": 0,
             "freq_mask_N": 2,
@@ -194,7 +199,7 @@ def write_configuration(options: argparse.Namespace) -> None:
     if options.keep_audio:
         content["waveform_transforms"] = {"_train": ["speed_perturbation"]}
         content["speed_perturbation"] = {"factors": [0.9, 1.0, 1.1]}
-    with write_atomically(options.output / "config.yaml") as scratch:
+    with write_atomically(path) as scratch:
         scratch.write_text(yaml.safe_dump(content, sort_keys=False))
 
 

@@ -1,4 +1,5 @@
-"""Mends stock fairseq and imports every criterion, model, optimizer and task of this package, when it is imported.
+"""Mends stock fairseq and imports every criterion, encoder of text, model, optimizer and task of this package, when it
+is imported.
 
 ``plugin.register`` imports it. Python runs a module once, also where what it imports asks for it again, and runs it
 anew after an error.
@@ -10,7 +11,7 @@ import pkgutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-REGISTERING = ("criterions", "models", "optim", "tasks")
+REGISTERING = ("criterions", "encoders", "models", "optim", "tasks")
 
 
 def register_all() -> None:

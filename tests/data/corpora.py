@@ -12,9 +12,9 @@ from torchscale_fairseq.data.text.blocks import BREAK_MODES
 from torchscale_fairseq.data.text.corpus import Corpus
 from torchscale_fairseq.data.text.masking import Masking
 from torchscale_fairseq.data.text.order import SampleOrder
-from torchscale_fairseq.data.text.pieces import TextEncoder, load_dictionary
+from torchscale_fairseq.data.text.pieces import TextEncoder
 from torchscale_fairseq.data.text.pretraining_dataset import PretrainingDataset
-from torchscale_fairseq.data.text.tokenizers import tokenizer_of
+from torchscale_fairseq.data.text.tokenizers import dictionary_in, tokenizer_of
 
 WORDS = [a + b + c for a in "bdfgklmn" for b in "aeiou" for c in "rst"]
 LINES = {"a": 211, "b": 97, "c": 150}
@@ -90,7 +90,7 @@ def opened(
     """A split as the task opens it; causal unless there is a masking."""
     problems = Problems(skip=skip)
     pieces = tokenizer_of(str(data), None)
-    dictionary = load_dictionary(data / "dict.txt", with_mask=False)
+    dictionary = dictionary_in(str(data))
     encoder = TextEncoder(pieces, dictionary, data / "dict.txt", problems)
     corpus = Corpus(
         *(data, split, pieces),

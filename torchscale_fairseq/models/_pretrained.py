@@ -10,6 +10,7 @@ from fairseq.utils import split_paths
 
 from torchscale_fairseq.checkpoints.reading import CheckpointError, load_checkpoint
 from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.data.text.tokenizers import find_tokenizer, is_fast
 from torchscale_fairseq.data.text.words import pieces_of
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
@@ -40,7 +41,8 @@ class Pretrained:
                 or else checkpoint_last.pt by default.
             data_name_or_path: directory of the dictionaries; by default the one it was trained with. A relative one is
                 looked for in the folders above the checkpoint, and then in the working directory.
-            overrides: options of the task; a sentencepiece.bpe.model next to the dictionaries is used by default.
+            overrides: options of the task; the tokenizer of the training, or the one next to the dictionaries, is used
+                by default.
 
         Returns:
             For translation and language models fairseq's GeneratorHubInterface: ``.translate(text)`` or
@@ -54,12 +56,14 @@ class Pretrained:
         """
         directory = Path(model_name_or_path)
         file = checkpoint_file or _newest_checkpoint(directory)
-        data = data_name_or_path or (_data_of(directory / file.split(os.pathsep)[0]) if cls.needs_data else ".")
+        first = directory / file.split(os.pathsep)[0]
+        options = _options_of(first) if cls.needs_data else {}
+        data = data_name_or_path or (_data_of(first, options) if cls.needs_data else ".")
         if not Path(data).exists():
             raise CheckpointError(f"data_name_or_path ({data}) does not exist; name the folder of the dictionaries.")
         pieces = pieces_of(Path(data))
-        if pieces.exists() and "bpe" not in overrides:
-            overrides |= {"bpe": "sentencepiece", "sentencepiece_model": str(pieces)}
+        if "bpe" not in overrides:
+            overrides |= _tokenizer_options(options, data)
         loaded = hub_utils.from_pretrained(model_name_or_path, file, data, archive_map={}, **overrides)
         if "bpe" not in overrides:
             _check_words(loaded["task"].source_dictionary, pieces)
@@ -75,15 +79,32 @@ def _newest_checkpoint(directory: Path) -> str:
     )
 
 
-def _data_of(checkpoint: Path) -> str:
+def _options_of(checkpoint: Path) -> dict[str, Any]:
+    """The options of the task that a checkpoint was trained with."""
+    state = load_checkpoint(checkpoint)
+    options = state["cfg"]["task"] if state.get("cfg") else state["args"]
+    return vars(options) if isinstance(options, Namespace) else dict(options)  # tasks without a dataclass
+
+
+def _tokenizer_options(options: dict[str, Any], data: str) -> dict[str, Any]:
+    """fairseq's options of the tokenizer of the training, or else of the one in a folder."""
+    named = options.get("tokenizer_file") or options.get("spm_model")
+    found = find_tokenizer(data) or str(pieces_of(Path(data)))
+    file = named if named and Path(named).is_file() else found
+    if not Path(file).exists():
+        return {}
+    if is_fast(file):
+        return {"bpe": "fast_tokenizer", "tokenizer_file": file}
+    return {"bpe": "sentencepiece", "sentencepiece_model": file}
+
+
+def _data_of(checkpoint: Path, options: dict[str, Any]) -> str:
     """The folder of the dictionaries that a checkpoint was trained with.
 
     A relative path was meant from where the training was started, which no checkpoint says: it is looked for in the
     folders above the checkpoint, and then in the working directory.
     """
-    state = load_checkpoint(checkpoint)
-    options = state["cfg"]["task"] if state.get("cfg") else state["args"]
-    given = (vars(options) if isinstance(options, Namespace) else options).get("data")  # tasks without a dataclass
+    given = options.get("data")
     if not given:
         raise CheckpointError(f"{checkpoint} does not say where its data was; name the directory: data_name_or_path.")
     first = split_paths(given)[0]

@@ -21,12 +21,13 @@ from torchscale_fairseq.data.problems import Problems
 from torchscale_fairseq.data.text.batch_iterator import PretrainingIterator
 from torchscale_fairseq.data.text.blocks import BREAK_MODES
 from torchscale_fairseq.data.text.corpus import Corpus
-from torchscale_fairseq.data.text.formats.locations import exists, joined
+from torchscale_fairseq.data.text.dictionary_origin import DictionaryOrigin
+from torchscale_fairseq.data.text.formats.locations import joined
 from torchscale_fairseq.data.text.masking import Masking
 from torchscale_fairseq.data.text.order import SampleOrder
-from torchscale_fairseq.data.text.pieces import MASK, TextEncoder, load_dictionary
+from torchscale_fairseq.data.text.pieces import MASK, TextEncoder
 from torchscale_fairseq.data.text.pretraining_dataset import PretrainingDataset
-from torchscale_fairseq.data.text.tokenizers import dictionary_of, find_tokenizer, open_tokenizer, tokenizer_of
+from torchscale_fairseq.data.text.tokenizers import dictionary_in, tokenizer_of
 from torchscale_fairseq.models._packing import check_packing
 
 logger = logging.getLogger(__name__)
@@ -139,6 +140,7 @@ class PretrainingTask(FairseqTask):
     def __init__(self, cfg: PretrainingConfig, dictionary: Any):
         super().__init__(cfg)
         self.dictionary = dictionary
+        self.origin = DictionaryOrigin.of(dictionary, str(cfg.dict_file or _tokenizer_file(cfg) or cfg.data))
         self.masking: Masking | None = None
         if cfg.tokens_per_sample < FEWEST_TOKENS:
             raise InputError(f"--tokens-per-sample ({cfg.tokens_per_sample}) must be at least {FEWEST_TOKENS}.")
@@ -161,12 +163,7 @@ class PretrainingTask(FairseqTask):
             DataError: the dictionary is missing or broken.
             InputError: --tokenizer-file and --spm-model are both given.
         """
-        folder = utils.split_paths(cfg.data)[0]
-        path = cfg.dict_file or joined(folder, "dict.txt")
-        if cfg.dict_file or exists(path) or not (file := _tokenizer_file(cfg) or find_tokenizer(folder)):
-            return cls(cfg, load_dictionary(path, with_mask=False))
-        tokenizer = open_tokenizer(file)
-        return cls(cfg, dictionary_of(tokenizer.pieces(), tokenizer.unknown()))
+        return cls(cfg, dictionary_in(utils.split_paths(cfg.data)[0], cfg.dict_file, _tokenizer_file(cfg)))
 
     def _set_objective(self, objective: str) -> None:
         """Decide between masked and causal, before which the dictionary has no <mask>."""
@@ -319,6 +316,26 @@ class PretrainingTask(FairseqTask):
         return self.get_batch_iterator(
             dataset, max_tokens=None if batch_size else max_tokens, max_sentences=batch_size, **arguments
         ).next_epoch_itr()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The entries of checkpoints that say which dictionary a model was trained with."""
+        return {**super().state_dict(), **self.origin.state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Compare with a checkpoint that is evaluated.
+
+        Raises:
+            InputError: it was trained with another dictionary.
+        """
+        self.origin.check(state_dict)
+
+    def adapt_checkpoint(self, state: dict[str, Any], *, fine_tuning: bool, keep_optimizer: bool) -> None:
+        """Compare with a checkpoint before a run begins from it.
+
+        Raises:
+            InputError: it was trained with another dictionary.
+        """
+        self.origin.check(state.get("task_state") or {})
 
     def max_positions(self) -> int:
         """Longest sample in tokens."""

@@ -1,15 +1,18 @@
 """Print the perplexity of the test set per token and per byte, from the output of fairseq-eval-lm.
 
 Figures per byte compare models with different vocabularies. Each token stands for the bytes of its piece, and </s> for
-the end of the line; together they are the bytes of raw/test.txt, which data prepare-language encodes without loss.
+the end of the line or document. Together they are the bytes of raw/test.txt, which data prepare-language encodes
+without loss, or else those of the split test of a data directory of --task pretraining.
 """
 
 import argparse
 import re
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.tools.options import add_reading
 
 EXAMPLE = "torchscale-fairseq perplexity runs/text/eval-lm.log --data data/text"
 TOKENS = re.compile(r"Evaluated ([\d,]+) tokens")
@@ -37,18 +40,35 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="DIR",
-        help="the directory that torchscale-fairseq data prepare-language made",
+        help="the directory that torchscale-fairseq data prepare-language made, or one of --task pretraining",
     )
+    add_reading(parser)
 
 
 def run(options: argparse.Namespace) -> None:
-    print(table(read_score(options.log, options.data)))
+    from torchscale_fairseq.data.text.tokenizers import find_tokenizer
+
+    raw = options.data / "raw/test.txt"
+    if raw.exists() or not (options.tokenizer_file or find_tokenizer(str(options.data))):
+        text = read_bytes(raw).decode()
+        counted = (count_tokens(text, options.data / "sentencepiece.bpe.model"), len(text.encode()))
+        print(table(read_score(options.log, *counted, str(raw))))
+    else:
+        counted = count_documents(str(options.data), options.text_field, options.tokenizer_file)
+        print(table(read_score(options.log, *counted, f"the split test of {options.data}")))
 
 
-def read_score(log: Path, data: Path) -> Score:
-    """Read both, and check that every token of the test set was scored."""
-    text = read_bytes(data / "raw/test.txt").decode()
-    tokens = count_tokens(text, data / "sentencepiece.bpe.model")
+def read_score(log: Path, tokens: int, size: int, test: str) -> Score:
+    """Read the log, and check that every token of the test set was scored.
+
+    Args:
+        log: the file.
+        tokens, size: of the test set, the size in bytes.
+        test: its name.
+
+    Raises:
+        InputError: the log cannot be read, or is one of another test set.
+    """
     printed = read_bytes(log).decode(errors="replace")
     evaluated, losses = TOKENS.findall(printed), LOSS.findall(printed)
     if not evaluated or not losses:
@@ -56,10 +76,10 @@ def read_score(log: Path, data: Path) -> Score:
     scored = int(evaluated[-1].replace(",", ""))
     if scored != tokens:
         raise InputError(
-            f"fairseq-eval-lm scored {scored} tokens, but {data}/raw/test.txt has {tokens}; run it on the test set of "
+            f"fairseq-eval-lm scored {scored} tokens, but {test} has {tokens}; run it on the test set of "
             "--data, with --user-dir torchscale_fairseq and the --tokens-per-sample of the training"
         )
-    return Score(tokens, len(text.encode()), float(losses[-1]))
+    return Score(tokens, size, float(losses[-1]))
 
 
 def read_bytes(path: Path) -> bytes:
@@ -76,6 +96,22 @@ def count_tokens(text: str, model: Path) -> int:
     tokenizer = sentencepiece.SentencePieceProcessor(model_proto=read_bytes(model))
     lines = text.removesuffix("\n").split("\n")
     return len(lines) + sum(map(len, tokenizer.encode(lines)))
+
+
+def count_documents(data: str, field: str, tokenizer_file: str | None) -> tuple[int, int]:
+    """Count tokens and bytes of the split test of --task pretraining, with an end for each line or document."""
+    from torchscale_fairseq.data.problems import Problems
+    from torchscale_fairseq.data.text.sources import read_sources, read_texts
+    from torchscale_fairseq.data.text.tokenizers import tokenizer_of
+
+    encode = tokenizer_of(data, tokenizer_file)
+    tokens = size = 0
+    for source in read_sources(data, "test", Problems(skip=False), field):
+        for texts in chain.from_iterable(read_texts(shard, source.field) for shard in source.shards):
+            for text, pieces in zip(texts, encode.documents(texts), strict=True):
+                tokens += len(pieces) + bool(pieces)
+                size += len(text) + bool(pieces)
+    return tokens, size
 
 
 def table(score: Score) -> str:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from torchscale_fairseq.core.architectures.encoder_decoder import EncoderDecoder
 from torchscale_fairseq.core.files import make_directory_atomically
-from torchscale_fairseq.export.dictionaries import PIECES, Dictionaries
+from torchscale_fairseq.data.text.pieces import PIECES
+from torchscale_fairseq.export.dictionaries import Dictionaries
 from torchscale_fairseq.export.plain_model import plain_model
 from torchscale_fairseq.tools.convert.safetensors_folder import parts_of
 

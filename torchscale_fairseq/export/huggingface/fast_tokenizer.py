@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.data.text.tokenizers import FastTokenizer, open_tokenizer
 
 from .kinds import BOS, CAUSAL, EOS, MASKED, PAD, UNK, Kind
+from .renumbered_tokenizer import renumbered
 from .sentencepiece_model import (
     BPE,
     CONTROL,
@@ -31,7 +33,7 @@ def make_tokenizer(symbols: Sequence[str], pieces: Path | None, kind: Kind) -> A
 
     Args:
         symbols: of the dictionary, by their numbers. Pieces that it lacks are numbered behind it.
-        pieces: the SentencePiece model; None for a dictionary of words.
+        pieces: the file of a tokenizer; None for a dictionary of words.
         kind: of the model, which says the special tokens of a text.
 
     Raises:
@@ -43,6 +45,8 @@ def make_tokenizer(symbols: Sequence[str], pieces: Path | None, kind: Kind) -> A
     if pieces is None:
         tokenizer = Tokenizer(_words(symbols))
         _configure_words(tokenizer)
+    elif isinstance(found := open_tokenizer(str(pieces)), FastTokenizer):
+        tokenizer = renumbered(symbols, found)
     else:
         model = read_model(pieces)
         tokenizer = Tokenizer(_pieces(symbols, model, pieces))

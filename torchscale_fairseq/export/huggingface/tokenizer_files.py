@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torchscale_fairseq.data.text.tokenizers import is_fast
 from torchscale_fairseq.tools.convert.safetensors_folder import Parts
 
 from ..dictionaries import Dictionaries
@@ -39,7 +40,8 @@ def write_tokenizers(folder: Path, kind: Kind, rows: int | None, parts: Parts, d
         (folder / TARGET).mkdir()
         _write(folder / TARGET, target, pieces, kind, None)
     beyond = f", {size - len(source)} of whose pieces the dictionary lacks" if size > len(source) else ""
-    return f"with a tokenizer of {'SentencePiece' if pieces else 'words'}{beyond}"
+    kind_of_pieces = "words" if pieces is None else pieces.name if is_fast(str(pieces)) else "SentencePiece"
+    return f"with a tokenizer of {kind_of_pieces}{beyond}"
 
 
 def _write(folder: Path, symbols: Sequence[str], pieces: Path | None, kind: Kind, longest: int | None) -> int:

@@ -5,13 +5,22 @@ from typing import Any
 
 from torchscale_fairseq.data.problems import DataError
 from torchscale_fairseq.data.text.formats.locations import exists, files_like, joined, read_bytes
-from torchscale_fairseq.data.text.pieces import PIECES, PieceEncoder
+from torchscale_fairseq.data.text.pieces import PIECES, PieceEncoder, load_dictionary
 from torchscale_fairseq.data.text.tokenizer import Tokenizer
 
 from .fast import FastTokenizer
 from .tiktoken_file import is_tiktoken
 
-__all__ = ["FastTokenizer", "Tokenizer", "dictionary_of", "find_tokenizer", "open_tokenizer", "tokenizer_of"]
+__all__ = [
+    "FastTokenizer",
+    "Tokenizer",
+    "dictionary_in",
+    "dictionary_of",
+    "find_tokenizer",
+    "is_fast",
+    "open_tokenizer",
+    "tokenizer_of",
+]
 
 JSON = "tokenizer.json"
 
@@ -23,10 +32,17 @@ def open_tokenizer(path: str) -> Tokenizer:
         DataError: the file cannot be read, or is none.
         ModuleNotFoundError: its package is not installed.
     """
+    return FastTokenizer(path) if is_fast(path) else PieceEncoder(path)
+
+
+def is_fast(path: str) -> bool:
+    """Whether the tokenizer of a file is a fast one or of tiktoken.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
     content = read_bytes(path, "; name the tokenizer with --tokenizer-file")
-    if content.lstrip()[:1] == b"{" or is_tiktoken(content):
-        return FastTokenizer(path)
-    return PieceEncoder(path)
+    return content.lstrip()[:1] == b"{" or is_tiktoken(content)
 
 
 def find_tokenizer(folder: str) -> str | None:
@@ -60,6 +76,26 @@ def tokenizer_of(folder: str, named: str | None) -> Tokenizer:
             "with torchscale-fairseq data train-tokenizer."
         )
     return open_tokenizer(file)
+
+
+def dictionary_in(folder: str, dict_file: str | None = None, named: str | None = None) -> Any:
+    """fairseq's Dictionary of a data directory: that of a dict.txt if there is one, or else of the tokenizer.
+
+    Args:
+        folder: the directory.
+        dict_file: --dict-file; None or empty for dict.txt in the directory.
+        named: --tokenizer-file or --spm-model; None or empty for the one in the directory.
+
+    Raises:
+        DataError: there is neither, or it is broken.
+        ModuleNotFoundError: the tokenizer's package is not installed.
+    """
+    path = dict_file or joined(folder, "dict.txt")
+    file = None if dict_file or exists(path) else named or find_tokenizer(folder)
+    if not file:
+        return load_dictionary(path, with_mask=False)
+    tokenizer = open_tokenizer(file)
+    return dictionary_of(tokenizer.pieces(), tokenizer.unknown())
 
 
 def dictionary_of(pieces: Sequence[str | None], unknown: int) -> Any:

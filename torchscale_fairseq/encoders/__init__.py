@@ -1,0 +1,1 @@
+"""Encoders of text that fairseq chooses by ``--bpe``."""

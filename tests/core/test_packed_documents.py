@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.core.families import main_output, retnet
-from tests.core.models import decoder, encoder, tokens
+from tests.core.models import decoder, encoder, encoder_decoder, tokens
 from tests.helpers import assert_close
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.ops.documents import Documents
@@ -108,3 +108,24 @@ def test_models_that_cannot_separate_documents_say_why() -> None:
         decoder()(tokens(2, 9), document_starts=starts, incremental_state={})
     with pytest.raises(ValueError, match="attn_mask and multiway_split_position have no place with document_starts"):
         encoder()(tokens(2, 9), document_starts=starts, attn_mask=torch.zeros(9, 9))
+
+
+@pytest.mark.parametrize(
+    "options", [{"deepnorm": True}, {"rel_pos_buckets": 8, "max_rel_pos": 16}, {"xpos_rel_pos": True}]
+)
+def test_pairs_of_documents_in_an_encoder_decoder(options: dict[str, Any]) -> None:
+    model = encoder_decoder(**options).double()
+    source, target = tokens(1, 11), tokens(1, 9, seed=1)
+    sizes = {"source": (4, 1, 6), "target": (5, 1, 3)}
+    starts = {name: first_tokens((lengths,)) for name, lengths in sizes.items()}
+    encoded = model.encoder(source, document_starts=starts["source"])
+    packed = model.decoder(target, encoder_out=encoded, document_starts=starts["target"])[0]
+    weights = torch.randn(packed.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    found = gradients(model, packed, weights)
+    pairs = zip(source.split(sizes["source"], 1), target.split(sizes["target"], 1), strict=True)
+    alone = torch.cat([main_output(model(*pair)) for pair in pairs], 1)
+    assert_close(packed, alone, "float64")
+    for parameter, gradient in gradients(model, alone, weights).items():
+        assert_close(found[parameter], gradient, "float64", f"gradient of {parameter}")
+    with pytest.raises(ValueError, match="document_starts marks 3 documents, and the encoder's marks 0"):
+        model.decoder(target, encoder_out=model.encoder(source), document_starts=starts["target"])

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from fairseq.models import FairseqEncoderDecoderModel
+from torch import Tensor
 
 from torchscale_fairseq.core.config import EncoderDecoderConfig
 from torchscale_fairseq.core.errors import InputError
@@ -32,6 +33,15 @@ class TranslationOptions(ModelOptions):
     decoder_embed_path: Optional[str] = field(  # noqa: UP045
         default=None, metadata={"help": "text file of pretrained decoder embeddings"}
     )
+    pack_sentences: bool = field(
+        default=False,
+        metadata={
+            "help": (
+                "train on the sentences of a batch as one row, without padding; no sentence sees another, so losses "
+                "and gradients stay what they are"
+            )
+        },
+    )
 
 
 class TranslationEncoder(SharesRowsOfBeams, TextEncoder):
@@ -45,6 +55,8 @@ class TranslationModel(RetainsDropout, Pretrained, FairseqEncoderDecoderModel):
     fits = FITTING_TASKS
     config_class: Any = EncoderDecoderConfig
     decoder_class: Any = TextDecoder
+    packs_sentences = False
+    """Batches are packed in training (--pack-sentences)."""
 
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> "TranslationModel":
@@ -72,10 +84,38 @@ class TranslationModel(RetainsDropout, Pretrained, FairseqEncoderDecoderModel):
             decoder_embedding = encoder_embedding
         else:
             decoder_embedding = token_embedding(target, config.decoder_embed_dim, cfg.decoder_embed_path)
-        return cls(
+        model = cls(
             TranslationEncoder(config, source, encoder_embedding),
             cls.decoder_class(config, target, decoder_embedding),
         )
+        if cfg.pack_sentences:
+            _check_packing(cfg._name, model)
+            model.packs_sentences = True
+        return model
+
+    def forward(
+        self,
+        src_tokens: Tensor,
+        src_lengths: Tensor | None,
+        prev_output_tokens: Tensor,
+        source_starts: Tensor | None = None,
+        document_starts: Tensor | None = None,
+        **arguments: Any,
+    ) -> Any:
+        """Logits of the next target tokens, teacher-forced.
+
+        Args:
+            src_tokens: (batch, source seq).
+            src_lengths: (batch,).
+            prev_output_tokens: (batch, target seq).
+            source_starts, document_starts: (batch, source or target seq), True for the first tokens of packed
+                sentences, in the order of the other language's; both or none.
+            arguments: of both sides.
+        """
+        if source_starts is None:
+            return super().forward(src_tokens, src_lengths, prev_output_tokens, **arguments)
+        encoded = self.encoder(src_tokens, src_lengths=src_lengths, document_starts=source_starts, **arguments)
+        return self.decoder(prev_output_tokens, encoder_out=encoded, document_starts=document_starts, **arguments)
 
     @property
     def full_context_alignment(self) -> bool:
@@ -87,6 +127,14 @@ class TranslationModel(RetainsDropout, Pretrained, FairseqEncoderDecoderModel):
         raise InputError(
             "--print-alignment needs attention weights, which this model's fused attention does not keep; align the "
             "finished translations with a word aligner (fast_align, awesome-align), or train --arch transformer_align."
+        )
+
+
+def _check_packing(arch: str, model: TranslationModel) -> None:
+    if not isinstance(model.decoder, TextDecoder):
+        raise InputError(
+            f"--pack-sentences needs a decoder with attention, but --arch {arch} has one with retention; drop "
+            "--pack-sentences, or give --arch mt_deepnorm."
         )
 
 

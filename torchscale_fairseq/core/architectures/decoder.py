@@ -12,6 +12,7 @@ from ..layers.attention_inputs import AttentionInputs
 from ..layers.cache import NO_STATE, DecodingState, LayerState
 from ..layers.moe import RoutingReport
 from ..layers.static_state import Arena, Sizes, StaticKeyValues, StaticState
+from ..ops.documents import Documents
 from ..ops.masks import as_mask, marked
 from ..ops.positions import FIRST_POSITION, has_padding_before_tokens
 from ..parallel.sequence import SequenceSlice
@@ -115,7 +116,8 @@ class Decoder(CausalStack):
             sequence_slice: the tokens are this process's slice of longer rows, which it knows the padding of; needs
                 dilated attention.
             document_starts: (batch, seq), True or 1 for the first token of each document. Documents do not see each
-                other, and positions begin anew in each; padding ends one.
+                other, and positions begin anew in each; padding ends one. With encoder_out, the encoder was given
+                document_starts too, and each document sees the source document of its number.
 
         Returns:
             Logits (batch, new tokens, vocabulary), or features with features_only or without an output
@@ -128,8 +130,8 @@ class Decoder(CausalStack):
         """
         if sequence_slice is not None and incremental_state is not None:
             raise ValueError("incremental_state has no place with sequence_slice; decode in one process.")
-        if document_starts is not None and (incremental_state is not None or encoder_out is not None):
-            raise ValueError("document_starts has no place with incremental_state or encoder_out.")
+        if document_starts is not None and incremental_state is not None:
+            raise ValueError("document_starts has no place with incremental_state; decode each document by itself.")
         self_attn_padding_mask = as_mask(self_attn_padding_mask, "self_attn_padding_mask")
         state = self._state(incremental_state)
         if not features_only and token_embeddings is None:
@@ -148,7 +150,7 @@ class Decoder(CausalStack):
         rows = position_rows(tokens.rows, tokens.padding_mask, start=past, x=embedding)
         x = self._add_positions(embedding, rows, tokens.total)
         attention = self._attention_inputs(tokens, past, state, sequence_slice, x.dtype)
-        memory = self._memory_with_bias(encoder_out, past, state, tokens.total)
+        memory = self._memory_with_bias(encoder_out, past, state, tokens)
         not_routed = None
         if tokens.padding_mask is not None and not self.config.torchscale_compatible:
             not_routed = tokens.padding_mask[:, past:]
@@ -227,11 +229,24 @@ class Decoder(CausalStack):
         )
 
     def _memory_with_bias(
-        self, encoder_out: dict[str, Any] | None, past: int, state: DecodingState | None, total: int
+        self, encoder_out: dict[str, Any] | None, past: int, state: DecodingState | None, tokens: TokenPositions
     ) -> AttentionInputs | None:
         inputs = self._memory(encoder_out, state)
+        if inputs is not None and encoder_out is not None and tokens.documents is not None:
+            inputs = _of_own_documents(inputs, tokens.documents, encoder_out.get("documents"))
         if self.cross_attn_relative_position is None or inputs is None or inputs.memory is None:
             return inputs
-        queries = torch.arange(past, total, device=inputs.memory.device)[None]
+        queries = torch.arange(past, tokens.total, device=inputs.memory.device)[None]
         keys = torch.arange(inputs.memory.size(1), device=inputs.memory.device)[None]
         return replace(inputs, bias=self.cross_attn_relative_position(queries, keys))
+
+
+def _of_own_documents(memory: AttentionInputs, documents: Documents, sources: Documents | None) -> AttentionInputs:
+    """Attention of each document to the source document of its number."""
+    found = 0 if sources is None else len(sources.lengths)
+    if found != len(documents.lengths):
+        raise ValueError(
+            f"document_starts marks {len(documents.lengths)} documents, and the encoder's marks {found}; give both "
+            "sides as many, without padding."
+        )
+    return replace(memory, documents=documents, key_documents=sources, key_padding_mask=None)

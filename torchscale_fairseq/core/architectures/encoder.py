@@ -111,8 +111,8 @@ class Encoder(Stack):
 
         Returns:
             encoder_out (batch, seq, width or vocabulary), encoder_embedding, encoder_padding_mask,
-            encoder_states (list); l_aux (list, balance losses, None for a dense layer); routing (list,
-            RoutingReport, None likewise).
+            encoder_states (list); documents, if there are document_starts; l_aux (list, balance losses, None for a
+            dense layer); routing (list, RoutingReport, None likewise).
 
         Raises:
             InputError: a padding mask holds floats, or the input is longer than max_source_positions.
@@ -161,6 +161,7 @@ class Encoder(Stack):
             "encoder_embedding": embedding,
             "encoder_padding_mask": encoder_padding_mask,
             "encoder_states": outputs if return_all_hiddens else [],
+            **({} if tokens.documents is None else {"documents": tokens.documents}),
             **routing_outputs(reports),
         }
 

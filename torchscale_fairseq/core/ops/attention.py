@@ -31,6 +31,9 @@ class AttentionMask:
     documents: Documents | None = None
     """A query sees keys of its own document alone. Then there is no key_padding_mask, and the bias is for documents,
     (1, heads or 1, longest document, longest document)."""
+    key_documents: Documents | None = None
+    """With documents, those of the keys, as many: a query sees all keys of the document of its own number. None: keys
+    and queries are those of one sequence."""
 
     def visible(self, query_length: int, key_length: int, device: torch.device) -> Tensor | None:
         """Bool, broadcastable to (batch, heads, query_length, key_length), or None where all queries see all keys."""

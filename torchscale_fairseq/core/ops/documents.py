@@ -15,6 +15,8 @@ from .positions import FIRST_POSITION, PADDING_POSITION
 class Group:
     """Documents of similar length, as rows of their own."""
 
+    documents: Tensor
+    """(documents,), their numbers, on the host."""
     tokens: Tensor
     """(documents, longest), indices into (batch * seq); beyond a document's end, that of its last token."""
     beyond: Tensor | None
@@ -77,18 +79,20 @@ class Documents:
     @cached_property
     def groups(self) -> list[Group]:
         """All documents, in groups within which no document is twice as long as another."""
-        first = self.lengths.cumsum(0) - self.lengths
         size = self.lengths.log2().floor()
-        groups = []
-        for power in size.unique():
-            chosen = (size == power).nonzero().squeeze(1)
-            lengths = self.lengths[chosen, None]
-            index = torch.arange(int(lengths.max()))
-            tokens = first[chosen, None] + index.minimum(lengths - 1)
-            beyond = index >= lengths
-            device = self.starts.device
-            groups.append(Group(tokens.to(device), beyond.to(device) if bool(beyond.any()) else None))
-        return groups
+        return [self.group((size == power).nonzero().squeeze(1)) for power in size.unique()]
+
+    def group(self, documents: Tensor) -> Group:
+        """Some documents as rows.
+
+        Args:
+            documents: (documents,), their numbers, on the host.
+        """
+        first, lengths = (self.lengths.cumsum(0) - self.lengths)[documents, None], self.lengths[documents, None]
+        index = torch.arange(int(lengths.max()))
+        tokens, beyond = first + index.minimum(lengths - 1), index >= lengths
+        device = self.starts.device
+        return Group(documents, tokens.to(device), beyond.to(device) if bool(beyond.any()) else None)
 
     @cached_property
     def ungrouped(self) -> Tensor:

@@ -34,10 +34,10 @@ def varlen_attention(request: AttentionRequest) -> Tensor:
     """Attention within documents by torch's flash attention for sequences of different lengths, which is
     differentiable. Shapes as for ``ops.backends.attention``."""
     documents, query = _documents(request), request.query
-    offsets, longest = documents.offsets, documents.longest
+    of_keys = request.mask.key_documents or documents
     output, *_ = torch.ops.aten._flash_attention_forward.default(
         *(x.flatten(0, 1) for x in (query, request.key, request.value)),
-        *(offsets, offsets, longest, longest),
+        *(documents.offsets, of_keys.offsets, documents.longest, of_keys.longest),
         *(request.dropout, request.mask.causal, False),
         scale=request.scale,
     )
@@ -55,11 +55,13 @@ def attention_by_documents(request: AttentionRequest, attend: Attend) -> Tensor:
 
 def _of_group(inputs: list[Tensor], group: Group, mask: AttentionMask, attend: Attend) -> Tensor:
     """(tokens of the group, heads, head_dim)."""
-    query, key, value = (x[group.tokens] for x in inputs)
+    keys = group if mask.key_documents is None else mask.key_documents.group(group.documents)
+    query, key, value = inputs[0][group.tokens], inputs[1][keys.tokens], inputs[2][keys.tokens]
     length = group.tokens.size(1)
     bias = None if mask.bias is None else mask.bias[..., :length, :length]
-    hidden = None if mask.causal else group.beyond  # causal attention does not look to the right
-    output = attend(query, key, value, replace(mask, documents=None, bias=bias, key_padding_mask=hidden))
+    hidden = None if mask.causal else keys.beyond  # causal attention does not look to the right
+    alone = replace(mask, documents=None, key_documents=None, bias=bias, key_padding_mask=hidden)
+    output = attend(query, key, value, alone)
     return output.flatten(0, 1) if group.beyond is None else output[~group.beyond]
 
 

@@ -31,6 +31,7 @@ from torchscale_fairseq.hooks.sharding.options import in_float32
 from torchscale_fairseq.hooks.sharding.training import sharded_training
 from torchscale_fairseq.hooks.stock import precision
 from torchscale_fairseq.hooks.training.adapters import check_adapters
+from torchscale_fairseq.hooks.training.packed_sentences import check_packed_sentences
 from torchscale_fairseq.hooks.training.saving_trainer import SavingTrainer
 from torchscale_fairseq.hooks.training.step_graphs import StepGraphs, can_record
 
@@ -49,6 +50,7 @@ class Trainer(SavingTrainer):
         self._split = expert_checkpoints.split_of(model)
         """How experts are held, if several processes hold them."""
         check_adapters(cfg, experts_are_split=self._split is not None)
+        check_packed_sentences(cfg, model)
         has_experts = any(isinstance(module, Experts) for module in model.modules())
         if has_experts:
             prepare_options(cfg, several_processes=self._split is not None)

@@ -88,5 +88,5 @@ def test_choice() -> None:
         choose(backends, 3, "refusing", option="kind")
     with pytest.raises(InputError, match=r"kind=refusing cannot serve 3; give kind='auto'\."):
         choose(backends, 3, "refusing", option="kind", instead="auto")
-    with pytest.raises(InputError, match=r"kind \('other'\) must be one of refusing, serving\."):
+    with pytest.raises(InputError, match=r"kind \('other'\) must be one of refusing, serving; give"):
         choose(backends, 3, "other", option="kind")

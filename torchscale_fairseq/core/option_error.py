@@ -1,7 +1,8 @@
 """Errors of options, kept as data and put into words for the place where the option was typed."""
 
+import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .errors import InputError
@@ -114,6 +115,17 @@ class OptionError(InputError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (dict(self.__dict__), type(self))
+
+
+def not_among(option: str, value: Any, choices: Sequence[str], reason: str = "") -> OptionError:
+    """The error of an option whose value is none of its choices; it suggests the nearest one.
+
+    Args:
+        reason: a clause after the choices, such as ", which need a mask".
+    """
+    nearest = (*difflib.get_close_matches(str(value), choices, n=1), choices[0])[0]
+    condition = f"{{{option}}} ({value!r}) must be one of {', '.join(choices)}{reason}"
+    return OptionError(option, value, condition, [{option: nearest}])
 
 
 def _restored(state: dict[str, Any], kind: type[OptionError]) -> OptionError:

@@ -12,6 +12,7 @@ from torchscale_fairseq.core.config import EncoderConfig
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.layers.heads import POOLER_ACTIVATIONS, ClassificationHead, MaskedLanguageModelHead
 from torchscale_fairseq.core.layers.norm import build_norm
+from torchscale_fairseq.core.option_error import not_among
 from torchscale_fairseq.core.parallel.sequence import SequenceSlice
 
 from ._dictionary import token_embedding
@@ -77,10 +78,7 @@ class MaskedLanguageModel(Pretrained, FairseqEncoderModel):
             pooler_activation_fn=cfg.pooler_activation_fn, pooler_dropout=cfg.pooler_dropout
         )
         if options.pooler_activation_fn not in POOLER_ACTIVATIONS:
-            raise InputError(
-                f"--pooler-activation-fn ({options.pooler_activation_fn!r}) must be one of "
-                f"{', '.join(POOLER_ACTIVATIONS)}."
-            )
+            raise not_among("pooler_activation_fn", options.pooler_activation_fn, list(POOLER_ACTIVATIONS))
         embedding = token_embedding(dictionary, config.encoder_embed_dim)
         matrix = embedding
         if not config.share_encoder_input_output_embed:

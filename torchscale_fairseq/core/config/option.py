@@ -1,6 +1,5 @@
 """One option: how it is declared, and how names, types and ranges are checked on construction."""
 
-import difflib
 import types
 import typing
 from collections.abc import Sequence
@@ -8,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ..errors import did_you_mean
-from ..option_error import OptionError, mentioned
+from ..option_error import OptionError, mentioned, not_among
 
 
 def option(
@@ -76,9 +75,7 @@ def _check_value(owner: str, name: str, value: Any, hint: Any, choices: Sequence
         wanted = " or ".join("None" if k is types.NoneType else k.__name__ for k in allowed)
         raise TypeError(f"{owner}: {name} must be {wanted}, got {value!r}.")
     if choices is not None and value is not None and value not in choices:
-        nearest = (*difflib.get_close_matches(str(value), choices, n=1), choices[0])[0]
-        condition = f"{{{name}}} ({value!r}) must be one of {', '.join(choices)}"
-        raise OptionError(name, value, condition, [{name: nearest}])
+        raise not_among(name, value, choices)
 
 
 def check_range(name: str, value: float, low: float) -> None:

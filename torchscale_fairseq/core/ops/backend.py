@@ -11,8 +11,7 @@ from typing import Any, Protocol, TypeVar, overload
 
 import torch
 
-from ..errors import InputError
-from ..option_error import OptionError
+from ..option_error import OptionError, not_among
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +59,7 @@ def choose(
         explain: the log says why backends before the chosen one were not taken.
 
     Raises:
-        InputError: no backend has this name.
-        OptionError: it cannot serve the request.
+        OptionError: no backend has this name, or it cannot serve the request.
     """
     refusals: dict[str, str] = {}
     for backend in backends:
@@ -74,7 +72,7 @@ def choose(
             return backend
         refusals[backend.name] = refusal
     if not refusals:
-        raise InputError(f"{option} ({wanted!r}) must be one of {', '.join(backend.name for backend in backends)}.")
+        raise not_among(option, wanted, [backend.name for backend in backends])
     name, refusal = next(iter(refusals.items()))
     others = [instead] if instead else [other.name for other in backends if other.refusal(request) is None]
     raise OptionError(option, name, f"{{{option}=}} {refusal}", [{option: other} for other in others[:1]])

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import InputError
+from ..option_error import not_among
 from .backend import choose
 
 HALF = (torch.float16, torch.bfloat16)
@@ -319,16 +319,14 @@ def choose_kernel(request: PartialRequest, backend: str) -> Kernel:
             CPU); or flash_attn, the package of that name.
 
     Raises:
-        InputError: there is no such kernel, or it cannot serve the request.
+        OptionError: there is no such kernel, or it cannot serve the request.
     """
     if backend == "sdpa":
         return choose(OF_TORCH.get(request.query.device.type, (NAIVE,)), request)
     names = [kernel.name for kernel in OF_OTHERS]
     if backend not in names:
-        raise InputError(
-            f"attention_backend ({backend!r}) must be one of sdpa, {', '.join(names)} in dilated attention, which "
-            "needs a log-sum-exp."
-        )
+        reason = " in dilated attention, which needs a log-sum-exp"
+        raise not_among("attention_backend", backend, ["sdpa", *names], reason)
     return choose(OF_OTHERS, request, backend, option="attention_backend", instead="sdpa")
 
 

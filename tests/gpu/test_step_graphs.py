@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 FLAGS = ["--compile", "--optimizer", "fused_adam_torch", "--lr", "1e-3"]
-EXPERTS = ["--bf16", "--criterion", "moe_cross_entropy", "--moe-freq", "2", "--moe-expert-count", "4"]
+EXPERTS = ["--bf16", "--criterion", "moe_cross_entropy", "--moe-freq", "1", "--moe-expert-count", "4"]
 LOSS = ["--criterion", "linear_cross_entropy"]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from tests.plugin.stock_tasks import save_untrained
 from tests.tools.in_process import run_tool
 from torchscale_fairseq import plugin
 from torchscale_fairseq.data.images.answers import read_answers
+from torchscale_fairseq.data.images.caption_scores import score_captions
 from torchscale_fairseq.data.images.index import Format, read_index
+from torchscale_fairseq.data.images.labels import indexed_classes, read_indexed
 from torchscale_fairseq.data.problems import DataError, Problems
 
 plugin.register()
@@ -178,3 +181,31 @@ def test_the_released_index_is_read(tmp_path: Path) -> None:
     (tmp_path / "vqa.train.jsonl").write_text(json.dumps({"image_path": "1.png"}) + "\n")
     with pytest.raises(DataError, match=r"vqa\.train\.jsonl, line 1 has no text_segment"):
         read_index(tmp_path / "vqa.train.jsonl", expected, Problems(skip=False))
+
+
+def test_labels_of_an_index(tmp_path: Path) -> None:
+    """Numbers as the released index of ImageNet has them, or names."""
+    for name in ("1.png", "2.png"):
+        (tmp_path / name).touch()
+
+    def written(*labels: Any) -> Path:
+        lines = [{"image_path": f"{number}.png", "label": label} for number, label in enumerate(labels, 1)]
+        (tmp_path / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return tmp_path / "train.jsonl"
+
+    assert indexed_classes(written(3, 1)) == ["0", "1", "2", "3"]
+    assert read_indexed(written(3, 1), ["0", "1", "2", "3"]) == ([tmp_path / "1.png", tmp_path / "2.png"], [3, 1])
+    assert indexed_classes(written("tench", "goldfish")) == ["goldfish", "tench"]
+    with pytest.raises(DataError, match=r"train\.jsonl, line 2 has the label 7, which the training lacks"):
+        read_indexed(written(1, 7), ["0", "1"])
+
+
+def test_scores_of_captions() -> None:
+    """The first reference of an image is enough; BLEU and CIDEr where pycocoevalcap is installed."""
+    references = [(1, "a red circle left of a cross"), (1, "a disc"), (2, "a blue square above a circle")]
+    found = score_captions([(1, "A disc."), (2, "a blue square above a cross")], references)
+    assert found["exact_match"] == 50.0
+    perfect = score_captions(references[1:], references)
+    assert perfect["exact_match"] == 100.0
+    if find_spec("pycocoevalcap"):
+        assert perfect["bleu_1"] == pytest.approx(100.0) and found["bleu_1"] < 100.0 and found["cider"] > 0.0

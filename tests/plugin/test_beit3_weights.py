@@ -11,6 +11,7 @@ import torch
 
 pytest.importorskip("fairseq")
 
+from tests.helpers import assert_close
 from tests.plugin.registered import dictionary
 from torchscale_fairseq.checkpoints.reading import CheckpointError
 from torchscale_fairseq.data.problems import Problems
@@ -54,11 +55,16 @@ HEADS = {
 """Names and shapes of the released heads (TorchScale's users: five answers or classes here)."""
 
 
-def released(path: Path, head: dict[str, tuple[int, ...]], *, img_size: int = 16, rows: int = 40) -> dict[str, Any]:
-    """A file as the released code writes it; golden vectors pin the names of the API's encoder."""
-    torch.manual_seed(1)
+def official_encoder(img_size: int, rows: int) -> BEiT3:
+    """TorchScale's, by the API whose names and values golden vectors pin."""
     options = {**SIZES, "img_size": img_size, "vocab_size": WORDS, "multiway": True, "no_output_layer": True}
-    official = BEiT3(EncoderConfig(**options, max_source_positions=rows, layernorm_embedding=False))
+    return BEiT3(EncoderConfig(**options, max_source_positions=rows, layernorm_embedding=False))
+
+
+def released(path: Path, head: dict[str, tuple[int, ...]], *, img_size: int = 16, rows: int = 40) -> dict[str, Any]:
+    """A file as the released code writes it."""
+    torch.manual_seed(1)
+    official = official_encoder(img_size, rows)
     state = {f"beit3.{name}": torch.randn_like(value) for name, value in official.state_dict().items()}
     state |= {name: torch.randn(shape) for name, shape in head.items()}
     torch.save({"model": state}, path)
@@ -104,6 +110,19 @@ def test_pretraining_file_and_another_size(tmp_path: Path, caplog: pytest.LogCap
     torch.save({"model": pretraining.state_dict()}, tmp_path / "checkpoint_best.pt")
     model.load_weights(tmp_path / "checkpoint_best.pt")
     assert torch.equal(model.beit3.vision_embed.cls_token, pretraining.core.vision_embed.cls_token)
+
+
+@torch.no_grad()
+def test_features_are_those_of_torchscale(tmp_path: Path) -> None:
+    """Of images and padded texts, with the weights of a released file."""
+    state = released(tmp_path / "beit3.pth", {})
+    official, model = official_encoder(16, 40).eval(), model_of("image_text_retrieval").eval()
+    official.load_state_dict({name.removeprefix("beit3."): value for name, value in state.items()})
+    model.load_weights(tmp_path / "beit3.pth")
+    images, words = torch.randn(2, 3, 16, 16), torch.tensor([[0, 7, 8, 9, 2], [0, 5, 2, 1, 1]])
+    real = torch.cat((torch.ones(2, 5), words.ne(1)), 1).bool()
+    expected = official(words, images, words.eq(1))["encoder_out"]
+    assert_close(model.extract_features(words, images)[real], expected[real], "float32", "features")
 
 
 def test_another_architecture_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""``--task image_classification``: images of any size in a folder per class."""
+"""``--task image_classification``: images of any size in a folder per class, or in an index with labels."""
 
 import logging
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from fairseq.tasks import register_task
 from torch import Tensor
 
 from torchscale_fairseq.data.images.folders import read_classes, read_folders
+from torchscale_fairseq.data.images.labels import indexed_classes, read_indexed
 from torchscale_fairseq.data.problems import Problems
 
 from ._images import ImageConfig, ImageTask
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 @register_task("image_classification", dataclass=ImageConfig)
 class ImageClassificationTask(ClassReading, ImageTask):
-    """Classes are the folders of the training split. A checkpoint remembers them."""
+    """Classes are the folders, or the labels of the index, of the training split. A checkpoint remembers them."""
 
     predicts = "classes"
 
@@ -34,11 +35,19 @@ class ImageClassificationTask(ClassReading, ImageTask):
 
     def learned(self) -> dict[str, list[Any]]:
         """The classes, in the order of the model's scores."""
-        classes = read_classes(Path(self.cfg.data) / self.cfg.train_subset)
+        index = self._index(self.cfg.train_subset)
+        classes = indexed_classes(index) if index.exists() else read_classes(index.with_suffix(""))
         logger.info("%s classes: %s", len(classes), ", ".join(classes))
         return {"classes": classes}
 
     def labelled(self, split: str, problems: Problems) -> tuple[Sequence[Path], Tensor, Sequence[int]]:
         """Images, and their classes as targets and groups."""
-        images, labels = read_folders(Path(self.cfg.data) / split, self.state.classes)
+        index, classes = self._index(split), self.state.classes
+        images, labels = (
+            read_indexed(index, classes) if index.exists() else read_folders(index.with_suffix(""), classes)
+        )
         return images, torch.tensor(labels), labels
+
+    def _index(self, split: str) -> Path:
+        """The index of a split, which may be there instead of a folder for each class."""
+        return Path(self.cfg.data) / f"{split}.jsonl"

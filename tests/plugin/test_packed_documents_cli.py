@@ -9,6 +9,7 @@ pytest.importorskip("fairseq")
 pytest.importorskip("sentencepiece")
 
 import torch
+from fairseq.data import Dictionary
 
 from tests.data.corpora import made_corpus
 from tests.fairseq_cli import FEW_UPDATES, Finished, run_fairseq
@@ -51,10 +52,13 @@ def test_masked_models_train(shards: Path, tmp_path: Path) -> None:
     train(shards, tmp_path, "bert_magneto", *flags).check()
 
 
-def test_language_modeling_tells_documents_apart_by_empty_lines(language_data: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_language_modeling_trains_on_packed_rows(language_data: Path) -> None:
     words = [language_data, "--task", "language_modeling", *shrunk("gpt_xpos"), *FEW_UPDATES, "--cpu"]
-    words += ["--tokens-per-sample", "32", "--no-save", "--pack-documents"]
-    run_fairseq("train", words).check()
+    run_fairseq("train", [*words, "--tokens-per-sample", "32", "--no-save", "--pack-documents"]).check()
+
+
+def test_empty_lines_tell_documents_apart() -> None:
     starts = starts_after_empty_lines(torch.tensor([[2, 5, 2, 2, 6, 7, 2, 1, 1]]), end_of_line=2, padding=1)
     assert starts.nonzero().tolist() == [[0, 3], [0, 7]]
 
@@ -63,4 +67,4 @@ def test_refusals(shards: Path, tmp_path: Path) -> None:
     refused = train(shards, tmp_path, "longnet").last_line
     assert "--pack-documents needs dense attention or retention, but --arch longnet has dilated" in refused
     with pytest.raises(InputError, match="--pack-documents has no use with --sample-break-mode eos"):
-        PretrainingTask(PretrainingConfig(pack_documents=True, sample_break_mode="eos"), None)
+        PretrainingTask(PretrainingConfig(pack_documents=True, sample_break_mode="eos"), Dictionary())

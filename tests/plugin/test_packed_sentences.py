@@ -1,6 +1,8 @@
 """--pack-sentences: batches of translation without padding train what padded ones do."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -11,7 +13,8 @@ import torch
 from tests.checkpoints import assert_same_weights
 from tests.fairseq_cli import FEW_UPDATES, Finished, run_fairseq
 from tests.plugin.shrunk import shrunk
-from torchscale_fairseq.hooks.training.packed_sentences import packed_sentences
+from torchscale_fairseq.core.option_error import OptionError
+from torchscale_fairseq.hooks.training.packed_sentences import check_packed_sentences, packed_sentences
 
 PAD = 1
 
@@ -34,9 +37,22 @@ def test_a_batch_as_one_row() -> None:
     assert packed["document_starts"] == [[True, False, False, True, False]] and batch["ntokens"] == 5
 
 
-def test_what_cannot_be_packed(translation_data: Path, tmp_path: Path) -> None:
-    refused = train(translation_data, tmp_path, "mt_deepnorm", "--pack-sentences", "--sentence-avg").last_line
-    assert "--pack-sentences cannot be combined with --sentence-avg" in refused
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sentence_avg": True}, "--pack-sentences cannot be combined with --sentence-avg"),
+        ({"ignore_prefix_size": 1}, "--pack-sentences cannot be combined with --ignore-prefix-size"),
+        ({"_name": "composite_loss"}, "--pack-sentences cannot be combined with --criterion composite_loss"),
+    ],
+)
+def test_what_cannot_be_packed(options: dict[str, object], message: str) -> None:
+    defaults = {"sentence_avg": False, "ignore_prefix_size": 0, "_name": "cross_entropy"}
+    section, model = SimpleNamespace(**{**defaults, **options}), torch.nn.Module()
+    cfg: Any = SimpleNamespace(optimization=section, criterion=section)
+    check_packed_sentences(cfg, model)
+    model.packs_sentences = True  # type: ignore[assignment]
+    with pytest.raises(OptionError, match=message):
+        check_packed_sentences(cfg, model)
 
 
 @pytest.mark.slow

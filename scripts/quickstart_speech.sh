@@ -14,7 +14,7 @@ Run again, it skips what is done and resumes the training where it was.
   --translate       speak German, learn to write English, and print BLEU instead, also that of a cascade: a recogniser of
                     German, then a translator of text, both of this package and trained on the same sentences
   --arch NAME       architecture of torchscale_fairseq (default s2t_magneto_small)
-  --max-update N    updates to train for (default 400)
+  --max-update N    updates to train for (default 600)
   --gpu             train and recognise on the GPU, with --fp16
   --work-dir DIR    where data/ and runs/ go (default: the repository)
   -- OPTIONS        the rest goes to fairseq-train as it is, and wins over what is set here
@@ -24,7 +24,7 @@ EOF
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$root/scripts/lib.sh"
 arch=s2t_magneto_small
-max_update=400
+max_update=600
 spoken=en
 steps=6
 scoring=(--scoring wer)
@@ -50,11 +50,11 @@ esac
 
 # Three convolutions leave an eighth of the frames, which espeak-ng's clear voices allow.
 training=(
-  --label-smoothing 0.1 --ctc-weight 0.3 --dropout 0.1
+  --label-smoothing 0.1 --ctc-weight 0.3 --dropout 0.1 --attention-dropout 0.1 --activation-dropout 0.1
   --conv-kernel-sizes 5,5,5 --conv-channels 256
   --optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 1.0
   --lr-scheduler polynomial_decay --lr 2e-3 --warmup-updates 100 --total-num-update "$max_update"
-  --max-tokens 12000 --max-update "$max_update" --seed 1 --num-workers 1
+  --max-tokens 6000 --max-update "$max_update" --seed 1 --num-workers 1
   --validate-interval-updates 200 --save-interval-updates 200 --keep-interval-updates 1 --no-epoch-checkpoints
   --log-interval 50
 )
@@ -73,7 +73,8 @@ prepare() {
   local directory=$1
   shift
   run torchscale-fairseq data prepare-speech --train "$speech/train.tsv" --valid "$speech/valid.tsv" \
-    --test "$speech/test.tsv" --output "$directory" --vocab-size 200 --lowercase --remove-punctuation --workers 2 "$@"
+    --test "$speech/test.tsv" --output "$directory" --vocab-size 200 --lowercase --remove-punctuation \
+    --no-specaugment --workers 2 "$@"
 }
 
 # Trains on a data directory, and scores on its test set.

@@ -97,6 +97,7 @@ class Study:
     def _keep(self, result: Result) -> None:
         print(result, flush=True)
         self.results.append(result)
+        write(self.results, self._options)  # now, since a run may be cut off
 
 
 def train_command(run: Run, options: argparse.Namespace) -> tuple[str, ...]:
@@ -149,7 +150,7 @@ def parse_options() -> argparse.Namespace:
     add("--max-tokens", type=int, default=6000, metavar="N", help="frames of a batch; default: 6000")
     add("--small", action="store_true", help="one rate and 4 updates")
     options = parser.parse_args()
-    options.rates = RATES
+    options.rates, options.start = RATES, time.monotonic()
     if options.small:
         options.updates, options.rates = 4, RATES[:1]
     return options
@@ -159,28 +160,29 @@ def conduct(options: argparse.Namespace) -> None:
     """Train, recognise, write the report and draw its figure."""
     if not (options.data / "config.yaml").exists():
         raise InputError(f"--data {options.data} has no prepared speech; --help shows the command that makes it")
-    start = time.monotonic()
-    study = Study(options)
-    Jobs(options.processes, options.gpus).run(study.jobs())
+    Jobs(options.processes, options.gpus).run(Study(options).jobs())
+    path = options.output / f"{NAME}.json"
+    if has_matplotlib():
+        plot(NAME, draw, path)
+    else:
+        print(f"no figure: {NO_MATPLOTLIB}, then --plot-only {path}")
+
+
+def write(results: list[Result], options: argparse.Namespace) -> None:
+    """Write the report."""
     report = {
         "experiment": NAME,
         "command": shlex.join(["python", "-m", f"scripts.experiments.{NAME}", *sys.argv[1:]]),
         "machine": machine("cuda" if options.gpus else "cpu"),
         "versions": versions(),
-        "seconds": round(time.monotonic() - start, 1),
+        "seconds": round(time.monotonic() - options.start, 1),
         "updates": options.updates,
         "max_tokens": options.max_tokens,
-        "runs": sorted(study.results, key=lambda run: (run["norm"], run["learning_rate"], run["seed"])),
+        "runs": sorted(results, key=lambda run: (run["norm"], run["learning_rate"], run["seed"])),
     }
     options.output.mkdir(parents=True, exist_ok=True)
-    path = options.output / f"{NAME}.json"
-    with write_atomically(path) as scratch:
+    with write_atomically(options.output / f"{NAME}.json") as scratch:
         scratch.write_text(json.dumps(report, allow_nan=False, indent=1) + "\n")
-    print(f"wrote {path} after {report['seconds']} s")
-    if has_matplotlib():
-        plot(NAME, draw, path)
-    else:
-        print(f"no figure: {NO_MATPLOTLIB}, then --plot-only {path}")
 
 
 def draw(report: Result) -> "Figure":

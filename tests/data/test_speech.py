@@ -1,5 +1,6 @@
 """Speech data: corpora in their layouts, features in zip files, what cannot be used, and resuming."""
 
+import argparse
 import zipfile
 from pathlib import Path
 
@@ -17,10 +18,11 @@ from tests.plugin.spoken import RATE, prepare, say, write_corpus
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.ops.filterbank import kaldi_filterbank
 from torchscale_fairseq.data.problems import DataError
+from torchscale_fairseq.data.speech import features
 from torchscale_fairseq.data.speech.audio import FULL_SCALE, read_audio
 from torchscale_fairseq.data.speech.corpora import read_corpus
 from torchscale_fairseq.tools.command import make_parser
-from torchscale_fairseq.tools.data import speak_text
+from torchscale_fairseq.tools.data import prepare_speech, speak_text
 
 TONE = say(["low"], 0)
 
@@ -64,6 +66,21 @@ def test_training_without_specaugment(corpus: Path, tmp_path: Path) -> None:
     data = prepare(corpus, tmp_path / "data", "--keep-audio", "--no-specaugment")
     config = yaml.safe_load((data / "config.yaml").read_text())
     assert config["feature_transforms"]["_train"] == ["utterance_cmvn"]
+
+
+def threads(chunk: str) -> list[str]:
+    return [f"{chunk}: {torch.get_num_threads()}"]
+
+
+def test_each_process_has_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "store", threads)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        options = argparse.Namespace(keep_audio=False, workers=2)
+        assert prepare_speech.run_chunks(["a", "b"], "train", options) == ["a: 1", "b: 1"]
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(

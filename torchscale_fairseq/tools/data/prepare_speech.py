@@ -147,13 +147,16 @@ def prepare_split(split: str, utterances: list["Utterance"], options: argparse.N
 
 
 def run_chunks(chunks: list["Chunk"], split: str, options: argparse.Namespace) -> list[str]:
+    import torch
+
     from torchscale_fairseq.data.speech.features import keep_audio, store
 
     work = keep_audio if options.keep_audio else store
     what = (f"reading {split}", f"{CHUNK} utterances")
-    if options.workers == 1 or len(chunks) < 2:
+    if options.workers == 1:
         return [problem for chunk in progress(chunks, *what) for problem in work(chunk)]
-    with ProcessPoolExecutor(options.workers) as pool:
+    # One thread each: threads of processes that share cores would wait for each other most of the time.
+    with ProcessPoolExecutor(options.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         tasks = [pool.submit(work, chunk) for chunk in chunks]
         return [problem for task in progress(tasks, *what) for problem in task.result()]
 

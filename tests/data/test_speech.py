@@ -68,8 +68,8 @@ def test_training_without_specaugment(corpus: Path, tmp_path: Path) -> None:
     assert config["feature_transforms"]["_train"] == ["utterance_cmvn"]
 
 
-def threads(chunk: str) -> list[str]:
-    return [f"{chunk}: {torch.get_num_threads()}"]
+def threads(chunk: features.Chunk) -> list[str]:
+    return [f"{chunk.archive}: {torch.get_num_threads()}"]
 
 
 def test_each_process_has_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +78,8 @@ def test_each_process_has_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(2)
     try:
         options = argparse.Namespace(keep_audio=False, workers=2)
-        assert prepare_speech.run_chunks(["a", "b"], "train", options) == ["a: 1", "b: 1"]
+        chunks = [features.Chunk(Path(name), Path(), (), RATE, 80, False) for name in "ab"]
+        assert prepare_speech.run_chunks(chunks, "train", options) == ["a: 1", "b: 1"]
     finally:
         torch.set_num_threads(before)
 

@@ -1,34 +1,20 @@
-"""Dilated attention: several patterns of segments, each of which keeps every r-th token, mixed in one softmax.
-
-``dilated_pattern`` defines it and ``dilated_layout`` finds kept tokens in memory. Here a kernel computes each branch's
-softmax, and the branches' outputs are averaged by their denominators.
-
-Terms:
-    branch: a pattern, that is a segment length and a dilation ratio.
-    kept: the tokens that a head keeps of a segment.
-    real: tokens that are not padding.
-    missing: places of kept tokens that are padding, or lie past the end of a segment.
-    part: one call of a kernel, for the kept queries of a stretch of the sequence; each branch is at least one.
-    remote: keys and values that other processes hold (``parallel.dilated``).
-    blind: queries that see no key; their output is zero.
-
-Axes: batch, seq, heads, head_dim; (segments) of a branch; (kept) tokens of a segment.
-"""
+"""The one function through which dilated attention is computed, and the choice of what computes it."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from .backend import Backend, choose
 from .dilated_layout import Layout
-from .dilated_pattern import checked_branches, head_offsets
+from .dilated_parts import Part, Settings, mix
+from .dilated_pattern import Branch, checked_branches, head_offsets
+from .gelu_norm import TRITON
 from .masks import is_traced, marked
-from .partial_attention import Partial, PartialRequest, Scores, choose_kernel
 
-Tensors = tuple[Tensor, Tensor, Tensor]
-"""Query, key and value, or what belongs to them."""
+if TRITON:
+    from .dilated_launches import LARGEST_HEAD, attend_to_all_branches
 
 
 def dilated_attention(
@@ -47,8 +33,7 @@ def dilated_attention(
 ) -> Tensor:
     """Dilated attention in memory and, with segments of bounded length over ratio, time linear in the sequence.
 
-    Each branch is one call of a kernel over its kept tokens, forward and backward. Which kernel, and what is written
-    out because none serves it, is said by ``choose_kernel``.
+    ``DILATED`` lists what computes it.
 
     Args:
         query, key, value: (batch, seq, heads, head_dim).
@@ -74,13 +59,9 @@ def dilated_attention(
     real, starts = _extent(query, key_padding_mask)
     if starts is not None:
         query, key, value = (_roll(x, starts) for x in (query, key, value))
-    batch, length, heads = query.shape[:3]
-    parts = []
-    for branch in branches:
-        offsets = head_offsets(heads, branch.ratio, query.device, contiguous=torchscale_compatible)
-        parts.append(Part(slice(length), Layout(branch, offsets, batch, length), causal))
     settings = Settings(scale, dropout, backend, detach=torchscale_compatible)
-    output = mix(query, key, value, parts, real=real, settings=settings)
+    request = DilatedRequest(query, key, value, branches, causal, real, settings)
+    output = choose(DILATED, request, option="dilated_attention", explain=query.is_cuda).run(request)
     return output if starts is None else _roll(output, -starts)
 
 
@@ -106,173 +87,87 @@ def _roll(x: Tensor, shifts: Tensor) -> Tensor:
     return x[torch.arange(x.size(0), device=x.device)[:, None], index]
 
 
-class Settings(NamedTuple):
-    """How parts are computed, as ``dilated_attention`` has it."""
+class DilatedRequest(NamedTuple):
+    """Dilated attention of rows that begin with their first real token."""
 
-    scale: float
-    dropout: float = 0.0
-    backend: str = "sdpa"
-    detach: bool = False
-    """Parts are branches, whose weights carry no gradient."""
-
-
-class Part(NamedTuple):
-    """One call of a kernel: kept queries of a stretch of the sequence attend to kept keys."""
-
-    tokens: slice
-    """The stretch."""
-    layout: Layout
-    """Layout of the stretch."""
+    query: Tensor
+    """(batch, seq, heads, head_dim), as key and value."""
+    key: Tensor
+    value: Tensor
+    branches: list[Branch]
     causal: bool
-    remote: int | None = None
-    """Which keys and values from outside the queries see, all of them; None for those of the stretch itself."""
-    hidden: Tensor | None = None
-    """(batch or 1, heads, keys), True for keys from outside that do not exist."""
+    real: Tensor | None
+    """(batch, seq), True for tokens; None for all."""
+    settings: Settings
 
 
-class _Call:
-    """A part's call of a kernel.
+class AllBranchesAtOnce:
+    """Kernels of this package, which read kept tokens where they are: one launch for all branches."""
 
-    Args:
-        part: what to compute.
-        query: (batch, seq, heads, head_dim).
-        real: (batch, seq), True for tokens; None for all.
-        settings: the rest.
-    """
+    name = "all branches at once"
 
-    def __init__(self, part: Part, query: Tensor, real: Tensor | None, settings: Settings):
-        start = range(query.size(1))[part.tokens].start
-        self.rows = part.layout.rows(start, query.size(1))
-        self.remote, self.backend = part.remote, settings.backend
-        missing = part.layout.missing(None if real is None else real[:, part.tokens])
-        # In causal attention order hides what is missing, which comes last.
-        hidden = part.hidden if part.remote is not None else None if part.causal else missing
-        if hidden is not None:
-            # If all keys would be masked, mask none; the result for such queries is discarded.
-            hidden = (hidden & ~hidden.all(-1, keepdim=True)).unsqueeze(2)
-        self.scores = Scores(part.causal, hidden, settings.scale, settings.dropout)
-        self.blind = missing
-        """(batch * segments, heads, kept or 1), True for queries that do not exist or see nothing; None for none."""
-        if part.hidden is not None:
-            nothing = part.hidden.all(-1, keepdim=True)
-            self.blind = nothing if missing is None else nothing | missing
+    def refusal(self, request: DilatedRequest) -> str | None:
+        """It serves half precision on a Hopper GPU, without dropout."""
+        settings = request.settings
+        if settings.backend != "sdpa":
+            return f"is not what attention_backend={settings.backend} asks for"
+        if settings.dropout:
+            return "has no dropout"
+        if settings.detach:
+            return "differentiates the weights of branches, which TorchScale's code does not"
+        return _kernel_refusal(request.query)
 
-    def forward(self, inputs: Tensors, remotes: Sequence[Tensor]) -> Partial:
-        """The part's own softmax of query, key and value, as (batch, seq, heads, head_dim)."""
-        operands = self._operands(inputs, remotes)
-        request = PartialRequest(*operands, self.scores)
-        return choose_kernel(request, self.backend).run(request)
-
-    def backward(self, upstream: Tensor, of: Partial, inputs: Tensors, remotes: Sequence[Tensor]) -> Tensors:
-        """The part's share of the gradients of a softmax with this output and log-sum-exp of its queries."""
-        operands = self._operands(inputs, remotes)
-        of = Partial(of.output, self.log_sum(of.log_sum_exp, float("inf")), of.random)
-        kernel = choose_kernel(PartialRequest(*operands, self.scores), self.backend)
-        return kernel.backward(upstream, *operands, of, self.scores)
-
-    def log_sum(self, log_sum_exp: Tensor, of_blind: float = float("-inf")) -> Tensor:
-        """The logarithms, with a value at blind queries by which they weigh nothing: -inf, or +inf as denominator."""
-        return log_sum_exp if self.blind is None else log_sum_exp.masked_fill(self.blind, of_blind)
-
-    def _operands(self, inputs: Tensors, remotes: Sequence[Tensor]) -> Tensors:
-        if self.remote is None:
-            query, key, value = map(self.rows.take, inputs)
-            return query, key, value
-        return self.rows.take(inputs[0]), remotes[2 * self.remote], remotes[2 * self.remote + 1]
+    def run(self, request: DilatedRequest) -> Tensor:
+        """``attend_to_all_branches``."""
+        segments, ratios = zip(*request.branches, strict=True)
+        return attend_to_all_branches(
+            request.query,
+            request.key,
+            request.value,
+            segments,
+            ratios,
+            real=request.real,
+            scale=request.settings.scale,
+            causal=request.causal,
+        )
 
 
-def mix(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    parts: list[Part],
-    remotes: Sequence[Tensor] = (),
-    *,
-    real: Tensor | None,
-    settings: Settings,
-) -> Tensor:
-    """All parts in one softmax.
+class BranchByBranch:
+    """Each branch is one call of a kernel over its kept tokens, forward and backward. Which kernel, and what is written
+    out because none serves it, is said by ``choose_kernel``."""
 
-    Args:
-        query, key, value: (batch, seq, heads, head_dim).
-        parts: what to mix.
-        remotes: keys and values from outside in turn, (batch, heads, keys, head_dim) each, as the parts count them.
-        real: (batch, seq), True for tokens; None for all.
-        settings: the rest.
+    name = "branch by branch"
 
-    Returns:
-        Shaped like query; zero at padding and where no part has the query.
-    """
-    output: Tensor = _Mixture.apply(query, key, value, parts, real, settings, *remotes)  # type: ignore[no-untyped-call]
-    return output if real is None else output.masked_fill(~real[:, :, None, None], 0.0)
+    def refusal(self, request: DilatedRequest) -> None:
+        """It serves every request."""
+
+    def run(self, request: DilatedRequest) -> Tensor:
+        """``dilated_parts.mix``."""
+        query, settings = request.query, request.settings
+        batch, length, heads = query.shape[:3]
+        parts = []
+        for branch in request.branches:
+            offsets = head_offsets(heads, branch.ratio, query.device, contiguous=settings.detach)
+            parts.append(Part(slice(length), Layout(branch, offsets, batch, length), request.causal))
+        return mix(query, request.key, request.value, parts, real=request.real, settings=settings)
 
 
-class _Mixture(torch.autograd.Function):
-    """The parts one by one, and their average.
-
-    Forward keeps, for each query, the average so far and the logarithm of its denominator. With the final ones, a
-    kernel's backward pass gives its part's share of the gradient of the one softmax that the average is. Where weights
-    carry no gradient it gets the part's own ones instead, and the part's weight times the gradient.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        parts: list[Part],
-        real: Tensor | None,
-        settings: Settings,
-        *remotes: Tensor,
-    ) -> Tensor:
-        wide = torch.promote_types(query.dtype, torch.float32)
-        count = query.shape[:3].numel()
-        whole = query.new_zeros(count + 1, query.size(3), dtype=wide)
-        log_whole = query.new_full((count + 1,), float("-inf"), dtype=wide)
-        so_far, log_so_far = whole[:-1].view(query.shape), log_whole[:-1].view(query.shape[:3])
-        partials = []
-        for part in parts:
-            call = _Call(part, query, real, settings)
-            partial = call.forward((query, key, value), remotes)
-            log_sum, before = call.log_sum(partial.log_sum_exp), call.rows.take(log_so_far)
-            merged = torch.logaddexp(before, log_sum)
-            average = call.rows.take(so_far) * _share(before, merged)
-            call.rows.put(whole, average.addcmul_(partial.output.to(wide), _share(log_sum, merged)))
-            call.rows.put(log_whole, merged)
-            partials.append(partial if settings.detach else partial.random)
-            del partial, average  # frees their memory before the next ones are computed
-        result = so_far.to(query.dtype)
-        ctx.save_for_backward(query, key, value, result, log_so_far, real, *remotes)
-        ctx.parts, ctx.settings, ctx.partials = parts, settings, partials
-        return result
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        query, key, value, result, log_whole, real, *remotes = ctx.saved_tensors
-        settings: Settings = ctx.settings
-        if real is not None:
-            gradient = gradient.masked_fill(~real[:, :, None, None], 0.0)
-        sums = [x.new_zeros(x.shape[:3].numel() + 1, x.size(3)) for x in (query, key, value)]
-        of_remotes: list[Tensor | None] = [None] * len(remotes)
-        for part, own in zip(ctx.parts, ctx.partials, strict=True):
-            call = _Call(part, query, real, settings)
-            upstream, log_sum = call.rows.take(gradient), call.rows.take(log_whole)
-            if settings.detach:
-                of, weight = own, _share(call.log_sum(own.log_sum_exp), log_sum)
-                upstream = upstream * weight.to(gradient.dtype)
-            else:
-                of = Partial(call.rows.take(result), log_sum, own)
-            shares = call.backward(upstream, of, (query, key, value), remotes)
-            for into, share in zip(sums, shares if part.remote is None else shares[:1], strict=False):
-                call.rows.add(into, share)
-            if part.remote is not None:
-                of_remotes[2 * part.remote : 2 * part.remote + 2] = shares[1:]
-            del upstream, of, shares, share  # frees their memory before the next ones are computed
-        return *(x[:-1].view(query.shape) for x in sums), None, None, None, *of_remotes
+DILATED: list[Backend[DilatedRequest, Tensor]] = [AllBranchesAtOnce(), BranchByBranch()]
+"""In order of preference."""
 
 
-def _share(log_sum: Tensor, merged: Tensor) -> Tensor:
-    """The share of a part in a whole, from the logarithms of their denominators; zero where both are empty."""
-    return (log_sum - merged).exp().nan_to_num(0.0).unsqueeze(-1)
+def _kernel_refusal(query: Tensor) -> str | None:
+    batch, _, heads, head_dim = query.shape
+    if not TRITON or query.device.type != "cuda" or query.dtype not in (torch.float16, torch.bfloat16):
+        return f"needs fp16 or bf16 on a GPU, and Triton, not {query.dtype} on {query.device.type}"
+    if torch.cuda.get_device_capability(query.device)[0] != 9:
+        return "is made for Hopper GPUs (compute capability 9)"
+    if head_dim % 8 or head_dim > LARGEST_HEAD:
+        return f"needs heads of at most {LARGEST_HEAD} channels, a multiple of 8, not {head_dim}"
+    if batch * heads > LARGEST_GRID:
+        return f"takes at most {LARGEST_GRID} rows times heads, not {batch * heads}"
+    return "cannot be exported" if is_traced() else None
+
+
+LARGEST_GRID = 65535
+"""Programs along the second axis of a launch."""

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
-from ..ops.dilated import Part, Settings, mix
 from ..ops.dilated_layout import Layout
+from ..ops.dilated_parts import Part, Settings, mix
 from ..ops.dilated_pattern import Branch, checked_branches, head_offsets
 from .exchange import exchange
 from .sequence import SequenceSlice

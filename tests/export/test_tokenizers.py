@@ -10,8 +10,15 @@ import pytest
 pytest.importorskip("fairseq")
 pytest.importorskip("tokenizers")
 
+import torch
+from fairseq.models import MODEL_REGISTRY
+
+import torchscale_fairseq.models  # noqa: F401 - registers them
 from tests.data.corpora import made_line, opened
 from tests.data.tokenizer_files import KINDS, ODD, SPELLED
+from tests.fairseq_cli import FEW_UPDATES, run_fairseq
+from tests.plugin.shrunk import shrunk
+from tests.tools.in_process import run_tool
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.data.problems import DataError, Problems
 from torchscale_fairseq.data.text.pieces import TextEncoder
@@ -136,3 +143,30 @@ def test_two_tokenizers_in_a_folder(tmp_path: Path) -> None:
         (tmp_path / name).write_text("")
     with pytest.raises(DataError, match=r"tokenizer.json and .*gpt2.tiktoken are both tokenizers; name one of"):
         tokenizer_of(str(tmp_path), None)
+
+
+def test_a_model_finds_its_tokenizer_again(tmp_path: Path) -> None:
+    """Trained by the command, exported, loaded: the same tokens, logits and continuation."""
+    transformers = pytest.importorskip("transformers")
+    generator = random.Random(2)
+    file = KINDS["tiktoken"][1](tmp_path / "r50k_base.tiktoken")
+    for split in ("train", "test"):
+        lines = [json.dumps({"body": made_line(generator)}) + "\n" for _ in range(40)]
+        (tmp_path / f"{split}.jsonl").write_text("".join(lines))
+    same = ["--task", "pretraining", "--cpu", "--tokens-per-sample", 32, "--text-field", "body", "--batch-size", 8]
+    words = [tmp_path, *same, *shrunk("gpt_deepnorm"), *FEW_UPDATES, "--disable-validation", "--no-epoch-checkpoints"]
+    run_fairseq("train", [*words, "--save-dir", tmp_path / "run"]).check()
+    checkpoint = tmp_path / "run/checkpoint_last.pt"
+    printed = run_fairseq("eval_lm", [tmp_path, *same, "--path", checkpoint, "--gen-subset", "test"]).check().output
+    (tmp_path / "log").write_text(printed)
+    run_tool("perplexity", tmp_path / "log", "--data", tmp_path, "--text-field", "body").check()
+    run_tool("export", "hf", checkpoint, tmp_path / "hf").check()
+    hub = MODEL_REGISTRY["gpt_deepnorm"].from_pretrained(str(tmp_path / "run"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", trust_remote_code=True).eval()
+    tokens = tokenizer("bar dis", return_tensors="pt")["input_ids"]
+    assert hub.encode("bar dis").tolist() == [*tokens[0, 1:].tolist(), 2]
+    assert hub.decode(hub.encode("bar dis")) == "bar dis" and file.name in str(hub.cfg.bpe)
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens).logits, hub.models[0](tokens)[0])
+    assert hub.sample("bar dis", beam=1, max_len_b=20).startswith("bar dis")

@@ -12,9 +12,12 @@ pytest.importorskip("fairseq")
 pytest.importorskip("sentencepiece")
 
 import sentencepiece
+from fairseq.models import MODEL_REGISTRY
 
+import torchscale_fairseq.models  # noqa: F401 - registers them
 from tests.checkpoints import assert_same_weights
 from tests.data.corpora import made_corpus
+from tests.data.formats import FORMATS, made_format
 from tests.fairseq_cli import FEW_UPDATES, Finished, run_beside_fairseq, run_fairseq, run_processes
 from tests.plugin.shrunk import shrunk
 from torchscale_fairseq.checkpoints.reading import load_checkpoint
@@ -75,6 +78,50 @@ def test_two_processes_go_on_where_one_stopped(shards: Path, tmp_path: Path) -> 
     places = [load_checkpoint(tmp_path / run / "checkpoint_last.pt")["extra_state"] for run in ("one", "two")]
     assert [place["train_iterator"]["samples_in_epoch"] for place in places] == [64, 64]
     assert_same_weights(tmp_path / "one", tmp_path / "two", 1e-5)
+
+
+def test_json_lines_give_the_weights_of_text(masked_run: Path, shards: Path, tmp_path: Path) -> None:
+    """Compressed, without dict.txt, resumed within an epoch with a worker."""
+    data = made_format(shards, tmp_path / "data", "json.gz")
+    (data / "dict.txt").unlink()
+    flags = ["--disable-validation", "--max-update"]
+    train(data, tmp_path / "run", "bert_magneto", *flags, "9").check()
+    train(data, tmp_path / "run", "bert_magneto", *flags, "40", "--num-workers", "1").check()
+    assert_same_weights(masked_run.parent, tmp_path / "run", 0)
+
+
+def test_another_dictionary_than_the_checkpoints(causal_run: Path, shards: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(shards, tmp_path / "data"))
+    pieces = (data / "dict.txt").read_text().splitlines()
+    (data / "dict.txt").write_text("\n".join([*pieces[1:], pieces[0]]) + "\n")
+    words = [data, "--task", "pretraining", "--gen-subset", "valid", "--path", causal_run, "--cpu"]
+    refused = run_fairseq("eval_lm", [*words, "--tokens-per-sample", LENGTH, "--batch-size", "8"])
+    assert "was trained with a dictionary of 381 symbols, and that of" in refused.last_line
+    assert "has other symbols or another order; name the tokenizer" in refused.last_line
+    (data / "dict.txt").write_text("\n".join([*pieces, "more 1"]) + "\n")
+    refused = train(data, causal_run.parent, "gpt_deepnorm", "--max-update", "9")
+    assert (
+        "was trained with a dictionary of 381 symbols" in refused.last_line and "has 382 symbols" in refused.last_line
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FORMATS)
+def test_two_processes_resume_each_format(name: str, shards: Path, tmp_path: Path) -> None:
+    """From JSON lines and the like, with the index made by both, to the weights of text in one process."""
+    flags = ["--disable-validation", "--dropout", "0", "--attention-dropout", "0", "--optimizer", "sgd", "--max-update"]
+    data = made_format(shards, tmp_path / "data", name)
+    train(shards, tmp_path / "one", "bert_magneto", *flags, "8").check()
+    train(data, tmp_path / "two", "bert_magneto", *flags, "4").check()
+    shutil.rmtree(data / "index")
+    words = words_of(data, tmp_path / "two", "bert_magneto", *flags, "8", "--batch-size", "4", "--num-workers", "2")
+    run_processes(2, "train", [*words, "--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp"]).check()
+    assert_same_weights(tmp_path / "one", tmp_path / "two", 1e-5)
+
+
+def test_sample_continues_texts(causal_run: Path, shards: Path) -> None:
+    hub = MODEL_REGISTRY["gpt_deepnorm"].from_pretrained(str(causal_run.parent), "checkpoint_last.pt", str(shards))
+    assert hub.sample("bar dis", beam=1, max_len_b=12).startswith("bar dis")
 
 
 @pytest.mark.parametrize("arch", ["retnet_base", "longnet"])

@@ -13,7 +13,7 @@ from fairseq import utils
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.distributed import utils as distributed_utils
 from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY, FairseqEncoderModel, FairseqLanguageModel
-from fairseq.tasks import FairseqTask, register_task
+from fairseq.tasks import register_task
 from omegaconf import II, MISSING
 
 from torchscale_fairseq.core.errors import InputError
@@ -29,6 +29,7 @@ from torchscale_fairseq.data.text.pieces import MASK, TextEncoder
 from torchscale_fairseq.data.text.pretraining_dataset import PretrainingDataset
 from torchscale_fairseq.data.text.tokenizers import dictionary_in, tokenizer_of
 from torchscale_fairseq.models._packing import check_packing
+from torchscale_fairseq.tasks._continuing import ContinuesTexts
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +124,7 @@ class PretrainingConfig(FairseqDataclass):
 
 
 @register_task("pretraining", dataclass=PretrainingConfig)
-class PretrainingTask(FairseqTask):
+class PretrainingTask(ContinuesTexts):
     """Reads shards of text, and makes batches for the criterions masked_lm and cross_entropy and those on top of them.
 
     Args:
@@ -255,7 +256,7 @@ class PretrainingTask(FairseqTask):
             *(corpus.name, f"{len(corpus):,}", f"{len(corpus.shards):,}", f"{len(order):,}"),
         )
 
-    def get_batch_iterator(
+    def batches_of_split(
         self,
         dataset: PretrainingDataset,
         max_tokens: int | None = None,

@@ -26,7 +26,9 @@ def add_dictionaries(parser: argparse.ArgumentParser) -> None:
     """Declare the options that say where the dictionaries and the SentencePiece model of a checkpoint are."""
     parser.add_argument("--data", type=Path, help="folder of the dictionaries (default: that of the training)")
     parser.add_argument(
-        "--sentencepiece", type=Path, help="SentencePiece model (default: sentencepiece.bpe.model in that folder)"
+        "--sentencepiece",
+        type=Path,
+        help="SentencePiece model, tokenizer.json or tiktoken file (default: that of the training, or else in that folder)",
     )
 
 

@@ -28,7 +28,7 @@ def add_dictionaries(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sentencepiece",
         type=Path,
-        help="SentencePiece model, tokenizer.json or tiktoken file (default: that of the training, or else in that folder)",
+        help="SentencePiece model, tokenizer.json or tiktoken file (default: that of the training or in that folder)",
     )
 
 

@@ -1,5 +1,6 @@
 """Checkpoints of --ddp-backend fully_sharded: any number of processes resumes them, sharded or not."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ pytest.importorskip("fairseq")
 from tests.checkpoints import assert_same_weights
 from tests.distributed.expert_training import train
 from tests.distributed.fully_sharded import ADAM, SHARDED
-from tests.fairseq_cli import run_fairseq
+from tests.distributed.short_training import words
+from tests.fairseq_cli import run_fairseq, run_processes, tiny_language_data
 from torchscale_fairseq.checkpoints.distributed import FOLDER, consolidate
 from torchscale_fairseq.checkpoints.reading import load_checkpoint, read_mapped
 
@@ -95,8 +97,33 @@ def test_consolidated_and_read_by_stock(sharded: Path, data: Path, tmp_path: Pat
     assert_same(whole["model"], load_checkpoint(sharded / LAST)["model"])
     assert_same_state(tmp_path / "whole.pt", sharded / LAST)
     for path in (tmp_path / "whole.pt", sharded / LAST):
-        words = [data, "--path", path, "--cpu", "--beam", "1", "--batch-size", "11"]
-        assert "Generate test" in run_fairseq("generate", words).check().output
+        arguments = [data, "--path", path, "--cpu", "--beam", "1", "--batch-size", "11"]
+        assert "Generate test" in run_fairseq("generate", arguments).check().output
+
+
+@pytest.mark.parametrize("command", ["generate", pytest.param("validate", marks=pytest.mark.slow)])
+def test_processes_that_hold_slices_evaluate_as_one(command: str, sharded: Path, data: Path) -> None:
+    arguments = [data, "--path", sharded / LAST, "--cpu", "--batch-size", "11", "--task", "translation"]
+    arguments += ["--beam", "2", "--max-len-b", "4"] if command == "generate" else ["--log-format", "json"]
+    one = run_fairseq(command, arguments).check()
+    two = run_processes(2, command, [*arguments, *SHARDED]).check()
+    assert _results(two.output) == _results(one.output) != []
+
+
+@pytest.mark.slow
+def test_processes_that_hold_slices_of_a_language_model_evaluate_as_one(tmp_path: Path) -> None:
+    data = tiny_language_data(tmp_path)
+    run_processes(2, "train", [*words(data, tmp_path / "run"), *SHARDED, "--tokens-per-sample", "8"]).check()
+    arguments = [data, "--path", tmp_path / "run" / LAST, "--cpu", "--task", "language_modeling", "--batch-size", "3"]
+    arguments += ["--gen-subset", "valid", "--tokens-per-sample", "8"]
+    one = run_fairseq("eval_lm", arguments).check()
+    two = run_processes(2, "eval_lm", [*arguments, *SHARDED]).check()
+    assert _results(two.output) == _results(one.output) != []
+
+
+def _results(output: str) -> list[str]:
+    """Hypotheses and scores, or losses of a validation, in the order in which they are printed."""
+    return re.findall(r"(?m)^[HP]-.*$|valid_nll_loss\S+ \S+|Loss \(base 2\): \S+", output)
 
 
 def test_killed_in_a_save_leaves_the_one_before(data: Path, tmp_path: Path) -> None:

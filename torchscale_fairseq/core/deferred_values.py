@@ -209,12 +209,21 @@ def draw_deferred(parameters: Iterable[nn.Parameter], device: torch.device) -> N
         parameters: changed in place. Modules that share one still do.
         device: where they are to be.
     """
+    _materialize(parameters, lambda values, parameter: values.make(parameter, device))
+
+
+def allocate_deferred(parameters: Iterable[nn.Parameter], device: torch.device) -> None:
+    """``draw_deferred`` without the drawing: the values are anything, for a caller who overwrites them."""
+    _materialize(parameters, lambda values, parameter: torch.empty_like(parameter, device=device))
+
+
+def _materialize(parameters: Iterable[nn.Parameter], make: Callable[[DeferredValues, nn.Parameter], Tensor]) -> None:
     for parameter in parameters:
         values = parameter.__dict__.pop("deferred_values", None)
         if values is not None:
-            drawn = nn.Parameter(values.make(parameter, device), parameter.requires_grad)
-            drawn.__dict__.update(parameter.__dict__)
-            torch.utils.swap_tensors(parameter, drawn)
+            made = nn.Parameter(make(values, parameter), parameter.requires_grad)
+            made.__dict__.update(parameter.__dict__)
+            torch.utils.swap_tensors(parameter, made)
 
 
 def _shape_of(tensor: Tensor) -> Tensor:

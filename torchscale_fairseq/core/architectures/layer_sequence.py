@@ -41,7 +41,9 @@ class LayerSequence(nn.ModuleList):
         outputs, reports = [x], []
         for index, layer in enumerate(self):
             if states is not None:
-                x, report = layer.forward(x, *inputs, states[index])  # too small to profit from compiled code
+                # a step is too small to profit from compiled code; hooks gather the parameters of a sharded layer
+                compute = layer if layer._forward_pre_hooks else layer.forward
+                x, report = compute(x, *inputs, states[index])
             elif recompute and torch.is_grad_enabled():
                 x, report = checkpoint(layer, x, *inputs, use_reentrant=False)
             else:

@@ -19,7 +19,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.overrides import TorchFunctionMode
 
-from ..deferred_values import draw_deferred
+from ..deferred_values import allocate_deferred, draw_deferred
 from ..option_error import OptionError
 from .expert_parameters import is_expert, mark_expert, mark_of
 from .groups import ExpertSplit, replica_group
@@ -122,6 +122,24 @@ def shard_model(model: nn.Module, options: ShardingOptions) -> None:
     for module in model.modules():
         if hasattr(module, "set_reduce_scatter_unused_params"):  # torch 2.12 and later
             module.set_reduce_scatter_unused_params(True, recurse=False)  # type: ignore[operator]
+
+
+def shard_layers(model: nn.Module, device: torch.device) -> None:
+    """Shard the layers of a model that is evaluated, in place; all processes call it together, and then compute the
+    same batches, since each layer is gathered when it is called. All that belongs to no layer stays whole: generators
+    call parts of a model without the model itself.
+
+    Args:
+        model: values of parameters that were built by ``DeferredValues`` are anything: the caller fills them.
+        device: on which the model computes.
+    """
+    mesh = data_mesh(device.type, shard_size=0)
+    scalars = {parameter for parameter in model.parameters() if parameter.dim() == 0}
+    for layer in _layers(model):
+        allocate_deferred(layer.parameters(), device)
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=scalars)
+    allocate_deferred(model.parameters(), device)
+    model.to(device)
 
 
 @contextmanager

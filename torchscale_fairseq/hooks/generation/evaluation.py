@@ -17,6 +17,7 @@ from torchscale_fairseq.hooks.generation import options as generation_options
 from torchscale_fairseq.hooks.generation.loading import after_loading
 from torchscale_fairseq.hooks.generation.processes import leave_out_empty_batches, refuse_processes
 from torchscale_fairseq.hooks.options import refused as refused_options
+from torchscale_fairseq.hooks.sharding.evaluation import sharded_over_processes
 from torchscale_fairseq.hooks.stock.precision import in_evaluation
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ def heed_options(stock: Callable[..., Any], *, command: str) -> Callable[..., An
             generation_options.check(cfg, interactive=command == "interactive")
         with ExitStack() as meanwhile:
             meanwhile.enter_context(one_shard(cfg, command))
+            meanwhile.enter_context(sharded_over_processes(cfg))
             meanwhile.enter_context(in_evaluation(cfg.common))
             meanwhile.enter_context(after_loading(_compare_with(cfg.common_eval.model_overrides)))
             if command == "validate":

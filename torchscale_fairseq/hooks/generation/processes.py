@@ -1,10 +1,12 @@
-"""Evaluation in several processes: fairseq-validate adds up what they find; other commands compute in one."""
+"""Evaluation in several processes: fairseq-validate adds up what they find; other commands compute in one, or in
+several that hold a model together."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.hooks.runs.launch import launched_processes
+from torchscale_fairseq.hooks.sharding.options import is_fully_sharded
 
 
 def refuse_processes(cfg: Any, command: str) -> None:
@@ -20,7 +22,7 @@ def refuse_processes(cfg: Any, command: str) -> None:
     processes = launched_processes()
     if command == "eval_lm":
         processes = max(processes, cfg.distributed_training.distributed_world_size)
-    if command != "validate" and processes > 1:
+    if processes > 1 and command != "validate" and (command == "interactive" or not is_fully_sharded(cfg)):
         way_out = "" if command == "interactive" else f", with --num-shards {processes} and a --shard-id for each"
         raise InputError(
             f"fairseq-{command.replace('_', '-')} computes in one process, but was started in {processes}; start "

@@ -35,7 +35,7 @@ def build_on_meta_device(stock: Callable[..., Any]) -> Callable[..., Any]:
 
     def build_model(cfg: Any, task: Any, from_checkpoint: bool = False) -> Any:
         values = _deferred.get()
-        if values is None or from_checkpoint or not _is_ours(cfg):
+        if values is None or from_checkpoint or not is_ours(cfg):
             return stock(cfg, task, from_checkpoint)
         with values.building():
             return stock(cfg, task, from_checkpoint)
@@ -43,6 +43,7 @@ def build_on_meta_device(stock: Callable[..., Any]) -> Callable[..., Any]:
     return build_model
 
 
-def _is_ours(cfg: Any) -> bool:
+def is_ours(cfg: Any) -> bool:
+    """Whether a model with these options is one of this package."""
     name = getattr(cfg, "_name", None) or getattr(cfg, "arch", None)
     return bool(ARCH_MODEL_REGISTRY.get(name, object).__module__.startswith("torchscale_fairseq."))

@@ -134,6 +134,17 @@ def test_killed_in_a_save_leaves_the_one_before(data: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+def test_from_one_process_to_two_to_four_to_one(alone: Path, data: Path, tmp_path: Path) -> None:
+    before = alone / LAST
+    for updates, processes in ((4, 2), (5, 4), (6, 1)):
+        folder = tmp_path / str(updates)
+        done = train(processes, data, folder, *FLAGS, *SHARDED, "--restore-file", before, updates=updates).check()
+        assert f"@ {updates - 1} updates" in done.output
+        before = folder / LAST
+    assert_same_state(before, alone / "end" / LAST)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["--bf16", "--fp16"])
 def test_half_precision_goes_between_sharded_and_not(precision: str, data: Path, tmp_path: Path) -> None:
     flags = [*ADAM, precision, "--fp16-no-flatten-grads"]

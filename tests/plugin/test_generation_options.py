@@ -274,7 +274,8 @@ def test_generation_in_several_processes_is_refused(
     """As torch's launcher starts them, or fairseq-eval-lm itself."""
     for name, value in {"MASTER_ADDR": "x", "MASTER_PORT": "1", "RANK": "0", "WORLD_SIZE": str(processes)}.items():
         monkeypatch.setenv(name, value)
-    given = SimpleNamespace(distributed_training=SimpleNamespace(distributed_world_size=3 - processes))
+    launched = SimpleNamespace(distributed_world_size=3 - processes, ddp_backend="pytorch_ddp")
+    given = SimpleNamespace(distributed_training=launched)
     with pytest.raises(InputError, match="computes in one process, but was started in 2; start 2 commands instead"):
         refuse_processes(given, command)
     refuse_processes(given, "validate")

@@ -21,9 +21,11 @@ from torch.overrides import TorchFunctionMode
 
 from ..deferred_values import allocate_deferred, draw_deferred
 from ..option_error import OptionError
-from .expert_parameters import is_expert, mark_expert, mark_of
+from .expert_parameters import is_expert
 from .groups import ExpertSplit, replica_group
 
+MARKS = ("expert", "param_group", "optim_overrides")
+"""Attributes by which optimizers and clipping tell parameters apart, and which slices keep."""
 LAYERS = "layers"
 """The name of module lists whose members are gathered one at a time."""
 
@@ -94,6 +96,7 @@ def shard_model(model: nn.Module, options: ShardingOptions) -> None:
         options: how. Scalars stay as they are: ``LocalParameters`` averages their gradients.
     """
     mesh = data_mesh(options.device.type, options.shard_size)
+    marks = {name: _marks(parameter) for name, parameter in model.named_parameters()}
     common: dict[str, Any] = {
         "mp_policy": options.precision,
         "offload_policy": options.offload,
@@ -105,10 +108,8 @@ def shard_model(model: nn.Module, options: ShardingOptions) -> None:
         split = experts.split
         mesh_of_experts = DeviceMesh.from_group(replica_group(split), options.device.type)
         draw_deferred(experts.parameters(), options.device)
-        marks = [mark_of(parameter) for parameter in experts.parameters()]
         fully_shard(experts, mesh=mesh_of_experts, shard_placement_fn=_evenly(mesh_of_experts.size()), **common)
-        for parameter, mark in zip(experts.parameters(), marks, strict=True):
-            mark_expert(parameter, mark)
+        for parameter in experts.parameters():
             parameter.gradient_factor = split.replicas / experts.gradient_divisor  # type: ignore[attr-defined]
     common["ignored_params"] = {p for p in model.parameters() if p.dim() == 0}
     for layer in _layers(model):
@@ -117,6 +118,8 @@ def shard_model(model: nn.Module, options: ShardingOptions) -> None:
     draw_deferred(model.parameters(), options.device)
     # what belongs to no layer is needed at once in the backward pass, and criterions read it after the forward pass
     fully_shard(model, mesh=mesh, **{**common, "reshard_after_forward": False})
+    for name, parameter in model.named_parameters():  # new ones
+        parameter.__dict__.update(marks[name])
     for parameter in common["ignored_params"]:
         parameter.data = parameter.data.to(options.device)
     for module in model.modules():
@@ -140,6 +143,10 @@ def shard_layers(model: nn.Module, device: torch.device) -> None:
         fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=scalars)
     allocate_deferred(model.parameters(), device)
     model.to(device)
+
+
+def _marks(parameter: nn.Parameter) -> dict[str, Any]:
+    return {mark: getattr(parameter, mark) for mark in MARKS if hasattr(parameter, mark)}
 
 
 @contextmanager
@@ -193,8 +200,6 @@ class LocalParameters:
         parameters: of a sharded model, in order.
     """
 
-    MARKS = ("expert", "param_group", "optim_overrides")
-
     def __init__(self, parameters: Iterator[nn.Parameter]):
         self.sharded = [p for p in parameters if p.requires_grad]
         self.local = [self._alias(p) for p in self.sharded]
@@ -202,9 +207,7 @@ class LocalParameters:
     def _alias(self, parameter: nn.Parameter) -> nn.Parameter:
         alias = nn.Parameter(local_part(parameter.data))
         alias.copies = copies(parameter)  # type: ignore[attr-defined]
-        for mark in self.MARKS:
-            if hasattr(parameter, mark):
-                setattr(alias, mark, getattr(parameter, mark))
+        alias.__dict__.update(_marks(parameter))
         return alias
 
     @staticmethod

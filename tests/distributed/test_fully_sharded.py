@@ -90,6 +90,21 @@ def test_equals_one_process(family: str, optimizer: str, processes: int, recorde
             torch.testing.assert_close(ours["weights"][name], value, atol=1e-6, rtol=0, msg=name)
 
 
+def test_slices_keep_the_marks_of_parameters() -> None:
+    """By which SparseClip tells experts apart, also where one process holds all of them."""
+    code = """
+import torch
+from torch import nn
+from torchscale_fairseq.core.parallel.fully_sharded import LocalParameters, ShardingOptions, shard_model
+model = nn.Module()
+model.layers = nn.ModuleList([nn.Linear(2, 2, bias=False)])
+model.layers[0].weight.expert = "mark"
+shard_model(model, ShardingOptions(torch.device("cpu")))
+assert [slice.expert for slice in LocalParameters(model.parameters()).local] == ["mark"]
+"""
+    run_gloo(1, code).check()
+
+
 def test_gradients_kept_whole_are_summed_once() -> None:
     code = """
 import torch

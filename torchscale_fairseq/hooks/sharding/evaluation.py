@@ -95,7 +95,7 @@ def _load_sharded(
 
 
 def _note(folders: list[Path], folder: Path) -> dict[str, Tensor]:
-    """In the place of a function that reads the tensors of a folder, which wait until the model is there."""
+    """A loader that reads nothing yet: the tensors of a folder wait until the model is there."""
     folders.append(folder)
     return {}
 

@@ -17,9 +17,9 @@ from torchscale_fairseq.data.instructions.conversations import read_conversation
 from torchscale_fairseq.data.instructions.dataset import InstructionDataset
 from torchscale_fairseq.data.instructions.encoding import ConversationEncoder
 from torchscale_fairseq.data.problems import DataError, Problems
-from torchscale_fairseq.data.text.formats.locations import exists, joined
-from torchscale_fairseq.data.text.pieces import TextEncoder, load_dictionary
-from torchscale_fairseq.data.text.tokenizers import dictionary_of, find_tokenizer, open_tokenizer, tokenizer_of
+from torchscale_fairseq.data.text.formats.locations import joined
+from torchscale_fairseq.data.text.pieces import TextEncoder
+from torchscale_fairseq.data.text.tokenizers import dictionary_in, tokenizer_of
 
 logger = logging.getLogger(__name__)
 
@@ -89,14 +89,7 @@ class InstructionTuningTask(FairseqTask):
         Raises:
             DataError: the dictionary is missing or broken.
         """
-        folder = cls._folder(cfg)
-        path = cfg.dict_file or joined(folder, "dict.txt")
-        file = cfg.tokenizer_file or find_tokenizer(folder)
-        if cfg.dict_file or exists(path) or not file:
-            dictionary = load_dictionary(path, with_mask=False)
-        else:
-            tokenizer = open_tokenizer(file)
-            dictionary = dictionary_of(tokenizer.pieces(), tokenizer.unknown())
+        dictionary = dictionary_in(cls._folder(cfg), cfg.dict_file, cfg.tokenizer_file)
         logger.info("dictionary: %s types", f"{len(dictionary):,}")
         return cls(cfg, dictionary)
 

@@ -42,6 +42,8 @@ OPTIONAL = [
     Package("babel", "babel"),
     Package("num2words", "num2words"),
     Package("tokenizers", "tokenizers"),
+    Package("pyarrow", "pyarrow"),
+    Package("zstandard", "zstandard"),
     Package("transformers", "transformers"),
     Package("ctranslate2", "ctranslate2"),
     Package("onnx", "onnx"),

@@ -82,6 +82,7 @@ def _can_be_fused(x: Tensor, y: Tensor) -> bool:
         and x.is_contiguous()
         and y.is_contiguous()
         and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
     )
 
 

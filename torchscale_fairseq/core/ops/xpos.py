@@ -121,6 +121,7 @@ def _has_kernel(x: Tensor, cos: Tensor, sin: Tensor) -> bool:
         and cos.stride(-1) == 1
         and cos.stride() == sin.stride()
         and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
     )
 
 

@@ -50,7 +50,7 @@ esac
 
 # Three convolutions leave an eighth of the frames, which espeak-ng's clear voices allow.
 training=(
-  --label-smoothing 0.1 --ctc-weight 0.3 --dropout 0.1 --attention-dropout 0.1 --activation-dropout 0.1
+  --label-smoothing 0.1 --ctc-weight 0.3 --dropout 0.1 --attention-dropout 0 --activation-dropout 0
   --conv-kernel-sizes 5,5,5 --conv-channels 256
   --optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 1.0
   --lr-scheduler polynomial_decay --lr 2e-3 --warmup-updates 100 --total-num-update "$max_update"

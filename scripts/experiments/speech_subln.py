@@ -44,7 +44,7 @@ NORMS = {"SubLN": ("true", "blue"), "pre-LN": ("false", "orange")}
 RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
 SEEDS = (1, 2)
 MODEL = (
-    "++model.dropout=0.1 ++model.attention_dropout=0.1 ++model.activation_dropout=0.1 "
+    "++model.dropout=0.1 ++model.attention_dropout=0 ++model.activation_dropout=0 "
     "++model.conv_kernel_sizes=\\'5,5,5\\' ++model.conv_channels=256"
 )
 

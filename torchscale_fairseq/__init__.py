@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # for editors and type checkers, the names of _HOME once more
     from .core.architectures.retnet import RetNetDecoder as RetNetDecoder
     from .core.architectures.slide_encoder import SlideClassifier as SlideClassifier
     from .core.architectures.slide_encoder import SlideEncoder as SlideEncoder
+    from .core.architectures.vit import ViT as ViT
+    from .core.architectures.vit import ViTClassifier as ViTClassifier
     from .core.config import BEiT3Config as BEiT3Config
     from .core.config import DecoderConfig as DecoderConfig
     from .core.config import EncoderConfig as EncoderConfig
@@ -27,6 +29,7 @@ if TYPE_CHECKING:  # for editors and type checkers, the names of _HOME once more
     from .core.config import RetNetConfig as RetNetConfig
     from .core.config import RetNetEncoderDecoderConfig as RetNetEncoderDecoderConfig
     from .core.config import SlideEncoderConfig as SlideEncoderConfig
+    from .core.config import ViTConfig as ViTConfig
     from .core.ops.dilated import dilated_attention as dilated_attention
     from .core.saving import load_pretrained as load_pretrained
 
@@ -41,6 +44,7 @@ _HOME = {
     "RetNetConfig": "core.config",
     "RetNetEncoderDecoderConfig": "core.config",
     "SlideEncoderConfig": "core.config",
+    "ViTConfig": "core.config",
     "Encoder": "core.architectures.encoder",
     "Decoder": "core.architectures.decoder",
     "EncoderDecoder": "core.architectures.encoder_decoder",
@@ -52,6 +56,8 @@ _HOME = {
     "RetNetDecoder": "core.architectures.retnet",
     "SlideClassifier": "core.architectures.slide_encoder",
     "SlideEncoder": "core.architectures.slide_encoder",
+    "ViT": "core.architectures.vit",
+    "ViTClassifier": "core.architectures.vit",
     "dilated_attention": "core.ops.dilated",
     "load_pretrained": "core.saving",
 }

@@ -12,6 +12,7 @@ from torchscale_fairseq.core.config import (
     RetNetEncoderDecoderConfig,
     SlideEncoderConfig,
     SpeechOptions,
+    ViTConfig,
 )
 
 POSITIONS = 1024 + 2
@@ -28,6 +29,8 @@ def parameters(c: Any) -> int:
         return encoder(c) + decoder(c)
     if isinstance(c, LongViTConfig):
         return encoder(c) + image_patches(c) + image_classifier(c)
+    if isinstance(c, ViTConfig):
+        return encoder(c) + image_patches(c) + 2 * c.encoder_embed_dim + plain_image_classifier(c)
     if isinstance(c, SlideEncoderConfig):
         return encoder(c) + tiles_and_classifier(c)
     if isinstance(c, BEiT3Config):
@@ -131,6 +134,12 @@ def image_classifier(c: Any) -> int:
     """A norm that replaces the encoder's, and a linear layer."""
     e = c.encoder_embed_dim
     return 2 * e + (e + 1) * CLASSES - 2 * e
+
+
+def plain_image_classifier(c: Any) -> int:
+    """A norm, which replaces that of a pre-norm encoder, and a linear layer."""
+    e = c.encoder_embed_dim
+    return (0 if c.encoder_pre_norm else 2 * e) + (e + 1) * CLASSES
 
 
 def tiles_and_classifier(c: Any) -> int:

@@ -22,6 +22,7 @@ from torchscale_fairseq.core.config import (
     SlideEncoderConfig,
     SpeechConfig,
     SpeechOptions,
+    ViTConfig,
 )
 from torchscale_fairseq.models._options import core_config
 from torchscale_fairseq.models.beit3 import ImageTextModel
@@ -32,6 +33,7 @@ from torchscale_fairseq.models.retnet import RetNetLanguageModel, RetNetTranslat
 from torchscale_fairseq.models.slide_encoder import SlideEncoderModel
 from torchscale_fairseq.models.speech import LongNetSpeechModel, RetNetSpeechModel, SpeechModel
 from torchscale_fairseq.models.translation import TranslationModel
+from torchscale_fairseq.models.vit import ViTModel
 
 CONFIGS = {
     RetNetTranslationModel: RetNetEncoderDecoderConfig,
@@ -41,6 +43,7 @@ CONFIGS = {
     MaskedLanguageModel: EncoderConfig,
     ImageTextModel: BEiT3Config,
     LongViTModel: LongViTConfig,
+    ViTModel: ViTConfig,
     SlideEncoderModel: SlideEncoderConfig,
     RetNetSpeechModel: RetNetSpeechConfig,
     LongNetSpeechModel: LongNetSpeechConfig,
@@ -97,7 +100,7 @@ def parse(arch: str, *flags: str) -> argparse.Namespace:
 
 
 def config_of(arch: str, *flags: str) -> Any:
-    words = {} if config_class(arch) in (LongViTConfig, SlideEncoderConfig) else {"vocab_size": WORDS}
+    words = {} if config_class(arch) in (LongViTConfig, SlideEncoderConfig, ViTConfig) else {"vocab_size": WORDS}
     if issubclass(config_class(arch), SpeechOptions):
         words["max_source_positions"] = OF_THE_TASK["max_source_positions"]
     return core_config(parse(arch, *flags), config_class(arch), MODEL_REGISTRY[arch].preset, **words)

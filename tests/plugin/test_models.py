@@ -49,6 +49,9 @@ def test_the_documented_names_are_registered() -> None:
     names |= {f"bitnet{size}" for size in ("", "_small", "_base", "_700m", "_1_3b", "_3b")}
     names |= {f"beit3{size}" for size in four}
     names |= {f"longvit_{size}" for size in ("tiny", "small", "base")}
+    names |= {
+        f"vit{kind}_{size}" for kind in ("", "_magneto", "_deepnorm") for size in ("tiny", "small", "base", "large")
+    }
     names |= {f"slide_encoder_{size}" for size in ("tiny", "small", "base")}
     names |= {f"mt_retnet{size}" for size in four}
     names |= {f"s2t_{kind}{size}" for kind in ("deepnorm", "magneto", "xmoe", "longnet", "retnet") for size in four}

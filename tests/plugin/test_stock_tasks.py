@@ -157,7 +157,12 @@ def test_the_page_lists_what_fits() -> None:
     the other tasks and criterions of fairseq."""
     kinds = {"mt_...": "mt_deepnorm", "gpt_...": "gpt_deepnorm", "bert_...": "bert_magneto"}
     kinds["s2t_..."] = "s2t_magneto"
-    kinds |= {"beit3": "beit3", "longvit_...": "longvit_small", "slide_encoder_...": "slide_encoder_tiny"}
+    kinds |= {
+        "beit3": "beit3",
+        "longvit_...": "longvit_small",
+        "vit_...": "vit_tiny",
+        "slide_encoder_...": "slide_encoder_tiny",
+    }
     cells = [[names(cell) or [cell.strip()] for cell in line.split("|")[1:-1]] for line in PAGE.splitlines()]
     rows = [row for row in cells if len(row) == 4 and row[1][0] in kinds]
     groups = {row[0][0]: [n for n in row[1] if n in CRITERION_REGISTRY] for row in cells if len(row) == 2}

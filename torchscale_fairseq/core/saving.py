@@ -22,6 +22,7 @@ from .architectures.longvit import LongViTClassifier
 from .architectures.retnet import RetNetDecoder
 from .architectures.slide_encoder import SlideClassifier
 from .architectures.spec import AnyConfig, LayerSpec, decoder_spec, encoder_spec
+from .architectures.vit import ViTClassifier
 from .config import (
     BEiT3Config,
     DecoderConfig,
@@ -31,6 +32,7 @@ from .config import (
     RetNetConfig,
     RetNetEncoderDecoderConfig,
     SlideEncoderConfig,
+    ViTConfig,
 )
 from .errors import InputError
 from .layers.embedding import TextEmbedding
@@ -40,7 +42,7 @@ from .ops.positions import PADDING_POSITION
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-Model = Encoder | Decoder | EncoderDecoder | RetNetDecoder | BEiT3 | LongViTClassifier | SlideClassifier
+Model = Encoder | Decoder | EncoderDecoder | RetNetDecoder | BEiT3 | LongViTClassifier | SlideClassifier | ViTClassifier
 
 
 def load_pretrained(folder: str | Path) -> Model:
@@ -51,8 +53,8 @@ def load_pretrained(folder: str | Path) -> Model:
     ``positions=absolute_positions(padding_mask)`` (``core.ops.positions``) to give what the fairseq model gives.
 
     Returns:
-        An Encoder, Decoder, EncoderDecoder, RetNetDecoder, BEiT3, LongViTClassifier or SlideClassifier in evaluation
-        mode, its parameters in the file's dtype.
+        An Encoder, Decoder, EncoderDecoder, RetNetDecoder, BEiT3, LongViTClassifier, SlideClassifier or ViTClassifier
+        in evaluation mode, its parameters in the file's dtype.
 
     Raises:
         ModuleNotFoundError: the package safetensors is missing.
@@ -187,6 +189,10 @@ def _longvit(config: LongViTConfig, tensors: Mapping[str, Tensor]) -> LongViTCla
     return LongViTClassifier(config, _classes(tensors))
 
 
+def _vit(config: ViTConfig, tensors: Mapping[str, Tensor]) -> ViTClassifier:
+    return ViTClassifier(config, _classes(tensors))
+
+
 def _slide_encoder(config: SlideEncoderConfig, tensors: Mapping[str, Tensor]) -> SlideClassifier:
     return SlideClassifier(config, _classes(tensors))
 
@@ -206,6 +212,7 @@ BUILDERS: dict[type[AnyConfig], Callable[..., Model]] = {
     BEiT3Config: _beit3,
     LongViTConfig: _longvit,
     SlideEncoderConfig: _slide_encoder,
+    ViTConfig: _vit,
 }
 CONFIGS = {config.__name__: config for config in BUILDERS}
 

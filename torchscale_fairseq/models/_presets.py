@@ -297,3 +297,18 @@ SLIDES: dict[str, Preset] = {
     ).items()
 }
 """Base has the sizes of Prov-GigaPath's released slide encoder; tiny trains on a CPU in minutes."""
+
+_VISION_SIZES = _sizes(
+    "encoder",
+    tiny=(12, 192, 768, 3),
+    small=(12, 384, 1536, 6),
+    base=(12, 768, 3072, 12),
+    large=(24, 1024, 4096, 16),
+)
+VISION: dict[str, Preset] = {
+    f"{family}_{size}": {**kind, "layernorm_eps": 1e-6, **sizes}
+    for family, kind in (("vit", {"subln": False}), ("vit_magneto", _MAGNETO), ("vit_deepnorm", _DEEPNORM))
+    for size, sizes in _VISION_SIZES.items()
+}
+"""Base and large are those of arXiv:2010.11929, tiny and small those of DeiT (arXiv:2012.12877). ``vit`` is the plain
+pre-norm model of timm's and the authors' released weights."""

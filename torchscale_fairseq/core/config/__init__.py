@@ -7,7 +7,7 @@ fields give the decision, so that ``dataclasses.replace`` can change any field l
 from .architectures import DecoderConfig, EncoderConfig, EncoderDecoderConfig
 from .dilated import DilatedOptions
 from .experts import EXPERT_OPTIONS, ExpertOptions
-from .images import BEiT3Config, ImageOptions, LongViTConfig
+from .images import BEiT3Config, ImageOptions, LongViTConfig, ViTConfig
 from .option import Config
 from .retention import RetentionSide, RetNetConfig, RetNetEncoderDecoderConfig
 from .slides import SlideEncoderConfig
@@ -34,4 +34,5 @@ __all__ = [
     "SpeechConfig",
     "SpeechOptions",
     "TransformerConfig",
+    "ViTConfig",
 ]

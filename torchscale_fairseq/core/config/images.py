@@ -96,3 +96,38 @@ class LongViTConfig(EncoderConfig, ImageOptions):
             return super().segment_lengths
         sizes = [size for size in LONGVIT_SEGMENTS if size >= self.img_size] or [max(LONGVIT_SEGMENTS)]
         return LONGVIT_SEGMENTS[min(sizes)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTConfig(EncoderConfig, ImageOptions):
+    """Options of ``ViT``; the defaults have the sizes of ViT-Base."""
+
+    pooling: str = option(
+        "class_token",
+        "vector that stands for an image: the features of a class_token, or the mean of the patches' features",
+        choices=("class_token", "mean"),
+    )
+    segment_length: str | Sequence[int] | None = option(None, "dilated attention is LongViT's", core_only=True)
+    dilated_ratio: str | Sequence[int] | None = option(None, "dilated attention is LongViT's", core_only=True)
+    normalize_output: bool = option(False, "apply a norm after the last layer", core_only=True)
+    no_output_layer: bool = option(True, "ViT has no projection to a vocabulary", core_only=True)
+
+    def _check(self) -> None:
+        super()._check()
+        if self.vocab_size != -1 or not self.no_output_layer:
+            raise self._error(
+                "vocab_size",
+                "ViT reads no words: it takes neither {vocab_size} nor an output layer",
+                {"vocab_size": None, "no_output_layer": None},
+            )
+        if self.segment_lengths:
+            raise self._error(
+                "segment_length",
+                "{segment_length} is for dilated attention, and ViT's is dense; LongViT has it",
+                {"segment_length": None, "dilated_ratio": None},
+            )
+
+    @property
+    def has_class_token(self) -> bool:
+        """Whether a class token stands before the patches."""
+        return self.pooling == "class_token"

@@ -1,0 +1,59 @@
+"""The plain ViT of arXiv:2010.11929, sec. 3.1, written out over weights by timm's names."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+EPSILON = 1e-6
+
+
+def timm_weights(layers: int, width: int, inner: int, patch: int, patches: int, classes: int) -> dict[str, Tensor]:
+    """Random weights of a ViT with a class token, by timm's names."""
+    generator = torch.Generator().manual_seed(0)
+    shapes: dict[str, tuple[int, ...]] = {
+        "cls_token": (1, 1, width),
+        "pos_embed": (1, patches + 1, width),
+        "patch_embed.proj.weight": (width, 3, patch, patch),
+        "patch_embed.proj.bias": (width,),
+        "norm.weight": (width,),
+        "norm.bias": (width,),
+        "head.weight": (classes, width),
+        "head.bias": (classes,),
+    }
+    sizes: dict[str, tuple[int, ...]] = {
+        "attn.qkv": (3 * width, width),
+        "attn.proj": (width, width),
+        "mlp.fc1": (inner, width),
+    }
+    sizes |= {"mlp.fc2": (width, inner), "norm1": (width,), "norm2": (width,)}
+    for layer in range(layers):
+        for name, shape in sizes.items():
+            shapes[f"blocks.{layer}.{name}.weight"] = shape
+            shapes[f"blocks.{layer}.{name}.bias"] = shape[:1]
+    return {name: 0.3 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+def vit_scores(weights: dict[str, Tensor], images: Tensor, heads: int, layers: int) -> Tensor:
+    """(batch, 3, height, width) to (batch, classes)."""
+
+    def linear(name: str, x: Tensor) -> Tensor:
+        return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+    def norm(name: str, x: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"], EPSILON)
+
+    patch = weights["patch_embed.proj.weight"]
+    size = patch.size(-1)
+    pixels = images.unfold(2, size, size).unfold(3, size, size).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+    x = pixels @ patch.flatten(1).T + weights["patch_embed.proj.bias"]
+    x = torch.cat((weights["cls_token"].expand(len(x), -1, -1), x), 1) + weights["pos_embed"]
+    for layer in range(layers):
+        block = f"blocks.{layer}"
+        joined = linear(f"{block}.attn.qkv", norm(f"{block}.norm1", x)).unflatten(-1, (3, heads, -1))
+        queries, keys, values = joined.permute(2, 0, 3, 1, 4)
+        shares = (queries @ keys.transpose(-1, -2) / math.sqrt(queries.size(-1))).softmax(-1)
+        x = x + linear(f"{block}.attn.proj", (shares @ values).transpose(1, 2).flatten(2))
+        x = x + linear(f"{block}.mlp.fc2", F.gelu(linear(f"{block}.mlp.fc1", norm(f"{block}.norm2", x))))
+    return linear("head", norm("norm", x)[:, 0])

@@ -1,8 +1,10 @@
 """Language models on tasks of the evaluation harness."""
 
 import importlib.metadata
+import json
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from lm_eval.tasks import TaskManager
 
 from tests.export.exported import END, MORE, write_words
 from tests.export.harness_tasks import TASKS, TEXTS, write_tasks
-from tests.fairseq_cli import REPOSITORY, run_fairseq
+from tests.fairseq_cli import REPOSITORY, TORCHRUN, run_fairseq, run_program
 from tests.helpers import assert_close, pair
 from tests.plugin.shrunk import shrunk
 from tests.tools.families import FAMILIES, write_checkpoint
@@ -155,6 +157,35 @@ def test_exported_folder_gives_the_same(name: str, folder: Path, tmp_path: Path)
     for mine, other in zip(ours["choices"], theirs["choices"], strict=True):
         assert [best for ((_, best),) in mine] == [best for ((_, best),) in other]
         assert_close(*pair(torch.tensor([score for ((score, _),) in side]) for side in (mine, other)), "float32")
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_results_of_one(folder: Path, tmp_path: Path) -> None:
+    """Likelihoods, perplexities and answers, in the order of the texts."""
+    pytest.importorskip("accelerate")
+    _, checkpoint = written("retnet", tmp_path)
+    found = {}
+    for processes in (1, 2):
+        output = tmp_path / f"{processes}.json"
+        launch = [*TORCHRUN, "--standalone", "--nproc-per-node", str(processes)]
+        words = ["-m", "tests.export.harness_worker", str(checkpoint), str(folder), str(output)]
+        run_program([*launch, *words], environment={"ACCELERATE_USE_CPU": "true"}).check()
+        found[processes] = json.loads(output.read_text())
+    assert [found[processes]["processes"] for processes in (1, 2)] == [1, 2]
+    one, two = found[1]["samples"], found[2]["samples"]
+    assert one["answers"] == two["answers"]
+    for task in ("choices", "rolling"):
+        scores = [torch.tensor(list(numbers(side[task]))) for side in (one, two)]
+        assert_close(*pair(scores), "float32")
+
+
+def numbers(found: Any) -> Iterator[float]:
+    """All numbers in nested lists."""
+    if isinstance(found, list):
+        for entry in found:
+            yield from numbers(entry)
+    else:
+        yield float(found)
 
 
 def test_command(folder: Path, tmp_path: Path) -> None:

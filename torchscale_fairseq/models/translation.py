@@ -88,7 +88,7 @@ class TranslationModel(RetainsDropout, Pretrained, FairseqEncoderDecoderModel):
             TranslationEncoder(config, source, encoder_embedding),
             cls.decoder_class(config, target, decoder_embedding),
         )
-        if cfg.pack_sentences:
+        if getattr(cfg, "pack_sentences", False):
             _check_packing(cfg._name, model)
             model.packs_sentences = True
         return model

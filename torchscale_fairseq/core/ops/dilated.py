@@ -61,7 +61,8 @@ def dilated_attention(
         query, key, value = (_roll(x, starts) for x in (query, key, value))
     settings = Settings(scale, dropout, backend, detach=torchscale_compatible)
     request = DilatedRequest(query, key, value, branches, causal, real, settings)
-    output = choose(DILATED, request, option="dilated_attention", explain=query.is_cuda).run(request)
+    logged = "dilated_attention" if query.is_cuda else ""  # elsewhere there is one way
+    output = choose(DILATED, request, option=logged, explain=True).run(request)
     return output if starts is None else _roll(output, -starts)
 
 

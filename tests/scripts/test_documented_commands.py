@@ -21,8 +21,9 @@ from tests.tools.official_checkpoints import case_of, official_checkpoint, write
 DOCS = REPOSITORY / "docs"
 CLAIMS = sorted((DOCS / "claims").glob("*.md"))
 FIRST = [DOCS / "quickstart.md", *RUNNABLE]
-LEFT_OUT = (DOCS / "slides.md", DOCS / "export.md", DOCS / "speech.md")
-"""Slides need scans, timm and released weights, and speech recordings; tests/export/test_guide.py runs export."""
+LEFT_OUT = (DOCS / "slides.md", DOCS / "export.md", DOCS / "evaluation.md", DOCS / "speech.md")
+"""Slides need scans, timm and released weights, speech recordings, and evaluation lm-eval and COMET;
+tests/export/test_guide.py runs export."""
 GUIDES = [*FIRST, *(path for path in DOCUMENTS if DOCS in path.parents and path not in (*CLAIMS, *FIRST, *LEFT_OUT))]
 
 

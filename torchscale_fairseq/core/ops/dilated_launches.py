@@ -6,9 +6,8 @@ same function of their score in all branches.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Sequence  # noqa: UP035 - torch 2.6 knows typing's alone in signatures of operators
 
 import torch
 import triton

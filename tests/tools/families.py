@@ -7,8 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from fairseq import models
 from fairseq.data import Dictionary
-from fairseq.models import MODEL_DATACLASS_REGISTRY, build_model
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -52,13 +52,13 @@ def build(family: Family) -> tuple[dict[str, Any], nn.Module]:
         dictionary.add_symbol(f"w{index}")
     flags = shrunk(family.arch)[2:]
     sizes = {flag[2:].replace("-", "_"): int(value) for flag, value in zip(flags[::2], flags[1::2], strict=True)}
-    options = {f.name: f.default for f in dataclasses.fields(MODEL_DATACLASS_REGISTRY[family.arch])}
+    options = {f.name: f.default for f in dataclasses.fields(models.MODEL_DATACLASS_REGISTRY[family.arch])}
     known = {name: value for name, value in OF_THE_TASK.items() if name in options}
     options = {**options, **known, **sizes, **family.options, "_name": family.arch}
     classes = next((len(value) for value in family.task_state.values()), 0)
     task = SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary, num_classes=classes)
     torch.manual_seed(1)
-    return options, build_model(OmegaConf.create(options), task).eval()
+    return options, models.build_model(OmegaConf.create(options), task).eval()
 
 
 def write_checkpoint(family: Family, path: Path) -> Any:

@@ -76,7 +76,10 @@ def test_dropout_is_of_adapters_alone() -> None:
     [
         ({"rank": 0, "alpha": 1.0}, r"lora_rank \(0\) must be at least 1"),
         ({"rank": 1, "alpha": 1.0, "dropout": 1.0}, r"lora_dropout \(1.0\) must be at least 0 and below 1"),
-        ({"rank": 1, "alpha": 1.0, "targets": ("q_pro",)}, "lora_targets names 'q_pro'.*q_proj"),
+        (
+            {"rank": 1, "alpha": 1.0, "targets": ("q_pro",)},
+            "lora_targets names 'q_pro', .*; give lora_targets='q_proj'",
+        ),
     ],
 )
 def test_values_out_of_range(options: dict[str, Any], message: str) -> None:
@@ -85,5 +88,6 @@ def test_values_out_of_range(options: dict[str, Any], message: str) -> None:
 
 
 def test_a_model_without_targets() -> None:
-    with pytest.raises(InputError, match=r"lora_targets \(gate\) names no linear layer that this model has"):
+    message = r"lora_targets \(gate\) names no linear layer that this model has; give lora_targets='q_proj,"
+    with pytest.raises(InputError, match=message):
         add_adapters(decoder(), LoRA(rank=1, alpha=1.0, targets=("gate",)))

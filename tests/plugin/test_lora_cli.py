@@ -19,7 +19,7 @@ from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.layers.lora import is_adapter
 from torchscale_fairseq.core.option_error import OptionError
 from torchscale_fairseq.hooks.options.model_options import ModelOptions
-from torchscale_fairseq.hooks.training.adapters import check_adapters
+from torchscale_fairseq.hooks.training.adapters import check_adapters, lora_of
 from torchscale_fairseq.tools.convert.checkpoint_files import build, model_options
 from torchscale_fairseq.tools.convert.lora_merging import merge_checkpoint
 
@@ -88,6 +88,11 @@ def test_refusals(model: dict[str, str], section: dict[str, object], message: st
     cfg = SimpleNamespace(model=named, checkpoint=everything, distributed_training=everything, ema=everything)
     with pytest.raises(OptionError, match=message):
         check_adapters(cfg, experts_are_split=False)
+
+
+def test_misspelt_targets_are_named_as_typed() -> None:
+    with pytest.raises(OptionError, match=r"--lora-targets names 'v_prj', .*; give --lora-targets q_proj,v_proj"):
+        lora_of(ModelOptions(lora_rank=4, lora_targets="q_proj,v_prj"))
 
 
 @pytest.mark.slow

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import InputError, did_you_mean
+from ..errors import nearest
+from ..option_error import OptionError
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "g_proj", "out_proj", "fc1", "fc2", "gate")
 """Names of the linear layers that can have adapters: of attention, retention and feed-forward networks."""
@@ -24,7 +25,7 @@ class LoRA:
     """Settings of the adapters of a model.
 
     Raises:
-        InputError: a value is out of its range.
+        OptionError: a value is out of its range.
     """
 
     rank: int
@@ -36,13 +37,29 @@ class LoRA:
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise InputError(f"lora_rank ({self.rank}) must be at least 1.")
+            raise OptionError("lora_rank", self.rank, "{lora_rank()} must be at least 1", [{"lora_rank": 8}])
         if not 0 <= self.dropout < 1:
-            raise InputError(f"lora_dropout ({self.dropout}) must be at least 0 and below 1.")
+            condition = "{lora_dropout()} must be at least 0 and below 1"
+            raise OptionError("lora_dropout", self.dropout, condition, [{"lora_dropout": 0.0}])
         for name in self.targets:
             if name not in (*TARGETS, ALL):
-                listed = f"; choose from {', '.join((*TARGETS, ALL))}"
-                raise InputError(f"lora_targets names {name!r}{did_you_mean(name, TARGETS) or listed}.")
+                meant = (*nearest(name, TARGETS), ALL)[0]
+                condition = f"{{lora_targets}} names {name!r}, which is none of {', '.join((*TARGETS, ALL))}"
+                raise self._refused(condition, [meant if target == name else target for target in self.targets])
+
+    def _refused(self, condition: str, targets: list[str]) -> OptionError:
+        """The error of targets in place of which others can be given; none if the list is empty."""
+        remedies = [{"lora_targets": ",".join(targets)}] if targets else []
+        return OptionError("lora_targets", ",".join(self.targets), condition, remedies)
+
+    def without_place(self, layers: set[str]) -> OptionError:
+        """The error of targets that a model does not have.
+
+        Args:
+            layers: the model's own linear layers, by the last part of their names.
+        """
+        condition = "{lora_targets()} names no linear layer that this model has"
+        return self._refused(condition, [name for name in TARGETS if name in layers])
 
     @property
     def scale(self) -> float:
@@ -51,8 +68,13 @@ class LoRA:
 
     def includes(self, name: str) -> bool:
         """Whether the linear layer of this name, within its model, gets an adapter. Each of a multiway pair does."""
-        own = [part for part in name.split(".") if part not in ("A", "B")][-1]
+        own = _own_name(name)
         return own in self.targets or (ALL in self.targets and own in TARGETS)
+
+
+def _own_name(name: str) -> str:
+    """Last part of a module's name, but for those of a multiway pair."""
+    return [part for part in name.split(".") if part not in ("A", "B")][-1]
 
 
 class LoRALinear(nn.Linear):
@@ -93,13 +115,13 @@ def add_adapters(model: nn.Module, options: LoRA) -> list[str]:
         The names of the layers with adapters.
 
     Raises:
-        InputError: the model has none of the targets.
+        OptionError: the model has none of the targets.
     """
     model.requires_grad_(False)
     found = [(name, module) for name, module in model.named_modules() if type(module) is nn.Linear]
     chosen = [(name, module) for name, module in found if options.includes(name)]
     if not chosen:
-        raise InputError(f"lora_targets ({', '.join(options.targets)}) names no linear layer that this model has.")
+        raise options.without_place({_own_name(name) for name, _ in found})
     for name, module in chosen:
         parent, _, own = name.rpartition(".")
         setattr(model.get_submodule(parent), own, LoRALinear(module, options))

@@ -20,12 +20,13 @@ def lora_of(options: ModelOptions) -> LoRA | None:
     """The adapters that options describe; None for none.
 
     Raises:
-        InputError: a value is out of its range.
+        OptionError: a value is out of its range.
     """
     if options.lora_rank == 0:
         return None
     targets = tuple(name.strip() for name in options.lora_targets.split(","))
-    return LoRA(options.lora_rank, options.lora_alpha, options.lora_dropout, targets)
+    with spelt_as_typed():
+        return LoRA(options.lora_rank, options.lora_alpha, options.lora_dropout, targets)
 
 
 def build_with_adapters(stock: Callable[..., Any]) -> Callable[..., Any]:
@@ -35,7 +36,8 @@ def build_with_adapters(stock: Callable[..., Any]) -> Callable[..., Any]:
         model = stock(cfg, task, from_checkpoint)
         lora = lora_of(model_options(cfg))
         if lora is not None:
-            add_adapters(model, lora)
+            with spelt_as_typed():
+                add_adapters(model, lora)
             for name in HEADS:
                 if isinstance(getattr(model, name, None), nn.Module):
                     getattr(model, name).requires_grad_(True)

@@ -13,8 +13,10 @@ pytest.importorskip("fairseq")
 from tests.tools.families import FAMILIES, Family, write_checkpoint
 from tests.tools.in_process import run_tool
 from torchscale_fairseq.evaluation.heat_map import table
+from torchscale_fairseq.evaluation.models import read_language_model
 from torchscale_fairseq.evaluation.needles import NeedleTexts, Row, Words
 from torchscale_fairseq.evaluation.retrieval import retrieved, shares_at
+from torchscale_fairseq.export.dictionaries import Dictionaries
 
 VOCABULARY = 24
 XPOS = {"xpos": Family("gpt_xpos_small", "language_modeling")}
@@ -157,3 +159,13 @@ def test_refusals(name: str, more: list[str], message: str, folder: Path) -> Non
     done = run_tool(*command(folder, name), *more)
     assert done.returncode
     assert message in done.last_line
+
+
+def test_text_is_split_by_a_fast_tokenizer(folder: Path, tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    rows = {word: row for row, word in enumerate(["?", *NUMBERED])}
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel(rows, "?"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    words.save(str(tmp_path / "tokenizer.json"))
+    _, split = read_language_model(folder / "gpt.pt", Dictionaries(folder, tmp_path / "tokenizer.json"))
+    assert split("w3 w5 w99") == [*encode("w3 w5"), 3]

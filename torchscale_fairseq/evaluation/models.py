@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.data.text.tokenizers import open_tokenizer
 from torchscale_fairseq.export.dictionaries import Dictionaries
 from torchscale_fairseq.export.huggingface.kinds import CAUSAL, UNK, kind_of
 from torchscale_fairseq.export.plain_model import eager_model
@@ -16,7 +17,7 @@ def read_language_model(checkpoint: Path, dictionaries: Dictionaries) -> tuple[A
 
     Raises:
         InputError: the checkpoint or the dictionary does not fit, or the model is no causal language model.
-        ModuleNotFoundError: the dictionary is one of SentencePiece, and that package is not installed.
+        ModuleNotFoundError: the tokenizer's package is not installed.
     """
     parts = read_parts(checkpoint)
     if kind_of(parts.config) is not CAUSAL:
@@ -33,10 +34,9 @@ def read_language_model(checkpoint: Path, dictionaries: Dictionaries) -> tuple[A
 
 
 def _splitter(pieces: Path | None) -> Callable[[str], list[str]]:
-    """Text to the symbols of a dictionary, by SentencePiece or at spaces."""
+    """Text to the symbols of a dictionary, by the tokenizer or at spaces."""
     if pieces is None:
         return str.split
-    import sentencepiece
-
-    processor = sentencepiece.SentencePieceProcessor(model_file=str(pieces))
-    return lambda text: processor.encode(text, out_type=str)
+    tokenizer = open_tokenizer(str(pieces))
+    symbols = [piece or "<unk>" for piece in tokenizer.pieces()]
+    return lambda text: [symbols[number] for number in tokenizer([text.encode()])[0]]

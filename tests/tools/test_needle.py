@@ -12,6 +12,7 @@ pytest.importorskip("fairseq")
 
 from tests.tools.families import FAMILIES, Family, write_checkpoint
 from tests.tools.in_process import run_tool
+from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.evaluation.heat_map import table
 from torchscale_fairseq.evaluation.models import read_language_model
 from torchscale_fairseq.evaluation.needles import NeedleTexts, Row, Words
@@ -62,6 +63,15 @@ class Copier(nn.Module):
 
     def output_layer(self, features: Tensor) -> Tensor:
         return features
+
+
+def test_the_length_that_is_named_has_room_for_any_needles() -> None:
+    words = Words("w2 {key} w3 {value}", keys=("w4", "w4 w5 w6"), values=("w7", "w8 w9"))
+    mixed = NeedleTexts(encode, ["w15 w16"], words, needles=2)
+    with pytest.raises(InputError, match=r"give at least \d+$") as refused:
+        mixed.row(5, 0.5, random.Random(1))
+    shortest = int(str(refused.value).rpartition(" ")[2])
+    assert {len(mixed.row(shortest, 0.5, random.Random(seed)).tokens) for seed in range(20)} == {shortest}
 
 
 def test_a_model_that_copies_retrieves_all() -> None:

@@ -61,10 +61,19 @@ class Words:
 
     def draw(self, count: int, generator: random.Random) -> list[tuple[str, str, str]]:
         """Needles of different keys and values, each as question, answer and the rest of the sentence."""
-        before, after = self.needle.split("{value}", 1)
         keys = generator.sample(list(self.keys), count)
-        values = generator.sample(range(10_000, 100_000) if self.values is None else list(self.values), count)
-        return [(before.replace("{key}", key), str(value), after) for key, value in zip(keys, values, strict=True)]
+        values = generator.sample(self.answers, count)
+        return [self.parts(key, value) for key, value in zip(keys, values, strict=True)]
+
+    @property
+    def answers(self) -> Sequence[object]:
+        """The values to choose from."""
+        return range(10_000, 100_000) if self.values is None else self.values
+
+    def parts(self, key: str, value: object) -> tuple[str, str, str]:
+        """Question, answer and the rest of the sentence."""
+        before, after = self.needle.split("{value}", 1)
+        return before.replace("{key}", key), str(value), after
 
 
 class NeedleTexts:
@@ -103,15 +112,28 @@ class NeedleTexts:
         Raises:
             InputError: needles and question take more tokens.
         """
-        needles = [tuple(map(self.encode, parts)) for parts in self.words.draw(self.needles, generator)]
+        needles = [self._encoded(parts) for parts in self.words.draw(self.needles, generator)]
         question, answer, _ = needles[0]
         hidden = [question + answer + rest for question, answer, rest in needles]
         room = length - 1 - len(question) - len(answer) - sum(map(len, hidden))
         if room < 0:
-            raise InputError(f"--lengths {length} has no room for needles and question; give at least {length - room}")
+            raise InputError(
+                f"--lengths {length} has no room for needles and question; give at least {self._shortest()}"
+            )
         depths = [depth, *(generator.random() for _ in hidden[1:])]
         text = _hide(self._sentences(room, generator), hidden, depths)
         return Row([EOS, *text, *question, *answer], len(answer))
+
+    def _encoded(self, parts: tuple[str, str, str]) -> tuple[Tokens, Tokens, Tokens]:
+        question, answer, rest = parts
+        return self.encode(question), self.encode(answer), self.encode(rest)
+
+    def _shortest(self) -> int:
+        """Tokens of a text that has room for any needles."""
+        key = max(self.words.keys, key=lambda key: len(self.encode(self.words.parts(key, "")[0])))
+        value = max(self.words.answers, key=lambda value: len(self.encode(str(value))))
+        question, answer, rest = map(len, self._encoded(self.words.parts(key, value)))
+        return 1 + question + answer + self.needles * (question + answer + rest)
 
     def _sentences(self, room: int, generator: random.Random) -> list[Tokens]:
         """Sentences of ``room`` tokens together, the last one cut."""

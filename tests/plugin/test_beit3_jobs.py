@@ -15,6 +15,8 @@ pytest.importorskip("fairseq")
 from fairseq.logging import metrics
 from fairseq.models import MODEL_REGISTRY
 
+from scripts.experiments import beit3_scenes
+from scripts.experiments.beit3_scenes import CRITERIONS
 from scripts.experiments.scenes import write_scenes
 from tests.fairseq_cli import run_fairseq
 from tests.helpers import assert_close
@@ -31,19 +33,7 @@ from torchscale_fairseq.data.problems import DataError, Problems
 
 plugin.register()
 
-CRITERIONS = {
-    "visual_question_answering": "visual_question_answering",
-    "visual_reasoning": "image_classification",
-    "image_captioning": "masked_lm",
-    "image_text_retrieval": "image_text_contrastive",
-}
-FIGURES = {
-    "visual_question_answering": "vqa_score",
-    "visual_reasoning": "accuracy",
-    "image_captioning": "exact_match",
-    "image_text_retrieval": "text_to_image_r5",
-}
-
+FIGURES = {**beit3_scenes.FIGURES, "image_text_retrieval": "text_to_image_r5"}
 LOGGED = {**FIGURES, "image_captioning": "ppl"}
 
 
@@ -91,6 +81,19 @@ def test_learns_and_predicts(task: str, tokenizer: Path, tmp_path: Path) -> None
     check_predictions(task, (tmp_path / "predicted").read_text())
     if task == "image_text_retrieval":
         check_embeddings(tmp_path / "checkpoint_best.pt", data, tmp_path)
+
+
+def test_an_image_without_a_caption_is_named_in_training(tokenizer: Path, tmp_path: Path) -> None:
+    data = scenes("image_captioning", tmp_path / "data", tokenizer)
+    lines = (data / "train.jsonl").read_text().splitlines()
+    lines[4] = lines[4].replace('"caption"', '"captoin"')
+    (data / "train.jsonl").write_text("\n".join(lines))
+    words = words_of(data, "image_captioning")
+    with pytest.raises(DataError, match=r"train\.jsonl, line 5 has no caption, .* --skip-invalid"):
+        save_untrained(words, tmp_path)[1].load_dataset("train")
+    made = save_untrained([*words, "--skip-invalid"], tmp_path)[1]
+    made.load_dataset("train")
+    assert len(made.dataset("train")) == 11
 
 
 def batch(task: Any, split: str, start: int = 0) -> Any:

@@ -12,7 +12,7 @@ from fairseq.tasks import FairseqTask, register_task
 from torchscale_fairseq.data.images.caption_scores import score_captions
 from torchscale_fairseq.data.images.index import Format, Line
 from torchscale_fairseq.data.images.joint_dataset import ImagesWithText, MaskedCaptions
-from torchscale_fairseq.data.problems import DataError, Problems
+from torchscale_fairseq.data.problems import Problems
 from torchscale_fairseq.data.text.masking import Masking
 from torchscale_fairseq.models._caption_steps import CaptionSteps
 
@@ -49,9 +49,12 @@ class ImageCaptioningTask(JointTask):
 
     def dataset_of(self, lines: list[Line], problems: Problems, *, training: bool = False) -> ImagesWithText:
         """Lines of an index as masked captions; those without captions, as of a test split, as images alone."""
+        without = [line.where for line in lines if not line.text]
+        if training and without:
+            message = f"{without[0]} has no caption, which training needs; it should be such as {self.format.example}"
+            problems.found("images without captions", message, len(without))
+            lines = [line for line in lines if line.text]
         lines, tokens = self._tokens(lines, problems)
-        if training and not all(line.text for line in lines):
-            raise DataError(f"{self.cfg.train_subset}.jsonl has images without captions; they are for prediction only.")
         if all(line.text for line in lines):
             return MaskedCaptions(lines, tokens, self.masking, **self.dataset_options(training))
         return ImagesWithText(lines, tokens, None, **self.dataset_options(training))

@@ -22,6 +22,7 @@ from torchscale_fairseq.data.images.joint_dataset import ImagesWithText
 from torchscale_fairseq.data.problems import DataError, Problems
 from torchscale_fairseq.data.text.pieces import TextEncoder
 from torchscale_fairseq.data.text.words import load_text_encoder, load_words
+from torchscale_fairseq.tasks._dictionary import OneDictionary
 
 from ._images import SKIP_INVALID, check_size
 from ._labelled import LabelledTask
@@ -49,7 +50,7 @@ class JointConfig(FairseqDataclass):
     train_subset: str = II("dataset.train_subset")
 
 
-class JointTask(LabelledTask):
+class JointTask(OneDictionary, LabelledTask):
     """Reads an index per split and makes batches of images and tokens; a subclass says what is predicted.
 
     Args:
@@ -193,16 +194,6 @@ class JointTask(LabelledTask):
                 f"the SentencePiece model that made the index into {self.cfg.data}, without dict.txt."
             )
         return np.array(line.text, dtype=np.int64)
-
-    @property
-    def source_dictionary(self) -> Any:
-        """The dictionary of the texts."""
-        return self.dictionary
-
-    @property
-    def target_dictionary(self) -> Any:
-        """The dictionary of the texts."""
-        return self.dictionary
 
 
 def labels_of(lines: Sequence[Line], classes: Sequence[str]) -> Tensor | None:

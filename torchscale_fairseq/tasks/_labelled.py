@@ -4,17 +4,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fairseq.tasks import FairseqTask
 from torch import Tensor
 
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.criterions._images import ImageCriterion
 from torchscale_fairseq.data.problems import DataError, Problems
+from torchscale_fairseq.tasks._pretrained import StartsFromWeights
 
 HEAD = "head."
 
 
-class LabelledTask(FairseqTask):
+class LabelledTask(StartsFromWeights):
     """Learns from the training split what a model's scores mean, and remembers it in checkpoints.
 
     Args:
@@ -91,17 +91,6 @@ class LabelledTask(FairseqTask):
             )
         for name in [name for name in state["model"] if name.startswith(HEAD)]:
             del state["model"][name]
-
-    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
-        """Build a model, with the weights of --pretrained unless it gets those of a checkpoint.
-
-        Raises:
-            FileNotFoundError, CheckpointError: of --pretrained.
-        """
-        model = super().build_model(cfg, from_checkpoint)
-        if not from_checkpoint and cfg.pretrained is not None:
-            model.load_weights(cfg.pretrained)
-        return model
 
     def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         """Build a criterion.

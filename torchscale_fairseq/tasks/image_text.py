@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq.dataclass import FairseqDataclass
-from fairseq.tasks import FairseqTask, register_task
+from fairseq.tasks import register_task
 from omegaconf import II, MISSING
 
 from torchscale_fairseq.core.errors import InputError
@@ -16,6 +16,8 @@ from torchscale_fairseq.data.problems import DataError, Problems
 from torchscale_fairseq.data.text.masking import Masking
 from torchscale_fairseq.data.text.pieces import TextEncoder
 from torchscale_fairseq.data.text.words import load_text_encoder, load_words
+from torchscale_fairseq.tasks._dictionary import OneDictionary
+from torchscale_fairseq.tasks._pretrained import StartsFromWeights
 
 from ._images import SKIP_INVALID, check_size
 
@@ -39,7 +41,7 @@ class ImageTextConfig(FairseqDataclass):
 
 
 @register_task("image_text", dataclass=ImageTextConfig)
-class ImageTextTask(FairseqTask):
+class ImageTextTask(OneDictionary, StartsFromWeights):
     """Reads images and captions, and makes batches for the criterion image_text.
 
     Args:
@@ -79,17 +81,6 @@ class ImageTextTask(FairseqTask):
             DataError: the tokenizer is missing, or does not fit the dictionary.
         """
         return load_text_encoder(Path(self.cfg.data), self.dictionary, problems or Problems(skip=False))
-
-    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
-        """Build a model, with the weights of --pretrained unless it gets those of a checkpoint.
-
-        Raises:
-            FileNotFoundError, CheckpointError: of --pretrained.
-        """
-        model = super().build_model(cfg, from_checkpoint)
-        if not from_checkpoint and cfg.pretrained is not None:
-            model.load_weights(cfg.pretrained)
-        return model
 
     def adapt_checkpoint(self, state: dict[str, Any], *, fine_tuning: bool, keep_optimizer: bool) -> None:
         """Check a checkpoint before a run resumes from it.
@@ -137,13 +128,3 @@ class ImageTextTask(FairseqTask):
 
     def max_positions(self) -> None:
         """Lengths are checked when a split is opened."""
-
-    @property
-    def source_dictionary(self) -> Any:
-        """The dictionary of the captions."""
-        return self.dictionary
-
-    @property
-    def target_dictionary(self) -> Any:
-        """The dictionary of the captions."""
-        return self.dictionary

@@ -8,7 +8,7 @@ from typing import Any, Optional
 
 from fairseq import utils
 from fairseq.dataclass import FairseqDataclass
-from fairseq.tasks import FairseqTask, register_task
+from fairseq.tasks import register_task
 from omegaconf import II, MISSING
 
 from torchscale_fairseq.core.errors import InputError
@@ -20,6 +20,7 @@ from torchscale_fairseq.data.problems import DataError, Problems
 from torchscale_fairseq.data.text.formats.locations import joined
 from torchscale_fairseq.data.text.pieces import TextEncoder
 from torchscale_fairseq.data.text.tokenizers import dictionary_in, tokenizer_of
+from torchscale_fairseq.tasks._dictionary import OneDictionary
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class InstructionTuningConfig(FairseqDataclass):
 
 
 @register_task("instruction_tuning", dataclass=InstructionTuningConfig)
-class InstructionTuningTask(FairseqTask):
+class InstructionTuningTask(OneDictionary):
     """Reads conversations, and makes batches for cross_entropy and the criterions on top of it.
 
     Args:
@@ -150,13 +151,3 @@ class InstructionTuningTask(FairseqTask):
     def max_positions(self) -> int:
         """Longest conversation in tokens."""
         return self.cfg.tokens_per_sample
-
-    @property
-    def source_dictionary(self) -> Any:
-        """The dictionary."""
-        return self.dictionary
-
-    @property
-    def target_dictionary(self) -> Any:
-        """The dictionary."""
-        return self.dictionary

@@ -30,6 +30,7 @@ from torchscale_fairseq.data.text.pretraining_dataset import PretrainingDataset
 from torchscale_fairseq.data.text.tokenizers import dictionary_in, tokenizer_of
 from torchscale_fairseq.models._packing import check_packing
 from torchscale_fairseq.tasks._continuing import ContinuesTexts
+from torchscale_fairseq.tasks._dictionary import OneDictionary
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +125,7 @@ class PretrainingConfig(FairseqDataclass):
 
 
 @register_task("pretraining", dataclass=PretrainingConfig)
-class PretrainingTask(ContinuesTexts):
+class PretrainingTask(OneDictionary, ContinuesTexts):
     """Reads shards of text, and makes batches for the criterions masked_lm and cross_entropy and those on top of them.
 
     Args:
@@ -341,16 +342,6 @@ class PretrainingTask(ContinuesTexts):
     def max_positions(self) -> int:
         """Longest sample in tokens."""
         return self.cfg.tokens_per_sample
-
-    @property
-    def source_dictionary(self) -> Any:
-        """The dictionary."""
-        return self.dictionary
-
-    @property
-    def target_dictionary(self) -> Any:
-        """The dictionary."""
-        return self.dictionary
 
 
 def _tokenizer_file(cfg: PretrainingConfig) -> str:

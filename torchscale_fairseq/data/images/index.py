@@ -1,11 +1,12 @@
 """Images with texts and labels: a JSON object a line, as the released BEiT-3 reads them, or with plain text."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torchscale_fairseq.data.images.lines import read_lines
 from torchscale_fairseq.data.problems import DataError, Problems
 
 IMAGES = ("image_path", "image")
@@ -54,25 +55,10 @@ def read_index(path: Path, expected: Format, problems: Problems) -> list[Line]:
     Raises:
         DataError: the file or an image of it is missing, or a line lacks a field.
     """
-    try:
-        texts = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}; its lines are such as {expected.example}.") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 at byte {error.start}; convert it.") from None
-    lines = []
-    for number, text in enumerate(texts, 1):
-        if text.strip():
-            with problems.kind("invalid lines"):
-                lines.append(_read(text, f"{path}, line {number}", path.parent, expected))
-    return lines
+    return read_lines(path, expected.example, problems, partial(_line, path.parent, expected))
 
 
-def _read(line: str, where: str, folder: Path, expected: Format) -> Line:
-    try:
-        content = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{where} is not JSON ({error}); it should be such as {expected.example}.") from None
+def _line(folder: Path, expected: Format, content: Any, where: str) -> Line:
     if not isinstance(content, dict):
         raise DataError(f"{where} is no JSON object; it should be such as {expected.example}.")
     fields = [IMAGES, SECOND_IMAGES] if expected.two_images else [IMAGES]

@@ -29,15 +29,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="DIR",
-        help="the directory with its dict.txt and SentencePiece model",
+        help="the data directory of the training, with its tokenizer (and dict.txt if it has one)",
     )
     parser.add_argument("--input", default="-", metavar="FILE", help="a file of prompts (default: standard input)")
-    parser.add_argument("--max-tokens", type=positive, default=256, metavar="N", help="longest answer (default: 256)")
+    parser.add_argument(
+        "--max-tokens",
+        type=positive,
+        default=256,
+        metavar="N",
+        help="maximum length of an answer in tokens (default: 256)",
+    )
     parser.add_argument(
         "--temperature",
         type=float,
         default=0.0,
-        help="0 takes the likeliest token; 1 draws by probability (default: 0)",
+        help="divides the logits before a token is drawn; 0 takes the likeliest token (default: 0)",
     )
     parser.add_argument(
         "--top-p",
@@ -45,7 +51,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=1.0,
         help="draw among the likeliest tokens of this total probability (default: 1)",
     )
-    parser.add_argument("--seed", type=int, default=1, help="of the draws (default: 1)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the random draws (default: 1)")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -21,7 +21,7 @@ EXAMPLE = (
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="of a language model")
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint of a language model")
     add_dictionaries(parser)
     add = parser.add_argument
     add(
@@ -30,19 +30,30 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[1024, 2048, 4096],
         metavar="N",
-        help="tokens; k: times 1,024 (1k 2k 4k)",
+        help="lengths of the texts in tokens; 4k is 4,096 (default: 1k 2k 4k)",
     )
-    add("--depths", type=percent, nargs="+", default=[0, 25, 50, 75, 100], metavar="P", help="in %% (0 25 50 75 100)")
-    add("--trials", type=positive, default=10, metavar="N", help="texts per length and depth (10)")
-    add("--needles", type=positive, default=1, metavar="N", help="hidden in each text (1)")
+    add(
+        "--depths",
+        type=percent,
+        nargs="+",
+        default=[0, 25, 50, 75, 100],
+        metavar="P",
+        help="depths of the needle in percent of the text (default: 0 25 50 75 100)",
+    )
+    add("--trials", type=positive, default=10, metavar="N", help="texts per length and depth (default: 10)")
+    add("--needles", type=positive, default=1, metavar="N", help="needles per text (default: 1)")
     add("--text", type=Path, metavar="FILE", help="the haystack, a sentence per line (default: six sentences)")
     add("--needle", metavar="'... {key} ... {value} ...'", help="the sentence (default: magic numbers of cities)")
     add("--keys", metavar="A,B,...", help="words for {key} (default: cities)")
     add("--values", metavar="A,B,...", help="words for {value} (default: numbers of five digits)")
-    add("--max-tokens", type=positive, default=16384, metavar="N", help="of a batch (16384)")
+    add("--max-tokens", type=positive, default=16384, metavar="N", help="tokens per batch (default: 16384)")
     add("--device", help="cpu or cuda (default: cuda if there is a GPU)")
-    add("--dtype", choices=("float32", "float16", "bfloat16"), help="(default: that of the checkpoint)")
-    add("--seed", type=int, default=1, help="of the texts (1)")
+    add(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="precision of the model (default: that of the checkpoint)",
+    )
+    add("--seed", type=int, default=1, help="seed of the random texts (default: 1)")
     add("--output", type=Path, metavar="FILE", help="write a heat map, such as needle.png")
 
 

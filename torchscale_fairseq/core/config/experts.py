@@ -52,13 +52,17 @@ class ExpertOptions(Config):
     moe_capacity_factor: float = option(
         1.0,
         (
-            "capacity of each expert in training, in choices per batch, as a multiple of an even share (moe_top_k"
-            " times tokens, divided by the number of experts). Choices beyond it are dropped: the token does "
-            "without that expert"
+            "capacity of each expert in training, in assignments of a token to an expert per batch, as a multiple of "
+            "an even share (moe_top_k times tokens, divided by the number of experts). Assignments beyond it are "
+            "dropped: the token skips that expert"
         ),
     )
     moe_dropless: bool = option(
-        False, "drop no choices in training: experts have no capacity limit, and moe_capacity_factor has no effect"
+        False,
+        (
+            "drop no assignment of a token to an expert in training: experts have no capacity limit, and "
+            "moe_capacity_factor has no effect"
+        ),
     )
     moe_eval_capacity_token_fraction: float | None = option(
         None,

@@ -43,16 +43,16 @@ class RetentionSide(Config):
         "powers",
         (
             "decay gamma of each head. powers: 1 - 2^(-5 - head), with heads counted from 0; linspace: 1 - gamma is "
-            "1/32 for the first head and 1/512 for the last, and falls by one factor from each head to the next"
+            "1/32 for the first head and 1/512 for the last, and is spaced geometrically between them"
         ),
         choices=DECAYS,
     )
     retention_backend: str = option(
         "auto",
         (
-            "implementation of retention over several tokens: torch; fla (flash-linear-attention's kernel, for a GPU "
-            "in fp16 or bf16; in compiled code, for batches without padding and packed documents); or auto, which is "
-            "fla if it is installed and supports the batch, and torch otherwise"
+            "implementation of retention over several tokens: torch, fla or auto. fla, flash-linear-attention's "
+            "kernel, needs a GPU and fp16 or bf16. Compiled code uses it for batches without padding and without "
+            "packed documents. auto is fla if it is installed and supports the batch, and torch otherwise"
         ),
         choices=Names(RETENTION, AUTO),
     )

@@ -22,10 +22,10 @@ class SlideEncoderConfig(EncoderConfig):
         1000, "number of tiles along each side of the square grid for which there are position embeddings"
     )
     max_slide_size: int = option(
-        262144, "largest side of a slide in pixels; without segment_length, segment lengths follow from it"
+        262144, "largest side of a slide in pixels; if segment_length is unset, segment lengths are derived from it"
     )
     segment_length: str | Sequence[int] | None = option(
-        None, ("segment length in tiles, one value per branch (default: five lengths that follow from max_slide_size)")
+        None, ("segment length in tiles, one value per branch (default: five lengths derived from max_slide_size)")
     )
     dilated_ratio: str | Sequence[int] | None = option(
         "[1,2,4,8,16]", "keep every r-th tile of a segment, one value of r per branch"

@@ -49,16 +49,16 @@ class TransformerConfig(ExpertOptions, BitNetOptions):
     max_rel_pos: int = option(
         0,
         (
-            "distance in tokens from which the T5 relative position bias no longer changes, above half of "
-            "rel_pos_buckets; needs rel_pos_buckets next to it; 0: no bias"
+            "distance in tokens from which the T5 relative position bias is constant. It must exceed half of "
+            "rel_pos_buckets, which must be set too; 0: no bias"
         ),
     )
     xpos_rel_pos: bool = option(False, "use xPos (rotary positions with decay) in self-attention")
     xpos_scale_base: int = option(
         512,
         (
-            "with xpos_rel_pos, the distance in tokens over which xPos multiplies the scores of causal attention by "
-            "its decay factors once; scores decay more slowly with larger values"
+            "with xpos_rel_pos, the distance in tokens over which the scores of causal attention decay by one factor "
+            "zeta (each channel pair has its own); larger values decay more slowly"
         ),
     )
     deepnorm: bool = option(False, "DeepNorm: post-norm, with scaled residual connections and scaled initialisation")
@@ -83,8 +83,8 @@ class TransformerConfig(ExpertOptions, BitNetOptions):
     flash_attention: bool = option(
         False,
         (
-            "TorchScale's spelling of attention_backend=flash_attn; with segment_length it has no effect, "
-            "since sdpa includes a flash kernel"
+            "TorchScale's spelling of attention_backend=flash_attn. With segment_length it has no effect, since sdpa "
+            "includes a flash kernel"
         ),
     )
     checkpoint_activations: bool = option(False, "recompute each layer in the backward pass to save memory")

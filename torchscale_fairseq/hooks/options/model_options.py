@@ -36,8 +36,8 @@ class ModelOptions(FairseqDataclass):
         default=None,
         metadata={
             "help": (
-                "peak rate of one device in TFLOP/s. The log gives the rate that training reaches as a fraction of "
-                "it, mfu (default: known for common GPUs)"
+                "peak rate of one device in TFLOP/s, by which the log divides the rate of training to give mfu, the "
+                "model FLOPs utilisation (default: known for common GPUs)"
             )
         },
     )
@@ -53,7 +53,9 @@ class ModelOptions(FairseqDataclass):
     )
     async_checkpoint: bool = field(
         default=False,
-        metadata={"help": "continue training while a sharded checkpoint is written, from a copy in host memory"},
+        metadata={
+            "help": "write sharded checkpoints in the background, from a copy in host memory, while training continues"
+        },
     )
     fsdp_shard_size: int = field(
         default=0,
@@ -83,7 +85,8 @@ class ModelOptions(FairseqDataclass):
         },
     )
     lora_alpha: float = field(
-        default=16.0, metadata={"help": "factor lora_alpha / lora_rank on what adapters add (default: 16)"}
+        default=16.0,
+        metadata={"help": "scale of the adapters' output: it is multiplied by lora_alpha / lora_rank (default: 16)"},
     )
     lora_dropout: float = field(default=0.0, metadata={"help": "dropout of the adapters' input (default: 0)"})
     lora_targets: str = field(

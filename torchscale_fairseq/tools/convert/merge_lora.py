@@ -1,6 +1,7 @@
 """Merge the adapters of a checkpoint (--lora-rank) into the weights of the checkpoint that they were trained on.
 
-Every command reads the result like a checkpoint that was trained without adapters, and computes what the adapters gave.
+Every command reads the result like a checkpoint that was trained without adapters. The merged model computes the same
+outputs as the adapted one.
 """
 
 import argparse
@@ -14,7 +15,7 @@ EXAMPLE = "torchscale-fairseq convert merge-lora runs/adapters/checkpoint_best.p
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_input_and_output(parser, "a checkpoint trained with --lora-rank", "the checkpoint to write")
     parser.add_argument(
-        "--base", type=Path, help="the checkpoint with the other weights (default: where it was in training)"
+        "--base", type=Path, help="the checkpoint that the adapters were trained on (default: its path in training)"
     )
 
 

@@ -1,5 +1,6 @@
 """Runs many of fairseq's commands side by side, on the CPU or on one or more GPUs, until none is left or time is up."""
 
+import argparse
 import itertools
 import math
 import os
@@ -13,8 +14,35 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from scripts.experiments.common import ROOT
+from torchscale_fairseq.tools.options import positive
+
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}
 """Environment of each command: one of many on the machine, with TF32 products where there is a GPU."""
+
+
+def parser_of(name: str, description: str | None) -> argparse.ArgumentParser:
+    """A parser with the options of every experiment that consists of jobs.
+
+    Args:
+        name: of the experiment.
+        description: the docstring of its module.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--work-dir", type=Path, default=ROOT / "runs" / name, metavar="DIR", help="logs and checkpoints")
+    add("--gpus", type=int, default=0, metavar="N", help="over which trainings are distributed; default: 0, the CPU")
+    add("--processes", type=positive, default=1, metavar="N", help="trainings at the same time; default: 1")
+    return parser
+
+
+def add_report(parser: argparse.ArgumentParser) -> None:
+    """Let the command line say whether to train and report, or to draw the figure of a report."""
+    task = parser.add_mutually_exclusive_group(required=True)
+    task.add_argument("--output", type=Path, metavar="DIR", help="train, and write the report and its figure here")
+    task.add_argument("--plot-only", type=Path, metavar="JSON", help="draw the figure of this report, next to it")
 
 
 @dataclass(frozen=True)

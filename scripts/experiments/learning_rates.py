@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from scripts.experiments.common import ROOT, Result, versions
-from scripts.experiments.fairseq_jobs import Job, Jobs, training_result
+from scripts.experiments.fairseq_jobs import Job, Jobs, parser_of, training_result
 from torchscale_fairseq.core.files import write_atomically
 
 NAME = "learning_rates"
@@ -131,15 +131,10 @@ def write(results: list[Result], options: argparse.Namespace, start: float) -> N
 
 
 def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = parser_of(NAME, __doc__)
     add = parser.add_argument
     add("--output", type=Path, required=True, metavar="DIR", help="where the report goes")
     add("--data", type=Path, default=ROOT / "data", metavar="DIR", help="where the quick starts' data are")
-    add("--work-dir", type=Path, default=ROOT / "runs" / NAME, metavar="DIR", help="logs")
-    add("--gpus", type=int, default=0, metavar="N", help="over which trainings are distributed; default: 0, the CPU")
-    add("--processes", type=int, default=1, metavar="N", help="trainings at the same time; default: 1")
     add("--updates", type=int, metavar="N", help="end each training early")
     add("--minutes", type=float, default=math.inf, metavar="N", help="after which the rest is left out")
     return parser.parse_args()

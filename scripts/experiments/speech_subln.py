@@ -31,7 +31,7 @@ from scripts.experiments.common import (
     plot,
     versions,
 )
-from scripts.experiments.fairseq_jobs import Job, Jobs, training_result
+from scripts.experiments.fairseq_jobs import Job, Jobs, add_report, parser_of, training_result
 from torchscale_fairseq.core.files import write_atomically
 from torchscale_fairseq.core.reporting import run_command
 
@@ -138,17 +138,10 @@ def main() -> NoReturn:
 
 
 def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = parser_of(NAME, __doc__)
+    add_report(parser)
     add = parser.add_argument
-    task = parser.add_mutually_exclusive_group(required=True)
-    task.add_argument("--output", type=Path, metavar="DIR", help="train, and write the report and its figure here")
-    task.add_argument("--plot-only", type=Path, metavar="JSON", help="draw the figure of this report, next to it")
     add("--data", type=Path, default=ROOT / "data/spoken.en.features", metavar="DIR", help="the prepared speech")
-    add("--work-dir", type=Path, default=ROOT / "runs" / NAME, metavar="DIR", help="logs and checkpoints")
-    add("--gpus", type=int, default=0, metavar="N", help="over which trainings are distributed; default: 0, the CPU")
-    add("--processes", type=int, default=1, metavar="N", help="trainings at the same time; default: 1")
     add("--updates", type=int, default=800, metavar="N", help="of each training; default: 800")
     add("--max-tokens", type=int, default=6000, metavar="N", help="frames of a batch; default: 6000")
     add("--small", action="store_true", help="one rate and 4 updates")

@@ -34,7 +34,7 @@ from scripts.experiments.common import (
     plot,
     versions,
 )
-from scripts.experiments.fairseq_jobs import Job, Jobs, training_result
+from scripts.experiments.fairseq_jobs import Job, Jobs, add_report, parser_of, training_result
 from torchscale_fairseq.core.files import write_atomically
 from torchscale_fairseq.core.reporting import run_command
 
@@ -228,17 +228,10 @@ def main() -> NoReturn:
 
 
 def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = parser_of(NAME, __doc__)
+    add_report(parser)
     add = parser.add_argument
-    task = parser.add_mutually_exclusive_group(required=True)
-    task.add_argument("--output", type=Path, metavar="DIR", help="train, and write the report and its figure here")
-    task.add_argument("--plot-only", type=Path, metavar="JSON", help="draw the figure of this report, next to it")
     add("--data", type=Path, default=ROOT / "data/catalog.en-de.bin", metavar="DIR", help="the prepared text")
-    add("--work-dir", type=Path, default=ROOT / "runs" / NAME, metavar="DIR", help="logs and checkpoints")
-    add("--gpus", type=int, default=0, metavar="N", help="over which trainings are distributed; default: 0, the CPU")
-    add("--processes", type=int, default=1, metavar="N", help="trainings at the same time; default: 1")
     add("--updates", type=int, default=700, metavar="N", help="of each training; default: 700")
     add("--max-tokens", type=int, default=4096, metavar="N", help="of a batch; default: 4096")
     add("--layers", type=int, nargs="+", default=list(RATES), metavar="N", help="of each side; default: 3 12 24")
@@ -251,8 +244,6 @@ def parse_options() -> argparse.Namespace:
     unknown = set(options.layers) - set(options.rates)
     if unknown:
         parser.error(f"--layers takes {', '.join(map(str, options.rates))}, for which there are learning rates")
-    if options.processes < 1:
-        parser.error(f"--processes ({options.processes}) must be at least 1")
     return options
 
 

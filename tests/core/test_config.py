@@ -203,7 +203,7 @@ def test_too_long_a_sequence() -> None:
     for learned in (True, False):
         model = Decoder(DecoderConfig(vocab_size=40, max_target_positions=6, decoder_learned_pos=learned, **sizes))
         model(tokens(1, 6))
-        with pytest.raises(ValueError, match=r"7 tokens is longer than max_target_positions \(6\); raise"):
+        with pytest.raises(ValueError, match=r"7 tokens is longer than max_target_positions \(6\); shorten"):
             model(tokens(1, 7))
         state: dict[str, Any] = {}
         model(tokens(1, 6), incremental_state=state)

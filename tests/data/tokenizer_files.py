@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tests.data.corpora import made_line
-from torchscale_fairseq.data.text.tokenizers.tiktoken_file import _characters
+from torchscale_fairseq.data.text.tokenizers.tiktoken_file import byte_characters
 
 SPELLED = "</s> <s> <unk> <pad> <mask>"
 ODD = [
@@ -85,7 +85,7 @@ def tiktoken_file(path: Path) -> Path:
 
     vocabulary = Tokenizer.from_file(str(byte_level(path.with_suffix(".json")))).get_vocab()
     path.with_suffix(".json").unlink()
-    byte_of = {character: byte for byte, character in _characters().items()}
+    byte_of = {character: byte for byte, character in byte_characters().items()}
     pieces = sorted(set(vocabulary) - {"<|endoftext|>"}, key=vocabulary.__getitem__)
     return ranks_of((bytes(byte_of[character] for character in piece) for piece in pieces), path)
 

@@ -157,6 +157,9 @@ def check_embeddings(checkpoint: Path, data: Path, folder: Path) -> None:
     for name, vectors in found.items():
         assert_close(vectors, torch.from_numpy(arrays[f"{name}_embeddings"]), "float32", name)
         assert_close(vectors.norm(dim=-1), torch.ones(len(vectors)), "float32", "length")
+    (folder / "long.txt").write_text("red " * 100 + "\n")
+    refused = run_tool("embed", *words[:2], "--texts", folder / "long.txt", "--output", folder / "long.npz")
+    assert re.search(r"'red red .*' is \d+ tokens .*, but the model reads \d+; shorten it$", refused.last_line)
 
 
 def test_image_classification(tmp_path: Path) -> None:

@@ -155,3 +155,12 @@ def test_words_are_numbered_as_xlmr_numbers_them(tmp_path: Path) -> None:
     tokens, _ = load_text_encoder(tmp_path, words, Problems(skip=False))([b"a red square zz"])
     numbers = pieces.encode("a red square zz")
     assert tokens.tolist() == [3 if number == pieces.unk_id() else number + 1 for number in numbers]
+
+
+def test_longer_texts_than_the_files_are_refused(tmp_path: Path) -> None:
+    """Positions are trained; the way out loads."""
+    path = tmp_path / "beit3.pth"
+    released(path, {})
+    with pytest.raises(CheckpointError, match=r"texts of (\d+) tokens, .* is 70; give --max-source-positions") as found:
+        model_of("visual_reasoning", words=70).load_weights(path)
+    model_of("visual_reasoning", words=int(str(found.value).split()[-1].rstrip("."))).load_weights(path)

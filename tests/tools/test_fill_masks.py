@@ -114,7 +114,7 @@ def test_refuses_a_text_without_mask(folder: Path) -> None:
     """The lines around it are filled, and an empty one stays empty."""
     done = fill_masks(folder, "alpha <mask>.", "", "alpha beta", "beta <mask>.")
     assert done.returncode == 1
-    message = "line 3: 'alpha beta' has no <mask>, or the SentencePiece model does not know it"
+    message = "line 3: 'alpha beta' has no <mask>; write it in place of a word"
     assert done.last_line == f"torchscale-fairseq fill-masks: {message}"
     lines = [line for line in done.stdout.splitlines() if " | INFO | " not in line]
     assert [line for line in lines if not line.startswith(" ")] == ["alpha <mask>.", "", "beta <mask>."]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,19 @@ def load_weights(model: Any, path: str | Path, body: str) -> None:
             "--torchscale-compatible."
         )
     adapt(given, model, body)
+    _check_words(given, own, path, body)
     begin_from(model, given, path, kind="a BEiT-3", advice="take the --arch and --patch-size of the file", body=body)
+
+
+def _check_words(given: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str | Path, body: str) -> None:
+    """Raise CheckpointError if the model reads longer texts than the file has positions for."""
+    table = f"{body}{POSITIONS}B.weight"
+    if table in given and len(given[table]) < len(own[table]):
+        words, wanted = (len(rows) - FIRST_POSITION for rows in (given[table], own[table]))
+        raise CheckpointError(
+            f"--pretrained {path} has positions for texts of {words} tokens, and --max-source-positions is {wanted}; "
+            f"give --max-source-positions {words}."
+        )
 
 
 def adapt(state_dict: dict[str, Any], model: nn.Module, body: str) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.data.images.patches import ImagePatches
 from torchscale_fairseq.data.images.reading import load_image
+from torchscale_fairseq.data.text.lengths import check_length
 from torchscale_fairseq.data.text.pieces import MASK
 
 HEAD = "sentence_classification_head"
@@ -224,9 +225,15 @@ class ImageTextHub(_ModelOfFiles):
         return next(self.model.parameters()).device
 
     def encode(self, text: str) -> Tensor:
-        """Tokens (words,), with <s> and </s>."""
+        """Tokens (words,), with <s> and </s>.
+
+        Raises:
+            InputError: there are more than the model has positions.
+        """
         words, dictionary = self.encoder([text.encode()])[0], self.task.source_dictionary
-        return torch.tensor([dictionary.bos(), *words, dictionary.eos()])
+        tokens = torch.tensor([dictionary.bos(), *words, dictionary.eos()])
+        check_length(text, len(tokens), self.task.cfg.max_source_positions)
+        return tokens
 
     @torch.no_grad()
     def match(self, image: str | Path, text: str) -> float:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.reporting import print_sentence
-from torchscale_fairseq.tools.options import positive
+from torchscale_fairseq.tools.options import add_tokenizer, positive
 
 if TYPE_CHECKING:
     from torchscale_fairseq.tools.answering import Answerer
@@ -31,6 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="the data directory of the training, with its tokenizer (and dict.txt if it has one)",
     )
+    add_tokenizer(parser)
     parser.add_argument("--input", default="-", metavar="FILE", help="a file of prompts (default: standard input)")
     parser.add_argument(
         "--max-tokens",
@@ -58,21 +59,21 @@ def run(options: argparse.Namespace) -> int:
     from torchscale_fairseq.tools.answering import Answerer, Sampling
 
     sampling = Sampling(options.max_tokens, options.temperature, options.top_p, options.seed)
-    answerer = Answerer(options.checkpoint, options.data, sampling)
+    answerer = Answerer(options.checkpoint, options.data, sampling, options.tokenizer_file)
     answered = True
     with fileinput.input([options.input], encoding="utf-8") as lines:
         for number, line in enumerate(map(str.strip, lines), start=1):
             try:
-                print(_answer(answerer, line, f"line {number}") if line else "", flush=True)
+                print(_answer(answerer, line) if line else "", flush=True)
             except InputError as error:
-                print_sentence(str(error), options.program)
+                print_sentence(f"line {number}: {error}", options.program)
                 answered = False
     return 0 if answered else 1
 
 
-def _answer(answerer: "Answerer", line: str, where: str) -> str:
-    from torchscale_fairseq.data.instructions.conversations import conversation_of
+def _answer(answerer: "Answerer", line: str) -> str:
+    from torchscale_fairseq.data.instructions.conversations import PROMPTS, conversation_of
 
     if not line.startswith("{"):
         return answerer.answer([{"role": "user", "content": line}])
-    return json.dumps({"completion": answerer.answer(conversation_of(line, where))}, ensure_ascii=False)
+    return json.dumps({"completion": answerer.answer(conversation_of(line, "the prompt", PROMPTS))}, ensure_ascii=False)

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.data.instructions.chat import chat_of
-from torchscale_fairseq.data.instructions.conversations import Message
+from torchscale_fairseq.data.instructions.conversations import ANSWERS, Message
 from torchscale_fairseq.data.instructions.encoding import ConversationEncoder
 from torchscale_fairseq.data.problems import Problems
+from torchscale_fairseq.data.text.tokenizers import tokenizer_of_training
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,15 @@ class Answerer:
 
     Args:
         checkpoint: of a causal language model, best one that --task instruction_tuning trained.
-        data: the directory with its dictionary, SentencePiece model and chat template.
+        data: the directory with its dictionary, tokenizer and chat template.
         sampling: how tokens are chosen.
+        tokenizer_file: the tokenizer; None for that of the training, or else the one in the directory.
 
     Raises:
         InputError: the model is not causal, or the data does not fit it.
     """
 
-    def __init__(self, checkpoint: Path, data: Path, sampling: Sampling):
+    def __init__(self, checkpoint: Path, data: Path, sampling: Sampling, tokenizer_file: Path | None = None):
         from torchscale_fairseq import plugin
 
         plugin.register()
@@ -74,7 +76,13 @@ class Answerer:
                 f"{checkpoint} was trained with --task {config.task._name}; a causal language model answers"
             )
         template = getattr(config.task, "chat_template", "")
-        task = InstructionTuningTask.setup_task(InstructionTuningConfig(data=str(data), chat_template=template))
+        tokenizer = tokenizer_of_training(config.task, str(data), tokenizer_file and str(tokenizer_file))
+        dictionary = getattr(config.task, "dict_file", None) or ""
+        task = InstructionTuningTask.setup_task(
+            InstructionTuningConfig(
+                data=str(data), chat_template=template, tokenizer_file=tokenizer.path, dict_file=dictionary
+            )
+        )
         self.model: Any = models[0].eval()
         self.sampling, self._generator = sampling, torch.Generator().manual_seed(sampling.seed)
         self._chat, self._end = chat_of(template, data), task.dictionary.eos()
@@ -87,8 +95,10 @@ class Answerer:
         """The model's answer to a conversation.
 
         Raises:
-            InputError: the conversation leaves no room for an answer.
+            InputError: the conversation ends with an answer, or leaves no room for one.
         """
+        if messages[-1]["role"] == ANSWERS:
+            raise InputError("the conversation ends with an answer already; leave it out.")
         prompt = [self._end, *self._encode(self._chat.prompt(messages)).tokens.tolist()]
         room = min(self.sampling.max_tokens, self.model.max_positions() - len(prompt))
         if room < 1:

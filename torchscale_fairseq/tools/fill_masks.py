@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.reporting import print_sentence
-from torchscale_fairseq.tools.options import positive
+from torchscale_fairseq.tools.options import add_tokenizer, positive
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,8 +21,6 @@ EXAMPLE = (
     "    torchscale-fairseq fill-masks --checkpoint runs/masked/checkpoint_best.pt --data data/text"
 )
 MASK = "<mask>"
-WORD_START = "\u2581"
-"""SentencePiece's mark of the space before a word."""
 
 Candidate = tuple[str, float]
 """A piece and its probability."""
@@ -33,25 +31,25 @@ class MaskFiller:
 
     Args:
         checkpoint: of a model that was trained with --task masked_lm or --task pretraining.
-        data: the directory with its dictionary and SentencePiece model.
+        data: the directory with its dictionary and tokenizer.
+        tokenizer_file: the tokenizer; None for that of the training, or else the one in the directory.
 
     Raises:
-        InputError: the model is not a masked one.
-        OSError: one of the files cannot be read.
+        InputError: the model is not a masked one, or the tokenizer cannot be used.
+        OSError: the checkpoint cannot be read.
+        ModuleNotFoundError: the tokenizer's package is not installed.
     """
 
-    def __init__(self, checkpoint: Path, data: Path):
-        import sentencepiece
-
+    def __init__(self, checkpoint: Path, data: Path, tokenizer_file: Path | None = None):
         from torchscale_fairseq import plugin
 
         plugin.register()
         from fairseq import checkpoint_utils, utils
 
+        from torchscale_fairseq.data.text.tokenizers import tokenizer_of_training
+        from torchscale_fairseq.data.text.tokenizers.masked_text import Spelling, masked_text_encoder
         from torchscale_fairseq.hooks.contracts import LearnsByObjective
 
-        pieces = (data / "sentencepiece.bpe.model").read_bytes()
-        self.tokenizer = sentencepiece.SentencePieceProcessor(model_proto=pieces)
         models, config, task = checkpoint_utils.load_model_ensemble_and_task(
             [str(checkpoint)], arg_overrides={"data": str(data)}
         )
@@ -61,6 +59,9 @@ class MaskFiller:
                 f"{checkpoint} was trained with --task {config.task._name}; a model of --task masked_lm, or of --task "
                 "pretraining with --objective masked, fills masks"
             )
+        tokenizer = tokenizer_of_training(config.task, str(data), tokenizer_file and str(tokenizer_file))
+        self._symbols = masked_text_encoder(tokenizer)
+        self.spelled = Spelling(filter(None, tokenizer.pieces()))
         self.model: Any = models[0].eval()
         self.dictionary = task.source_dictionary
         self.max_tokens = utils.resolve_max_positions(task.max_positions(), self.model.max_positions())
@@ -84,17 +85,20 @@ class MaskFiller:
         ]
 
     def encode(self, text: str) -> "Tensor":
-        """The input that the model is trained on: <s>, pieces, </s>; a mask takes the space before it along."""
-        pieces = " ".join(["<s>", *self.tokenizer.encode(text, out_type=str)])
-        pieces = pieces.replace(f" {WORD_START} {MASK}", f" {MASK}")
-        if MASK not in pieces.split():
-            raise InputError(f"'{text}' has no {MASK}, or the SentencePiece model does not know it")
-        tokens = self.dictionary.encode_line(pieces, add_if_not_exist=False).long()
-        if len(tokens) > self.max_tokens:
-            raise InputError(
-                f"'{text[:40]}...' is {len(tokens)} tokens with <s> and </s>, but the model reads {self.max_tokens}; "
-                "shorten it"
-            )
+        """The input that the model is trained on: <s>, pieces, </s>.
+
+        Raises:
+            InputError: the text has no mask, or is too long.
+        """
+        import torch
+
+        from torchscale_fairseq.data.text.lengths import check_length
+
+        if MASK not in text:
+            raise InputError(f"'{text}' has no {MASK}; write it in place of a word")
+        numbers = map(self.dictionary.index, self._symbols(text))
+        tokens = torch.tensor([self.dictionary.bos(), *numbers, self.dictionary.eos()])
+        check_length(text, len(tokens), self.max_tokens)
         return tokens
 
 
@@ -105,8 +109,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="DIR",
-        help="the directory with its dict.txt and SentencePiece model",
+        help="the data directory of the training, with its tokenizer (and dict.txt if it has one)",
     )
+    add_tokenizer(parser)
     parser.add_argument(
         "--input", default="-", metavar="FILE", help=f"a file of lines with {MASK} in them (default: standard input)"
     )
@@ -114,7 +119,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    filler = MaskFiller(options.checkpoint, options.data)
+    filler = MaskFiller(options.checkpoint, options.data, options.tokenizer_file)
     with fileinput.input([options.input], encoding="utf-8") as lines:
         answered = [answer(filler, line.strip(), number, options) for number, line in enumerate(lines, 1)]
     return 0 if all(answered) else 1
@@ -129,12 +134,5 @@ def answer(filler: MaskFiller, text: str, number: int, options: argparse.Namespa
         return False
     print(text)
     for row in rows:
-        print("   ", "  ".join(f"{spelled(piece)} {probability:.1%}" for piece, probability in row))
+        print("   ", "  ".join(f"{filler.spelled(piece)} {probability:.1%}" for piece, probability in row))
     return True
-
-
-def spelled(piece: str) -> str:
-    """A piece as people read it; punctuation and symbols such as </s> as they are."""
-    if piece.startswith(WORD_START):
-        return piece.removeprefix(WORD_START)
-    return f"...{piece}" if piece[0].isalnum() else piece

@@ -86,6 +86,8 @@ def run(options: argparse.Namespace) -> None:
     from torchscale_fairseq.evaluation.retrieval import Shares, shares_at
     from torchscale_fairseq.export.dictionaries import Dictionaries
 
+    if options.output:
+        import matplotlib  # noqa: F401 - missing, it ends the command before the texts are read
     decoder, encode = read_language_model(options.checkpoint, Dictionaries(options.data, options.sentencepiece))
     _check_lengths(max(options.lengths), decoder)
     texts = _texts(options, encode)
@@ -101,7 +103,7 @@ def run(options: argparse.Namespace) -> None:
             shares,
             options.lengths,
             depths,
-            f"{options.checkpoint.parent.name}, {options.needles} needles",
+            f"{options.checkpoint.parent.name}, {options.needles} needle{'s' * (options.needles > 1)}",
             options.output,
         )
 

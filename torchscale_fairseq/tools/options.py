@@ -40,6 +40,14 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="field or column of the text, as --task pretraining has it (default: text)",
     )
+    add_tokenizer(parser)
+
+
+def add_tokenizer(parser: argparse.ArgumentParser) -> None:
+    """Declare the option that names a tokenizer."""
     parser.add_argument(
-        "--tokenizer-file", metavar="FILE", help="the tokenizer (default: the one in the data directory)"
+        "--tokenizer-file",
+        metavar="FILE",
+        help="SentencePiece model, tokenizer.json or tiktoken file (default: that of the training or in the data "
+        "directory)",
     )

@@ -118,6 +118,6 @@ class BEiT3(nn.Module):
         if words > self.max_words:
             raise InputError(
                 f"a text of {words} tokens is longer than max_source_positions "
-                f"({self.config.max_source_positions}) allows; raise it, or shorten the text."
+                f"({self.config.max_source_positions}) allows; shorten the text, or build and train a model with more."
             )
         return rows

@@ -112,8 +112,9 @@ def check_length(spec: LayerSpec, embed_positions: nn.Module, rows: Tensor, tota
     if length > limit:
         name = spec.positions.option
         raise InputError(
-            f"a sequence of {length} tokens is longer than {name} ({limit}); raise {name}, shorten the input, "
-            "or use positions without a limit (xpos_rel_pos, or rel_pos_buckets with max_rel_pos)."
+            f"a sequence of {length} tokens is longer than {name} ({limit}); shorten the input, or build and "
+            f"train a model with a higher {name} or with positions without a limit (xpos_rel_pos, or rel_pos_buckets "
+            "with max_rel_pos)."
         )
 
 

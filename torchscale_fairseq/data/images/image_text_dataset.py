@@ -70,7 +70,8 @@ class ImageTextDataset(DrawnImages):
             problems.found(
                 "captions that are too long",
                 f"the caption of {pairs[longest].image} has {sizes[longest]} tokens, more than --max-source-positions "
-                f"({max_tokens}); raise it, or shorten the caption",
+                f"({max_tokens}); shorten the caption, leave such captions out with --skip-invalid, or train a model "
+                "from its initial values with more",
                 len(long),
             )
         kept = np.flatnonzero(sizes <= max_tokens)

@@ -12,6 +12,8 @@ ANSWERS = "assistant"
 """The role whose messages a model learns."""
 FORMS = '"prompt" and "completion", or "messages", a list of objects with "role" and "content"'
 
+PROMPTS = '"prompt", or "messages", a list of objects with "role" and "content"'
+
 
 def read_conversations(path: Path, problems: Problems) -> list[list[Message]]:
     """The conversations of a file, a line each; empty lines are left out.
@@ -38,12 +40,13 @@ def read_conversations(path: Path, problems: Problems) -> list[list[Message]]:
     return found
 
 
-def conversation_of(line: str | bytes, where: str) -> list[Message]:
+def conversation_of(line: str | bytes, where: str, forms: str = FORMS) -> list[Message]:
     """The messages of a line.
 
     Args:
         line: of JSON.
         where: file and line, for the error.
+        forms: the fields that a line may have, for the error: ``FORMS``, or ``PROMPTS`` for what a model answers.
 
     Raises:
         DataError: it is no JSON, or no conversation.
@@ -53,11 +56,11 @@ def conversation_of(line: str | bytes, where: str) -> list[Message]:
     except ValueError as error:
         raise DataError(f"{where} is no JSON: {error}.") from None
     if not isinstance(record, dict):
-        raise DataError(f"{where} is {type(record).__name__}, not an object with {FORMS}.")
+        raise DataError(f"{where} is {type(record).__name__}, not an object with {forms}.")
     if "messages" in record:
         return _checked(record["messages"], where)
     if "prompt" not in record:
-        raise DataError(f"{where} has the fields {', '.join(record) or '(none)'}; give {FORMS}.")
+        raise DataError(f"{where} has the fields {', '.join(record) or '(none)'}; give {forms}.")
     answer = [{"role": ANSWERS, "content": record["completion"]}] if "completion" in record else []
     return _checked([{"role": "user", "content": record["prompt"]}, *answer], where)
 

@@ -20,6 +20,7 @@ __all__ = [
     "is_fast",
     "open_tokenizer",
     "tokenizer_of",
+    "tokenizer_of_training",
 ]
 
 JSON = "tokenizer.json"
@@ -76,6 +77,22 @@ def tokenizer_of(folder: str, named: str | None) -> Tokenizer:
             "with torchscale-fairseq data train-tokenizer."
         )
     return open_tokenizer(file)
+
+
+def tokenizer_of_training(task: Any, folder: str, named: str | None = None) -> Tokenizer:
+    """The tokenizer that a checkpoint was trained with.
+
+    Args:
+        task: cfg.task of the checkpoint, which may name the tokenizer.
+        folder: the data directory, whose tokenizer is used if the one of the training has moved.
+        named: --tokenizer-file; None or empty for that of the training.
+
+    Raises:
+        DataError: there is none, or it cannot be used.
+        ModuleNotFoundError: its package is not installed.
+    """
+    trained = getattr(task, "tokenizer_file", None) or getattr(task, "spm_model", None)
+    return tokenizer_of(folder, named or (trained if trained and exists(trained) else None))
 
 
 def dictionary_in(folder: str, dict_file: str | None = None, named: str | None = None) -> Any:

@@ -47,7 +47,7 @@ def fast_tokenizer(content: bytes, path: str) -> Any:
     tokenizers = imported("tokenizers", f"the tiktoken file {path}")
     pattern = _pattern(path)
     ranks = _ranks(content, path)
-    characters = _characters()
+    characters = byte_characters()
     names = {token: "".join(characters[byte] for byte in token) for token in ranks}
     vocabulary = {names[token]: rank for token, rank in ranks.items()}
     merges = [(names[left], names[right]) for left, right in _merges(ranks)]
@@ -111,7 +111,7 @@ def _halves(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
     return parts
 
 
-def _characters() -> dict[int, str]:
+def byte_characters() -> dict[int, str]:
     """The character that stands for each byte in fast tokenizers: itself if it can be seen, or one from 256 on."""
     seen = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in seen]

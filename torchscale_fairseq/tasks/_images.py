@@ -20,7 +20,35 @@ SKIP_INVALID = "report, count and skip unreadable images and invalid lines of ta
 
 
 @dataclass
-class ImageConfig(FairseqDataclass):
+class ReadingConfig(FairseqDataclass):
+    """Options of tasks that read images from files and augment them."""
+
+    data: str = field(default=MISSING, metadata={"help": "directory with the images of each split"})
+    img_size: int = field(default=224, metadata={"help": "scale images to squares of this many pixels a side"})
+    patch_size: int = field(default=16, metadata={"help": "height and width of a patch in pixels"})
+    flip: bool = field(default=False, metadata={"help": "flip training images horizontally and vertically at random"})
+    rotate: bool = field(
+        default=False, metadata={"help": "rotate training images by 0, 90, 180 or 270 degrees at random"}
+    )
+    color_jitter: float = field(
+        default=0.0,
+        metadata={
+            "help": ("largest random change of brightness, contrast and saturation of training images, as a fraction")
+        },
+    )
+    min_crop: float = field(
+        default=1.0,
+        metadata={
+            "help": "train on random square crops with at least this fraction of the image's area; 1: whole images"
+        },
+    )
+    skip_invalid: bool = field(default=False, metadata={"help": SKIP_INVALID})
+    seed: int = II("common.seed")
+    train_subset: str = II("dataset.train_subset")
+
+
+@dataclass
+class ImageConfig(ReadingConfig):
     """Options of tasks that read images of any size."""
 
     data: str = field(
@@ -52,22 +80,6 @@ class ImageConfig(FairseqDataclass):
             )
         },
     )
-    flip: bool = field(default=False, metadata={"help": "flip training images horizontally and vertically at random"})
-    rotate: bool = field(
-        default=False, metadata={"help": "rotate training images by 0, 90, 180 or 270 degrees at random"}
-    )
-    color_jitter: float = field(
-        default=0.0,
-        metadata={
-            "help": ("largest random change of brightness, contrast and saturation of training images, as a fraction")
-        },
-    )
-    min_crop: float = field(
-        default=1.0,
-        metadata={
-            "help": "train on random square crops with at least this fraction of the image's area; 1: whole images"
-        },
-    )
     class_balanced: bool = field(
         default=False,
         metadata={
@@ -77,9 +89,6 @@ class ImageConfig(FairseqDataclass):
             )
         },
     )
-    skip_invalid: bool = field(default=False, metadata={"help": SKIP_INVALID})
-    seed: int = II("common.seed")
-    train_subset: str = II("dataset.train_subset")
 
 
 class ImageTask(LabelledTask):
@@ -97,7 +106,9 @@ class ImageTask(LabelledTask):
 
     def __init__(self, cfg: ImageConfig):
         super().__init__(cfg)
-        _check(cfg)
+        check_reading(cfg)
+        if cfg.time_bins < 2:
+            raise InputError(f"--time-bins ({cfg.time_bins}) must be at least 2.")
         self._share = (0, 1)
 
     def model_input(self, path: Path) -> dict[str, Any]:
@@ -133,7 +144,7 @@ class ImageTask(LabelledTask):
             targets[kept],
             img_size=cfg.img_size,
             patch_size=cfg.patch_size,
-            augmentation=Augmentation(cfg.flip, cfg.rotate, cfg.min_crop, cfg.color_jitter) if training else None,
+            augmentation=augmentation(cfg) if training else None,
             groups=[groups[place] for place in kept] if training and cfg.class_balanced else None,
             stream=cfg.img_size > cfg.stream_above,
             seed=cfg.seed,
@@ -174,15 +185,23 @@ def check_size(state: dict[str, Any], img_size: int) -> None:
         )
 
 
-def _check(cfg: ImageConfig) -> None:
+def check_reading(cfg: ReadingConfig) -> None:
+    """Check how images are to be read and augmented.
+
+    Raises:
+        InputError: an option is out of its range.
+    """
     if cfg.img_size < 1 or cfg.patch_size < 1 or cfg.img_size % cfg.patch_size:
         nearest = cfg.img_size - cfg.img_size % max(cfg.patch_size, 1) or cfg.patch_size
         raise InputError(
             f"--img-size ({cfg.img_size}) must be a multiple of --patch-size ({cfg.patch_size}); use {nearest}."
         )
-    if cfg.time_bins < 2:
-        raise InputError(f"--time-bins ({cfg.time_bins}) must be at least 2.")
     if not 0 < cfg.min_crop <= 1:
         raise InputError(f"--min-crop ({cfg.min_crop}) must be above 0 and at most 1, which is the whole image.")
     if not 0 <= cfg.color_jitter < 1:
         raise InputError(f"--color-jitter ({cfg.color_jitter}) must be at least 0, which changes nothing, and below 1.")
+
+
+def augmentation(cfg: ReadingConfig) -> Augmentation:
+    """The augmentation of training images."""
+    return Augmentation(cfg.flip, cfg.rotate, cfg.min_crop, cfg.color_jitter)

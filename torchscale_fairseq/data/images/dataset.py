@@ -1,9 +1,10 @@
-"""Images with something to predict of each, as patches."""
+"""Images as patches, with or without something to predict of each."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +20,7 @@ class ImageDataset(DrawnOrder):
 
     Args:
         images: files.
-        targets: (images, ...), what the criterion compares scores with.
+        targets: (images, ...), what the criterion compares scores with; None where the pixels are all.
         img_size, patch_size: pixels of a side, of the scaled image and of a patch.
         augmentation: what is drawn; None for images as they are, in their order, as for validation.
         groups: of each image, which all come up equally often, rare ones repeatedly; None for each image once.
@@ -31,7 +32,7 @@ class ImageDataset(DrawnOrder):
     def __init__(
         self,
         images: Sequence[Path],
-        targets: Tensor,
+        targets: Tensor | None,
         *,
         img_size: int,
         patch_size: int,
@@ -52,20 +53,23 @@ class ImageDataset(DrawnOrder):
         super().__init__(len(images), shuffle=augmentation is not None, groups=groups, seed=seed)
 
     def __getitem__(self, index: int) -> Example:
-        image = int(self.order[index])
-        view = View()
-        if self.augmentation is not None:
-            view = self.augmentation.draw(self.generator(index))
+        return self.read(int(self.order[index]), self.generator(index))
+
+    def read(self, image: int, rng: np.random.Generator) -> Example:
+        """An image, and its target if there are targets.
+
+        Args:
+            image: its place among the files.
+            rng: draws the augmentation.
+        """
+        view = View() if self.augmentation is None else self.augmentation.draw(rng)
         patches = ImagePatches(self.images[image], self.img_size, self.patch_size, view, self.own.start, self.own.stop)
-        return {
-            "id": image,
-            "patches": patches if self.stream else patches.read(),
-            "target": self.targets[image],
-        }
+        target = {} if self.targets is None else {"target": self.targets[image]}
+        return {"id": image, "patches": patches if self.stream else patches.read(), **target}
 
     def collater(self, examples: list[Example]) -> dict[str, Any]:
         """A batch: images as patches (batch, patches, 3, patch_size, patch_size) of uint8 or, streaming, as
-        ``ImagePatches``; and targets."""
+        ``ImagePatches``; and targets, if there are any."""
         if not examples:
             return {}
         patches = [example["patches"] for example in examples]
@@ -74,7 +78,7 @@ class ImageDataset(DrawnOrder):
             "nsentences": len(examples),
             "ntokens": len(examples) * len(self.own),
             "net_input": {"patches": patches if self.stream else torch.stack(patches)},
-            "target": torch.stack([example["target"] for example in examples]),
+            **({} if self.targets is None else {"target": torch.stack([example["target"] for example in examples])}),
         }
 
     def num_tokens(self, index: int) -> int:

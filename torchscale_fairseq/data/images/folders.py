@@ -1,5 +1,6 @@
-"""Images in a folder per class."""
+"""Images in a folder per class, or without classes."""
 
+import os
 from pathlib import Path
 
 from torchscale_fairseq.data.problems import DataError
@@ -45,6 +46,24 @@ def read_folders(folder: Path, classes: list[str]) -> tuple[list[Path], list[int
     if not images:
         raise DataError(f"{folder} has no folder; it should have one for each class.")
     return images, labels
+
+
+def read_unlabelled(folder: Path) -> list[Path]:
+    """All files of a folder and of those in it, sorted; names that begin with a dot are left out.
+
+    Args:
+        folder: of a split.
+
+    Raises:
+        DataError: the folder is missing or has no file.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} does not exist; it should have images, or {folder}.jsonl should name them.")
+    found = [Path(root, name).relative_to(folder) for root, _, names in os.walk(folder, followlinks=True) for name in names]
+    images = sorted(folder / path for path in found if not any(part[0] == "." for part in path.parts))
+    if not images:
+        raise DataError(f"{folder} has no image; put some there.")
+    return images
 
 
 def _subfolders(folder: Path) -> list[str]:

@@ -6,6 +6,8 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +19,13 @@ from tests.fairseq_cli import TOOL, Finished, run_fairseq, run_processes, run_pr
 from tests.plugin.drawings import make_folders
 from tests.plugin.image_models import IMAGES, classify
 from tests.printed import assert_logged_alike, assert_printed_alike, printed, validated
-from torchscale_fairseq.criterions.image_classification import area_under_curve
+from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.criterions.image_classification import (
+    ImageClassificationCriterion,
+    ImageClassificationOptions,
+    area_under_curve,
+)
+from torchscale_fairseq.hooks.sequence_parallel import SLICE
 
 COMMON = ["--batch-size", "4", "--optimizer", "sgd", "--lr", "0.1", "--cpu", "--num-workers", "0", "--log-format"]
 COMMON += ["simple", "--log-interval", "1", "--no-epoch-checkpoints", "--required-batch-size-multiple", "1"]
@@ -66,6 +74,28 @@ def test_resumes_with_the_images_it_would_have_seen(
     done = train(folders, tmp_path, *AUGMENTED, "--stream-above", "16", updates=5).check()
     assert "@ 4 updates" in done.output
     assert_same_weights(straight[0], tmp_path, 1e-6)
+
+
+@pytest.mark.slow
+def test_mixed_images_are_those_it_would_have_seen_when_resumed(folders: Path, tmp_path: Path) -> None:
+    mixing = ["--mixup", "0.8", "--cutmix", "1.0", "--label-smoothing", "0.1"]
+    train(folders, tmp_path / "straight", *mixing, updates=3).check()
+    train(folders, tmp_path / "resumed", *mixing, updates=2).check()
+    assert "@ 2 updates" in train(folders, tmp_path / "resumed", *mixing, updates=3).check().output
+    assert_same_weights(tmp_path / "straight", tmp_path / "resumed", 1e-6)
+
+
+def test_what_cannot_be_mixed_is_refused() -> None:
+    task = SimpleNamespace(num_classes=3)
+    with pytest.raises(InputError, match=r"--mixup \(-1\) must be at least 0, which mixes nothing"):
+        ImageClassificationCriterion(ImageClassificationOptions(mixup=-1), task)
+    criterion = ImageClassificationCriterion(ImageClassificationOptions(cutmix=1.0), task)
+    streamed: dict[str, Any] = {"net_input": {"patches": [object()]}, "target": torch.tensor([0])}
+    with pytest.raises(InputError, match=r"--cutmix mixes images .* give a --stream-above of at least --img-size"):
+        criterion(torch.nn.Identity(), streamed)
+    streamed["net_input"][SLICE] = object()
+    with pytest.raises(InputError, match=r"--cutmix mixes whole images, and --seq-parallel splits them"):
+        criterion(torch.nn.Identity(), streamed)
 
 
 def test_the_checkpoint_knows_its_classes(folders: Path, straight: tuple[Path, Finished], tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ from torch import Tensor
 from torchscale_fairseq.core.errors import InputError
 
 from ._images import predicts
-from .image_classification import ImageClassificationCriterion, ImageClassificationOptions, area_under_curve
+from .image_classification import ClassCriterion, ClassOptions, area_under_curve
 
 
-@register_criterion("slide_classification", dataclass=ImageClassificationOptions)
-class SlideClassificationCriterion(ImageClassificationCriterion):
+@register_criterion("slide_classification", dataclass=ClassOptions)
+class SlideClassificationCriterion(ClassCriterion):
     """Cross-entropy in nats per slide; accuracy in percent; in validation the area under the ROC curve (one class
     against the rest, averaged over classes), balanced accuracy and Cohen's kappa with quadratic weights, for which
     classes are in the order of the scores.

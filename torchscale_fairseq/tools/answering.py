@@ -60,7 +60,7 @@ class Answerer:
         InputError: the model is not causal, or the data does not fit it.
     """
 
-    def __init__(self, checkpoint: Path, data: Path, sampling: Sampling, tokenizer_file: Path | None = None):
+    def __init__(self, checkpoint: Path, data: Path, sampling: Sampling, tokenizer_file: str | None = None):
         from torchscale_fairseq import plugin
 
         plugin.register()
@@ -76,7 +76,7 @@ class Answerer:
                 f"{checkpoint} was trained with --task {config.task._name}; a causal language model answers"
             )
         template = getattr(config.task, "chat_template", "")
-        tokenizer = tokenizer_of_training(config.task, str(data), tokenizer_file and str(tokenizer_file))
+        tokenizer = tokenizer_of_training(config.task, str(data), tokenizer_file)
         dictionary = getattr(config.task, "dict_file", None) or ""
         task = InstructionTuningTask.setup_task(
             InstructionTuningConfig(

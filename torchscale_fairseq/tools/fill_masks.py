@@ -40,7 +40,7 @@ class MaskFiller:
         ModuleNotFoundError: the tokenizer's package is not installed.
     """
 
-    def __init__(self, checkpoint: Path, data: Path, tokenizer_file: Path | None = None):
+    def __init__(self, checkpoint: Path, data: Path, tokenizer_file: str | None = None):
         from torchscale_fairseq import plugin
 
         plugin.register()
@@ -59,7 +59,7 @@ class MaskFiller:
                 f"{checkpoint} was trained with --task {config.task._name}; a model of --task masked_lm, or of --task "
                 "pretraining with --objective masked, fills masks"
             )
-        tokenizer = tokenizer_of_training(config.task, str(data), tokenizer_file and str(tokenizer_file))
+        tokenizer = tokenizer_of_training(config.task, str(data), tokenizer_file)
         self._symbols = masked_text_encoder(tokenizer)
         self.spelled = Spelling(filter(None, tokenizer.pieces()))
         self.model: Any = models[0].eval()

@@ -81,13 +81,13 @@ def percent(word: str) -> int:
 
 
 def run(options: argparse.Namespace) -> None:
-    from torchscale_fairseq.evaluation.heat_map import draw, table
+    from torchscale_fairseq.evaluation.heat_map import draw, prepare_drawing, table
     from torchscale_fairseq.evaluation.models import read_language_model
     from torchscale_fairseq.evaluation.retrieval import Shares, shares_at
     from torchscale_fairseq.export.dictionaries import Dictionaries
 
     if options.output:
-        import matplotlib  # noqa: F401 - missing, it ends the command before the texts are read
+        prepare_drawing()
     decoder, encode = read_language_model(options.checkpoint, Dictionaries(options.data, options.sentencepiece))
     _check_lengths(max(options.lengths), decoder)
     texts = _texts(options, encode)

@@ -36,9 +36,8 @@ def _by_fast(fast: FastTokenizer) -> Callable[[str], list[str]]:
     tokenizer = Tokenizer.from_str(fast.tokenizer.to_str())
     tokenizer.encode_special_tokens = True
     tokenizer.add_tokens([AddedToken(MASK, lstrip=True, normalized=False)])
-    return lambda text: [
-        tokenizer.id_to_token(number) for number in tokenizer.encode(text, add_special_tokens=False).ids
-    ]
+    symbols = {number: symbol for symbol, number in tokenizer.get_vocab(with_added_tokens=True).items()}
+    return lambda text: [symbols[number] for number in tokenizer.encode(text, add_special_tokens=False).ids]
 
 
 def _by_sentencepiece(path: str) -> Callable[[str], list[str]]:
@@ -57,7 +56,7 @@ def _by_sentencepiece(path: str) -> Callable[[str], list[str]]:
 
 
 def _mask_piece() -> bytes:
-    """Bytes that add the piece ``<mask>`` when they are appended to a SentencePiece model (fields of its ModelProto)."""
+    """Bytes that, appended to a SentencePiece model, add the piece ``<mask>``: fields of its ModelProto."""
     name = MASK.encode()
     piece = b"\x0a" + bytes([len(name)]) + name + b"\x15" + struct.pack("<f", 0.0) + b"\x18" + bytes([_USER_DEFINED])
     return b"\x0a" + bytes([len(piece)]) + piece

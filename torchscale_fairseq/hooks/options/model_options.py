@@ -98,6 +98,16 @@ class ModelOptions(FairseqDataclass):
             )
         },
     )
+    layer_decay: float = field(
+        default=1.0,
+        metadata={
+            "help": (
+                "multiply the learning rate of layer i of L by this to the power of L + 1 - i, and that of embeddings "
+                "by this to the power of L + 1, as in fine-tuning BEiT; in a model with a decoder, of the encoder's "
+                "layers; 1: train all alike (default: 1)"
+            )
+        },
+    )
 
 
 def model_options(model: Any) -> ModelOptions:

@@ -12,6 +12,7 @@ from fairseq import checkpoint_utils
 from fairseq.logging import metrics
 
 from torchscale_fairseq.checkpoints.reading import CheckpointError, Parts, describe_mismatch
+from torchscale_fairseq.core.architectures.layer_decay import learning_rate_factors
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.layers.experts import Experts
 from torchscale_fairseq.core.parallel.expert_parameters import is_expert
@@ -31,6 +32,7 @@ from torchscale_fairseq.hooks.sharding.options import in_float32
 from torchscale_fairseq.hooks.sharding.training import sharded_training
 from torchscale_fairseq.hooks.stock import precision
 from torchscale_fairseq.hooks.training.adapters import check_adapters
+from torchscale_fairseq.hooks.training.layer_decay import check_layer_decay, scale_steps
 from torchscale_fairseq.hooks.training.packed_sentences import check_packed_sentences
 from torchscale_fairseq.hooks.training.saving_trainer import SavingTrainer
 from torchscale_fairseq.hooks.training.step_graphs import StepGraphs, can_record
@@ -51,6 +53,7 @@ class Trainer(SavingTrainer):
         """How experts are held, if several processes hold them."""
         check_adapters(cfg, experts_are_split=self._split is not None)
         check_packed_sentences(cfg, model)
+        check_layer_decay(cfg)
         has_experts = any(isinstance(module, Experts) for module in model.modules())
         if has_experts:
             prepare_options(cfg, several_processes=self._split is not None)
@@ -84,6 +87,15 @@ class Trainer(SavingTrainer):
         self._norms = self._layer_norms(options.log_norms_interval)
         self._signals = preemption.Received() if preemption.asked() else None
         self._stop: signal.Signals | None = None
+
+    def _build_optimizer(self) -> None:
+        """Stock's, with a learning rate per layer under --layer-decay."""
+        super()._build_optimizer()
+        decay = model_options(self.cfg.model).layer_decay
+        if decay != 1:
+            of_criterion = [1.0 for p in self._criterion.parameters() if p.requires_grad]
+            factors = learning_rate_factors(self._model, decay) + of_criterion
+            scale_steps(self._optimizer.optimizer, factors)
 
     def _claim_save_dir(self) -> None:
         options = self.cfg.checkpoint

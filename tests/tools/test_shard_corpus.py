@@ -1,6 +1,7 @@
 """torchscale-fairseq data train-tokenizer, data shard-corpus and unigram-perplexity: from raw text to the data
 directory of --task pretraining."""
 
+import argparse
 import json
 import math
 import random
@@ -17,8 +18,11 @@ pytest.importorskip("fairseq")
 import sentencepiece
 
 from tests.data.corpora import made_line
+from tests.data.formats import FORMATS, WRITERS
+from tests.data.tokenizer_files import byte_level
 from tests.fairseq_cli import TOOL, Finished, run_program
 from tests.tools.in_process import run_tool
+from torchscale_fairseq.tools.data import shards
 
 TOKENIZER, SHARDS = ("data", "train-tokenizer"), ("data", "shard-corpus")
 STRANGE = ["Œuvre ½ … ﬁn", "日本語", "a\u00a0 b\t c", "x" * 3000 + " end"]
@@ -117,7 +121,7 @@ def test_many_shards_cut_between_documents(made: Path, tmp_path: Path) -> None:
     import runpy, sys
     from pathlib import Path
     from torchscale_fairseq.tools.data import shards
-    texts = [Path({str(made / "one.txt")!r}), Path({str(made / "two.txt")!r})]
+    texts = [{str(made / "one.txt")!r}, {str(made / "two.txt")!r}]
     for job in shards.plan(texts, Path({str(tmp_path)!r}), {SMALL_SHARDS}):
         job.shard.write_bytes(b"\\n".join(shards.document_lines(job, [], skips=False)) + b"\\n")
     """
@@ -151,6 +155,69 @@ def test_text_of_blank_lines_is_refused(made: Path, tmp_path: Path) -> None:
     run_tool(*SHARDS, data, "--workers", 1, "--train", made / "valid.txt").check()
 
 
+@pytest.fixture(scope="module")
+def formats(made: Path) -> tuple[list[Path], list[str]]:
+    """The documents of a text in files of every format, and the documents as shards have them."""
+    documents = documents_of(made / "two.txt")
+    files = []
+    for place, name in enumerate(FORMATS):
+        suffix, _, write = WRITERS[name]
+        files.append(made / f"{place}{suffix}")
+        chosen = documents[place :: len(FORMATS)]
+        lines = [line for document in chosen for line in (*document.split("\n"), "")]
+        write(lines if suffix.startswith(".txt") else [f" {document}\n\n" for document in chosen], files[-1])
+    return files, [document for place in range(len(FORMATS)) for document in documents[place :: len(FORMATS)]]
+
+
+def test_every_format_is_sharded(made: Path, formats: tuple[list[Path], list[str]], tmp_path: Path) -> None:
+    files, documents = formats
+    data = shutil.copytree(made / "data", tmp_path / "data")
+    for _ in range(2):  # the second time nothing is left to do
+        run_tool(*SHARDS, data, "--workers", 1, "--train", *files).check()
+    (source,) = json.loads((data / "json/train.json").read_text())
+    assert documents_of(*(data / path for path in source["source"])) == documents
+
+
+def test_a_large_file_fills_several_shards(formats: tuple[list[Path], list[str]], tmp_path: Path) -> None:
+    files, documents = formats
+    ((job,),) = [shards.plan([str(file)], tmp_path, 1) for file in files if file.suffix == ".jsonl"]
+    parts = list(shards.parts_of(job, [], argparse.Namespace(skip_invalid=False, shard_size=2e-4)))
+    assert len(parts) > 2 and all(part and part[-1] for part in parts)
+    found = [document for part in parts for document in b"\n".join(part).decode().split("\n\n")]
+    assert found == [document for document in documents if document in set(found)]
+
+
+def test_a_tokenizer_of_every_format(made: Path, formats: tuple[list[Path], list[str]], tmp_path: Path) -> None:
+    """Learns from the lines that a file of text has."""
+    files, documents = formats
+    (tmp_path / "text.txt").write_text("\n\n".join(documents) + "\n")
+    for name, texts in (("one", files), ("two", [tmp_path / "text.txt"])):
+        run_tool(*TOKENIZER, *texts, "--output", tmp_path / name, "--vocab-size", 340, "--workers", 1).check()
+    one, two = ((tmp_path / name / "dict.txt").read_text() for name in ("one", "two"))
+    assert one == two
+
+
+def test_captions_are_text(tmp_path: Path) -> None:
+    """Without --text-field; another field is named."""
+    lines = [{"image": "1.png", "caption": "bar dis " * 9, "title": "gas kir lot " * 9}]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for field, word in (([], "bar"), (["--text-field", "title"], "gas")):
+        data = tmp_path / word
+        words = [tmp_path / "train.jsonl", *field, "--output", data, "--vocab-size", 275, "--workers", 1]
+        run_tool(*TOKENIZER, *words, "--model-type", "bpe").check()
+        assert f"\u2581{word[0]}" in (data / "dict.txt").read_text()
+    refused = run_tool(*TOKENIZER, *words[:1], "--text-field", "body", "--output", tmp_path / "none")
+    assert "train.jsonl, line 1: has no field 'body' (there: image, caption, title)" in refused.last_line
+
+
+def test_a_fast_tokenizer_shards(made: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    byte_level(tmp_path / "tokenizer.json")
+    run_tool(*SHARDS, tmp_path, "--workers", 1, "--train", made / "valid.txt").check()
+    (source,) = json.loads((tmp_path / "json/train.json").read_text())
+    assert documents_of(*(tmp_path / path for path in source["source"])) == documents_of(made / "valid.txt")
+
+
 def test_a_tokenizer_is_not_trained_on_nothing(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("\n \n")
@@ -176,7 +243,7 @@ def test_a_tokenizer_that_loses_text_is_refused(made: Path, tmp_path: Path) -> N
 def test_without_a_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("a\n")
     refused = run_tool(*SHARDS, tmp_path / "data", "--train", tmp_path / "text.txt")
-    assert refused.returncode == 1 and "torchscale-fairseq data train-tokenizer makes one" in refused.stderr
+    assert refused.returncode == 1 and "make one with torchscale-fairseq data train-tokenizer" in refused.stderr
 
 
 def test_perplexity_of_guessing_by_frequency(made: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ def run(options: argparse.Namespace) -> None:
     import shtab
 
     from torchscale_fairseq.tools.command import SubcommandParser, make_parser
+    from torchscale_fairseq.tools.options import location
 
     def loaded(parser: SubcommandParser) -> Iterator[argparse.ArgumentParser]:
         parser.load()
@@ -31,6 +32,6 @@ def run(options: argparse.Namespace) -> None:
     whole = make_parser()
     for parser in loaded(whole):
         for action in parser._actions:
-            if action.type is Path:
+            if action.type in (Path, location):
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
     print(shtab.complete(whole, options.shell))

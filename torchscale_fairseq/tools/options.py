@@ -15,6 +15,21 @@ def positive(word: str) -> int:
     return int(word)
 
 
+def location(word: str) -> str:
+    """The path or URL of a file, which shells complete."""
+    return word
+
+
+def add_text_field(parser: argparse.ArgumentParser) -> None:
+    """Declare the option that names the field of raw text."""
+    parser.add_argument(
+        "--text-field",
+        metavar="NAME",
+        help="field or column of the text in JSON lines, Parquet and saved data sets (default: text; caption in "
+        "lines of images)",
+    )
+
+
 def add_exported(parser: argparse.ArgumentParser) -> None:
     """Declare the options of a checkpoint that is exported: it, the new folder, and where its dictionaries are."""
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the checkpoint")

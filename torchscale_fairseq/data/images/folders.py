@@ -59,7 +59,9 @@ def read_unlabelled(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise DataError(f"{folder} does not exist; it should have images, or {folder}.jsonl should name them.")
-    found = [Path(root, name).relative_to(folder) for root, _, names in os.walk(folder, followlinks=True) for name in names]
+    found = [
+        Path(root, name).relative_to(folder) for root, _, names in os.walk(folder, followlinks=True) for name in names
+    ]
     images = sorted(folder / path for path in found if not any(part[0] == "." for part in path.parts))
     if not images:
         raise DataError(f"{folder} has no image; put some there.")

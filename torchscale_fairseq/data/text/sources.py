@@ -111,12 +111,12 @@ def _source(entry: Any, where: str, data: str, field: str) -> Source:
             raise DataError(f"{where}: weight ({weight}) must be above 0; leave the source out instead.")
     language = str(entry.get("source_lang", ""))
     name = str(entry.get("name") or language or where)
-    files = chain.from_iterable(_files(joined(data, shard)) for shard in shards)
+    files = chain.from_iterable(files_of(joined(data, shard)) for shard in shards)
     return Source(name, language, tuple(files), weight, str(entry.get("text_field") or field))
 
 
-def _files(shard: str) -> list[str]:
-    """The files of a shard; itself if it is one, or is missing."""
+def files_of(shard: str) -> list[str]:
+    """The files of a shard, which is one itself, a pattern of files or a saved folder; itself if it is missing."""
     if PATTERN.intersection(shard) and not exists(shard):
         return files_like(shard) or [shard]
     is_file = shard.endswith(tuple(suffixes()))

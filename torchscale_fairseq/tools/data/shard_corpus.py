@@ -1,8 +1,9 @@
 """Write text to the data directory of --task pretraining: shards, their index, and json/SPLIT.json.
 
-The files are UTF-8, with a sentence or paragraph per line and an empty line between documents; a document also ends
-with its file. White space of any kind and length becomes one space. Run data train-tokenizer first: each shard is read
-back and tokenized, and its tokens must give back the text.
+The files are text in UTF-8, with a sentence or paragraph per line and an empty line between documents; or JSON lines,
+Parquet or data sets saved by datasets, as --task pretraining reads them, with a document per line or row. A document
+also ends with its file. White space of any kind and length becomes one space. Run data train-tokenizer first, or name
+another tokenizer: each shard is read back and tokenized, and its tokens must give back the text.
 
 It works in parallel, and resumes when it is run again. A second call with another --name adds a source; --weight then
 sets the share of each source in an epoch.
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.tools.data.splits import SPLITS
-from torchscale_fairseq.tools.options import positive
+from torchscale_fairseq.tools.options import add_text_field, add_tokenizer, location, positive
 
 EXAMPLE = "torchscale-fairseq data shard-corpus data/shards --train text/train.txt --valid text/valid.txt"
 
@@ -23,8 +24,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", type=Path, metavar="DIR", help="the data directory, which holds the tokenizer")
     for split in SPLITS:
         parser.add_argument(
-            f"--{split}", type=Path, nargs="+", default=[], metavar="FILE", help=f"text of the {split} split"
+            f"--{split}",
+            type=location,
+            nargs="+",
+            default=[],
+            metavar="FILE",
+            help=f"text of the {split} split: files, patterns or URLs of files, and saved data sets",
         )
+    add_text_field(parser)
+    add_tokenizer(parser)
     parser.add_argument("--name", help="name of this source (default: its language)")
     parser.add_argument("--source-lang", default="en", metavar="LANGUAGE", help="language of this source (default: en)")
     parser.add_argument(

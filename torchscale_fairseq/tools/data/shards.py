@@ -3,6 +3,7 @@
 import argparse
 import functools
 import json
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -14,11 +15,13 @@ from tqdm import tqdm
 
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.files import make_directory, write_atomically
-from torchscale_fairseq.data.problems import DataError
+from torchscale_fairseq.data.problems import DataError, Problems
 from torchscale_fairseq.data.text.corpus import index_path
+from torchscale_fairseq.data.text.formats.locations import is_url, size_of, stamp_of
 from torchscale_fairseq.data.text.index import split_line, unit_text
-from torchscale_fairseq.data.text.pieces import PieceEncoder
-from torchscale_fairseq.tools.data.preparation import MODEL_FILE
+from torchscale_fairseq.data.text.raw import field_in, is_cut_by_bytes, raw_lines
+from torchscale_fairseq.data.text.sources import files_of
+from torchscale_fairseq.data.text.tokenizers import Tokenizer, open_tokenizer, tokenizer_of
 from torchscale_fairseq.tools.data.splits import SPLITS
 
 DOCUMENT_WITHIN = 1 << 20
@@ -28,16 +31,19 @@ LINES_AT_ONCE = 1000
 
 @dataclass(frozen=True)
 class Stretch:
-    """A stretch of a file of raw text, approximately between two bytes."""
+    """A stretch of a file of raw text, approximately between two bytes; or a whole file that has to be read from its
+    beginning."""
 
-    path: Path
+    path: str
     start: int
     stop: int
+    field: str | None = None
+    """Name of the field or column of the text, of a whole file."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A shard to be written."""
+    """A shard to be written, and those after it that a whole file fills."""
 
     shard: Path
     stretches: tuple[Stretch, ...]
@@ -46,6 +52,15 @@ class Job:
     def size(self) -> int:
         """Bytes to be read."""
         return sum(stretch.stop - stretch.start for stretch in self.stretches)
+
+    @property
+    def shards(self) -> list[Path]:
+        """All that was written, the first shard last."""
+        return [*sorted(self.shard.parent.glob(f"{self.shard.stem}-*.txt")), self.shard]
+
+    def part(self, number: int) -> Path:
+        """A shard of the job."""
+        return self.shard.with_stem(f"{self.shard.stem}-{number:05}") if number else self.shard
 
 
 @dataclass(frozen=True)
@@ -77,11 +92,10 @@ def shard(options: argparse.Namespace) -> None:
     Raises:
         InputError: the text or the tokenizer cannot be used.
     """
-    model = options.output / MODEL_FILE
-    PieceEncoder(model)
+    model = tokenizer_of(str(options.output), options.tokenizer_file).path
     for split in SPLITS:
         if paths := getattr(options, split):
-            shards = [job.shard for job in write_split(split, paths, model, options)]
+            shards = [shard for job in write_split(split, paths, model, options) for shard in job.shards]
             filled = [shard for shard in shards if shard.stat().st_size]
             if not filled:
                 shutil.rmtree(shards[0].parent)
@@ -89,12 +103,13 @@ def shard(options: argparse.Namespace) -> None:
             add_source(split, filled, options)
 
 
-def write_split(split: str, paths: Sequence[Path], model: Path, options: argparse.Namespace) -> list[Job]:
+def write_split(split: str, paths: Sequence[str], model: str, options: argparse.Namespace) -> list[Job]:
     """Write the shards that are not there yet."""
     folder = options.output / "shard" / split / options.name
-    jobs = plan(paths, folder, options.shard_size * 1_000_000)
+    files = [file for path in paths for file in files_of(path)]
+    jobs = plan(files, folder, options.shard_size * 1_000_000, options.text_field)
     remember_plan(folder / "plan.json", jobs)
-    pieces = PieceEncoder(model)
+    pieces = tokenizer(model)
     missing = [job for job in jobs if not is_written(job, pieces, options)]
     total = Written()
     with (
@@ -119,18 +134,23 @@ def write_split(split: str, paths: Sequence[Path], model: Path, options: argpars
     return jobs
 
 
-def plan(paths: Sequence[Path], folder: Path, shard_bytes: int) -> list[Job]:
-    """Divide the text into shards, from the sizes of the files alone."""
-    jobs, stretches, room = [], [], shard_bytes
-    for path in paths:
-        try:
-            size = path.stat().st_size
-        except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror}") from error
+def plan(files: Sequence[str], folder: Path, shard_bytes: int, field: str | None = None) -> list[Job]:
+    """Divide the text into shards, from the sizes of the files alone. Each file that has to be read from its beginning
+    is a job."""
+    jobs: list[tuple[Stretch, ...]] = []
+    stretches: list[Stretch] = []
+    room = shard_bytes
+    for file in files:
+        size = size_of(file)
+        if not is_cut_by_bytes(file):
+            jobs += [tuple(stretches)] * bool(stretches)
+            jobs.append((Stretch(absolute(file), 0, size, field_in(file, field)),))
+            stretches, room = [], shard_bytes
+            continue
         start = 0
         while start < size:
             stop = min(size, start + room)
-            stretches.append(Stretch(path.absolute(), start, stop))
+            stretches.append(Stretch(absolute(file), start, stop))
             room -= stop - start
             start = stop
             if room == 0:
@@ -139,7 +159,7 @@ def plan(paths: Sequence[Path], folder: Path, shard_bytes: int) -> list[Job]:
     if stretches:
         jobs.append(tuple(stretches))
     if not jobs:
-        raise InputError(f"{', '.join(map(str, paths))}: no text")
+        raise InputError(f"{', '.join(files)}: no text")
     return [Job(folder / f"{number:05}.txt", chosen) for number, chosen in enumerate(jobs)]
 
 
@@ -148,7 +168,7 @@ def remember_plan(path: Path, jobs: Sequence[Job]) -> None:
     content = [
         {
             "shard": job.shard.name,
-            "text": [[str(s.path), s.start, s.stop, s.path.stat().st_mtime_ns] for s in job.stretches],
+            "text": [_remembered(stretch) for stretch in job.stretches],
         }
         for job in jobs
     ]
@@ -164,39 +184,77 @@ def remember_plan(path: Path, jobs: Sequence[Job]) -> None:
         scratch.write_text(json.dumps(content))
 
 
-def is_written(job: Job, pieces: PieceEncoder, options: argparse.Namespace) -> bool:
-    return job.shard.exists() and index_path(options.output, job.shard, pieces, None).is_current()
+def _remembered(stretch: Stretch) -> list[Any]:
+    if is_url(stretch.path):
+        return [stretch.path, stretch.field, stamp_of(stretch.path)]
+    fields = [] if stretch.field is None else [stretch.field]
+    return [stretch.path, stretch.start, stretch.stop, os.stat(stretch.path).st_mtime_ns, *fields]
+
+
+def absolute(file: str) -> str:
+    """A path that holds in any folder; a URL stays as it is."""
+    return file if is_url(file) else os.path.abspath(file)
+
+
+def is_written(job: Job, pieces: Tokenizer, options: argparse.Namespace) -> bool:
+    return job.shard.exists() and all(
+        index_path(options.output, shard, pieces, None).is_current() for shard in job.shards
+    )
 
 
 @functools.cache
-def tokenizer(model: Path) -> PieceEncoder:
+def tokenizer(model: str) -> Tokenizer:
     """The tokenizer in a file, which a worker process loads once."""
-    return PieceEncoder(model)
+    return open_tokenizer(model)
 
 
-def write_shard(job: Job, model: Path, options: argparse.Namespace) -> Written:
+def write_shard(job: Job, model: str, options: argparse.Namespace) -> Written:
+    """Write a job's shards, read them back, and index them. The first is written last, so that it shows that all are
+    there."""
+    skipped: list[str] = []
+    parts = enumerate(parts_of(job, skipped, options))
+    _, first = next(parts)
+    written = Written()
+    for number, lines in parts:
+        written += write_lines(job.part(number), lines, model, options)
+    written += write_lines(job.shard, first, model, options)
+    return written + Written(skipped=len(skipped), first_skipped=skipped[0] if skipped else "")
+
+
+def parts_of(job: Job, skipped: list[str], options: argparse.Namespace) -> Iterator[list[bytes]]:
+    """The lines of each shard of a job: those of its stretches, or documents of a whole file up to the shard's size."""
+    (stretch, *_) = job.stretches
+    if stretch.field is None:
+        yield list(document_lines(job, skipped, skips=options.skip_invalid))
+        return
+    problems = Problems(skip=options.skip_invalid)
+    part: list[bytes] = []
+    size = 0
+    for line in raw_lines(stretch.path, stretch.field, problems):
+        if size >= options.shard_size * 1_000_000 and line and not part[-1]:
+            yield part[:-1]
+            part, size = [], 0
+        if line or (part and part[-1]):
+            part.append(line)
+            size += len(line) + 1
+    yield part[:-1] if part and not part[-1] else part
+    skipped += [message for kind, message in problems.first.items() for _ in range(problems.counts[kind])]
+
+
+def write_lines(shard: Path, lines: list[bytes], model: str, options: argparse.Namespace) -> Written:
     """Write a shard, read it back, and index it."""
     pieces = tokenizer(model)
-    skipped: list[str] = []
-    text = b"\n".join(document_lines(job, skipped, skips=options.skip_invalid))
-    text += b"\n" if text else b""
-    lines = text.split(b"\n")[:-1]
+    text = b"".join(line + b"\n" for line in lines)
     if not options.lossy:
-        check_round_trip(job, lines, pieces)
-    with write_atomically(job.shard) as scratch:
+        check_round_trip(shard, lines, pieces)
+    with write_atomically(shard) as scratch:
         scratch.write_bytes(text)
         if scratch.read_bytes() != text:
             raise DataError(f"{scratch} does not read back as it was written; look at the disk.")
-    index = index_path(options.output, job.shard, pieces, None)
+    index = index_path(options.output, shard, pieces, None)
     index.build(pieces)
     filled = sum(map(bool, lines))
-    return Written(
-        filled,
-        len(lines) - filled + bool(filled),
-        sum(part.tokens for part in index.load().parts),
-        len(skipped),
-        skipped[0] if skipped else "",
-    )
+    return Written(filled, len(lines) - filled + bool(filled), sum(part.tokens for part in index.load().parts))
 
 
 def document_lines(job: Job, skipped: list[str], *, skips: bool) -> Iterator[bytes]:
@@ -204,7 +262,7 @@ def document_lines(job: Job, skipped: list[str], *, skips: bool) -> Iterator[byt
     between = False
     begun = False
     for stretch in job.stretches:
-        with stretch.path.open("rb") as file:
+        with open(stretch.path, "rb") as file:
             start, stop = (first_document(file, place) for place in (stretch.start, stretch.stop))
             file.seek(start)
             between = between or start == 0
@@ -249,7 +307,7 @@ def first_document(file: BinaryIO, place: int) -> int:
     return first_line
 
 
-def where(file: BinaryIO, place: int, path: Path, line: bytes, error: Exception) -> str:
+def where(file: BinaryIO, place: int, path: str, line: bytes, error: Exception) -> str:
     file.seek(0)
     number = 1
     while chunk := file.read(min(1 << 20, place - file.tell())):
@@ -259,18 +317,20 @@ def where(file: BinaryIO, place: int, path: Path, line: bytes, error: Exception)
     return f"{path}, line {number}: {reason}"
 
 
-def check_round_trip(job: Job, lines: list[bytes], pieces: PieceEncoder) -> None:
+def check_round_trip(shard: Path, lines: list[bytes], pieces: Tokenizer) -> None:
     """Compare each line with the text of its tokens."""
     for first in range(0, len(lines), LINES_AT_ONCE):
         chosen = lines[first : first + LINES_AT_ONCE]
         units = [
-            (number, unit_text(unit)) for number, line in enumerate(chosen, first + 1) for unit in split_line(line)
+            (number, unit_text(unit))
+            for number, line in enumerate(chosen, first + 1)
+            for unit in (split_line(line) if pieces.cuts_lines else [line])
         ]
         decoded = pieces.decode(pieces([unit for _, unit in units]))
         for (number, unit), back in zip(units, decoded, strict=True):
             if back.encode() != unit:
                 raise DataError(
-                    f"{job.shard}, line {number}: the tokenizer makes {back[:40]!r} of "
+                    f"{shard}, line {number}: the tokenizer makes {back[:40]!r} of "
                     f"{unit.decode(errors='replace')[:40]!r}; train one with torchscale-fairseq data "
                     "train-tokenizer, or accept it with --lossy"
                 )

@@ -1,7 +1,8 @@
 """Train the tokenizer of a data directory for --task pretraining: a SentencePiece model and its dict.txt.
 
-The files are UTF-8. White space of any kind and length counts as one space, as torchscale-fairseq data shard-corpus
-writes it. Nothing else is changed, and nothing is unknown: characters that do not occur here are encoded as bytes. The
+The files are text in UTF-8, JSON lines, Parquet or data sets saved by datasets, as --task pretraining reads them. White
+space of any kind and length counts as one space, as torchscale-fairseq data shard-corpus writes it. Nothing else is
+changed, and nothing is unknown: characters that do not occur here are encoded as bytes. The
 vocabulary has a piece <mask> for masked models, and causal models have the same dictionary.
 
 A tokenizer that exists already is left as it is.
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.files import make_directory, write_atomically
 from torchscale_fairseq.tools.data import preparation
-from torchscale_fairseq.tools.options import positive
+from torchscale_fairseq.tools.options import add_text_field, location, positive
 
 if TYPE_CHECKING:
     from torchscale_fairseq.data.problems import Problems
@@ -28,11 +29,12 @@ MASK = "<mask>"
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "text",
-        type=Path,
+        type=location,
         nargs="+",
         metavar="FILE",
-        help="text to learn from; .jsonl files (--task image_text) contribute their captions",
+        help="text to learn from: files, patterns or URLs of files, and saved data sets",
     )
+    add_text_field(parser)
     parser.add_argument(
         "--output", required=True, type=Path, metavar="DIR", help="the data directory, made if it is missing"
     )
@@ -63,18 +65,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from torchscale_fairseq.data.problems import Problems
+    from torchscale_fairseq.data.text.formats.locations import exists
+    from torchscale_fairseq.data.text.sources import files_of
 
     directory: Path = options.output
     made = [directory / preparation.MODEL_FILE, directory / "dict.txt"]
     if all(path.exists() for path in made):
         print(f"{made[0]} and {made[1].name} are there already; remove them to make others")
         return
-    for path in options.text:
-        if not path.is_file():
-            raise InputError(f"cannot read {path}: no such file")
+    files = [file for text in options.text for file in files_of(text)]
+    for file in files:
+        if not exists(file):
+            raise InputError(f"cannot read {file}: no such file")
     problems = Problems(skip=options.skip_invalid)
     tokenizer = preparation.train_tokenizer(
-        text_lines(options.text, problems),
+        text_lines(files, options.text_field, problems),
         options,
         byte_fallback=True,
         user_defined_symbols=[MASK],
@@ -94,30 +99,16 @@ def run(options: argparse.Namespace) -> None:
     print(f"wrote {made[0]} and {made[1].name}: {tokenizer.get_piece_size()} pieces")
 
 
-def text_lines(paths: list[Path], problems: "Problems") -> Iterator[str]:
+def text_lines(files: list[str], field: str | None, problems: "Problems") -> Iterator[str]:
     """Yield lines of text; one that is too long for SentencePiece in pieces."""
     from tqdm import tqdm
 
-    from torchscale_fairseq.data.images.captions import read_captions
     from torchscale_fairseq.data.text.index import split_line
+    from torchscale_fairseq.data.text.raw import field_in, raw_lines
 
-    total = sum(path.stat().st_size for path in paths)
-    with tqdm(total=total, unit="B", unit_scale=True, desc="reading", disable=None) as bar:
-        for path in paths:
-            if path.suffix == ".jsonl":
-                yield from (pair.caption for pair in read_captions(path, problems))
-                continue
-            with path.open("rb") as file:
-                for number, line in enumerate(file, start=1):
-                    bar.update(len(line))
-                    try:
-                        words = line.decode("utf-8").replace("\0", " ").split()
-                    except UnicodeDecodeError as error:
-                        problems.found(
-                            "invalid lines",
-                            f"{path}, line {number}: byte 0x{line[error.start]:02x} is not UTF-8; convert it, as with: "
-                            "iconv -f ISO-8859-1 -t UTF-8",
-                        )
-                        continue
-                    if words:
-                        yield from (unit.decode().strip() for unit in split_line(" ".join(words).encode()))
+    with tqdm(unit="B", unit_scale=True, desc="reading", disable=None) as bar:
+        for file in files:
+            for line in raw_lines(file, field_in(file, field), problems):
+                bar.update(len(line) + 1)
+                if line:
+                    yield from (unit.decode().strip() for unit in split_line(line))

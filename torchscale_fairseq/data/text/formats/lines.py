@@ -8,7 +8,7 @@ from .compression import BROKEN, decompressed, why_broken
 from .reader import LONGEST_DOCUMENT, TOO_LONG, Document
 
 
-def _numbered_lines(location: str) -> Iterator[Document]:
+def numbered_lines(location: str) -> Iterator[Document]:
     """The lines of a file, as bytes without their ends; the last one says where the file is broken."""
     number = 1
     with decompressed(location) as file:
@@ -36,7 +36,7 @@ class TextLines:
 
     def documents(self, location: str, field: str) -> Iterator[Document]:
         """The lines of a file; see ``Reader``."""
-        for line in _numbered_lines(location):
+        for line in numbered_lines(location):
             reason = line.reason or why_no_text(line.text)
             yield line if reason is None else Document(line.number, b"", reason)
 
@@ -52,7 +52,7 @@ class JsonLines:
 
     def documents(self, location: str, field: str) -> Iterator[Document]:
         """The text field of each line; see ``Reader``."""
-        for line in _numbered_lines(location):
+        for line in numbered_lines(location):
             if line.reason is not None:
                 yield line
             elif line.text.strip():

@@ -19,8 +19,8 @@ def check_packing(arch: str, model: nn.Module) -> None:
     if any(isinstance(module, DilatedAttention) for module in model.modules()):
         raise InputError(
             f"--pack-documents needs dense attention or retention, but --arch {arch} has dilated attention, whose "
-            "segments are counted from the first token of a row; drop --pack-documents, or give --sample-break-mode "
-            "complete_doc instead, which gives each document rows of its own."
+            "segments are counted from the first token of a row; drop --pack-documents (in --task pretraining and "
+            "language_modeling, --sample-break-mode complete_doc gives each document rows of its own)."
         )
     if not getattr(model, "separates_documents", False):
         raise InputError(

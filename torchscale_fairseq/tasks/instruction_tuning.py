@@ -20,6 +20,7 @@ from torchscale_fairseq.data.problems import DataError, Problems
 from torchscale_fairseq.data.text.formats.locations import joined
 from torchscale_fairseq.data.text.pieces import TextEncoder
 from torchscale_fairseq.data.text.tokenizers import dictionary_in, tokenizer_of
+from torchscale_fairseq.models._packing import check_packing
 from torchscale_fairseq.tasks._dictionary import OneDictionary
 
 logger = logging.getLogger(__name__)
@@ -62,10 +63,18 @@ class InstructionTuningConfig(FairseqDataclass):
         default="",
         metadata=_help("dictionary file (default: dict.txt in the data directory; without it, the tokenizer's pieces)"),
     )
+    pack_documents: bool = field(
+        default=False,
+        metadata=_help(
+            "the conversations of a batch are one row without padding; they do not see each other, and positions begin "
+            "anew in each, as if each were alone"
+        ),
+    )
     skip_invalid: bool = field(
         default=False, metadata=_help("count and report invalid lines instead of ending with an error")
     )
     train_subset: str = II("dataset.train_subset")
+    sentence_avg: bool = II("optimization.sentence_avg")
 
 
 @register_task("instruction_tuning", dataclass=InstructionTuningConfig)
@@ -104,6 +113,22 @@ class InstructionTuningTask(OneDictionary):
         pieces = tokenizer_of(folder, self.cfg.tokenizer_file)
         return TextEncoder(pieces, self.dictionary, self.cfg.dict_file or joined(folder, "dict.txt"), problems)
 
+    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
+        """Build the model.
+
+        Raises:
+            InputError: it cannot separate conversations, or the loss is averaged over rows, with --pack-documents.
+        """
+        model = super().build_model(cfg, from_checkpoint)
+        if self.cfg.pack_documents:
+            check_packing(cfg._name, model)
+            if self.cfg.sentence_avg:
+                raise InputError(
+                    "--pack-documents makes one row of a batch's conversations, over which --sentence-avg cannot "
+                    "average; drop one of the two."
+                )
+        return model
+
     def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **_: Any) -> None:
         """Read a split and tokenize it.
 
@@ -121,7 +146,9 @@ class InstructionTuningTask(OneDictionary):
         problems.report(str(path))
         if not examples:
             raise DataError(f"{path} has no conversation.")
-        self.datasets[split] = InstructionDataset(examples, self.dictionary, shuffle=split == self.cfg.train_subset)
+        self.datasets[split] = InstructionDataset(
+            examples, self.dictionary, shuffle=split == self.cfg.train_subset, packed=self.cfg.pack_documents
+        )
         learned = sum(int(example.learned.sum()) for example in examples)
         tokens = sum(len(example.tokens) for example in examples)
         logger.info(

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from fairseq.data import FairseqDataset
 from numpy.typing import NDArray
+from torch import Tensor
 
 from torchscale_fairseq.data.instructions.encoding import Example
 
@@ -18,10 +19,11 @@ class InstructionDataset(FairseqDataset):
         examples: all of a split.
         dictionary: fairseq's.
         shuffle: order conversations of equal length at random.
+        packed: the conversations of a batch are one row without padding, which says where each begins.
     """
 
-    def __init__(self, examples: Sequence[Example], dictionary: Any, *, shuffle: bool):
-        self.examples, self._shuffle = examples, shuffle
+    def __init__(self, examples: Sequence[Example], dictionary: Any, *, shuffle: bool, packed: bool = False):
+        self.examples, self._shuffle, self._packed = examples, shuffle, packed
         self._eos, self._pad = dictionary.eos(), dictionary.pad()
         self.sizes = np.array([len(example.tokens) for example in examples], dtype=np.int64)
 
@@ -50,7 +52,9 @@ class InstructionDataset(FairseqDataset):
         Returns:
             ``id`` (batch,); ``net_input`` with ``src_tokens`` (batch, seq), which begin with </s>, and
             ``src_lengths`` (batch,); ``target`` (batch, seq), padding but for the tokens of answers;
-            ``nsentences``, and ``ntokens``, the tokens of answers.
+            ``nsentences``, and ``ntokens``, the tokens of answers. If packed, ``src_tokens`` and ``target`` are (1,
+            tokens of all conversations), and so is ``document_starts`` in ``net_input``, True for each ``</s>`` that a
+            conversation begins with.
         """
         if not samples:
             return {}
@@ -61,10 +65,21 @@ class InstructionDataset(FairseqDataset):
             source[row, 0] = self._eos
             source[row, 1 : len(tokens)] = tokens[:-1]
             target[row, : len(tokens)][learned] = tokens[learned]
+        inputs = {"src_tokens": source, "src_lengths": torch.tensor(lengths)}
+        if self._packed:
+            inputs, target = _as_one_row(inputs, target)
         return {
             "id": torch.tensor([index for index, _ in samples]),
-            "net_input": {"src_tokens": source, "src_lengths": torch.tensor(lengths)},
+            "net_input": inputs,
             "target": target,
             "nsentences": len(samples),
             "ntokens": int((target != self._pad).sum()),
         }
+
+
+def _as_one_row(inputs: dict[str, Tensor], target: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """The rows of a batch one after the other, without their padding."""
+    places = torch.arange(target.size(1)).expand_as(target)
+    real = places < inputs["src_lengths"][:, None]
+    row = {"src_tokens": inputs["src_tokens"][real][None], "src_lengths": inputs["src_lengths"].sum()[None]}
+    return {**row, "document_starts": places[real][None] == 0}, target[real][None]

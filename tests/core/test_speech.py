@@ -66,6 +66,16 @@ def test_a_row_is_shortened_as_if_it_were_alone(kernel_sizes: tuple[int, ...]) -
         assert_close(together[row, : alone.size(1)], alone[0], "float64")
 
 
+@pytest.mark.parametrize("kernel_sizes", [(5, 5), (5, 5, 5)])
+def test_shortened_features_begin_with_the_scale_of_token_embeddings(kernel_sizes: tuple[int, ...]) -> None:
+    """Their root mean square is 1 / sqrt(width), up to chance; positions and layers drown smaller ones."""
+    torch.manual_seed(0)
+    channels, width = 80, 256
+    subsampler = ConvolutionalSubsampler(channels, 128, width, kernel_sizes).double()
+    x, _ = subsampler(speech(4, 200, channels), torch.full((4,), 200))
+    assert 0.8 < x.square().mean().mul(width).sqrt() < 1.25
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_an_utterance_is_encoded_as_if_it_were_alone(name: str) -> None:
     encoder = encoder_of(CONFIGS[name])

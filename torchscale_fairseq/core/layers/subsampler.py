@@ -5,6 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+_KEPT_BY_GATE = 0.293
+"""Share of the variance that a gated linear unit leaves: the mean squared sigmoid of a standard normal variable."""
+
 
 class ConvolutionalSubsampler(nn.Module):
     """Convolutions over time, each with stride 2 and a gated linear unit.
@@ -24,10 +27,12 @@ class ConvolutionalSubsampler(nn.Module):
         super().__init__()
         inputs = [channels] + [inner_channels // 2] * (len(kernel_sizes) - 1)
         outputs = [inner_channels] * (len(kernel_sizes) - 1) + [2 * width]
-        self.conv_layers = nn.ModuleList(
+        layers = [
             nn.Conv1d(i, o, size, stride=2, padding=size // 2)
             for i, o, size in zip(inputs, outputs, kernel_sizes, strict=True)
-        )
+        ]
+        self.conv_layers = nn.ModuleList(layers)
+        initialize_convolutions(layers)
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Shorten a batch.
@@ -44,6 +49,23 @@ class ConvolutionalSubsampler(nn.Module):
             x = nn.functional.glu(conv(x.masked_fill(frame_padding(lengths, x.size(2)).unsqueeze(1), 0.0)), dim=1)
             lengths = (lengths + 1).div(2, rounding_mode="floor")
         return x.transpose(1, 2), lengths
+
+
+@torch.no_grad()
+def initialize_convolutions(layers: Sequence[nn.Conv1d]) -> None:
+    """Draw values that keep the variance of features, 1, from layer to layer; the last one's outputs have that of token
+    embeddings, 1 / width. nn.Conv1d's own values would leave less with each layer.
+
+    Args:
+        layers: convolutions, each in front of a gated linear unit.
+    """
+    for layer in layers:
+        weight, bias = layer.parameters()
+        nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
+        nn.init.zeros_(bias)
+        values, _ = weight.chunk(2)
+        values.mul_(_KEPT_BY_GATE**-0.5)
+    values.mul_(len(values) ** -0.5)
 
 
 def frame_padding(lengths: Tensor, frames: int) -> Tensor:

@@ -31,7 +31,8 @@ OPTIONS = [
 
 
 def decoders(**options: Any) -> tuple[Decoder, Decoder]:
-    config = DecoderConfig(vocab_size=VOCABULARY, **{f"decoder_{k}": v for k, v in SIZES.items()}, **options)
+    sizes: dict[str, Any] = {f"decoder_{k}": v for k, v in SIZES.items()} | {"decoder_layers": 1}
+    config = DecoderConfig(vocab_size=VOCABULARY, **sizes, **options)
     plain = randomize(Decoder(config)).train()
     compiled = Decoder(dataclasses.replace(config, compile=True))
     compiled.load_state_dict(plain.state_dict())
@@ -72,7 +73,7 @@ def logits(model: nn.Module, text: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: next(iter(o), "subln"))
 def test_decoder(options: dict[str, Any], traced_whole: list[int]) -> None:
     plain, compiled = decoders(**options)
-    for shape in ((2, 9), (3, 12), (3, 7)):
+    for shape in ((2, 9), (3, 12)):
         text = tokens(*shape)
         same_values_and_gradients(plain, compiled, partial(logits, text=text))
     assert 1 <= traced_whole[0] <= 4  # for one shape, then for any

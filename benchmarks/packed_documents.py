@@ -4,10 +4,11 @@
     python -m benchmarks.packed_documents --device cpu --layers 2 --batch 2 --length 256 --dtype float32
 
 Documents have lengths like those of web text: log-normal, 300 tokens in the median. Where documents lie is known to the
-host, as in training.
+host, as in training. Each row goes to stderr when it is measured, and the table to stdout at the end.
 """
 
 import argparse
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -121,12 +122,14 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--compile", action="store_true", help="measure compiled layers too")
     options = parser.parse_args()
-    print(machine(options.device), versions(), sep="\n")
-    print("| model | documents | difference | rows | packed | speed of packed rows |")
-    print("|---|---|---|---|---|---|")
+    rows = []
     for kind in options.kinds:
         for compiled in [False, True] if options.compile else [False]:
-            print(measure(kind, options, compiled=compiled), flush=True)
+            rows.append(measure(kind, options, compiled=compiled))
+            print(rows[-1], file=sys.stderr, flush=True)
+    print(machine(options.device), versions(), sep="\n")
+    print("| model | documents | difference | rows | packed | speed of packed rows |")
+    print("\n".join(["|---|---|---|---|---|---|", *rows]))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
     python -m benchmarks.throughput                                 # the four sizes of docs/performance.md, on a GPU
     python -m benchmarks.throughput --cases base:16x1024 --profile  # and where the time of five updates goes
+    python -m benchmarks.throughput --cases base:16x1024,fp16 base:16x1024,bert_magneto,dropout=0.1
     python -m benchmarks.throughput --cases small:2x32 --device cpu --vocab-size 1000 --updates 150
 
-Each case is a size of --family (base, medium, large, xl) and a batch: sequences x tokens. Our side is the command line
-as anyone types it, on data that this script writes: loading, logging every 50 updates, clipping and the optimizer are
-in. The speed is the median of what it logs, without the first 50 updates. The other side is benchmarks/plain_loop.py,
-the same model on the same batch.
+Each case is a size of --family and a batch, sequences x tokens, with variants after it (see throughput_cases.py).
+Our side is the command line as anyone types it, on data that this script writes: loading, logging every 50 updates,
+clipping and the optimizer are in. The speed is the median of what it logs, without the first 50 updates. The other side
+is benchmarks/plain_loop.py, the same model on the same batch, in cases that it can train. bert_magneto is trained on
+samples that text fills.
 """
 
 import argparse
@@ -29,49 +31,18 @@ from benchmarks.compare import positive
 from benchmarks.decoders import Size, flops_per_step
 from benchmarks.measure import watched_memory
 from benchmarks.report import machine, versions
+from benchmarks.throughput_cases import FAMILIES, SIZES, Case
 from torchscale_fairseq import plugin
 
 HERE = Path(__file__).resolve().parent
 CASES = ("base:16x1024", "base:64x1024", "medium:32x1024", "xl:8x2048")
-TRAIN_OPTIONS = ["--optimizer", "adam", "--criterion", "linear_cross_entropy"]
+TRAIN_OPTIONS = ["--optimizer", "adam"]
 PEAK = 989e12
 """FLOP/s that shares are relative to: an H100's or H200's in bfloat16, dense."""
 INTERVAL = 50
 HEADER = (
     "| model, tokens per update | fairseq-train, tokens/s | of peak | memory | plain loop | of peak | memory | ratio |"
 )
-SIZES = {"small": (4, 256, 4), "base": (12, 768, 12), "medium": (24, 1024, 16), "xl": (24, 2048, 16)}
-"""Layers, width and heads, as models/_presets.py has them; the inner width is four times the width."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """A size and a batch."""
-
-    size: str
-    sequences: int
-    length: int
-
-    @classmethod
-    def of(cls, text: str) -> "Case":
-        """``SIZE:SEQUENCESxTOKENS``."""
-        match = re.fullmatch(r"(\w+):(\d+)x(\d+)", text)
-        if match is None or match[1] not in SIZES:
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is not SIZE:SEQUENCESxTOKENS with a size among {', '.join(SIZES)}; try base:16x1024"
-            )
-        return cls(match[1], int(match[2]), int(match[3]))
-
-    @property
-    def tokens(self) -> int:
-        """In an update."""
-        return self.sequences * self.length
-
-    @property
-    def title(self) -> str:
-        """In the table."""
-        layers, width, _ = SIZES[self.size]
-        return f"{layers} x {width}, {self.sequences} x {self.length:,}"
 
 
 @dataclass(frozen=True)
@@ -101,14 +72,10 @@ def write_data(folder: Path, tokens: int, vocab_size: int) -> None:
 
 def train_words(case: Case, data: Path, options: argparse.Namespace) -> list[str]:
     """The arguments of fairseq-train."""
-    arch = options.family if case.size == "base" else f"{options.family}_{case.size}"
-    words = [str(data), "--user-dir", plugin.user_dir(), "--task", "language_modeling", "--arch", arch]
-    words += ["--tokens-per-sample", str(case.length), "--batch-size", str(case.sequences)]
-    words += ["--share-decoder-input-output-embed", "--dropout", str(options.dropout)]
+    words = [str(data), "--user-dir", plugin.user_dir(), *case.words(options)]
     words += ["--max-update", str(options.updates), "--lr", "1e-4", "--clip-norm", "1", "--no-save"]
     words += ["--disable-validation", "--log-format", "json", "--log-interval", str(INTERVAL)]
     words += ["--cpu"] if options.device == "cpu" else ["--compile"]
-    words += [] if options.precision == "float32" else [f"--{options.precision}"]
     return [*words, *options.train_options]
 
 
@@ -141,7 +108,7 @@ def measure_plain(case: Case, options: argparse.Namespace) -> Measured:
     """
     sizes = map(str, (*SIZES[case.size], case.sequences, case.length))
     words = [*sizes, "--vocab-size", str(options.vocab_size), "--device", options.device]
-    words += [] if options.family == "gpt_magneto" else ["--pre-norm"]
+    words += [] if (case.family or options.family) == "gpt_magneto" else ["--pre-norm"]
     with watched_memory() as used:
         run = subprocess.run([sys.executable, str(HERE / "plain_loop.py"), *words], capture_output=True, text=True)
     if run.returncode:
@@ -162,7 +129,8 @@ def row(case: Case, ours: Measured, plain: Measured | None, vocab_size: int) -> 
             continue
         rate = side.tokens_per_second
         memory = f"{side.memory / 2**30:.1f} GiB" if side.memory else ""
-        cells += [f"{rate:,.0f}", f"{flops * rate / PEAK:.1%}", memory]
+        share = "" if not case.has_known_flops else f"{flops * rate / PEAK / case.gpus:.1%}"
+        cells += [f"{rate:,.0f}", share, memory]
     cells.append(f"{ours.tokens_per_second / plain.tokens_per_second:.3f}" if plain else "")
     return f"| {' | '.join(cells)} |"
 
@@ -174,14 +142,14 @@ def main(words: list[str]) -> int:
     for case in options.cases:
         with tempfile.TemporaryDirectory() as folder:
             data = Path(folder)
-            write_data(data, case.tokens * (options.updates + 1), options.vocab_size)
+            write_data(data, case.tokens_of_update * (options.updates + 1), options.vocab_size)
             train = train_words(case, data, options)
             print(f"throughput.py: fairseq-train {shlex.join(train)}", file=sys.stderr, flush=True)
-            ours = measure_ours(train, options.logs / f"{case.size}_{case.tokens}.log")
+            ours = measure_ours(train, options.logs / f"{case.name}.log")
             if options.profile:
                 profile = [sys.executable, str(HERE / "training_profile.py"), "--", *train]
                 subprocess.run(profile, check=True)
-        plain = None if options.ours_alone else measure_plain(case, options)
+        plain = measure_plain(case, options) if case.is_plain and not options.ours_alone else None
         rows.append(row(case, ours, plain, options.vocab_size))
         print(rows[-1], file=sys.stderr, flush=True)
     print(f"`{shlex.join(['python', '-m', 'benchmarks.throughput', *words])}`\n")
@@ -196,10 +164,10 @@ def parse_options(words: list[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--cases", type=Case.of, nargs="+", default=[Case.of(c) for c in CASES], help=f"({' '.join(CASES)})")
-    add("--family", choices=("gpt_magneto", "gpt_deepnorm", "gpt_xpos"), default="gpt_magneto", help="(gpt_magneto)")
+    add("--family", choices=FAMILIES, default="gpt_magneto", help="of cases that name none (gpt_magneto)")
     add("--device", choices=("cpu", "cuda"), default="cuda", help="(cuda)")
-    add("--precision", choices=("bf16", "fp16", "float32"), help="(bf16 on a GPU, float32 on a CPU)")
-    add("--dropout", type=float, default=0.0, help="of ours (0)")
+    add("--precision", choices=("bf16", "fp16", "float32"), help="of cases that name none (bf16; CPU: float32)")
+    add("--dropout", type=float, default=0.0, help="of ours, of cases that name none (0)")
     add("--updates", type=positive, default=200, help="of fairseq-train (200)")
     add("--vocab-size", type=positive, default=50_000, help="(50,000)")
     add("--ours-alone", action="store_true", help="leave out the plain loop")

@@ -1,0 +1,241 @@
+"""The rows of benchmarks/table.py."""
+
+import shlex
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    """A call of a benchmark."""
+
+    name: str
+    work: str
+    least: str
+    """What it must reach."""
+    columns: tuple[str, ...]
+    """Headers of the cells to show, of the tables that the benchmark prints."""
+    words: list[str]
+    """The benchmark and its arguments; DATA stands for --data."""
+    toy: list[str]
+    """Likewise, at a small size on a CPU."""
+    seconds: int = 300
+    """Time limit."""
+    gpus: int = 1
+    titles: int = 1
+    """Cells that say what a line of the benchmark's table is about."""
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether sentences are needed."""
+        return "DATA" in self.words
+
+
+SPEED = "fairseq-train, tokens/s"
+TOY_TRAINING = "--device cpu --vocab-size 100 --updates 100"
+
+
+def throughput(name: str, work: str, least: str, cases: str, more: str = "", **limits: int) -> Row:
+    """Whole updates of fairseq-train; ``more`` comes after the cases."""
+    small = " ".join(",".join(["small:1x8", *_for_one_cpu(case)]) for case in cases.split())
+    toy = f"throughput --cases {small} {TOY_TRAINING} {more}"
+    columns = (SPEED, "ratio")
+    return Row(
+        name, work, least, columns, shlex.split(f"throughput --cases {cases} {more}"), shlex.split(toy), **limits
+    )
+
+
+def _for_one_cpu(case: str) -> list[str]:
+    """The variants of a case that a CPU has."""
+    return [word for word in case.split(",")[1:] if word not in ("fp16", "bitnet") and not word.startswith("gpus")]
+
+
+EXPERTS = "--ours-alone -- --optimizer adam --moe-freq 2 --moe-expert-count"
+LONG = "--optimizer adam --xpos-scale-base 16384"
+
+TRAINING = [
+    throughput("plain-base", "12 x 768, 16 x 1,024, against a plain loop", "1.0; 40 % of 989 TFLOP/s", "base:16x1024"),
+    throughput("plain-base-64", "12 x 768, 64 x 1,024, likewise", "1.0; 42 %", "base:64x1024", seconds=400),
+    throughput("plain-medium", "24 x 1,024, 32 x 1,024, likewise", "1.0; 44 %", "medium:32x1024", seconds=500),
+    throughput("plain-xl", "24 x 2,048, 8 x 2,048, likewise", "1.0; 50 %", "xl:8x2048", seconds=590),
+    throughput(
+        "families",
+        "gpt_magneto, gpt_deepnorm, gpt_xpos, bert_magneto, 12 x 768",
+        "slowest 0.9 of the fastest",
+        "base:16x1024 base:16x1024,gpt_deepnorm base:16x1024,gpt_xpos base:16x1024,bert_magneto",
+        "--ours-alone",
+        seconds=500,
+    ),
+    throughput(
+        "fp16", "fp16 and bf16", "0.95 of bf16", "base:16x1024,bf16 base:16x1024,fp16", "--ours-alone", seconds=400
+    ),
+    throughput(
+        "update-freq",
+        "--update-freq 4 and 1",
+        "1.05 of 1",
+        "base:16x1024 base:16x1024,update-freq=4",
+        "--ours-alone",
+        seconds=400,
+    ),
+    throughput(
+        "dropout",
+        "dropout 0.1 and 0",
+        "0.9 of 0",
+        "base:16x1024 base:16x1024,dropout=0.1",
+        "--ours-alone",
+        seconds=400,
+    ),
+    throughput(
+        "two-gpus-base",
+        "12 x 768, 16 x 1,024 on each of two GPUs, and on one",
+        "0.9 of twice one",
+        "base:16x1024,gpus=1 base:16x1024,gpus=2",
+        "--ours-alone",
+        gpus=2,
+        seconds=400,
+    ),
+    throughput(
+        "two-gpus-xl",
+        "24 x 2,048, 8 x 2,048 on each of two GPUs, and on one",
+        "0.95 of twice one",
+        "xl:8x2048,gpus=1 xl:8x2048,gpus=2",
+        "--ours-alone",
+        gpus=2,
+        seconds=590,
+    ),
+    Row(
+        "translation",
+        "mt_deepnorm against stock transformer, --fp16, training and beam search",
+        "1.5; 2",
+        ("ratio",),
+        ["translation", "DATA"],
+        ["translation", "DATA", *shlex.split("--device cpu --small --max-tokens 512 --updates 100")],
+        seconds=590,
+    ),
+    Row(
+        "sampling",
+        "512 tokens of gpt_deepnorm and RetNet, 125M and 1.3B, batch 1 and 16",
+        "3 times usual steps",
+        ("steps", "speed", "times the first"),
+        shlex.split("decoding --sentences 0"),
+        shlex.split(
+            "decoding --device cpu --models gpt_deepnorm_small --batches 1 --tokens 4 --sentences 0 --repeats 1"
+        ),
+        seconds=590,
+    ),
+]
+
+ARCHITECTURES = [
+    Row(
+        "retention",
+        "retention layer, width 2,048, forward and backward, against fla's",
+        "1.0, goal 1.15",
+        ("side", "time"),
+        shlex.split("retention train --device cuda"),
+        shlex.split("retention train --lengths 64 --width 64 --value-width 128 --heads 2 --repeats 1"),
+        seconds=590,
+    ),
+    Row(
+        "packed",
+        "packed documents against rows",
+        "0.9 (RetNet), 0.95",
+        ("speed of packed rows",),
+        ["packed_documents"],
+        shlex.split(
+            "packed_documents --device cpu --dtype float32 --layers 1 --width 256 --batch 1 --length 64 --repeats 1"
+        ),
+        seconds=500,
+    ),
+    throughput(
+        "retnet-xl",
+        "retnet_xl and gpt_magneto_xl, 8,192 tokens",
+        "1.1",
+        "xl:1x8192,retnet xl:1x8192,gpt_magneto",
+        "--ours-alone",
+        seconds=590,
+    ),
+    Row(
+        "decoding",
+        "1.3B, 16 rows: RetNet and gpt",
+        "2",
+        ("steps", "speed"),
+        shlex.split("decoding --sentences 0 --batches 16 --models gpt_deepnorm_xl retnet_xl"),
+        shlex.split("decoding --device cpu --models retnet_small --batches 2 --tokens 4 --sentences 0 --repeats 1"),
+        seconds=590,
+    ),
+    Row(
+        "dilated",
+        "dilated attention, paper's branches, and dense flash attention",
+        "250 TFLOP/s from 131,072; 1.0 at 16,384; 1.8 at 32,768",
+        ("side", "time", "utilisation"),
+        shlex.split("dilated --device cuda --sides dense ours --lengths 16384 32768 131072 --repeats 3"),
+        shlex.split("dilated --lengths 2048 --repeats 1"),
+        seconds=590,
+    ),
+    throughput(
+        "longnet",
+        "longnet and gpt_xpos, 12 x 768, 32,768 tokens",
+        "1.5",
+        "base:1x32768,longnet base:1x32768,gpt_xpos",
+        f"--ours-alone --updates 100 -- {LONG}",
+        seconds=400,
+    ),
+    throughput(
+        "longnet-128k",
+        "longnet and gpt_xpos, 12 x 768, 131,072 tokens",
+        "5",
+        "base:1x131072,longnet base:1x131072,gpt_xpos",
+        f"--ours-alone --updates 100 -- {LONG}",
+        seconds=590,
+    ),
+    Row(
+        "longvit",
+        "LongViT small, training step, and dense attention",
+        "1.0",
+        ("side", "time"),
+        shlex.split("longvit --device cuda --sizes 1024 2048 4096"),
+        shlex.split("longvit --sizes 1024 --repeats 1"),
+    ),
+    Row(
+        "experts-layer",
+        "layer with 32 experts, top-2, 40,960 tokens",
+        "250 TFLOP/s",
+        ("TFLOP/s",),
+        ["experts_gpu"],
+        shlex.split("experts_gpu --device cpu --tokens 64 --width 16 --inner 32 --experts 4 --repeats 1"),
+    ),
+    throughput(
+        "experts",
+        "gpt_magneto 12 x 768 with 32 experts, 16 x 1,024 and 64 x 1,024",
+        "25 %, 30 % of 989 TFLOP/s",
+        "base:16x1024 base:64x1024",
+        f"{EXPERTS} 32",
+        seconds=590,
+    ),
+    throughput(
+        "two-gpus-experts",
+        "32 experts on two GPUs, and 16 on one",
+        "0.9 per GPU",
+        "base:16x1024,gpus=2",
+        f"{EXPERTS} 32",
+        gpus=2,
+        seconds=400,
+    ),
+    throughput(
+        "half-experts",
+        "16 experts on one GPU",
+        "(the row above)",
+        "base:16x1024,gpus=1",
+        f"{EXPERTS} 16",
+        seconds=400,
+    ),
+    throughput(
+        "bitnet",
+        "bitnet_1_3b and gpt_magneto_xl, 8 x 2,048",
+        "0.8",
+        "xl:8x2048,bitnet xl:8x2048,gpt_magneto",
+        "--ours-alone",
+        seconds=590,
+    ),
+]
+
+TABLES = {"training": TRAINING, "architectures": ARCHITECTURES}

@@ -43,7 +43,7 @@ def text(rng: random.Random) -> str:
 
 
 def write(folder: Path, sizes: dict[str, int]) -> None:
-    """Write JSON lines, so many texts for each split."""
+    """Write JSON lines for each split, ``sizes[split]`` texts each."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, size in sizes.items():
         rng = random.Random(split)

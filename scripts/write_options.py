@@ -24,6 +24,7 @@ SECTIONS = {
     "Encoder-decoder": config.EncoderDecoderConfig,
     "Retention": config.RetentionSide,
     "Images": config.ImageOptions,
+    "ViT and BEiT": config.ViTConfig,
     "Slides": config.SlideEncoderConfig,
     "Speech": config.SpeechOptions,
 }
@@ -76,7 +77,7 @@ def presets() -> dict[str, dict[str, Any]]:
     from torchscale_fairseq.models import _presets as tables  # and fairseq, which takes seconds that --help is spared
 
     families = [tables.TRANSLATION, tables.LANGUAGE, tables.MASKED, tables.RETENTION, tables.RETENTION_TRANSLATION]
-    families += [tables.IMAGE_TEXT, tables.IMAGES, tables.SLIDES]
+    families += [tables.IMAGE_TEXT, tables.IMAGES, tables.VISION, tables.MASKED_IMAGES, tables.SLIDES]
     families += [tables.SPEECH, tables.SPEECH_LONGNET, tables.SPEECH_RETENTION]
     return {name: dict(preset) for family in families for name, preset in family.items()}
 

@@ -29,6 +29,7 @@ AT_MOST = {
     "--valid": 8,
     "--num-workers": 0,
     "--img-size": 64,
+    "--min-block-patches": 4,
     "--nproc-per-node": 2,
     "--processes": 2,
     "--gpus": 0,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # for editors and type checkers, the names of _HOME once more
     from .core.architectures.longnet import LongNetEncoder as LongNetEncoder
     from .core.architectures.longvit import LongViT as LongViT
     from .core.architectures.longvit import LongViTClassifier as LongViTClassifier
+    from .core.architectures.masked_image import MaskedImageModel as MaskedImageModel
     from .core.architectures.retnet import RetNetDecoder as RetNetDecoder
     from .core.architectures.slide_encoder import SlideClassifier as SlideClassifier
     from .core.architectures.slide_encoder import SlideEncoder as SlideEncoder
@@ -53,6 +54,7 @@ _HOME = {
     "BEiT3": "core.architectures.beit3",
     "LongViT": "core.architectures.longvit",
     "LongViTClassifier": "core.architectures.longvit",
+    "MaskedImageModel": "core.architectures.masked_image",
     "RetNetDecoder": "core.architectures.retnet",
     "SlideClassifier": "core.architectures.slide_encoder",
     "SlideEncoder": "core.architectures.slide_encoder",

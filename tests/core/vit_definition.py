@@ -35,25 +35,38 @@ def timm_weights(layers: int, width: int, inner: int, patch: int, patches: int, 
     return {name: 0.3 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
+def linear(weights: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
+    return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+
+def norm(weights: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"], EPSILON)
+
+
 def vit_scores(weights: dict[str, Tensor], images: Tensor, heads: int, layers: int) -> Tensor:
     """(batch, 3, height, width) to (batch, classes)."""
+    features = vit_features(weights, images, heads, layers)
+    return linear(weights, "head", norm(weights, "norm", features)[:, 0])
 
-    def linear(name: str, x: Tensor) -> Tensor:
-        return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
 
-    def norm(name: str, x: Tensor) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"], EPSILON)
+def vit_features(
+    weights: dict[str, Tensor], images: Tensor, heads: int, layers: int, masked: Tensor | None = None
+) -> Tensor:
+    """(batch, 3, height, width) to (batch, tokens, width); patches that are masked (batch, patches) are hidden."""
 
     patch = weights["patch_embed.proj.weight"]
     size = patch.size(-1)
     pixels = images.unfold(2, size, size).unfold(3, size, size).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
     x = pixels @ patch.flatten(1).T + weights["patch_embed.proj.bias"]
+    if masked is not None:
+        x = torch.where(masked[..., None], weights["mask_token"], x)
     x = torch.cat((weights["cls_token"].expand(len(x), -1, -1), x), 1) + weights["pos_embed"]
     for layer in range(layers):
         block = f"blocks.{layer}"
-        joined = linear(f"{block}.attn.qkv", norm(f"{block}.norm1", x)).unflatten(-1, (3, heads, -1))
+        joined = linear(weights, f"{block}.attn.qkv", norm(weights, f"{block}.norm1", x)).unflatten(-1, (3, heads, -1))
         queries, keys, values = joined.permute(2, 0, 3, 1, 4)
         shares = (queries @ keys.transpose(-1, -2) / math.sqrt(queries.size(-1))).softmax(-1)
-        x = x + linear(f"{block}.attn.proj", (shares @ values).transpose(1, 2).flatten(2))
-        x = x + linear(f"{block}.mlp.fc2", F.gelu(linear(f"{block}.mlp.fc1", norm(f"{block}.norm2", x))))
-    return linear("head", norm("norm", x)[:, 0])
+        x = x + linear(weights, f"{block}.attn.proj", (shares @ values).transpose(1, 2).flatten(2))
+        hidden = F.gelu(linear(weights, f"{block}.mlp.fc1", norm(weights, f"{block}.norm2", x)))
+        x = x + linear(weights, f"{block}.mlp.fc2", hidden)
+    return x

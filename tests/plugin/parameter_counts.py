@@ -30,7 +30,8 @@ def parameters(c: Any) -> int:
     if isinstance(c, LongViTConfig):
         return encoder(c) + image_patches(c) + image_classifier(c)
     if isinstance(c, ViTConfig):
-        return encoder(c) + image_patches(c) + 2 * c.encoder_embed_dim + plain_image_classifier(c)
+        class_token = 2 * c.encoder_embed_dim if c.pooling == "class_token" else 0
+        return encoder(c) + image_patches(c) + class_token + plain_image_classifier(c)
     if isinstance(c, SlideEncoderConfig):
         return encoder(c) + tiles_and_classifier(c)
     if isinstance(c, BEiT3Config):

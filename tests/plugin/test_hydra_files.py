@@ -49,6 +49,7 @@ def data_of(language_data: Path, translation_data: Path, tmp_path_factory: pytes
         "pretraining": shards,
         "image_text": pictures,
         "image_classification": folders,
+        "masked_image_modeling": folders,
         "slide_classification": slides,
         "speech_to_text": prepare(write_corpus(tmp_path_factory.mktemp("speech") / "corpus"), speech),
     }

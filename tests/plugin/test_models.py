@@ -52,6 +52,7 @@ def test_the_documented_names_are_registered() -> None:
     names |= {
         f"vit{kind}_{size}" for kind in ("", "_magneto", "_deepnorm") for size in ("tiny", "small", "base", "large")
     }
+    names |= {f"beit_{size}" for size in ("tiny", "small", "base", "large")}
     names |= {f"slide_encoder_{size}" for size in ("tiny", "small", "base")}
     names |= {f"mt_retnet{size}" for size in four}
     names |= {f"s2t_{kind}{size}" for kind in ("deepnorm", "magneto", "xmoe", "longnet", "retnet") for size in four}
@@ -174,6 +175,7 @@ def test_options_page_is_up_to_date() -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.TARGET.read_text() == module.options_md(), "run python scripts/write_options.py"
+    assert set(module.presets()) == set(OURS)
 
 
 def test_encoder_output_follows_beam_search() -> None:

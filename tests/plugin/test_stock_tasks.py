@@ -161,6 +161,7 @@ def test_the_page_lists_what_fits() -> None:
         "beit3": "beit3",
         "longvit_...": "longvit_small",
         "vit_...": "vit_tiny",
+        "beit_...": "beit_tiny",
         "slide_encoder_...": "slide_encoder_tiny",
     }
     cells = [[names(cell) or [cell.strip()] for cell in line.split("|")[1:-1]] for line in PAGE.splitlines()]

@@ -19,6 +19,7 @@ from .architectures.encoder import Encoder
 from .architectures.encoder_decoder import EncoderDecoder
 from .architectures.factory import LayerFactory
 from .architectures.longvit import LongViTClassifier
+from .architectures.masked_image import MaskedImageModel
 from .architectures.retnet import RetNetDecoder
 from .architectures.slide_encoder import SlideClassifier
 from .architectures.spec import AnyConfig, LayerSpec, decoder_spec, encoder_spec
@@ -42,7 +43,17 @@ from .ops.positions import PADDING_POSITION
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-Model = Encoder | Decoder | EncoderDecoder | RetNetDecoder | BEiT3 | LongViTClassifier | SlideClassifier | ViTClassifier
+Model = (
+    Encoder
+    | Decoder
+    | EncoderDecoder
+    | RetNetDecoder
+    | BEiT3
+    | LongViTClassifier
+    | SlideClassifier
+    | ViTClassifier
+    | MaskedImageModel
+)
 
 
 def load_pretrained(folder: str | Path) -> Model:
@@ -53,8 +64,8 @@ def load_pretrained(folder: str | Path) -> Model:
     ``positions=absolute_positions(padding_mask)`` (``core.ops.positions``) to give what the fairseq model gives.
 
     Returns:
-        An Encoder, Decoder, EncoderDecoder, RetNetDecoder, BEiT3, LongViTClassifier, SlideClassifier or ViTClassifier
-        in evaluation mode, its parameters in the file's dtype.
+        An Encoder, Decoder, EncoderDecoder, RetNetDecoder, BEiT3, LongViTClassifier, SlideClassifier, ViTClassifier or
+        MaskedImageModel in evaluation mode, its parameters in the file's dtype.
 
     Raises:
         ModuleNotFoundError: the package safetensors is missing.
@@ -189,7 +200,10 @@ def _longvit(config: LongViTConfig, tensors: Mapping[str, Tensor]) -> LongViTCla
     return LongViTClassifier(config, _classes(tensors))
 
 
-def _vit(config: ViTConfig, tensors: Mapping[str, Tensor]) -> ViTClassifier:
+def _vit(config: ViTConfig, tensors: Mapping[str, Tensor]) -> ViTClassifier | MaskedImageModel:
+    if "patch_head.bias" in tensors:
+        outputs, pixels = len(tensors["patch_head.bias"]), config.in_chans * config.patch_size**2
+        return MaskedImageModel(config, 0 if outputs == pixels else outputs)
     return ViTClassifier(config, _classes(tensors))
 
 

@@ -10,6 +10,8 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 from torch import Tensor
 
+from torchscale_fairseq.core.ops.masked_patches import normalised
+
 LOSSES = ("word_loss", "patch_loss", "match_loss")
 
 
@@ -78,5 +80,4 @@ def _mean(losses: list[Tensor]) -> Tensor:
 def normalised_patches(images: Tensor, patch_size: int) -> Tensor:
     """(batch, channels, height, width) to (batch, patches, channels * patch_size ** 2), each patch of mean 0 and
     deviation 1."""
-    patches = F.unfold(images.float(), patch_size, stride=patch_size).transpose(1, 2)
-    return F.layer_norm(patches, patches.shape[-1:], eps=1e-6)
+    return normalised(F.unfold(images.float(), patch_size, stride=patch_size).transpose(1, 2))

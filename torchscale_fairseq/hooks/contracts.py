@@ -82,6 +82,15 @@ class PredictsTargets(Protocol):
 
 
 @runtime_checkable
+class PredictsPatches(Protocol):
+    """A task of masked image modelling, which hides patches of images."""
+
+    @property
+    def patch_vocab_size(self) -> int:
+        """Ids that are predicted for a patch; 0 for pixels."""
+
+
+@runtime_checkable
 class LearnsByObjective(Protocol):
     """A task that trains models of several kinds."""
 

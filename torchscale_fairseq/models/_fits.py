@@ -66,4 +66,5 @@ IMAGE_TEXT: Fits = {
     "image_text_retrieval": ("image_text_contrastive",),
 }
 IMAGES: Fits = {"image_classification": ("image_classification", "survival")}
+VISION: Fits = {**IMAGES, "masked_image_modeling": ("masked_image_modeling",)}
 SLIDES: Fits = {"slide_classification": ("slide_classification", "multi_label", "survival")}

@@ -312,3 +312,10 @@ VISION: dict[str, Preset] = {
 }
 """Base and large are those of arXiv:2010.11929, tiny and small those of DeiT (arXiv:2012.12877). ``vit`` is the plain
 pre-norm model of timm's and the authors' released weights."""
+
+MASKED_IMAGES: dict[str, Preset] = {
+    f"beit_{size}": {"subln": False, "pooling": "mean", "layernorm_eps": 1e-6, **sizes}
+    for size, sizes in _VISION_SIZES.items()
+}
+"""Base and large are those of arXiv:2106.08254, tiny and small those of DeiT. Images are classified by the mean of
+their patches, as in sec. 2.6 there."""

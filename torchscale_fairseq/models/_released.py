@@ -14,7 +14,7 @@ from ._options import ModelOptions
 
 logger = logging.getLogger(__name__)
 
-ENTRIES = ("model", "teacher", "state_dict")
+ENTRIES = ("model", "teacher", "state_dict", "module")
 """Where a file of weights may have them, if not at its top."""
 
 

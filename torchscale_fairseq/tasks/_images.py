@@ -119,6 +119,16 @@ class ImageTask(LabelledTask):
         """Whether a path in a folder may be an image."""
         return path.is_file() and path.name != self.cfg.labels
 
+    def adapt_checkpoint(self, state: dict[str, Any], *, fine_tuning: bool, keep_optimizer: bool) -> None:
+        """Look at a checkpoint before a run resumes from it.
+
+        Raises:
+            DataError: a run cannot resume, as its scores mean something else.
+            InputError: see ``check_task`` and ``check_size``.
+        """
+        check_task(state, self.cfg)
+        super().adapt_checkpoint(state, fine_tuning=fine_tuning, keep_optimizer=keep_optimizer)
+
     def check_resumed(self, state: dict[str, Any]) -> None:
         """Refuse a checkpoint of another --img-size.
 
@@ -182,6 +192,21 @@ def check_size(state: dict[str, Any], img_size: int) -> None:
         raise InputError(
             f"the checkpoint was trained with --img-size {before}, and this run has --img-size {img_size}, for which "
             "the optimizer cannot resume; add --reset-optimizer, or give the checkpoint as --finetune-from-model."
+        )
+
+
+def check_task(state: dict[str, Any], cfg: FairseqDataclass) -> None:
+    """Check that a checkpoint is of this task: models of the same architecture have other heads for other tasks.
+
+    Raises:
+        InputError: it is of another task.
+    """
+    saved = state.get("cfg")
+    before = saved["task"]["_name"] if saved else cfg._name
+    if before != cfg._name:
+        raise InputError(
+            f"the checkpoint is of --task {before}, and this run has --task {cfg._name}; give another --save-dir, and "
+            "the checkpoint as --pretrained to begin from its encoder."
         )
 
 

@@ -23,46 +23,50 @@ class ViT(nn.Module):
 
     Args:
         config: the options.
+        mask_token: whether patches can be masked.
     """
 
-    def __init__(self, config: ViTConfig):
+    def __init__(self, config: ViTConfig, *, mask_token: bool = False):
         super().__init__()
         self.config = config
         width = config.encoder_embed_dim
         self.patch_embed = VisionEmbedding(
-            config.patch_size, config.in_chans, width, mask_token=False, class_token=config.has_class_token
+            config.patch_size, config.in_chans, width, mask_token=mask_token, class_token=config.has_class_token
         )
         self.pos_embed = nn.Parameter(torch.empty(1, config.has_class_token + config.num_patches, width))
         nn.init.trunc_normal_(self.pos_embed, std=STD, a=-2 * STD, b=2 * STD)
-        if self.patch_embed.cls_token is not None:
-            nn.init.normal_(self.patch_embed.cls_token, std=STD)
+        for token in (self.patch_embed.cls_token, self.patch_embed.mask_token):
+            if token is not None:
+                nn.init.normal_(token, std=STD)
         self.encoder = Encoder(config)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, masked_patches: Tensor | None = None) -> Tensor:
         """Features of the class token, if there is one, and of each patch.
 
         Positions are interpolated for images of another size than img_size.
 
         Args:
             images: (batch, channels, height, width), seen as -1 to 1; patches must divide height and width.
+            masked_patches: (batch, patches), True or 1 for patches that are hidden.
 
         Returns:
             (batch, tokens, width).
 
         Raises:
-            ValueError: patches do not divide the image.
+            ValueError: patches do not divide the image, or cannot be masked.
         """
         rows, columns = (side // self.config.patch_size for side in images.shape[-2:])
-        return self._encode(self.patch_embed(images), rows, columns)
+        return self._encode(self.patch_embed(images, masked_patches), rows, columns)
 
-    def forward_patches(self, patches: Tensor | Sequence[Bands]) -> Tensor:
+    def forward_patches(self, patches: Tensor | Sequence[Bands], masked_patches: Tensor | None = None) -> Tensor:
         """Images of img_size, given as patches of pixels from 0 to 255, to what ``forward`` returns.
 
         Args:
             patches: (batch, patches, channels, patch_size, patch_size) of uint8, or parts of each image in turn (see
                 ``ops.patch_embedding``).
+            masked_patches: as for ``forward``.
         """
-        projection, token = self.patch_embed.proj, self.patch_embed.cls_token
+        projection = self.patch_embed.proj
         assert projection.bias is not None
         weight = projection.weight
         if isinstance(patches, Tensor):
@@ -70,10 +74,8 @@ class ViT(nn.Module):
             x = F.linear(pixels, weight.flatten(1), projection.bias)
         else:
             x = embed_patches(patches, self.config.num_patches, weight, projection.bias)
-        if token is not None:
-            x = torch.cat((token.to(x.dtype).expand(x.size(0), -1, -1), x), 1)
         side = self.config.img_size // self.config.patch_size
-        return self._encode(x, side, side)
+        return self._encode(self.patch_embed.tokens(x, masked_patches), side, side)
 
     def pool(self, features: Tensor) -> Tensor:
         """Features of all tokens, (batch, tokens, width), to one vector, (batch, width)."""

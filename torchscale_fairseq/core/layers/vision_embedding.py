@@ -41,7 +41,21 @@ class VisionEmbedding(nn.Module):
                 f"an image of {height} x {width} pixels is not made of whole patches of patch_size "
                 f"({self.patch_size}); crop or resize it to {whole[0]} x {whole[1]}."
             )
-        x = self.proj(images).flatten(2).transpose(1, 2)
+        return self.tokens(self.proj(images).flatten(2).transpose(1, 2), masked_patches)
+
+    def tokens(self, x: Tensor, masked_patches: Tensor | None = None) -> Tensor:
+        """Mapped patches, hidden where they are masked, after the class token.
+
+        Args:
+            x: (batch, patches, embed_dim), patches after the linear map.
+            masked_patches: (batch, patches), True or 1 for patches that are hidden.
+
+        Returns:
+            (batch, tokens, embed_dim).
+
+        Raises:
+            ValueError: patches cannot be masked.
+        """
         if masked_patches is not None:
             if self.mask_token is None:
                 raise ValueError("masked patches were given to an embedding without a mask token.")

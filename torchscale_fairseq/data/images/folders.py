@@ -59,10 +59,8 @@ def read_unlabelled(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise DataError(f"{folder} does not exist; it should have images, or {folder}.jsonl should name them.")
-    found = [
-        Path(root, name).relative_to(folder) for root, _, names in os.walk(folder, followlinks=True) for name in names
-    ]
-    images = sorted(folder / path for path in found if not any(part[0] == "." for part in path.parts))
+    files = [Path(root, name) for root, _, names in os.walk(folder, followlinks=True) for name in names]
+    images = sorted(file for file in files if not any(part[0] == "." for part in file.relative_to(folder).parts))
     if not images:
         raise DataError(f"{folder} has no image; put some there.")
     return images

@@ -55,10 +55,21 @@ def read_index(path: Path, expected: Format, problems: Problems) -> list[Line]:
     Raises:
         DataError: the file or an image of it is missing, or a line lacks a field.
     """
-    return read_lines(path, expected.example, problems, partial(_line, path.parent, expected))
+    return read_lines(path, expected.example, problems, partial(line_of, path.parent, expected))
 
 
-def _line(folder: Path, expected: Format, content: Any, where: str) -> Line:
+def line_of(folder: Path, expected: Format, content: Any, where: str) -> Line:
+    """A line of an index.
+
+    Args:
+        folder: of the index.
+        expected: the fields of a line.
+        content: the value of the line.
+        where: the file and the number of the line.
+
+    Raises:
+        DataError: the line lacks a field, or an image does not exist.
+    """
     if not isinstance(content, dict):
         raise DataError(f"{where} is no JSON object; it should be such as {expected.example}.")
     fields = [IMAGES, SECOND_IMAGES] if expected.two_images else [IMAGES]

@@ -63,10 +63,29 @@ def vit_features(
     x = torch.cat((weights["cls_token"].expand(len(x), -1, -1), x), 1) + weights["pos_embed"]
     for layer in range(layers):
         block = f"blocks.{layer}"
-        joined = linear(weights, f"{block}.attn.qkv", norm(weights, f"{block}.norm1", x)).unflatten(-1, (3, heads, -1))
-        queries, keys, values = joined.permute(2, 0, 3, 1, 4)
+        joined = norm(weights, f"{block}.norm1", x) @ weights[f"{block}.attn.qkv.weight"].T + _qkv_bias(weights, block)
+        queries, keys, values = joined.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
         shares = (queries @ keys.transpose(-1, -2) / math.sqrt(queries.size(-1))).softmax(-1)
-        x = x + linear(weights, f"{block}.attn.proj", (shares @ values).transpose(1, 2).flatten(2))
+        attended = linear(weights, f"{block}.attn.proj", (shares @ values).transpose(1, 2).flatten(2))
+        x = x + weights.get(f"{block}.gamma_1", 1.0) * attended
         hidden = F.gelu(linear(weights, f"{block}.mlp.fc1", norm(weights, f"{block}.norm2", x)))
-        x = x + linear(weights, f"{block}.mlp.fc2", hidden)
+        x = x + weights.get(f"{block}.gamma_2", 1.0) * linear(weights, f"{block}.mlp.fc2", hidden)
     return x
+
+
+def _qkv_bias(weights: dict[str, Tensor], block: str) -> Tensor:
+    """timm's bias of queries, keys and values, or BEiT's, without one of keys."""
+    if f"{block}.attn.qkv.bias" in weights:
+        return weights[f"{block}.attn.qkv.bias"]
+    query, value = (weights[f"{block}.attn.{name}_bias"] for name in "qv")
+    return torch.cat((query, torch.zeros_like(query), value))
+
+
+def as_beit(weights: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
+    """Weights by timm's names as BEiT has them: without bias of keys, and with layer scale."""
+    result, generator = dict(weights), torch.Generator().manual_seed(1)
+    for block in (f"blocks.{layer}" for layer in range(layers)):
+        query, _, value = result.pop(f"{block}.attn.qkv.bias").chunk(3)
+        result |= {f"{block}.attn.q_bias": query, f"{block}.attn.v_bias": value}
+        result |= {f"{block}.gamma_{n}": torch.rand(query.shape, generator=generator) for n in (1, 2)}
+    return result

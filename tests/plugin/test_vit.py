@@ -1,5 +1,6 @@
 """ViT: equal to a written-out definition, from weights by timm's names, and at other sizes."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ pytest.importorskip("fairseq")
 
 from fairseq.models import build_model
 
-from tests.core.vit_definition import timm_weights, vit_scores
+from tests.core.vit_definition import as_beit, timm_weights, vit_scores
 from tests.helpers import assert_close
 from tests.plugin.registered import parse
 from torchscale_fairseq import ViTClassifier, ViTConfig
@@ -81,6 +82,47 @@ def test_weights_with_a_class_token_do_not_fit_the_mean(tmp_path: Path) -> None:
     _, path = released(tmp_path)
     with pytest.raises(CheckpointError, match="take the --arch, --patch-size and --pooling"):
         model_of("vit_tiny", "--pooling", "mean").load_weights(path)
+
+
+def test_weights_by_beits_names(tmp_path: Path) -> None:
+    """Without a bias of keys, and with layer scale, which timm calls ls1 and ls2."""
+    weights = as_beit(released(tmp_path)[0], LAYERS)
+    pixels = torch.randint(256, (2, 3, 32, 32), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    expected = vit_scores(weights, pixels / 127.5 - 1, HEADS, LAYERS)
+    for names in (("gamma_1", "gamma_2"), ("ls1.gamma", "ls2.gamma")):
+        renamed = {name.replace("gamma_1", names[0]).replace("gamma_2", names[1]): w for name, w in weights.items()}
+        torch.save({"module": renamed}, tmp_path / "beit.pth")
+        model = model_of("vit_tiny")
+        model.load_weights(tmp_path / "beit.pth")
+        assert_close(model(patches_of(pixels)), expected, "float32")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("blocks.0.attn.relative_position_bias_table", "no place: its positions are learned ones alone"),
+        ("rel_pos_bias.relative_position_bias_table", "no place: its positions are learned ones alone"),
+        ("blocks.1.attn.q_norm.weight", "no place: it is of another architecture"),
+        ("blocks.2.norm1.weight", "no place: it is of another architecture"),
+        ("reg_token", "no place: it is of another architecture"),
+    ],
+)
+def test_other_parts_of_an_encoder_are_refused_by_name(name: str, message: str, tmp_path: Path) -> None:
+    weights, path = released(tmp_path)
+    torch.save({**weights, name: torch.zeros(16)}, path)
+    with pytest.raises(CheckpointError, match=rf"has {re.escape(name)}, for which this model has {message}"):
+        model_of("vit_tiny").load_weights(path)
+
+
+def test_a_head_for_the_mean_next_to_a_class_token_is_left_out(tmp_path: Path, caplog: Any) -> None:
+    weights, path = released(tmp_path)
+    torch.save({f"fc_{name}" if name.startswith("norm.") else name: w for name, w in weights.items()}, path)
+    model = model_of("vit_tiny")
+    with caplog.at_level("WARNING"):
+        model.load_weights(path)
+    assert "scores the mean of patches next to a class token: its head is left out" in caplog.text
+    assert torch.equal(model.model.pos_embed, weights["pos_embed"])
+    assert not torch.equal(model.head.weight, weights["head.weight"]) and torch.all(model.fc_norm.weight == 1)
 
 
 @pytest.mark.parametrize("arch", ["vit_magneto_tiny", "vit_deepnorm_tiny"])

@@ -14,6 +14,7 @@ from torchscale_fairseq.data.drawn_order import drawn_evenly
 from torchscale_fairseq.data.images.dataset import ImageDataset
 from torchscale_fairseq.data.images.folders import read_classes, read_folders
 from torchscale_fairseq.data.images.patches import ImagePatches
+from torchscale_fairseq.data.images.reading import open_image
 from torchscale_fairseq.data.images.views import Augmentation, View
 from torchscale_fairseq.data.problems import DataError
 
@@ -120,6 +121,19 @@ def test_draws() -> None:
         for v in (Augmentation(rotate=True).draw(rng) for _ in range(99))
     }
     assert turned == {(False, False, False), (True, False, True), (False, True, True), (True, True, False)}
+
+
+def test_stretched_crops(image: Path) -> None:
+    """The middle half of an image, twice as wide as high, becomes a square."""
+    rng = np.random.default_rng(0)
+    views = [Augmentation(min_crop=0.25, crop_aspect=4 / 3, horizontal_flip=True).draw(rng) for _ in range(500)]
+    assert all(v.left + v.width <= 1 + 1e-12 and v.top + v.height <= 1 + 1e-12 for v in views)
+    aspects = [v.aspect for v in views]
+    assert 0.75 <= min(aspects) < 0.76 and 1.32 < max(aspects) <= 4 / 3
+    assert {v.columns_reversed for v in views} == {True, False} and not any(v.rows_reversed for v in views)
+    middle = open_image(image, SIDE, 2 * SIDE).crop(0, SIDE // 2, SIDE, SIDE)
+    expected = np.frombuffer(middle.write_to_memory(), np.uint8).reshape(SIDE, SIDE, 3)
+    assert np.array_equal(read(image, view=View(top=0.25, side=0.5**0.5, aspect=2.0)), expected)
 
 
 def dataset(images: list[Path], **options: object) -> ImageDataset:

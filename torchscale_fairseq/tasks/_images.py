@@ -11,6 +11,7 @@ from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.data.images.check import readable_images
 from torchscale_fairseq.data.images.dataset import ImageDataset
 from torchscale_fairseq.data.images.patches import ImagePatches
+from torchscale_fairseq.data.images.transforms import LARGEST_MAGNITUDE, ImageTransform, load_transforms
 from torchscale_fairseq.data.images.views import Augmentation
 from torchscale_fairseq.data.problems import Problems
 
@@ -42,6 +43,16 @@ class ReadingConfig(FairseqDataclass):
             "help": "train on random square crops with at least this fraction of the image's area; 1: whole images"
         },
     )
+    crop_aspect: float = field(
+        default=1.0,
+        metadata={
+            "help": (
+                "with --min-crop: largest aspect ratio of random crops, such as 1.333, either way; 1: crops have that "
+                "of the image"
+            )
+        },
+    )
+    horizontal_flip: bool = field(default=False, metadata={"help": "flip training images left to right at random"})
     skip_invalid: bool = field(default=False, metadata={"help": SKIP_INVALID})
     seed: int = II("common.seed")
     train_subset: str = II("dataset.train_subset")
@@ -80,6 +91,16 @@ class ImageConfig(ReadingConfig):
             )
         },
     )
+    rand_augment: int = field(
+        default=0,
+        metadata={"help": "number of random operations on each training image (RandAugment); 0: none"},
+    )
+    rand_augment_magnitude: int = field(
+        default=9, metadata={"help": f"strength of the operations of --rand-augment, from 0 to {LARGEST_MAGNITUDE}"}
+    )
+    random_erasing: float = field(
+        default=0.0, metadata={"help": "probability that a random rectangle of a training image is made grey"}
+    )
     class_balanced: bool = field(
         default=False,
         metadata={
@@ -107,6 +128,7 @@ class ImageTask(LabelledTask):
     def __init__(self, cfg: ImageConfig):
         super().__init__(cfg)
         check_reading(cfg)
+        _check_transform(cfg)
         if cfg.time_bins < 2:
             raise InputError(f"--time-bins ({cfg.time_bins}) must be at least 2.")
         self._share = (0, 1)
@@ -158,16 +180,43 @@ class ImageTask(LabelledTask):
             groups=[groups[place] for place in kept] if training and cfg.class_balanced else None,
             stream=cfg.img_size > cfg.stream_above,
             seed=cfg.seed,
+            transform=self._transform() if training else None,
         )
         self.share_sequences(*self._share)
+
+    def _transform(self) -> ImageTransform | None:
+        """The transform of whole training images.
+
+        Raises:
+            InputError: images are not read whole.
+            ModuleNotFoundError: torchvision is not installed.
+        """
+        cfg = self.cfg
+        if not cfg.rand_augment and not cfg.random_erasing:
+            return None
+        option = "--rand-augment" if cfg.rand_augment else "--random-erasing"
+        if cfg.img_size > cfg.stream_above:
+            raise InputError(
+                f"{option} changes whole images, and --img-size ({cfg.img_size}) is above --stream-above "
+                f"({cfg.stream_above}); drop {option}, or give --stream-above {cfg.img_size}."
+            )
+        load_transforms()
+        return ImageTransform(cfg.rand_augment, cfg.rand_augment_magnitude, cfg.random_erasing)
 
     def share_sequences(self, rank: int, size: int) -> None:
         """From now on, read this process's slice of each image's patches alone (--seq-parallel).
 
         Args:
             rank, size: of the process among those that share an image, and their number.
+
+        Raises:
+            InputError: an augmentation needs whole images.
         """
         self._share = (rank, size)
+        if size > 1 and (self.cfg.rand_augment or self.cfg.random_erasing):
+            raise InputError(
+                "--rand-augment and --random-erasing change whole images, and --seq-parallel splits them; drop one."
+            )
         for dataset in self.datasets.values():
             length = -(-dataset.patches // size)
             start, stop = (min(place * length, dataset.patches) for place in (rank, rank + 1))
@@ -223,10 +272,30 @@ def check_reading(cfg: ReadingConfig) -> None:
         )
     if not 0 < cfg.min_crop <= 1:
         raise InputError(f"--min-crop ({cfg.min_crop}) must be above 0 and at most 1, which is the whole image.")
+    if cfg.crop_aspect < 1:
+        raise InputError(f"--crop-aspect ({cfg.crop_aspect}) must be at least 1, which is the image's own.")
     if not 0 <= cfg.color_jitter < 1:
         raise InputError(f"--color-jitter ({cfg.color_jitter}) must be at least 0, which changes nothing, and below 1.")
 
 
 def augmentation(cfg: ReadingConfig) -> Augmentation:
     """The augmentation of training images."""
-    return Augmentation(cfg.flip, cfg.rotate, cfg.min_crop, cfg.color_jitter)
+    return Augmentation(
+        flip=cfg.flip,
+        rotate=cfg.rotate,
+        min_crop=cfg.min_crop,
+        color_jitter=cfg.color_jitter,
+        horizontal_flip=cfg.horizontal_flip,
+        crop_aspect=cfg.crop_aspect,
+    )
+
+
+def _check_transform(cfg: ImageConfig) -> None:
+    if cfg.rand_augment < 0:
+        raise InputError(f"--rand-augment ({cfg.rand_augment}) must be at least 0, which changes nothing.")
+    if not 0 <= cfg.rand_augment_magnitude <= LARGEST_MAGNITUDE:
+        raise InputError(
+            f"--rand-augment-magnitude ({cfg.rand_augment_magnitude}) must be from 0 to {LARGEST_MAGNITUDE}."
+        )
+    if not 0 <= cfg.random_erasing <= 1:
+        raise InputError(f"--random-erasing ({cfg.random_erasing}) must be a probability, from 0 to 1.")

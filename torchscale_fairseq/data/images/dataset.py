@@ -1,6 +1,6 @@
 """Images as patches, with or without something to predict of each."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ class ImageDataset(DrawnOrder):
         stream: leave it to the model to read patches, a row at a time, when it needs them; otherwise they are read
             here, by the data loader's workers.
         seed: of all that is drawn, with epoch and index.
+        transform: of the patches of whole images, with a seed; None for none.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class ImageDataset(DrawnOrder):
         groups: Sequence[int] | None,
         stream: bool,
         seed: int,
+        transform: Callable[[Tensor, int], Tensor] | None = None,
     ):
         self.images = images
         self.targets = targets
@@ -47,6 +49,7 @@ class ImageDataset(DrawnOrder):
         self.patch_size = patch_size
         self.augmentation = augmentation
         self.stream = stream
+        self.transform = transform
         self.patches = (img_size // patch_size) ** 2
         self.own = range(self.patches)
         """Which patches this process reads."""
@@ -65,7 +68,12 @@ class ImageDataset(DrawnOrder):
         view = View() if self.augmentation is None else self.augmentation.draw(rng)
         patches = ImagePatches(self.images[image], self.img_size, self.patch_size, view, self.own.start, self.own.stop)
         target = {} if self.targets is None else {"target": self.targets[image]}
-        return {"id": image, "patches": patches if self.stream else patches.read(), **target}
+        if self.stream:
+            return {"id": image, "patches": patches, **target}
+        pixels = patches.read()
+        if self.transform is not None:
+            pixels = self.transform(pixels, int(rng.integers(2**63)))
+        return {"id": image, "patches": pixels, **target}
 
     def collater(self, examples: list[Example]) -> dict[str, Any]:
         """A batch: images as patches (batch, patches, 3, patch_size, patch_size) of uint8 or, streaming, as

@@ -88,9 +88,11 @@ class ImagePatches:
 
     def _open(self) -> Any:
         """The view before it is turned, as a pipeline that has computed nothing yet."""
-        whole = max(self.img_size, round(self.img_size / self.view.side))
-        image = open_image(self.path, whole)
-        left, top = (min(round(share * whole), whole - self.img_size) for share in (self.view.left, self.view.top))
+        view = self.view
+        width, height = (max(self.img_size, round(self.img_size / share)) for share in (view.width, view.height))
+        image = open_image(self.path, width, height)
+        left = min(round(view.left * width), width - self.img_size)
+        top = min(round(view.top * height), height - self.img_size)
         image = image.crop(left, top, self.img_size, self.img_size)
         if self.view.has_other_colours:
             matrix, offset = self.view.colours()

@@ -43,8 +43,9 @@ def load_image(path: Path, size: int) -> Tensor:
     return torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1) / 127.5 - 1.0
 
 
-def open_image(path: Path, size: int) -> Any:
-    """An image, scaled to a square of ``size`` pixels a side, as a pipeline of libvips that has computed nothing yet.
+def open_image(path: Path, width: int, height: int | None = None) -> Any:
+    """An image, scaled to ``width`` by ``height`` pixels, as a pipeline of libvips that has computed nothing yet.
+    Without a height it is scaled to a square.
 
     An animation's first picture is taken, the camera's orientation (EXIF) applied, and transparency put on white.
     Colours are converted to sRGB. JPEG, WebP and pyramids in TIFF are decoded at reduced scale.
@@ -54,14 +55,14 @@ def open_image(path: Path, size: int) -> Any:
         DataError: the range of its brightness is not known.
     """
     vips = load_vips()
-    options = {"height": size, "size": "force", "fail_on": "error"}
+    options = {"height": height or width, "size": "force", "fail_on": "error"}
     try:
-        image = vips.Image.thumbnail(str(path), size, **options)
+        image = vips.Image.thumbnail(str(path), width, **options)
         _check_depth(vips.Image.new_from_file(str(path)), path)
     except vips.Error as error:
         if NO_LOADER not in str(error):
             raise
-        image = vips.Image.thumbnail_buffer(_as_png(path), size, **options)
+        image = vips.Image.thumbnail_buffer(_as_png(path), width, **options)
     if image.hasalpha():
         image = image.flatten(background=WHITE)
     return image.colourspace("srgb").cast("uchar")

@@ -1,5 +1,6 @@
 """How an image is looked at in training: which part of it, from which side, in which colours."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,12 +11,14 @@ GREY = (0.2126, 0.7152, 0.0722)
 
 @dataclass(frozen=True)
 class View:
-    """A square part of an image, turned and coloured. By default the image as it is."""
+    """A part of an image, turned and coloured, that becomes a square. By default the image as it is."""
 
     left: float = 0.0
     top: float = 0.0
     side: float = 1.0
     """All as shares of the image's width and height."""
+    aspect: float = 1.0
+    """Width to height of the part, relative to the image's own; ``side`` is the geometric mean of both shares."""
     transposed: bool = False
     """Rows become columns; this comes before the reversals."""
     rows_reversed: bool = False
@@ -23,6 +26,16 @@ class View:
     brightness: float = 1.0
     contrast: float = 1.0
     saturation: float = 1.0
+
+    @property
+    def width(self) -> float:
+        """Share of the image's width."""
+        return self.side * math.sqrt(self.aspect)
+
+    @property
+    def height(self) -> float:
+        """Share of the image's height."""
+        return self.side / math.sqrt(self.aspect)
 
     @property
     def has_other_colours(self) -> bool:
@@ -47,6 +60,9 @@ class Augmentation:
     """Smallest share of the image's area."""
     color_jitter: float = 0.0
     """Largest change of brightness, contrast and saturation, as a share."""
+    horizontal_flip: bool = False
+    crop_aspect: float = 1.0
+    """Largest width to height, or height to width, of the part, relative to the image's own."""
 
     def draw(self, rng: np.random.Generator) -> View:
         """A view; the same numbers are drawn whichever options are on."""
@@ -59,14 +75,18 @@ class Augmentation:
             turned = quarters % 2 == 1
             rows, columns = rows ^ (quarters in (2, 3)), columns ^ (quarters in (1, 2))
             transposed = bool(turned)
+        stretch, reversed_columns = rng.uniform(-1, 1) * math.log(self.crop_aspect), rng.random() < 0.5
         side = float(np.sqrt(area))
+        widest = 2 * abs(math.log(side))
+        part = View(side=side, aspect=math.exp(min(max(stretch, -widest), widest)))
         return View(
-            left=left * (1 - side),
-            top=top * (1 - side),
+            left=left * (1 - part.width),
+            top=top * (1 - part.height),
             side=side,
+            aspect=part.aspect,
             transposed=transposed,
             rows_reversed=bool(rows),
-            columns_reversed=bool(columns),
+            columns_reversed=bool(columns ^ (self.horizontal_flip and reversed_columns)),
             brightness=float(factors[0]),
             contrast=float(factors[1]),
             saturation=float(factors[2]),

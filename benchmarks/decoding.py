@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from fairseq.data import Dictionary
 from fairseq.dataclass.configs import GenerationConfig
-from fairseq.models import MODEL_REGISTRY
+from fairseq.models import MODEL_DATACLASS_REGISTRY, MODEL_REGISTRY
 from fairseq.models.transformer import base_architecture
 from fairseq.tasks import FairseqTask
 
@@ -57,7 +57,7 @@ def build(arch: str, words: Dictionary, longest: int, options: argparse.Namespac
         cfg = Namespace(**given)
         base_architecture(cfg)
     else:
-        cfg = Namespace(decoder_embed_path=None, encoder_embed_path=None, **given)
+        cfg = Namespace(**{**vars(MODEL_DATACLASS_REGISTRY[arch]()), **given})
     model = MODEL_REGISTRY[arch].build_model(cfg, task).to(options.device, options.dtype)
     model.make_generation_fast_(need_attn=False)
     return model

@@ -22,3 +22,9 @@ def test_sides_and_table(capsys: pytest.CaptureFixture[str]) -> None:
         rows = decoding.compare(sides, 5, "sentences", title, options)
         assert rows[1].endswith(f"{'2 of 2' if title == 'sampling' else '5 of 5'} equal |")
         assert title in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arch", ["gpt_deepnorm_small", "retnet_small"])
+def test_models_are_built_with_every_option(arch: str) -> None:
+    options = decoding.parse_options(["--device", "cpu"])
+    assert decoding.build(arch, words(), 9, options).max_positions() >= 9

@@ -55,6 +55,16 @@ def test_texts_between_masks_are_tokenized_as_in_training(kind: str, tmp_path: P
     assert masked_text_encoder(found)("bar dis <mask> gas kir") == [*before, "<mask>", *after]
 
 
+def test_text_is_encoded_into_pieces(tokenizer: Path) -> None:
+    """For fairseq-preprocess; a byte that is no text is named."""
+    found = open_tokenizer(str(tokenizer))
+    done = run_tool("data", "encode-text", "--model", tokenizer, stdin="bar dis\ngas\n").check()
+    pieces = [[found.pieces()[number] for number in found([text])[0]] for text in (b"bar dis", b"gas")]
+    assert [line.split(" ") for line in done.stdout.splitlines()] == pieces
+    refused = run_tool("data", "encode-text", "--model", tokenizer.with_name("none"), stdin="bar")
+    assert refused.returncode == 1 and "encode-text: cannot read --model " in refused.last_line
+
+
 def test_a_named_tokenizer_answers(tokenizer: Path, tmp_path: Path) -> None:
     """That of the training, which lies elsewhere, and one that is named."""
     (tmp_path / "data").mkdir()

@@ -1,6 +1,8 @@
 """torchscale-fairseq data prepare-language: raw text to a binarised directory. What it shares with prepare-translation
 is tested there."""
 
+import gzip
+import json
 import random
 from itertools import chain
 from pathlib import Path
@@ -121,6 +123,21 @@ def test_one_file_to_be_split(text: Path, tmp_path: Path) -> None:
     assert {split: len(chosen) for split, chosen in splits.items()} == {"train": 79, "valid": 7, "test": 9}
     assert splits["train"].count("the same line") == 5
     assert sorted(chain(*splits.values())) == sorted(["the same line"] * 5 + lines)
+
+
+def test_reads_json_lines(text: Path, tmp_path: Path) -> None:
+    """As a document per line, and leaves out lines without text if it may."""
+    lines = (text / "train.txt").read_text().splitlines()
+    records = [json.dumps({"body": line}) for line in lines]
+    path = tmp_path / "train.jsonl.gz"
+    path.write_bytes(gzip.compress("\n".join([*records, "{}"]).encode()))
+    words = ["--train", path, "--text-field", "body", "--valid", text / "valid.txt", "--test", text / "test.txt"]
+    refused = prepare(*words, "--output", tmp_path / "data", *PIECES)
+    assert f"{path}, line {len(lines) + 1}: has no field 'body' (there: none)" in refused.stderr
+    done = prepare(*words, "--skip-invalid", "--output", tmp_path / "data", *PIECES).check()
+    assert "left out 1 invalid lines, the first: " in done.stdout
+    found = decoded(tmp_path / "data", "train")
+    assert [line for line in found if line] == [" ".join(line.split()) for line in lines if line.strip()]
 
 
 def test_refuses_a_file_without_text(text: Path, tmp_path: Path) -> None:

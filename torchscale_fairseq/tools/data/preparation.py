@@ -20,6 +20,8 @@ from torchscale_fairseq.tools.progress import progress
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
 
+    from torchscale_fairseq.data.problems import Problems
+
 LINES_AT_ONCE = 10_000
 MODEL_FILE = "sentencepiece.bpe.model"
 
@@ -101,6 +103,12 @@ def read_lines(option: str, path: Path) -> list[str]:
             raise InputError(f"{where} has a carriage return or a null inside; remove it")
         lines.append(text)
     return lines
+
+
+def print_left_out(problems: "Problems") -> None:
+    """Print a line for each kind of problem that was skipped."""
+    for kind, count in problems.counts.items():
+        print(f"left out {count:,} {kind}, the first: {problems.first[kind]}")
 
 
 def draw_lines(lines: Sequence[str], options: argparse.Namespace) -> dict[str, list[int]]:

@@ -94,8 +94,7 @@ def run(options: argparse.Namespace) -> None:
         preparation.write_tokenizer(tokenizer, scratch)
     with write_atomically(made[1]) as scratch:
         preparation.write_dictionary(tokenizer, scratch)
-    for kind, count in problems.counts.items():
-        print(f"left out {count:,} {kind}, the first: {problems.first[kind]}")
+    preparation.print_left_out(problems)
     print(f"wrote {made[0]} and {made[1].name}: {tokenizer.get_piece_size()} pieces")
 
 

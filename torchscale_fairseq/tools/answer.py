@@ -31,7 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="the data directory of the training, with its tokenizer (and dict.txt if it has one)",
     )
-    add_tokenizer(parser)
+    add_tokenizer(parser, trained=True)
     parser.add_argument("--input", default="-", metavar="FILE", help="a file of prompts (default: standard input)")
     parser.add_argument(
         "--max-tokens",

@@ -111,7 +111,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="the data directory of the training, with its tokenizer (and dict.txt if it has one)",
     )
-    add_tokenizer(parser)
+    add_tokenizer(parser, trained=True)
     parser.add_argument(
         "--input", default="-", metavar="FILE", help=f"a file of lines with {MASK} in them (default: standard input)"
     )

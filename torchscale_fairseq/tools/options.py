@@ -58,11 +58,11 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     add_tokenizer(parser)
 
 
-def add_tokenizer(parser: argparse.ArgumentParser) -> None:
-    """Declare the option that names a tokenizer."""
+def add_tokenizer(parser: argparse.ArgumentParser, *, trained: bool = False) -> None:
+    """Declare the option that names a tokenizer. The model is ``trained`` if a checkpoint names its tokenizer."""
+    default = "that of the training, or else the one" if trained else "the one"
     parser.add_argument(
         "--tokenizer-file",
         metavar="FILE",
-        help="SentencePiece model, tokenizer.json or tiktoken file (default: that of the training or in the data "
-        "directory)",
+        help=f"SentencePiece model, tokenizer.json or tiktoken file (default: {default} in the data directory)",
     )

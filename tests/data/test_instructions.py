@@ -1,5 +1,6 @@
 """Instruction data: conversations to tokens, by a chat template and without one, and the loss on answers alone."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from torchscale_fairseq.data.instructions.chat import PlainChat, TemplateChat, chat_of
-from torchscale_fairseq.data.instructions.conversations import read_conversations
+from torchscale_fairseq.data.instructions.conversations import conversations_file, read_conversations
 from torchscale_fairseq.data.instructions.dataset import InstructionDataset
 from torchscale_fairseq.data.instructions.encoding import ConversationEncoder, Example
 from torchscale_fairseq.data.problems import DataError, Problems
@@ -51,6 +52,22 @@ def test_prompts_and_messages_are_conversations(tmp_path: Path) -> None:
     prompt, chat = {"prompt": "dar", "completion": "gas"}, {"messages": TWO_TURNS}
     found = read(tmp_path / "train.jsonl", prompt, "", chat)
     assert found == [[{"role": "user", "content": "dar"}, {"role": "assistant", "content": "gas"}], TWO_TURNS]
+
+
+def test_compressed_conversations(tmp_path: Path) -> None:
+    """Are read whole; a truncated file is named."""
+    line = json.dumps({"prompt": "dar", "completion": "gas"}).encode()
+    assert conversations_file(tmp_path, "train") == tmp_path / "train.jsonl"
+    path, content = tmp_path / "train.jsonl.gz", gzip.compress(line + b"\n\n" + line)
+    path.write_bytes(content)
+    assert conversations_file(tmp_path, "train") == path and len(read_conversations(path, Problems(skip=False))) == 2
+    path.write_bytes(content[:-9])
+    with pytest.raises(DataError, match=r"train.jsonl.gz, line \d: the compressed file ends too early"):
+        read_conversations(path, Problems(skip=False))
+    with pytest.raises(
+        DataError, match=r"cannot be read: .*; each subset is a file of JSON lines in the data directory"
+    ):
+        read_conversations(tmp_path / "valid.jsonl", Problems(skip=False))
 
 
 @pytest.mark.parametrize(

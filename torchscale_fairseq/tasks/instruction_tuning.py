@@ -13,7 +13,7 @@ from omegaconf import II, MISSING
 
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.data.instructions.chat import chat_of
-from torchscale_fairseq.data.instructions.conversations import read_conversations
+from torchscale_fairseq.data.instructions.conversations import conversations_file, read_conversations
 from torchscale_fairseq.data.instructions.dataset import InstructionDataset
 from torchscale_fairseq.data.instructions.encoding import ConversationEncoder
 from torchscale_fairseq.data.problems import DataError, Problems
@@ -38,7 +38,7 @@ class InstructionTuningConfig(FairseqDataclass):
 
     data: str = field(
         default=MISSING,
-        metadata=_help("directory with train.jsonl, valid.jsonl, the tokenizer and dict.txt"),
+        metadata=_help("directory with train.jsonl, valid.jsonl (also .gz and .zst), the tokenizer and dict.txt"),
     )
     chat_template: str = field(
         default="",
@@ -133,14 +133,14 @@ class InstructionTuningTask(OneDictionary):
         """Read a split and tokenize it.
 
         Args:
-            split: such as "train", for train.jsonl.
+            split: such as "train", for train.jsonl, train.jsonl.gz or train.jsonl.zst.
             epoch, combine: unused.
 
         Raises:
             DataError: something is wrong with the data.
         """
         folder, problems = Path(self._folder(self.cfg)), Problems(skip=self.cfg.skip_invalid)
-        path, chat = folder / f"{split}.jsonl", chat_of(self.cfg.chat_template, folder)
+        path, chat = conversations_file(folder, split), chat_of(self.cfg.chat_template, folder)
         encode = ConversationEncoder(self.encoder(problems), chat, self.dictionary.eos())
         examples = [encode(chat.segments(messages)) for messages in read_conversations(path, problems)]
         problems.report(str(path))

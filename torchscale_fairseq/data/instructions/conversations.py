@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from torchscale_fairseq.data.problems import DataError, Problems
+from torchscale_fairseq.data.text.formats.compression import COMPRESSIONS
+from torchscale_fairseq.data.text.formats.lines import numbered_lines
 
 Message = dict[str, Any]
 """A turn of a conversation: ``role`` (system, user, assistant) and ``content``."""
@@ -12,6 +14,8 @@ ANSWERS = "assistant"
 """The role whose messages a model learns."""
 FORMS = '"prompt" and "completion", or "messages", a list of objects with "role" and "content"'
 
+SUFFIX = ".jsonl"
+ADVICE = "; each subset is a file of JSON lines in the data directory, such as train.jsonl"
 PROMPTS = '"prompt", or "messages", a list of objects with "role" and "content"'
 
 
@@ -19,25 +23,27 @@ def read_conversations(path: Path, problems: Problems) -> list[list[Message]]:
     """The conversations of a file, a line each; empty lines are left out.
 
     Args:
-        path: of the file.
+        path: of the file, which is decompressed if its name ends in .gz or .zst.
         problems: takes lines that hold no conversation with an answer.
 
     Raises:
         DataError: the file cannot be read, or a line holds no conversation.
     """
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be read: {error.strerror}; each subset is a file of JSON lines in the data directory, such "
-            "as train.jsonl."
-        ) from error
     found = []
-    for number, line in enumerate(lines, start=1):
+    for line in numbered_lines(str(path), ADVICE):
+        where = f"{path}, line {line.number}"
         with problems.kind("invalid lines"):
-            if line.strip():
-                found.append(_with_answer(conversation_of(line, f"{path}, line {number}"), f"{path}, line {number}"))
+            if line.reason is not None:
+                raise DataError(f"{where}: {line.reason}.")
+            if line.text.strip():
+                found.append(_with_answer(conversation_of(line.text, where), where))
     return found
+
+
+def conversations_file(folder: Path, split: str) -> Path:
+    """The file of a split: SPLIT.jsonl, or that compressed with gzip or zstd; SPLIT.jsonl if there is none."""
+    paths = [folder / f"{split}{SUFFIX}{compression}" for compression in ("", *COMPRESSIONS)]
+    return next((path for path in paths if path.exists()), paths[0])
 
 
 def conversation_of(line: str | bytes, where: str, forms: str = FORMS) -> list[Message]:

@@ -8,10 +8,18 @@ from .compression import BROKEN, decompressed, why_broken
 from .reader import LONGEST_DOCUMENT, TOO_LONG, Document
 
 
-def numbered_lines(location: str) -> Iterator[Document]:
-    """The lines of a file, as bytes without their ends; the last one says where the file is broken."""
+def numbered_lines(location: str, advice: str = "") -> Iterator[Document]:
+    """The lines of a file, as bytes without their ends; the last one says where the file is broken.
+
+    Args:
+        location: path or URL.
+        advice: a clause for the end of the error if it cannot be opened.
+
+    Raises:
+        DataError: it cannot be opened.
+    """
     number = 1
-    with decompressed(location) as file:
+    with decompressed(location, advice) as file:
         try:
             while line := file.readline(LONGEST_DOCUMENT):
                 if len(line) == LONGEST_DOCUMENT and not line.endswith(b"\n"):

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from fairseq.models import BaseFairseqModel
+from fairseq.tasks import FairseqTask
 from torch import Tensor, nn
 
 from ._options import Preset, core_config
 from ._pretrained import Pretrained
 from ._released import begin_from, read_released
+from ._self_distillation import SelfDistillationModel
 
 logger = logging.getLogger(__name__)
 
@@ -33,28 +35,41 @@ class Classifier(Pretrained, BaseFairseqModel):
     head: nn.Linear
 
     @classmethod
-    def build_model(cls, cfg: Any, task: Any) -> "Classifier":
-        """Build a model for the task's classes.
+    def build_model(cls, cfg: Any, task: Any) -> Any:
+        """Build a model for the task's classes, or a student and a teacher for self-distillation.
 
         Raises:
             ValueError: options contradict each other.
         """
-        return cls(core_config(cfg, cls.config_class, cls.preset), task.num_classes)
+        config = core_config(cfg, cls.config_class, cls.preset)
+        if isinstance(task, FairseqTask) and task.cfg._name == "self_distillation":
+            return SelfDistillationModel(cls, config, task.cfg)
+        return cls(config, task.num_classes)
 
-    def load_weights(self, path: str | Path) -> None:
+    def load_weights(self, path: str | Path, branch: str = "teacher") -> None:
         """Begin from a file of released weights; its head is taken if it is for as many classes.
+
+        Args:
+            path: of the file.
+            branch: teacher or student; which of them is taken from a file that has both.
 
         Raises:
             FileNotFoundError: there is no such file.
             CheckpointError: it is not of this architecture.
         """
-        given = self.own_names(read_released(path, self.wrappers))
+        given = self.own_names(read_released(path, self.wrappers, branch))
         self.adapt(given)
         begin_from(self, given, path, kind=self.kind, advice=self.advice)
 
     def own_names(self, released: dict[str, Tensor]) -> dict[str, Tensor]:
         """Released weights by this model's names."""
         raise NotImplementedError
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """Images (batch, channels, height, width), seen as -1 to 1, to the vectors (batch, width) that the head scores.
+        Positions are interpolated for images of another size than img_size."""
+        vectors: Tensor = self.fc_norm(self.model.pool(self.model(images)))
+        return vectors
 
     def adapt(self, state_dict: dict[str, Any]) -> None:
         """Put this model's own head in a state dict that has none of its shape."""

@@ -65,6 +65,9 @@ IMAGE_TEXT: Fits = {
     "image_captioning": ("masked_lm",),
     "image_text_retrieval": ("image_text_contrastive",),
 }
-IMAGES: Fits = {"image_classification": ("image_classification", "survival")}
+IMAGES: Fits = {
+    "image_classification": ("image_classification", "survival"),
+    "self_distillation": ("self_distillation",),
+}
 VISION: Fits = {**IMAGES, "masked_image_modeling": ("masked_image_modeling",)}
 SLIDES: Fits = {"slide_classification": ("slide_classification", "multi_label", "survival")}

@@ -27,14 +27,19 @@ class MaskedImageViT(MaskedImageModel, BaseFairseqModel):
         """Features (batch, tokens, width) of whole images."""
         return self.model.forward_patches(patches)
 
-    def load_weights(self, path: str | Path) -> None:
+    def load_weights(self, path: str | Path, branch: str = "teacher") -> None:
         """Begin from a file of released weights, or from a checkpoint; its head is taken if it predicts patches.
+
+        Args:
+            path: of the file.
+            branch: teacher or student; which of them is taken from a file that has both.
 
         Raises:
             FileNotFoundError: there is no such file.
             CheckpointError: it is not of this architecture.
         """
-        load_vit(self, path, kind="a ViT", advice="take the --arch, --patch-size and --pooling that it was made for")
+        advice = "take the --arch, --patch-size and --pooling that it was made for"
+        load_vit(self, path, branch, kind="a ViT", advice=advice)
 
     def adapt(self, given: dict[str, Any]) -> None:
         """Let weights without a mask token, or for another size, be loaded."""

@@ -9,13 +9,15 @@ from typing import Optional
 from torch import Tensor, nn
 
 from torchscale_fairseq.checkpoints.reading import CheckpointError, read_file
+from torchscale_fairseq.core.errors import InputError, joined
 
 from ._options import ModelOptions
 
 logger = logging.getLogger(__name__)
 
-ENTRIES = ("model", "teacher", "state_dict", "module")
-"""Where a file of weights may have them, if not at its top."""
+BRANCHES = {"teacher": "teacher.network.", "student": "student."}
+"""The two networks of self-distillation: as authors' files name them, and the beginning of their names in our
+checkpoints."""
 
 
 @dataclass
@@ -28,24 +30,40 @@ class PretrainedOptions(ModelOptions):
     )
 
 
-def read_released(path: str | Path, wrappers: Sequence[str]) -> dict[str, Tensor]:
+@dataclass
+class BranchOptions(PretrainedOptions):
+    """Options of models that self-distillation pre-trains."""
+
+    pretrained_branch: str = field(
+        default="teacher",
+        metadata={"help": "which network of self-distillation to take from --pretrained: teacher or student"},
+    )
+
+
+def read_released(path: str | Path, wrappers: Sequence[str], branch: str = "teacher") -> dict[str, Tensor]:
     """Tensors by their names, without what wrappers put before these.
 
     Args:
         path: of the file.
         wrappers: beginnings of names to remove, in this order.
+        branch: teacher or student; which of them is taken from a file that has both.
 
     Raises:
         FileNotFoundError: there is no such file.
         CheckpointError: it holds no weights.
+        InputError: there is no such branch.
     """
+    if branch not in BRANCHES:
+        raise InputError(f"--pretrained-branch ({branch}) must be {joined(list(BRANCHES), 'or')}.")
     state = read_file(path)
-    entry = next((name for name in ENTRIES if isinstance(state, Mapping) and name in state), None)
+    entries = ("model", branch, "state_dict", "module")
+    entry = next((name for name in entries if isinstance(state, Mapping) and name in state), None)
     state = state if entry is None else state[entry]
     if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
         raise CheckpointError(f"--pretrained {path} holds no weights by name.")
-    result = {}
-    for name, value in state.items():
+    beginning, result = BRANCHES[branch], {}
+    chosen = {name.removeprefix(beginning): value for name, value in state.items() if name.startswith(beginning)}
+    for name, value in (chosen or state).items():
         for wrapper in wrappers:
             name = name.removeprefix(wrapper)
         result[name] = value

@@ -50,19 +50,20 @@ INSTEAD = {
 }
 
 
-def load_vit(model: Any, path: str | Path, *, kind: str, advice: str) -> None:
+def load_vit(model: Any, path: str | Path, branch: str, *, kind: str, advice: str) -> None:
     """Begin from a file of weights, and report which tensors are not used or not there.
 
     Args:
         model: with a ViT as ``model``, and a method ``adapt``.
         path: of a released file, or of a checkpoint of this package.
+        branch: teacher or student; which of them is taken from a file that has both.
         kind, advice: for messages, as for ``begin_from``.
 
     Raises:
         FileNotFoundError: there is no such file.
         CheckpointError: it is not of this architecture.
     """
-    released = read_released(path, WRAPPERS)
+    released = read_released(path, WRAPPERS, branch)
     _refuse_other_parts(model, released, path)
     given = own_names(released)
     if "cls_token" in released and "fc_norm.weight" in released:

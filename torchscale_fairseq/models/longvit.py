@@ -15,7 +15,7 @@ from ._fits import IMAGES as FITTING_TASKS
 from ._hubs import ImageHub
 from ._presets import IMAGES
 from ._registration import register_presets
-from ._released import PretrainedOptions
+from ._released import BranchOptions
 
 FROM_TASK = ("img_size", "patch_size")
 POSITIONS = "model.pos_embed"
@@ -61,4 +61,4 @@ class LongViTModel(Classifier, LongViTClassifier):
             state_dict[POSITIONS] = resized_positions(state_dict[POSITIONS], side, side)
 
 
-register_presets(LongViTModel, IMAGES, LongViTConfig, PretrainedOptions, FROM_TASK)
+register_presets(LongViTModel, IMAGES, LongViTConfig, BranchOptions, FROM_TASK)

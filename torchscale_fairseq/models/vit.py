@@ -18,7 +18,7 @@ from ._masked_image import MaskedImageViT
 from ._options import core_config
 from ._presets import MASKED_IMAGES, VISION
 from ._registration import register_presets
-from ._released import PretrainedOptions
+from ._released import BranchOptions
 from ._vit_weights import WRAPPERS, load_vit, own_names, resize_positions
 
 FROM_TASK = ("img_size", "patch_size")
@@ -62,14 +62,18 @@ class ViTModel(Classifier, ViTClassifier):
         """Features (batch, tokens, width) instead of scores."""
         return self.model.forward_patches(patches)
 
-    def load_weights(self, path: str | Path) -> None:
+    def load_weights(self, path: str | Path, branch: str = "teacher") -> None:
         """Begin from a file of released weights, or from a checkpoint; its head is taken if it is for as many classes.
+
+        Args:
+            path: of the file.
+            branch: teacher or student; which of them is taken from a file that has both.
 
         Raises:
             FileNotFoundError: there is no such file.
             CheckpointError: it is not of this architecture.
         """
-        load_vit(self, path, kind=self.kind, advice=self.advice)
+        load_vit(self, path, branch, kind=self.kind, advice=self.advice)
 
     def own_names(self, released: dict[str, Tensor]) -> dict[str, Tensor]:
         """Weights by timm's names, BEiT's or this model's, by this model's names."""
@@ -82,4 +86,4 @@ class ViTModel(Classifier, ViTClassifier):
         resize_positions(state_dict, self.model.config)
 
 
-register_presets(ViTModel, {**VISION, **MASKED_IMAGES}, ViTConfig, PretrainedOptions, FROM_TASK)
+register_presets(ViTModel, {**VISION, **MASKED_IMAGES}, ViTConfig, BranchOptions, FROM_TASK)

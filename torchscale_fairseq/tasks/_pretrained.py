@@ -16,5 +16,6 @@ class StartsFromWeights(FairseqTask):
         """
         model = super().build_model(cfg, from_checkpoint)
         if not from_checkpoint and cfg.pretrained is not None:
-            model.load_weights(cfg.pretrained)
+            branch = {"branch": cfg.pretrained_branch} if hasattr(cfg, "pretrained_branch") else {}
+            model.load_weights(cfg.pretrained, **branch)
         return model

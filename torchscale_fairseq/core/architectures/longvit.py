@@ -76,6 +76,10 @@ class LongViT(nn.Module):
         x = embed_patches(patches, positions.size(1), projection.weight, projection.bias)
         return self._encode(x + positions.to(x.dtype), sequence_slice)
 
+    def pool(self, features: Tensor) -> Tensor:
+        """Features of all patches, (batch, patches, width), to one vector, (batch, width)."""
+        return features.mean(1)
+
     def _encode(self, x: Tensor, sequence_slice: SequenceSlice | None = None) -> Tensor:
         features: Tensor = self.encoder(None, token_embeddings=x, sequence_slice=sequence_slice)["encoder_out"]
         return features
@@ -109,7 +113,7 @@ class LongViTClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(batch, channels, height, width) to (batch, classes)."""
-        return self._score(self.model(images).mean(1))
+        return self._score(self.model.pool(self.model(images)))
 
     def forward_patches(self, patches: Tensor | Sequence[Bands], sequence_slice: SequenceSlice | None = None) -> Tensor:
         """Arguments of ``LongViT.forward_patches`` to (batch, classes), the same in all processes that share images.
@@ -118,7 +122,7 @@ class LongViTClassifier(nn.Module):
         """
         x = self.model.forward_patches(patches, sequence_slice)
         if sequence_slice is None:
-            return self._score(x.mean(1))
+            return self._score(self.model.pool(x))
         real = sequence_slice.real()
         own = x if real is None else x.masked_fill(~real.to(x.device).unsqueeze(-1), 0.0)
         return self._score(all_sum(own.sum(1), sequence_slice.group) / self.model.config.num_patches)

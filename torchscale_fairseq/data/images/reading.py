@@ -38,9 +38,14 @@ def load_image(path: Path, size: int) -> Tensor:
         DataError: the file is missing or is not an image that can be read.
         ModuleNotFoundError: pyvips is not installed.
     """
+    return load_pixels(path, size).float() / 127.5 - 1.0
+
+
+def load_pixels(path: Path, size: int) -> Tensor:
+    """An image, scaled to a square, as (3, size, size) of uint8; arguments and errors are those of ``load_image``."""
     with errors_named(path):
         pixels = np.frombuffer(open_image(path, size).write_to_memory(), np.uint8).reshape(size, size, 3)
-    return torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1) / 127.5 - 1.0
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
 
 
 def open_image(path: Path, width: int, height: int | None = None) -> Any:

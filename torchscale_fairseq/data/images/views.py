@@ -58,6 +58,8 @@ class Augmentation:
     rotate: bool = False
     min_crop: float = 1.0
     """Smallest share of the image's area."""
+    max_crop: float = 1.0
+    """Largest share of the image's area."""
     color_jitter: float = 0.0
     """Largest change of brightness, contrast and saturation, as a share."""
     horizontal_flip: bool = False
@@ -66,7 +68,7 @@ class Augmentation:
 
     def draw(self, rng: np.random.Generator) -> View:
         """A view; the same numbers are drawn whichever options are on."""
-        area, left, top = rng.uniform(self.min_crop, 1.0), rng.random(), rng.random()
+        area, left, top = rng.uniform(self.min_crop, self.max_crop), rng.random(), rng.random()
         quarters, mirrored = rng.integers(4), rng.random(2) < 0.5
         factors = 1.0 + self.color_jitter * rng.uniform(-1.0, 1.0, 3)
         rows, columns = (bool(x) for x in mirrored & self.flip)

@@ -17,6 +17,7 @@ from torchscale_fairseq.core.option_error import OptionError
 from torchscale_fairseq.hooks.options.backends import check_backends
 from torchscale_fairseq.hooks.options.checkpoint_paths import check_paths
 from torchscale_fairseq.hooks.options.effects import check_effects
+from torchscale_fairseq.hooks.options.self_distillation import check_self_distillation
 from torchscale_fairseq.hooks.options.surfaces import spelt_as_typed
 
 ALONE = "@@ "
@@ -67,6 +68,7 @@ def check_training(cfg: Any) -> None:
     with spelt_as_typed():
         for (group, name), least in LEAST.items():
             _check_least(f"{group}.{name}", getattr(cfg.get(group), name, None), least)
+        check_self_distillation(cfg)
     check_effects(cfg.model)
     check_backends(cfg)
     for name in ("eval_bleu_args", "eval_bleu_detok_args"):

@@ -1,0 +1,142 @@
+"""Options of ``--task self_distillation``."""
+
+import dataclasses
+from dataclasses import dataclass, field
+
+from fairseq.dataclass import FairseqDataclass
+from omegaconf import II, MISSING
+
+from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.data.images.crops import CropKind
+from torchscale_fairseq.data.images.views import Augmentation
+
+from ._images import SKIP_INVALID
+
+FRACTIONS = (
+    "gray_prob",
+    "first_blur_prob",
+    "second_blur_prob",
+    "local_blur_prob",
+    "solarize_prob",
+    "teacher_momentum",
+    "center_momentum",
+)
+LEAST = {
+    "local_crops": 0,
+    "prototypes": 1,
+    "head_dim": 1,
+    "bottleneck_dim": 1,
+    "freeze_last_layer_updates": 0,
+    "teacher_momentum_updates": 0,
+}
+
+
+@dataclass
+class SelfDistillationConfig(FairseqDataclass):
+    """Options of the task."""
+
+    data: str = field(
+        default=MISSING,
+        metadata={
+            "help": "directory with images in train/ and valid/, in folders of any depth, or with train.jsonl and "
+            "valid.jsonl that name them"
+        },
+    )
+    img_size: int = field(default=1024, metadata={"help": "height and width of the two global crops in pixels"})
+    local_img_size: int = field(default=512, metadata={"help": "height and width of local crops in pixels"})
+    patch_size: int = field(default=32, metadata={"help": "height and width of a patch in pixels"})
+    local_crops: int = field(default=8, metadata={"help": "number of local crops of an image"})
+    min_crop: float = field(
+        default=0.4,
+        metadata={
+            "help": ("smallest fraction of the image's area that a global crop shows, and the largest of a local crop")
+        },
+    )
+    min_local_crop: float = field(
+        default=0.05, metadata={"help": "smallest fraction of the image's area that a local crop shows"}
+    )
+    flip: bool = field(default=False, metadata={"help": "flip crops horizontally and vertically at random"})
+    rotate: bool = field(default=False, metadata={"help": "rotate crops by 0, 90, 180 or 270 degrees at random"})
+    color_jitter: float = field(
+        default=0.4, metadata={"help": "largest random change of brightness, contrast and saturation, as a fraction"}
+    )
+    gray_prob: float = field(default=0.2, metadata={"help": "probability that a crop loses its colours"})
+    first_blur_prob: float = field(default=1.0, metadata={"help": "probability of blurring the first global crop"})
+    second_blur_prob: float = field(default=0.1, metadata={"help": "probability of blurring the second global crop"})
+    local_blur_prob: float = field(default=0.5, metadata={"help": "probability of blurring a local crop"})
+    solarize_prob: float = field(
+        default=0.2, metadata={"help": "probability of inverting the bright pixels of the second global crop"}
+    )
+    prototypes: int = field(default=65536, metadata={"help": "number of outputs of the projection head"})
+    head_dim: int = field(default=2048, metadata={"help": "inner width of the projection head"})
+    bottleneck_dim: int = field(
+        default=256, metadata={"help": "width of the projection head's unit vector, in front of its last layer"}
+    )
+    freeze_last_layer_updates: int = field(
+        default=1000, metadata={"help": "number of first updates in which the projection head's last layer is frozen"}
+    )
+    teacher_momentum: float = field(
+        default=0.996,
+        metadata={
+            "help": "weight of the teacher in its moving average at the first update; it rises to 1 along a cosine"
+        },
+    )
+    teacher_momentum_updates: int = field(
+        default=0, metadata={"help": "number of updates after which that weight is 1 (0: those of --max-update)"}
+    )
+    center_momentum: float = field(
+        default=0.9, metadata={"help": "weight of the center in the moving average of the teacher's outputs"}
+    )
+    skip_invalid: bool = field(default=False, metadata={"help": SKIP_INVALID})
+    seed: int = II("common.seed")
+    train_subset: str = II("dataset.train_subset")
+    max_update: int = II("optimization.max_update")
+
+
+def crop_kinds(cfg: SelfDistillationConfig) -> tuple[CropKind, CropKind, CropKind]:
+    """The first and the second global crop, and local crops."""
+    wide = Augmentation(cfg.flip, cfg.rotate, cfg.min_crop, color_jitter=cfg.color_jitter)
+    narrow = dataclasses.replace(wide, min_crop=cfg.min_local_crop, max_crop=cfg.min_crop)
+    return (
+        CropKind(cfg.img_size, wide, cfg.gray_prob, cfg.first_blur_prob),
+        CropKind(cfg.img_size, wide, cfg.gray_prob, cfg.second_blur_prob, cfg.solarize_prob),
+        CropKind(cfg.local_img_size, narrow, cfg.gray_prob, cfg.local_blur_prob),
+    )
+
+
+def check_options(cfg: SelfDistillationConfig) -> None:
+    """Check the values of options.
+
+    Raises:
+        InputError: one is out of its range.
+    """
+    for name in ("img_size", "local_img_size"):
+        _check_size(_flag(name), getattr(cfg, name), cfg.patch_size)
+    for name, least in LEAST.items():
+        if getattr(cfg, name) < least:
+            raise InputError(f"{_flag(name)} ({getattr(cfg, name)}) must be at least {least}.")
+    for name in FRACTIONS:
+        if not 0 <= getattr(cfg, name) <= 1:
+            raise InputError(f"{_flag(name)} ({getattr(cfg, name)}) must lie between 0 and 1.")
+    if not 0 < cfg.min_local_crop <= cfg.min_crop <= 1:
+        raise InputError(
+            f"--min-local-crop ({cfg.min_local_crop}) must be above 0 and at most --min-crop ({cfg.min_crop}), and "
+            "--min-crop at most 1, which is the whole image."
+        )
+    if not 0 <= cfg.color_jitter < 1:
+        raise InputError(f"--color-jitter ({cfg.color_jitter}) must be at least 0, which changes nothing, and below 1.")
+    if not (cfg.teacher_momentum_updates or cfg.max_update):
+        raise InputError(
+            "the teacher's momentum rises to 1 in a number of updates, and there is none: give --max-update or "
+            "--teacher-momentum-updates."
+        )
+
+
+def _check_size(flag: str, size: int, patch_size: int) -> None:
+    if size < 1 or patch_size < 1 or size % patch_size:
+        nearest = size - size % max(patch_size, 1) or patch_size
+        raise InputError(f"{flag} ({size}) must be a multiple of --patch-size ({patch_size}); use {nearest}.")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

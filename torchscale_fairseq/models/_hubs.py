@@ -120,7 +120,7 @@ class _ModelOfFiles(nn.Module):
 
 
 class ImageHub(_ModelOfFiles):
-    """A model of --task image_classification that reads files."""
+    """A model of --task image_classification or self_distillation that reads files; the latter classifies none."""
 
     @torch.no_grad()
     def classify(self, image: str | Path) -> dict[str, str]:
@@ -142,6 +142,17 @@ class ImageHub(_ModelOfFiles):
         """
         features: Tensor = self.model.extract_features([self._patches(image)])
         return features
+
+    @torch.no_grad()
+    def embed_images(self, images: Sequence[str | Path]) -> Tensor:
+        """A vector for each image file, (images, width): the normalised features of the class token, or their mean.
+
+        Raises:
+            DataError: a file is no image.
+        """
+        pixels = torch.stack([load_image(Path(image), self.task.cfg.img_size) for image in images])
+        vectors: Tensor = self.model.embed_images(pixels.to(next(self.model.parameters()).device))
+        return vectors
 
     def _patches(self, image: str | Path) -> ImagePatches:
         return ImagePatches(Path(image), self.task.cfg.img_size, self.task.cfg.patch_size)

@@ -3,14 +3,12 @@
 import dataclasses
 from dataclasses import dataclass, field
 
-from fairseq.dataclass import FairseqDataclass
 from omegaconf import II, MISSING
 
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.data.images.crops import CropKind
-from torchscale_fairseq.data.images.views import Augmentation
 
-from ._images import SKIP_INVALID
+from ._images import ReadingConfig, augmentation, check_reading
 
 FRACTIONS = (
     "gray_prob",
@@ -32,7 +30,7 @@ LEAST = {
 
 
 @dataclass
-class SelfDistillationConfig(FairseqDataclass):
+class SelfDistillationConfig(ReadingConfig):
     """Options of the task."""
 
     data: str = field(
@@ -55,8 +53,6 @@ class SelfDistillationConfig(FairseqDataclass):
     min_local_crop: float = field(
         default=0.05, metadata={"help": "smallest fraction of the image's area that a local crop shows"}
     )
-    flip: bool = field(default=False, metadata={"help": "flip crops horizontally and vertically at random"})
-    rotate: bool = field(default=False, metadata={"help": "rotate crops by 0, 90, 180 or 270 degrees at random"})
     color_jitter: float = field(
         default=0.4, metadata={"help": "largest random change of brightness, contrast and saturation, as a fraction"}
     )
@@ -87,15 +83,12 @@ class SelfDistillationConfig(FairseqDataclass):
     center_momentum: float = field(
         default=0.9, metadata={"help": "weight of the center in the moving average of the teacher's outputs"}
     )
-    skip_invalid: bool = field(default=False, metadata={"help": SKIP_INVALID})
-    seed: int = II("common.seed")
-    train_subset: str = II("dataset.train_subset")
     max_update: int = II("optimization.max_update")
 
 
 def crop_kinds(cfg: SelfDistillationConfig) -> tuple[CropKind, CropKind, CropKind]:
     """The first and the second global crop, and local crops."""
-    wide = Augmentation(cfg.flip, cfg.rotate, cfg.min_crop, color_jitter=cfg.color_jitter)
+    wide = augmentation(cfg)
     narrow = dataclasses.replace(wide, min_crop=cfg.min_local_crop, max_crop=cfg.min_crop)
     return (
         CropKind(cfg.img_size, wide, cfg.gray_prob, cfg.first_blur_prob),
@@ -110,32 +103,28 @@ def check_options(cfg: SelfDistillationConfig) -> None:
     Raises:
         InputError: one is out of its range.
     """
-    for name in ("img_size", "local_img_size"):
-        _check_size(_flag(name), getattr(cfg, name), cfg.patch_size)
+    check_reading(cfg)
+    if cfg.local_img_size < 1 or cfg.local_img_size % cfg.patch_size:
+        nearest = cfg.local_img_size - cfg.local_img_size % cfg.patch_size or cfg.patch_size
+        raise InputError(
+            f"--local-img-size ({cfg.local_img_size}) must be a multiple of --patch-size ({cfg.patch_size}); use "
+            f"{nearest}."
+        )
     for name, least in LEAST.items():
         if getattr(cfg, name) < least:
             raise InputError(f"{_flag(name)} ({getattr(cfg, name)}) must be at least {least}.")
     for name in FRACTIONS:
         if not 0 <= getattr(cfg, name) <= 1:
             raise InputError(f"{_flag(name)} ({getattr(cfg, name)}) must lie between 0 and 1.")
-    if not 0 < cfg.min_local_crop <= cfg.min_crop <= 1:
+    if not 0 < cfg.min_local_crop <= cfg.min_crop:
         raise InputError(
-            f"--min-local-crop ({cfg.min_local_crop}) must be above 0 and at most --min-crop ({cfg.min_crop}), and "
-            "--min-crop at most 1, which is the whole image."
+            f"--min-local-crop ({cfg.min_local_crop}) must be above 0 and at most --min-crop ({cfg.min_crop})."
         )
-    if not 0 <= cfg.color_jitter < 1:
-        raise InputError(f"--color-jitter ({cfg.color_jitter}) must be at least 0, which changes nothing, and below 1.")
     if not (cfg.teacher_momentum_updates or cfg.max_update):
         raise InputError(
             "the teacher's momentum rises to 1 in a number of updates, and there is none: give --max-update or "
             "--teacher-momentum-updates."
         )
-
-
-def _check_size(flag: str, size: int, patch_size: int) -> None:
-    if size < 1 or patch_size < 1 or size % patch_size:
-        nearest = size - size % max(patch_size, 1) or patch_size
-        raise InputError(f"{flag} ({size}) must be a multiple of --patch-size ({patch_size}); use {nearest}.")
 
 
 def _flag(name: str) -> str:

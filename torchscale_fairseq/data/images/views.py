@@ -58,13 +58,13 @@ class Augmentation:
     rotate: bool = False
     min_crop: float = 1.0
     """Smallest share of the image's area."""
-    max_crop: float = 1.0
-    """Largest share of the image's area."""
     color_jitter: float = 0.0
     """Largest change of brightness, contrast and saturation, as a share."""
     horizontal_flip: bool = False
     crop_aspect: float = 1.0
     """Largest width to height, or height to width, of the part, relative to the image's own."""
+    max_crop: float = 1.0
+    """Largest share of the image's area."""
 
     def draw(self, rng: np.random.Generator) -> View:
         """A view; the same numbers are drawn whichever options are on."""

@@ -149,7 +149,7 @@ def test_what_cannot_be_combined(options: dict[str, Any], message: str) -> None:
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
-    values = {"data": "", "img_size": 32, "patch_size": 8, "local_img_size": 16, "max_update": 5}
+    values: dict[str, Any] = {"data": "", "img_size": 32, "patch_size": 8, "local_img_size": 16, "max_update": 5}
     check_options(SelfDistillationConfig(**values))
     with pytest.raises(InputError, match=message):
         check_options(SelfDistillationConfig(**{**values, **options}))

@@ -59,9 +59,9 @@ class CropKind:
 def _cut(image: Tensor, view: View, size: int) -> Tensor:
     """The part of an image that is seen, scaled to (3, size, size) in float32."""
     whole = image.size(-1)
-    side = max(1, round(view.side * whole))
-    left, top = (min(round(share * whole), whole - side) for share in (view.left, view.top))
-    part = image[None, :, top : top + side, left : left + side].float()
+    width, height = (max(1, round(share * whole)) for share in (view.width, view.height))
+    left, top = min(round(view.left * whole), whole - width), min(round(view.top * whole), whole - height)
+    part = image[None, :, top : top + height, left : left + width].float()
     return F.interpolate(part, (size, size), mode="bilinear", antialias=True, align_corners=False)[0]
 
 

@@ -21,6 +21,7 @@ from tests.tools.untrained import write_untrained
 from torchscale_fairseq.data.text.pieces import PieceEncoder
 from torchscale_fairseq.data.text.tokenizers import dictionary_of, open_tokenizer
 from torchscale_fairseq.data.text.tokenizers.masked_text import Spelling, masked_text_encoder
+from torchscale_fairseq.models._hubs import masked_pieces
 
 MASKED = [*shlex.split("--task pretraining --criterion masked_lm --max-source-positions 32"), *shrunk("bert_magneto")]
 CAUSAL = [*shlex.split("--task instruction_tuning --tokens-per-sample 64"), *shrunk("gpt_deepnorm")]
@@ -97,6 +98,15 @@ def test_a_sentencepiece_model_need_not_know_the_mask(tmp_path: Path) -> None:
     assert "<mask>" in known.pieces() and "<mask>" not in bare.pieces()
     assert masked_text_encoder(bare)(TEXT) == masked_text_encoder(known)(TEXT)
     assert masked_text_encoder(bare)("<mask> bar")[0] == "<mask>"
+
+
+def test_fill_mask_reads_a_text_as_the_command_does(tmp_path: Path) -> None:
+    """Punctuation after a mask begins no word."""
+    pieces = PieceEncoder(made_corpus(tmp_path / "data") / "sentencepiece.bpe.model")
+    known = pieces.pieces()
+    for text in ("bar dis <mask>.", "<mask> gas", "bar<mask>dis"):
+        found = masked_pieces(lambda part: " ".join(known[n] or "" for n in pieces([part.encode()])[0]), text)
+        assert found.split() == masked_text_encoder(pieces)(text)
 
 
 @pytest.mark.parametrize(

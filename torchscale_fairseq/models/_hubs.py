@@ -1,6 +1,6 @@
 """The interfaces that ``from_pretrained`` returns for models that do not generate text."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from torchscale_fairseq.data.images.reading import load_image
 from torchscale_fairseq.data.text.lengths import check_length
 from torchscale_fairseq.data.text.pieces import MASK
 
+WORD_START = "\N{LOWER ONE EIGHTH BLOCK}"
+"""SentencePiece's mark of the space before a word."""
 HEAD = "sentence_classification_head"
 """The name that fairseq's tasks give to the head."""
 
@@ -72,8 +74,7 @@ class MaskedLanguageHub(RobertaHubInterface):
                 f"a text to fill must contain one {MASK}, not {masked_input.count(MASK)}: {masked_input!r}."
             )
         dictionary = self.task.source_dictionary
-        before, after = (self.bpe.encode(part.rstrip()) for part in masked_input.split(MASK))
-        line = f"<s> {before} {MASK} {after} </s>"
+        line = f"<s> {masked_pieces(self.bpe.encode, masked_input)} </s>"
         tokens = dictionary.encode_line(line, append_eos=False, add_if_not_exist=False).long().to(self.device)
         probabilities = self.model(tokens[None])[0][0, tokens == self.task.mask_idx].float().softmax(-1)[0]
         probabilities[: dictionary.nspecial] = probabilities[self.task.mask_idx] = 0
@@ -88,7 +89,7 @@ class MaskedLanguageHub(RobertaHubInterface):
     def _word(self, piece: str) -> str:
         """A piece as it stands in text, with the space in front of a word."""
         word: str = self.bpe.decode(piece)
-        return f" {word}" if piece.startswith("\N{LOWER ONE EIGHTH BLOCK}") else word
+        return f" {word}" if piece.startswith(WORD_START) else word
 
     @torch.no_grad()
     def classify(self, *sentences: str, head: str = HEAD) -> dict[str, float]:
@@ -251,6 +252,21 @@ class ImageTextHub(_ModelOfFiles):
         """The probability that a text belongs to an image."""
         scores: Tensor = self.model.match_head(self.extract_features(image, text)[:, 0])
         return float(scores.softmax(-1)[0, 1])
+
+
+def masked_pieces(encode: Callable[[str], str], text: str) -> str:
+    """The pieces of a text with one mask, which takes the space before it along.
+
+    Args:
+        encode: text to pieces with spaces between them. If it knows no masks, the texts before and after the mask are
+            encoded by themselves.
+        text: to encode.
+    """
+    whole = f" {encode(text)}".replace(f" {WORD_START} {MASK}", f" {MASK}")
+    if MASK in whole.split():
+        return whole.strip()
+    before, after = (encode(part.rstrip()) for part in text.split(MASK))
+    return f"{before} {MASK} {after}"
 
 
 class _Words:

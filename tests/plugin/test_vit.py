@@ -18,6 +18,7 @@ from tests.plugin.registered import parse
 from torchscale_fairseq import ViTClassifier, ViTConfig
 from torchscale_fairseq.checkpoints.reading import CheckpointError
 from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.models._vit_weights import own_names
 
 LAYERS, HEADS, CLASSES = 2, 2, 5
 SIZES = ["--encoder-layers", "2", "--encoder-embed-dim", "16", "--encoder-ffn-embed-dim", "24"]
@@ -58,7 +59,7 @@ def test_values_and_gradients_are_those_of_the_definition(tmp_path: Path) -> Non
     scores.square().mean().backward()
     expected.square().mean().backward()
     found = {name: p.grad for name, p in model.named_parameters()}
-    named = model.own_names({name: weight.grad for name, weight in weights.items()})
+    named = own_names({name: weight.grad for name, weight in weights.items()})
     assert set(named) == set(found)
     for name, gradient in named.items():
         assert_close(found[name], gradient, "float32")

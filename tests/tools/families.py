@@ -41,6 +41,7 @@ FAMILIES = {
     "experts": Family("mt_xmoe_small", "translation"),
     "beit3": Family("beit3_small", "image_text"),
     "longvit": Family("longvit_tiny", "image_classification", task_state={"classes": ["blue", "green", "red"]}),
+    "masked_images": Family("beit_tiny", "masked_image_modeling"),
     "survival": Family("longvit_tiny", "image_classification", task_state={"time edges": [0.0, 1.5, 4.0]}),
 }
 
@@ -57,6 +58,8 @@ def build(family: Family) -> tuple[dict[str, Any], nn.Module]:
     options = {**options, **known, **sizes, **family.options, "_name": family.arch}
     classes = next((len(value) for value in family.task_state.values()), 0)
     task = SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary, num_classes=classes)
+    if family.task == "masked_image_modeling":
+        task.patch_vocab_size = 5
     torch.manual_seed(1)
     return options, models.build_model(OmegaConf.create(options), task).eval()
 

@@ -19,9 +19,11 @@ from torchscale_fairseq.checkpoints.reading import load_checkpoint
 
 TOKENS = torch.tensor([[5, 6, 7, 8, 9, 2]])
 IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+HIDDEN = torch.tensor([[True, False, True, False], [False, True, False, False]])
 REFUSALS = {
     "beit3": "and TorchScale has no such model",
     "longvit": "and TorchScale has no such model",
+    "masked_images": "and TorchScale has no such model",
     "survival": "and TorchScale has no such model",
 }
 """Of convert to-torchscale, by family; other families are refused for an option."""
@@ -35,7 +37,7 @@ def core_of(model: Any) -> nn.Module:
     """The core's model in a model of fairseq."""
     if hasattr(model, "core"):
         return model.core
-    if hasattr(model, "head"):
+    if hasattr(model, "head") or hasattr(model, "patch_head"):
         return model
     sides = [getattr(model, side) for side in ("encoder", "decoder") if hasattr(model, side)]
     return model if len(sides) == 2 else sides[0]
@@ -48,6 +50,8 @@ def outputs(family: str, model: Any) -> torch.Tensor:
         return model(TOKENS, IMAGES[:1])["encoder_out"]
     if family in ("longvit", "survival"):
         return model.model(IMAGES).mean(1) @ model.head.weight.T
+    if family == "masked_images":
+        return model.predict(model.model(IMAGES, HIDDEN), HIDDEN)
     if family == "bert":
         return model(TOKENS)["encoder_out"]
     return model(TOKENS, TOKENS)[0] if hasattr(model, "encoder") else model(TOKENS)[0]
@@ -58,7 +62,7 @@ def expected(family: str, model: nn.Module) -> torch.Tensor:
     """The same of a model of fairseq."""
     if family == "bert":
         return model(TOKENS)[0]
-    if hasattr(model, "core") or hasattr(model, "head"):
+    if hasattr(model, "core") or hasattr(model, "head") or hasattr(model, "patch_head"):
         return outputs(family, core_of(model))
     return model(TOKENS, None, TOKENS)[0] if hasattr(model, "encoder") else model(TOKENS)[0]
 

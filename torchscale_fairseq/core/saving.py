@@ -202,8 +202,7 @@ def _longvit(config: LongViTConfig, tensors: Mapping[str, Tensor]) -> LongViTCla
 
 def _vit(config: ViTConfig, tensors: Mapping[str, Tensor]) -> ViTClassifier | MaskedImageModel:
     if "patch_head.bias" in tensors:
-        outputs, pixels = len(tensors["patch_head.bias"]), config.in_chans * config.patch_size**2
-        return MaskedImageModel(config, 0 if outputs == pixels else outputs)
+        return MaskedImageModel(config, len(tensors["patch_head.bias"]))
     return ViTClassifier(config, _classes(tensors))
 
 

@@ -25,6 +25,7 @@ BODY = "model."
 POSITIONS = f"{BODY}pos_embed"
 MASK_TOKEN = f"{BODY}patch_embed.mask_token"
 WRAPPERS = ("module.", "model.")
+ADVICE = "take the --arch, --patch-size and --pooling that it was made for"
 SCALE = ".scale"
 """The end of a vector's name that multiplies the outputs of a linear layer."""
 NAMES = (
@@ -50,27 +51,33 @@ INSTEAD = {
 }
 
 
-def load_vit(model: Any, path: str | Path, branch: str, *, kind: str, advice: str) -> None:
-    """Begin from a file of weights, and report which tensors are not used or not there.
+class BeginsFromViT(nn.Module):
+    """A mixin of models that have a ViT as ``model``."""
 
-    Args:
-        model: with a ViT as ``model``, and a method ``adapt``.
-        path: of a released file, or of a checkpoint of this package.
-        branch: teacher or student; which of them is taken from a file that has both.
-        kind, advice: for messages, as for ``begin_from``.
+    def adapt(self, state_dict: dict[str, Any]) -> None:
+        """Let weights of another head or size be loaded."""
+        raise NotImplementedError
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        CheckpointError: it is not of this architecture.
-    """
-    released = read_released(path, WRAPPERS, branch)
-    _refuse_other_parts(model, released, path)
-    given = own_names(released)
-    if "cls_token" in released and "fc_norm.weight" in released:
-        logger.warning("%s scores the mean of patches next to a class token: its head is left out", path)
-        given = {name: value for name, value in given.items() if not name.startswith(OUTSIDE)}
-    model.adapt(given)
-    begin_from(model, given, path, kind=kind, advice=advice)
+    def load_weights(self, path: str | Path, branch: str = "teacher") -> None:
+        """Begin from a file of released weights, or from a checkpoint, and report which tensors are not used or not
+        there. The head is taken if it predicts as much as this model's.
+
+        Args:
+            path: of the file.
+            branch: teacher or student; which of them is taken from a file that has both.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            CheckpointError: it is not of this architecture.
+        """
+        released = read_released(path, WRAPPERS, branch)
+        _refuse_other_parts(self, released, path)
+        given = own_names(released)
+        if "cls_token" in released and "fc_norm.weight" in released:
+            logger.warning("%s scores the mean of patches next to a class token: its head is left out", path)
+            given = {name: value for name, value in given.items() if not name.startswith(OUTSIDE)}
+        self.adapt(given)
+        begin_from(self, given, path, kind="a ViT", advice=ADVICE)
 
 
 def own_names(released: dict[str, Tensor]) -> dict[str, Tensor]:

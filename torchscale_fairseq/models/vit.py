@@ -1,7 +1,6 @@
 """ViT and BEiT: ``vit_magneto_base``, ``beit_base`` and others, for images of ordinary sizes."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -19,12 +18,12 @@ from ._options import core_config
 from ._presets import MASKED_IMAGES, VISION
 from ._registration import register_presets
 from ._released import BranchOptions
-from ._vit_weights import WRAPPERS, load_vit, own_names, resize_positions
+from ._vit_weights import BeginsFromViT, resize_positions
 
 FROM_TASK = ("img_size", "patch_size")
 
 
-class ViTModel(Classifier, ViTClassifier):
+class ViTModel(BeginsFromViT, Classifier, ViTClassifier):
     """A ViT with a head that scores classes, or that predicts hidden patches; each preset is a subclass. Released files
     have timm's names or BEiT's.
 
@@ -36,9 +35,6 @@ class ViTModel(Classifier, ViTClassifier):
     config_class = ViTConfig
     hub = ImageHub
     fits = FITTING_TASKS
-    kind = "a ViT"
-    advice = "take the --arch, --patch-size and --pooling that it was made for"
-    wrappers = WRAPPERS
 
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> Any:
@@ -62,27 +58,10 @@ class ViTModel(Classifier, ViTClassifier):
         """Features (batch, tokens, width) instead of scores."""
         return self.model.forward_patches(patches)
 
-    def load_weights(self, path: str | Path, branch: str = "teacher") -> None:
-        """Begin from a file of released weights, or from a checkpoint; its head is taken if it is for as many classes.
-
-        Args:
-            path: of the file.
-            branch: teacher or student; which of them is taken from a file that has both.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            CheckpointError: it is not of this architecture.
-        """
-        load_vit(self, path, branch, kind=self.kind, advice=self.advice)
-
-    def own_names(self, released: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Weights by timm's names, BEiT's or this model's, by this model's names."""
-        return own_names(released)
-
     def adapt(self, state_dict: dict[str, Any]) -> None:
         """Let a state dict for other classes or another size be loaded: the head stays as initialised, positions are
         interpolated."""
-        super().adapt(state_dict)
+        Classifier.adapt(self, state_dict)
         resize_positions(state_dict, self.model.config)
 
 

@@ -111,6 +111,8 @@ def parameter_order(model: nn.Module, parameters: Mapping[str, Tensor]) -> list[
     return [name for name, _ in model.named_parameters()] + heads
 
 
+PATCH_BIAS = "patch_head.bias"
+"""The bias of a head that predicts hidden patches: its entries are ids, or a patch's pixels."""
 CORE_PARTS = ("decoder", "encoder", "core", "model")
 """Attributes of fairseq's models that hold parts of the core."""
 
@@ -127,11 +129,12 @@ def core_config(model: nn.Module) -> Any:
 
 
 def _task(parameters: Mapping[str, Tensor]) -> SimpleNamespace:
-    """A task with dictionaries as long as the embeddings, and as many classes as the head has scores."""
+    """A task with dictionaries as long as the embeddings, and as many classes or ids as the head has scores."""
     names = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "core.text_embed.weight")
     found = [Vocabulary(len(parameters[name])) for name in names if name in parameters] or [Vocabulary(0)]
     classes = len(parameters["head.bias"]) if "head.bias" in parameters else 0
-    return SimpleNamespace(source_dictionary=found[0], target_dictionary=found[-1], num_classes=classes)
+    ids = {"patch_vocab_size": len(parameters[PATCH_BIAS])} if PATCH_BIAS in parameters else {}
+    return SimpleNamespace(source_dictionary=found[0], target_dictionary=found[-1], num_classes=classes, **ids)
 
 
 def _check_parameters(there: Mapping[str, Tensor], here: Mapping[str, Tensor], name: str, path: Path) -> None:

@@ -172,6 +172,8 @@ def test_masks_depend_on_seed_epoch_and_index(data: Path) -> None:
         ({"mask_ratio": 0.05}, r"--min-block-patches \(3\) .*; raise --mask-ratio, or give smaller patches"),
         ({"patch_vocab_size": -1}, r"--patch-vocab-size \(-1\) must be positive, or 0 to predict pixels"),
         ({"patch_vocab_size": 7, "min_crop": 0.5}, r"--min-crop 0\.5 does not fit --patch-vocab-size \(7\)"),
+        ({"patch_vocab_size": 7, "crop_aspect": 1.5}, r"--crop-aspect 1\.5 does not fit --patch-vocab-size \(7\)"),
+        ({"patch_vocab_size": 7, "horizontal_flip": True}, r"--horizontal-flip does not fit --patch-vocab-size"),
         ({"patch_vocab_size": 7, "flip": True}, r"--flip does not fit --patch-vocab-size \(7\), since patch_ids"),
         ({"img_size": 30}, r"--img-size \(30\) must be a multiple of --patch-size \(8\)"),
     ],

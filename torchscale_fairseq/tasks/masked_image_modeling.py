@@ -142,7 +142,8 @@ def _check(cfg: MaskedImageConfig) -> None:
         )
     if cfg.patch_vocab_size < 0:
         raise InputError(f"--patch-vocab-size ({cfg.patch_vocab_size}) must be positive, or 0 to predict pixels.")
-    moving = {"--flip": cfg.flip, "--rotate": cfg.rotate, f"--min-crop {cfg.min_crop}": cfg.min_crop < 1}
+    moving = {"--flip": cfg.flip, "--horizontal-flip": cfg.horizontal_flip, "--rotate": cfg.rotate}
+    moving |= {f"--min-crop {cfg.min_crop}": cfg.min_crop < 1, f"--crop-aspect {cfg.crop_aspect}": cfg.crop_aspect != 1}
     moves = [flag for flag, given in moving.items() if given]
     if cfg.patch_vocab_size and moves:
         raise InputError(

@@ -64,7 +64,12 @@ class ImageConfig(ReadingConfig):
 
     data: str = field(
         default=MISSING,
-        metadata={"help": "directory with train/CLASS/IMAGE and valid/CLASS/IMAGE; or with train/LABELS, valid/LABELS"},
+        metadata={
+            "help": (
+                "directory with train/CLASS/IMAGE and valid/CLASS/IMAGE; with shards in train and valid (*.tar or "
+                "*.parquet); or with train/LABELS, valid/LABELS"
+            )
+        },
     )
     labels: str = field(
         default="",

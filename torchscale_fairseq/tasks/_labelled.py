@@ -54,7 +54,7 @@ class LabelledTask(StartsFromWeights):
         """The scores of an example, (scores,), in words: columns of a table, and their cells."""
         raise NotImplementedError
 
-    def labelled(self, split: str, problems: Problems) -> tuple[Sequence[Path], Tensor, Sequence[int]]:
+    def labelled(self, split: str, problems: Problems) -> tuple[Sequence[Any], Tensor, Sequence[int]]:
         """The files of a split, their targets (files, ...), and the group of each for --class-balanced.
 
         Args:

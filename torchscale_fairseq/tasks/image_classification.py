@@ -1,4 +1,4 @@
-"""``--task image_classification``: images of any size in a folder per class, or in an index with labels."""
+"""``--task image_classification``: images of any size in a folder per class, in shards, or in an index with labels."""
 
 import logging
 from collections.abc import Sequence
@@ -10,7 +10,9 @@ from fairseq.tasks import register_task
 from torch import Tensor
 
 from torchscale_fairseq.data.images.folders import read_classes, read_folders
-from torchscale_fairseq.data.images.labels import indexed_classes, read_indexed
+from torchscale_fairseq.data.images.labels import classes_of, indexed_classes, numbers_of, read_indexed
+from torchscale_fairseq.data.images.shards import Labelled, find_shards, read_shards
+from torchscale_fairseq.data.images.stored import ImageFile
 from torchscale_fairseq.data.problems import Problems
 
 from ._images import ImageConfig, ImageTask
@@ -22,7 +24,8 @@ logger = logging.getLogger(__name__)
 
 @register_task("image_classification", dataclass=ImageConfig)
 class ImageClassificationTask(ClassReading, ImageTask):
-    """Classes are the folders, or the labels of the index, of the training split. A checkpoint remembers them."""
+    """The classes are the folders of the training split, or the labels of its shards or index. A checkpoint remembers
+    them."""
 
     predicts = "classes"
 
@@ -35,18 +38,31 @@ class ImageClassificationTask(ClassReading, ImageTask):
 
     def learned(self) -> dict[str, list[Any]]:
         """The classes, in the order of the model's scores."""
-        index = self._index(self.cfg.train_subset)
-        classes = indexed_classes(index) if index.exists() else read_classes(index.with_suffix(""))
+        split = self.cfg.train_subset
+        index, folder = self._index(split), Path(self.cfg.data) / split
+        if shards := find_shards(folder):
+            classes = classes_of((label for _, label in self._read(shards, split)), folder)
+        else:
+            classes = indexed_classes(index) if index.exists() else read_classes(folder)
         logger.info("%s classes: %s", len(classes), ", ".join(classes))
         return {"classes": classes}
 
-    def labelled(self, split: str, problems: Problems) -> tuple[Sequence[Path], Tensor, Sequence[int]]:
+    def labelled(self, split: str, problems: Problems) -> tuple[Sequence[ImageFile], Tensor, Sequence[int]]:
         """Images, and their classes as targets and groups."""
-        index, classes = self._index(split), self.state.classes
-        images, labels = (
-            read_indexed(index, classes) if index.exists() else read_folders(index.with_suffix(""), classes)
-        )
+        index, folder, classes = self._index(split), Path(self.cfg.data) / split, self.state.classes
+        images: Sequence[ImageFile]
+        if shards := find_shards(folder):
+            read = self._read(shards, split)
+            images, labels = (
+                [image for image, _ in read],
+                numbers_of(((label, image) for image, label in read), classes),
+            )
+        else:
+            images, labels = read_indexed(index, classes) if index.exists() else read_folders(folder, classes)
         return images, torch.tensor(labels), labels
+
+    def _read(self, shards: list[Path], split: str) -> list[Labelled]:
+        return read_shards(shards, Path(self.cfg.data) / "index" / split)
 
     def _index(self, split: str) -> Path:
         """The index of a split, which may be there instead of a folder for each class."""

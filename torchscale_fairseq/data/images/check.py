@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from torchscale_fairseq.core.files import WriteError, make_directory, write_atomically
 from torchscale_fairseq.data.images.reading import errors_named, open_image
+from torchscale_fairseq.data.images.stored import ImageFile
 from torchscale_fairseq.data.problems import DataError, Problems
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,9 @@ Results = dict[str, tuple[int, int, str]]
 read, or an empty text."""
 
 
-def readable_images(images: Sequence[Path], img_size: int, data: Path, split: str, problems: Problems) -> list[int]:
+def readable_images(
+    images: Sequence[ImageFile], img_size: int, data: Path, split: str, problems: Problems
+) -> list[int]:
     """The places of the images that can be read, in their order.
 
     Each file is decoded once, as training will decode it. ``DATA/index/SPLIT.images.IMG_SIZE.json`` remembers the
@@ -57,7 +60,7 @@ def readable_images(images: Sequence[Path], img_size: int, data: Path, split: st
     return [place for place, name in enumerate(names) if not reasons[name]]
 
 
-def _check(files: Mapping[str, Path], img_size: int, memory: Path) -> dict[str, str]:
+def _check(files: Mapping[str, ImageFile], img_size: int, memory: Path) -> dict[str, str]:
     """Why each file cannot be read, or an empty text. All processes get the same answer."""
     rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     own = {name: file for name, file in files.items() if zlib.crc32(name.encode()) % processes == rank}
@@ -77,7 +80,7 @@ def _check(files: Mapping[str, Path], img_size: int, memory: Path) -> dict[str, 
     return {name: reason for name, (*_, reason) in results.items()}
 
 
-def _state(file: Path) -> tuple[int, int]:
+def _state(file: ImageFile) -> tuple[int, int]:
     try:
         state = file.stat()
     except OSError:
@@ -85,7 +88,7 @@ def _state(file: Path) -> tuple[int, int]:
     return state.st_size, state.st_mtime_ns
 
 
-def _reasons(files: Sequence[Path], img_size: int) -> list[str]:
+def _reasons(files: Sequence[ImageFile], img_size: int) -> list[str]:
     """Computed in processes of their own, unless this one has used libvips already.
 
     libvips hangs in a process that is forked from one that has used it; a data loader's workers may be such processes.
@@ -101,7 +104,7 @@ def _reasons(files: Sequence[Path], img_size: int) -> list[str]:
         return list(pool.map(why, files, chunksize=AT_ONCE))
 
 
-def _why_unreadable(img_size: int, file: Path) -> str:
+def _why_unreadable(img_size: int, file: ImageFile) -> str:
     try:
         with errors_named(file):
             open_image(file, img_size).avg()

@@ -1,7 +1,6 @@
 """Images as patches, with or without something to predict of each."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from torchscale_fairseq.data.drawn_order import DrawnOrder
 from torchscale_fairseq.data.images.patches import ImagePatches
+from torchscale_fairseq.data.images.stored import ImageFile
 from torchscale_fairseq.data.images.views import Augmentation, View
 
 Example = dict[str, Any]
@@ -32,7 +32,7 @@ class ImageDataset(DrawnOrder):
 
     def __init__(
         self,
-        images: Sequence[Path],
+        images: Sequence[ImageFile],
         targets: Tensor | None,
         *,
         img_size: int,

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torchscale_fairseq.data.images.reading import errors_named, load_vips, open_image
+from torchscale_fairseq.data.images.stored import ImageFile
 from torchscale_fairseq.data.images.views import View
 
 
@@ -21,14 +21,14 @@ class ImagePatches:
     ``open_image`` says how files of all kinds are read.
 
     Args:
-        path: of the file.
+        path: of the file, or of an image in a shard.
         img_size: pixels of the scaled image's side, a multiple of patch_size.
         patch_size: pixels of a patch's side.
         view: what is seen of the image, and how.
         start, stop: which patches, counted row by row from 0; by default all.
     """
 
-    path: Path
+    path: ImageFile
     img_size: int
     patch_size: int
     view: View = field(default_factory=View)

@@ -7,24 +7,25 @@ import contextlib
 import io
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from torchscale_fairseq.data.images.stored import ImageFile, StoredImage
 from torchscale_fairseq.data.problems import DataError
 
 WHITE = 255
 DEPTHS = ("uchar", "ushort")
 """libvips's names of 8 and 16 bits, for which it is known how bright the largest number is."""
 OTHER_DEPTH = "whose largest value is not known; convert it to 8 or 16 bits"
-NO_LOADER = "not a known file format"
+NO_LOADER = ("not a known file format", "not in a known format")
+"""libvips's messages on files and on bytes of another format."""
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
 
-def load_image(path: Path, size: int) -> Tensor:
+def load_image(path: ImageFile, size: int) -> Tensor:
     """An image, scaled to a square.
 
     Args:
@@ -41,14 +42,14 @@ def load_image(path: Path, size: int) -> Tensor:
     return load_pixels(path, size).float() / 127.5 - 1.0
 
 
-def load_pixels(path: Path, size: int) -> Tensor:
+def load_pixels(path: ImageFile, size: int) -> Tensor:
     """An image, scaled to a square, as (3, size, size) of uint8; arguments and errors are those of ``load_image``."""
     with errors_named(path):
         pixels = np.frombuffer(open_image(path, size).write_to_memory(), np.uint8).reshape(size, size, 3)
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
 
 
-def open_image(path: Path, width: int, height: int | None = None) -> Any:
+def open_image(path: ImageFile, width: int, height: int | None = None) -> Any:
     """An image, scaled to ``width`` by ``height`` pixels, as a pipeline of libvips that has computed nothing yet.
     Without a height it is scaled to a square.
 
@@ -62,10 +63,17 @@ def open_image(path: Path, width: int, height: int | None = None) -> Any:
     vips = load_vips()
     options = {"height": height or width, "size": "force", "fail_on": "error"}
     try:
-        image = vips.Image.thumbnail(str(path), width, **options)
-        _check_depth(vips.Image.new_from_file(str(path)), path)
+        if isinstance(path, StoredImage):
+            content = path.read()
+            image, whole = (
+                vips.Image.thumbnail_buffer(content, width, **options),
+                vips.Image.new_from_buffer(content, ""),
+            )
+        else:
+            image, whole = vips.Image.thumbnail(str(path), width, **options), vips.Image.new_from_file(str(path))
+        _check_depth(whole, path)
     except vips.Error as error:
-        if NO_LOADER not in str(error):
+        if not any(message in str(error) for message in NO_LOADER):
             raise
         image = vips.Image.thumbnail_buffer(_as_png(path), width, **options)
     if image.hasalpha():
@@ -74,7 +82,7 @@ def open_image(path: Path, width: int, height: int | None = None) -> Any:
 
 
 @contextlib.contextmanager
-def errors_named(path: Path) -> Iterator[None]:
+def errors_named(path: ImageFile) -> Iterator[None]:
     """Turn errors of libvips into a DataError that names the file."""
     vips = load_vips()
     try:
@@ -105,12 +113,12 @@ def load_vips() -> Any:
     return pyvips
 
 
-def _check_depth(image: Any, path: Path) -> None:
+def _check_depth(image: Any, path: ImageFile) -> None:
     if image.format not in DEPTHS and image.interpretation in ("b-w", "multiband", "srgb"):
         raise _unreadable(path, f"its pixels are numbers of the type {image.format}, {OTHER_DEPTH}")
 
 
-def _as_png(path: Path) -> bytes:
+def _as_png(path: ImageFile) -> bytes:
     """An image of a format that Pillow alone reads."""
     try:
         from PIL import Image, ImageOps, UnidentifiedImageError
@@ -118,7 +126,7 @@ def _as_png(path: Path) -> bytes:
         raise _unreadable(path, "libvips does not know its format, and Pillow is not installed") from None
     content = io.BytesIO()
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(path.read()) if isinstance(path, StoredImage) else path) as image:
             upright = ImageOps.exif_transpose(image)
             if upright.mode not in PNG_MODES:
                 if upright.mode[0] in "IF":
@@ -132,5 +140,5 @@ def _as_png(path: Path) -> bytes:
     return content.getvalue()
 
 
-def _unreadable(path: Path, reason: str) -> DataError:
+def _unreadable(path: ImageFile, reason: str) -> DataError:
     return DataError(f"{path} is not an image that can be read: {reason}.")

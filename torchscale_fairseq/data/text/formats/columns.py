@@ -27,7 +27,7 @@ class Parquet:
         """The text of each row; see ``Reader``."""
         parquet = imported("pyarrow.parquet", "a Parquet file")
         with opened(location) as file:
-            with _explained(location, self.name):
+            with explained(location, self.name):
                 table = parquet.ParquetFile(file)
             _check_column(location, table.schema_arrow, field)
             batches = table.iter_batches(ROWS_AT_ONCE, columns=[field])
@@ -47,7 +47,7 @@ class Arrow:
         """The text of each row; see ``Reader``."""
         ipc = imported("pyarrow.ipc", "a saved folder of datasets")
         with opened(location) as file:
-            with _explained(location, self.name):
+            with explained(location, self.name):
                 stream = ipc.open_stream(file)
             _check_column(location, stream.schema, field)
             yield from _texts(location, self.name, iter(stream), field)
@@ -56,7 +56,7 @@ class Arrow:
 def _texts(location: str, name: str, batches: Iterator[Any], field: str) -> Iterator[Document]:
     number = 1
     while True:
-        with _explained(location, name, f", row {number:,}"):
+        with explained(location, name, f", row {number:,}"):
             batch = next(batches, None)
         if batch is None:
             return
@@ -74,7 +74,7 @@ def _check_column(location: str, schema: Any, field: str) -> None:
 
 
 @contextmanager
-def _explained(location: str, name: str, where: str = "") -> Iterator[None]:
+def explained(location: str, name: str, where: str = "") -> Iterator[None]:
     """Turn errors of pyarrow into a DataError.
 
     Raises:

@@ -174,12 +174,19 @@ def measure(
             print(shlex.join(words))
             return None
         done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "4"})
-    reports = list(_reports(done.stdout))
-    if done.returncode or not reports:
+    found = None if done.returncode else measured(done.stdout)
+    if found is None:
         lines = [
             line for line in (done.stdout + done.stderr).splitlines() if "Error" in line or "fairseq-train:" in line
         ]
         print("\n".join(lines[-4:]) or done.stderr[-1500:], flush=True)
+    return found
+
+
+def measured(output: str) -> Measured | None:
+    """The figures in what the processes of a run printed; None if there are none."""
+    reports = list(_reports(output))
+    if not reports:
         return None
     first = min(reports, key=lambda r: r["rank"])
     return Measured(

@@ -10,10 +10,7 @@ leaves its output as NAME.failed, and is measured again by the next call. The ta
 """
 
 import argparse
-import os
 import shlex
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,6 +18,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.compare import positive
+from benchmarks.limited import RunError, output_of
 from benchmarks.report import machine, versions
 from benchmarks.table_rows import TABLES, Row
 
@@ -67,20 +65,10 @@ def measure(row: Row, options: argparse.Namespace) -> str | None:
     words, limit = command(row, options), options.seconds or row.seconds
     print(f"table.py: {row.name}, at most {limit} s: {shlex.join(words[1:])}", file=sys.stderr, flush=True)
     partial, start = options.folder / f"{row.name}.failed", time.monotonic()
-    with partial.open("w") as output:
-        run = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
-        try:
-            code = run.wait(limit)
-        except subprocess.TimeoutExpired:
-            code = None
-        finally:
-            if run.poll() is None:
-                os.killpg(run.pid, signal.SIGKILL)
-                run.wait()
-    if code:
-        return f"failed: {(partial.read_text().strip().splitlines() or ['no output'])[-1][-100:]}"
-    if code is None:
-        return f"took longer than {limit} s"
+    try:
+        output_of(limit, words, partial)
+    except RunError as error:
+        return str(error)
     with partial.open("a") as output:
         output.write(f"\ntable.py: {time.monotonic() - start:.0f} seconds\n")
     partial.rename(options.folder / f"{row.name}.txt")

@@ -198,6 +198,8 @@ def draw(report: Result) -> "Figure":
             for rate, values in points.items():
                 panel.plot([rate] * len(values), values, "o", markersize=4, color=COLOURS[colour])
         panel.set(xscale="log", xlabel="highest learning rate", ylabel=title)
+        panel.set_xticks(list(means), [f"{rate:g}" for rate in means])
+        panel.minorticks_off()
     panels[0].legend()
     return figure
 

@@ -1,12 +1,15 @@
 """The experiment on SubLN in speech recognition: its commands, and what it reads from their logs."""
 
+import itertools
 import json
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
 
 from scripts.experiments import fairseq_jobs, speech_subln
+from tests.fairseq_cli import REPOSITORY
 
 LOG = """\
 num. shared model params: 1,000 (num. trained: 1,000)
@@ -45,3 +48,10 @@ def test_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     differing = {word.partition("=")[0] for word in set(with_subln) ^ set(without)}
     assert differing == {"++model.subln", "checkpoint.save_dir", "hydra.run.dir"}
     assert sum(command[0] == "fairseq-generate" for command in commands) == 2
+
+
+def test_published_report_has_every_rate_and_seed() -> None:
+    report = json.loads((REPOSITORY / "docs/claims/speech_subln.json").read_text())
+    assert shlex.split(report["command"])[2] == "scripts.experiments.speech_subln"
+    planned = itertools.product(speech_subln.NORMS, speech_subln.RATES, speech_subln.SEEDS)
+    assert {(run["norm"], run["learning_rate"], run["seed"]) for run in report["runs"]} == set(planned)

@@ -193,7 +193,7 @@ ARCHITECTURES = [
         "1.0",
         ("side", "time"),
         shlex.split("longvit --device cuda --sizes 1024 2048 4096"),
-        shlex.split("longvit --sizes 1024 --repeats 1"),
+        shlex.split("longvit --sizes 256 --repeats 1 --threads 1"),
     ),
     Row(
         "experts-layer",

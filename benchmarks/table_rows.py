@@ -36,7 +36,7 @@ TOY_TRAINING = "--device cpu --vocab-size 100 --updates 100"
 
 def throughput(name: str, work: str, least: str, cases: str, more: str = "", **limits: int) -> Row:
     """Whole updates of fairseq-train; ``more`` comes after the cases."""
-    small = " ".join(",".join(["small:1x8", *_for_one_cpu(case)]) for case in cases.split())
+    small = " ".join(dict.fromkeys(",".join(["small:1x8", *_for_one_cpu(case)]) for case in cases.split()))
     toy = f"throughput --cases {small} {TOY_TRAINING} {more}"
     columns = (SPEED, "ratio")
     return Row(

@@ -20,6 +20,7 @@ from torchscale_fairseq.hooks.options.self_distillation import check_self_distil
 from torchscale_fairseq.hooks.options.surfaces import spelt_as_typed
 from torchscale_fairseq.models.longvit import LongViTModel
 from torchscale_fairseq.tasks._self_distillation_options import SelfDistillationConfig, check_options
+from torchscale_fairseq.tasks.self_distillation import SelfDistillationTask
 
 COMMON = ["--batch-size", "2", "--optimizer", "sgd", "--lr", "0.1", "--clip-norm", "1", "--cpu", "--num-workers", "0"]
 COMMON += ["--log-format", "simple", "--log-interval", "1", "--no-epoch-checkpoints"]
@@ -28,6 +29,7 @@ SELF = [*IMAGES, "--task", "self_distillation", "--criterion", "self_distillatio
 SELF += ["--local-crops", "1", "--flip", "--prototypes", "12", "--head-dim", "32", "--bottleneck-dim", "8"]
 SELF += ["--freeze-last-layer-updates", "1", "--teacher-momentum", "0.9", "--teacher-momentum-updates", "9"]
 SELF += ["--warmup-teacher-temp-updates", "2", "--teacher-temp", "0.07"]
+VALUES: dict[str, Any] = {"data": "", "img_size": 32, "patch_size": 8, "local_img_size": 16, "max_update": 5}
 FIGURES = re.compile(r"valid on 'valid' subset .*loss ([\d.]+) .*teacher_entropy ([\d.]+)")
 
 
@@ -149,7 +151,13 @@ def test_what_cannot_be_combined(options: dict[str, Any], message: str) -> None:
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
-    values: dict[str, Any] = {"data": "", "img_size": 32, "patch_size": 8, "local_img_size": 16, "max_update": 5}
-    check_options(SelfDistillationConfig(**values))
+    check_options(SelfDistillationConfig(**VALUES))
     with pytest.raises(InputError, match=message):
-        check_options(SelfDistillationConfig(**{**values, **options}))
+        check_options(SelfDistillationConfig(**{**VALUES, **options}))
+
+
+def test_a_checkpoint_of_another_task_is_refused() -> None:
+    task = SelfDistillationTask(SelfDistillationConfig(**VALUES, seed=1))
+    state = {"cfg": {"task": {"_name": "image_classification", "img_size": 32}}}
+    with pytest.raises(InputError, match=r"the checkpoint is of --task image_classification.*--pretrained"):
+        task.adapt_checkpoint(state, fine_tuning=False, keep_optimizer=True)

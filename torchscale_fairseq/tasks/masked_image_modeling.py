@@ -10,15 +10,12 @@ from torch import Tensor
 
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.data.images.block_masks import BlockMasks
-from torchscale_fairseq.data.images.check import readable_images
-from torchscale_fairseq.data.images.folders import read_unlabelled
-from torchscale_fairseq.data.images.index import read_index
 from torchscale_fairseq.data.images.masked_dataset import MaskedImages
-from torchscale_fairseq.data.images.patch_ids import FORMAT, read_patch_ids
+from torchscale_fairseq.data.images.patch_ids import read_patch_ids
 from torchscale_fairseq.data.problems import Problems
-from torchscale_fairseq.tasks._pretrained import StartsFromWeights
 
-from ._images import ReadingConfig, augmentation, check_reading, check_size, check_task
+from ._images import ReadingConfig, augmentation, check_reading
+from ._unlabelled import UnlabelledTask
 
 
 @dataclass
@@ -50,7 +47,7 @@ class MaskedImageConfig(ReadingConfig):
 
 
 @register_task("masked_image_modeling", dataclass=MaskedImageConfig)
-class MaskedImageTask(StartsFromWeights):
+class MaskedImageTask(UnlabelledTask):
     """Reads images and draws masks for the criterion masked_image_modeling.
 
     Args:
@@ -67,25 +64,10 @@ class MaskedImageTask(StartsFromWeights):
         check_reading(cfg)
         _check(cfg)
 
-    @classmethod
-    def setup_task(cls, cfg: MaskedImageConfig, **_: Any) -> "MaskedImageTask":
-        """Make the task."""
-        return cls(cfg)
-
     @property
     def patch_vocab_size(self) -> int:
         """Ids that are predicted for a patch; 0 for pixels."""
         return self.cfg.patch_vocab_size
-
-    def adapt_checkpoint(self, state: dict[str, Any], *, fine_tuning: bool, keep_optimizer: bool) -> None:
-        """Check a checkpoint before a run resumes from it.
-
-        Raises:
-            InputError: see ``check_task`` and ``check_size``.
-        """
-        check_task(state, self.cfg)
-        if keep_optimizer:
-            check_size(state, self.cfg.img_size)
 
     def load_dataset(self, split: str, **_: Any) -> None:
         """Open a split.
@@ -95,9 +77,8 @@ class MaskedImageTask(StartsFromWeights):
         """
         cfg = self.cfg
         problems = Problems(skip=cfg.skip_invalid)
-        images, ids = self._images(split, problems)
-        kept = readable_images(images, cfg.img_size, Path(cfg.data), split, problems)
-        problems.report(split)
+        images, ids = self._images_and_ids(split, problems)
+        kept = self.readable(images, split, problems)
         self.datasets[split] = MaskedImages(
             [images[place] for place in kept],
             None if ids is None else ids[kept],
@@ -108,26 +89,12 @@ class MaskedImageTask(StartsFromWeights):
             seed=cfg.seed,
         )
 
-    def _images(self, split: str, problems: Problems) -> tuple[list[Path], Tensor | None]:
+    def _images_and_ids(self, split: str, problems: Problems) -> tuple[list[Path], Tensor | None]:
         """The images of a split, and the ids of their patches if those are predicted."""
-        cfg, folder = self.cfg, Path(self.cfg.data) / split
-        index = folder.with_name(f"{split}.jsonl")
-        if cfg.patch_vocab_size:
-            return read_patch_ids(index, (cfg.img_size // cfg.patch_size) ** 2, cfg.patch_vocab_size, problems)
-        if index.exists():
-            return [line.images[0] for line in read_index(index, FORMAT, problems)], None
-        return read_unlabelled(folder), None
-
-    def max_positions(self) -> None:
-        """There is no limit."""
-
-    @property
-    def source_dictionary(self) -> None:
-        """There are no words."""
-
-    @property
-    def target_dictionary(self) -> None:
-        """There are no words."""
+        cfg = self.cfg
+        if not cfg.patch_vocab_size:
+            return self.images(split, problems), None
+        return read_patch_ids(self.index(split), (cfg.img_size // cfg.patch_size) ** 2, cfg.patch_vocab_size, problems)
 
 
 def _check(cfg: MaskedImageConfig) -> None:

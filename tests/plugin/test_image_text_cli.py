@@ -147,7 +147,7 @@ def test_an_unreadable_image_is_named(drawings: Path, tmp_path: Path) -> None:
     [
         (["--img-size", "30"], r"--img-size \(30\) must be a multiple of --patch-size \(8\)"),
         (["--image-mask-prob", "1.5"], r"--image-mask-prob \(1.5\) must lie between 0 and 1"),
-        (["--max-source-positions", "3"], r"more than --max-source-positions \(3\); raise it"),
+        (["--max-source-positions", "3"], r"more than --max-source-positions \(3\); shorten the caption"),
     ],
 )
 def test_wrong_options_are_refused(drawings: Path, tmp_path: Path, flags: list[str], message: str) -> None:

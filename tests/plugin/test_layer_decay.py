@@ -133,6 +133,9 @@ def test_updates_are_those_of_groups_with_learning_rates_of_their_own(make: Any)
 
 
 def test_what_a_step_notes_in_a_group_is_kept() -> None:
+    """Once there has been an SGD, torch calls the hooks of a class that extends it for both steps."""
+    torch.optim.SGD([nn.Parameter(torch.ones(1))])
+
     class Counting(torch.optim.SGD):
         def step(self, closure: Any = None) -> Any:
             for group in self.param_groups:

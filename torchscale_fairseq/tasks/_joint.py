@@ -179,8 +179,7 @@ class JointTask(OneDictionary, LabelledTask):
             problems.found(
                 "texts that are too long",
                 f"{long[0].where} has a text of more than --max-source-positions ({most + 2}) tokens, <s> and </s> "
-                "included; shorten the text, leave such texts out with --skip-invalid, or train a model from its "
-                "initial values with more",
+                "included; shorten the text, or train a new model with room for more",
                 len(long),
             )
         kept = [place for place, tokens in enumerate(found) if len(tokens) <= most]

@@ -70,8 +70,7 @@ class ImageTextDataset(DrawnImages):
             problems.found(
                 "captions that are too long",
                 f"the caption of {pairs[longest].image} has {sizes[longest]} tokens, more than --max-source-positions "
-                f"({max_tokens}); shorten the caption, leave such captions out with --skip-invalid, or train a model "
-                "from its initial values with more",
+                f"({max_tokens}); shorten the caption, or train a new model with room for more",
                 len(long),
             )
         kept = np.flatnonzero(sizes <= max_tokens)

@@ -64,9 +64,13 @@ def scale_steps(optimizer: Optimizer, factors: Sequence[float]) -> None:
         places[factor].append(place)
     group = optimizer.param_groups[0]
     assert len(optimizer.param_groups) == 1 and len(group["params"]) == len(factors)
+    depth = 0  # the step of a class may call that of its base, and torch calls hooks for both
 
     def divide(optimizer: Optimizer, *_: Any) -> None:
-        nonlocal group
+        nonlocal group, depth
+        depth += 1
+        if depth > 1:
+            return
         (group,) = optimizer.param_groups
         optimizer.param_groups = [
             {**group, "params": [group["params"][place] for place in members], "lr": group["lr"] * factor}
@@ -75,6 +79,10 @@ def scale_steps(optimizer: Optimizer, factors: Sequence[float]) -> None:
 
     def join(optimizer: Optimizer, *_: Any) -> None:
         """Keep what a step notes in its groups, such as the number of updates."""
+        nonlocal depth
+        depth -= 1
+        if depth:
+            return
         noted = optimizer.param_groups[0]
         group.update({name: value for name, value in noted.items() if name not in ("params", "lr")})
         optimizer.param_groups = [group]

@@ -48,7 +48,7 @@ def test_equals_the_merged_format(data: Path, sharded: Path, tmp_path: Path) -> 
     assert_same_state(found["last_optimizer_state"], expected["last_optimizer_state"])
 
 
-@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("processes", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_resumes_in_any_number_of_processes(processes: int, data: Path, sharded: Path, tmp_path: Path) -> None:
     merged = tmp_path / "merged.pt"
     done = run_tool("convert", "merge-experts", sharded / "checkpoint_last.pt", merged).check()

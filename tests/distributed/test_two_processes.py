@@ -26,8 +26,8 @@ def one_process(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("launcher", "backend"),
     [
-        ("torchrun", "pytorch_ddp"),
         ("world_size", "legacy_ddp"),
+        pytest.param("torchrun", "pytorch_ddp", marks=pytest.mark.slow),
         pytest.param("torchrun", "legacy_ddp", marks=pytest.mark.slow),
         pytest.param("world_size", "pytorch_ddp", marks=pytest.mark.slow),
     ],

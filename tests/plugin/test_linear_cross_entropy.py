@@ -81,7 +81,7 @@ def test_trains_like_label_smoothed_cross_entropy(data: dict[str, Path], tmp_pat
     assert_trains_like("label_smoothed_cross_entropy", "mt_deepnorm_small", data, tmp_path, "float32", *flags)
 
 
-@pytest.mark.parametrize("flag", ["--fp16", "--bf16", "--memory-efficient-fp16"])
+@pytest.mark.parametrize("flag", ["--fp16", "--bf16", pytest.param("--memory-efficient-fp16", marks=pytest.mark.slow)])
 def test_precisions(flag: str, data: dict[str, Path], tmp_path: Path) -> None:
     tolerance = "bfloat16" if flag == "--bf16" else "float16"
     flags = [*ADAM, flag, "--fp16-init-scale", "4"]

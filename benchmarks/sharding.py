@@ -253,8 +253,8 @@ class Recorder:
                 torch.cuda.reset_peak_memory_stats()
             start = time.perf_counter()
             output = stock(trainer, samples, *arguments, **keywords)
-            self.found["losses"].append(round(float(output["loss"]), 6))
-            self.found["norms"].append(float(metrics.get_meter("train_inner", "gnorm").val))
+            for kept, name in (("losses", "loss"), ("norms", "gnorm")):  # the output is rounded to 3 digits
+                self.found[kept].append(float(metrics.get_meter("train_inner", name).val))
             self.found["seconds"].append(time.perf_counter() - start)
             if trainer._speed is not None and not self.found["flops"]:
                 self.found["flops"] = float(trainer._speed.measure(samples)[1])

@@ -1,5 +1,6 @@
 """benchmarks/scaling: figures of logs, kept measurements, and whole runs at a small size."""
 
+import argparse
 import json
 import time
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 
 pytest.importorskip("fairseq")
 
+from fairseq.logging import metrics
+
 from benchmarks.limited import RunError, error_line, output_of
 from benchmarks.report import DisagreementError
 from benchmarks.scaling import __main__ as scaling
@@ -17,7 +20,7 @@ from benchmarks.scaling.checks import CHECKS, worst_difference
 from benchmarks.scaling.log import Logged, read_log
 from benchmarks.scaling.results import Results
 from benchmarks.scaling.rows import ROWS, TOY_LENGTH, Row
-from benchmarks.sharding import Measured
+from benchmarks.sharding import Measured, Recorder
 
 LOGGED = Logged(8000.0, 400e12, 50.5, 7e9, 0.0)
 TOY = ["--device", "cpu", "--toy"]
@@ -58,6 +61,20 @@ def test_runs_that_differ_are_refused() -> None:
     for found in (measured(2.0), measured(2.0, 1.001), measured(2.0, float("nan"))):
         with pytest.raises(DisagreementError):
             worst_difference(found, whole, after=1)
+
+
+def test_losses_are_compared_with_all_their_digits() -> None:
+    """fairseq rounds those that a step returns."""
+    recorder = Recorder(on_gpu=False)
+
+    def step(*_: object) -> dict[str, float]:
+        metrics.log_scalar("loss", 1.23456, round=3)
+        metrics.log_scalar("gnorm", 0.5, round=3)
+        return {"loss": 1.235}
+
+    with metrics.aggregate("train_inner", new_root=True):
+        recorder.updating(step)(argparse.Namespace(_speed=None), [])
+    assert recorder.found["losses"] == [1.23456] and recorder.found["norms"] == [0.5]
 
 
 def test_a_measurement_is_made_once(

@@ -1,5 +1,6 @@
 """How runs are started: torch's launcher, one process per GPU."""
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +32,9 @@ class Place:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables of a run, in which this repository is imported."""
-        return {"OMP_NUM_THREADS": "1" if self.toy else "4", "PYTHONPATH": str(REPOSITORY)}
+        """Variables of a run, which imports this repository, and packages from where this process does."""
+        path = os.pathsep.join([str(REPOSITORY), *sys.path[1:]])
+        return {"OMP_NUM_THREADS": "1" if self.toy else "4", "PYTHONPATH": path}
 
     def command(self, processes: int, program: list[str], words: list[str]) -> list[str]:
         """The words that start a training.

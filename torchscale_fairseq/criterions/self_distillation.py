@@ -10,6 +10,7 @@ from torch import Tensor
 
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.ops.self_distillation import self_distillation_losses, warmed_up
+from torchscale_fairseq.hooks.options.surfaces import flag_of
 
 
 @dataclass
@@ -41,7 +42,7 @@ class SelfDistillationCriterion(FairseqCriterion):
         super().__init__(task)
         for name in ("student_temp", "teacher_temp", "warmup_teacher_temp"):
             if not getattr(cfg, name) > 0:
-                raise InputError(f"--{name.replace('_', '-')} ({getattr(cfg, name)}) must be above 0.")
+                raise InputError(f"{flag_of(name)} ({getattr(cfg, name)}) must be above 0.")
         if cfg.warmup_teacher_temp_updates < 0:
             raise InputError(
                 f"--warmup-teacher-temp-updates ({cfg.warmup_teacher_temp_updates}) must be at least 0; 0 warms "

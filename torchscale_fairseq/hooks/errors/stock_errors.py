@@ -22,6 +22,7 @@ from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, Omega
 
 from torchscale_fairseq.core.errors import InputError, did_you_mean
 from torchscale_fairseq.core.reporting import TRACEBACK
+from torchscale_fairseq.hooks.options.surfaces import flag_of
 
 Locals = Mapping[str, Any]
 
@@ -172,27 +173,27 @@ def _unknown_choice(error: BaseException, local: Locals) -> str | None:
 
 def _option_of_choice(error: BaseException, local: Locals) -> str:
     """An option that a tokenizer or another part that the user chose cannot do without."""
-    chosen = f"--{local['registry_name'].replace('_', '-')} {local['choice']}"
-    return f"{chosen} needs --{str(getattr(error, 'key', None)).replace('_', '-')}"
+    chosen = f"{flag_of(local['registry_name'])} {local['choice']}"
+    return f"{chosen} needs {flag_of(str(getattr(error, 'key', None)))}"
 
 
 def _package_of_choice(error: BaseException, local: Locals) -> str | None:
     name = getattr(error, "name", None)
-    chosen = f"--{local['registry_name'].replace('_', '-')} {local['choice']}"
+    chosen = f"{flag_of(local['registry_name'])} {local['choice']}"
     return f"{chosen} needs the Python package {name}: pip install {name}" if name else None
 
 
 def _unfit_value(error: BaseException, local: Locals) -> str:
     """Hydra composes the command line's options, and names the one at fault as ``group.key=value``."""
     key, value = str(error).split()[-1].rpartition(".")[2].split("=", 1)
-    flag = f"--{key.replace('_', '-')}"
+    flag = flag_of(key)
     reason = str(error.__cause__ or "").splitlines()
     return f"{flag} is missing" if value == "null" else f"{flag} ({value}) cannot be read: {' '.join(reason[:1])}"
 
 
 def _unfit_task(error: BaseException, local: Locals) -> str:
     args, key = local["args"], str(error).split("'")[1]
-    flag = f"--{key.rpartition('.')[2].replace('_', '-')}"
+    flag = flag_of(key)
     return f"--arch {args.arch} does not fit --task {args.task}, which has no {flag}; give another --task"
 
 

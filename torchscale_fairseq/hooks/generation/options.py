@@ -10,6 +10,7 @@ from fairseq.tasks.speech_to_text import SpeechToTextTask
 from fairseq.tasks.translation_lev import TranslationLevenshteinTask
 
 from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.hooks.options.surfaces import flag_of
 
 logger = logging.getLogger(__name__)
 
@@ -56,11 +57,11 @@ def check(cfg: Any, *, interactive: bool) -> None:
     for name in ("print_step", "retain_iter_history"):
         if _given(cfg, name) and not refines:
             raise InputError(
-                f"{_flag(name)} needs a model that translates by iterative refinement (--task translation_lev); "
+                f"{flag_of(name)} needs a model that translates by iterative refinement (--task translation_lev); "
                 f"leave it out with --task {cfg.task._name}."
             )
     for name, reason in _without_effect(cfg, task, interactive=interactive):
-        logger.warning(f"{_flag(name)} has no effect {reason}")
+        logger.warning(f"{flag_of(name)} has no effect {reason}")
     if cfg.generation.nbest > cfg.generation.beam:
         logger.warning(f"--nbest ({cfg.generation.nbest}) is cut to the {cfg.generation.beam} hypotheses of --beam")
 
@@ -89,7 +90,3 @@ def _given(cfg: Any, name: str) -> bool:
         if hasattr(defaults, name):
             return bool(getattr(group, name) != getattr(defaults, name))
     raise AssertionError(name)
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

@@ -18,7 +18,7 @@ from torchscale_fairseq.hooks.options.backends import check_backends
 from torchscale_fairseq.hooks.options.checkpoint_paths import check_paths
 from torchscale_fairseq.hooks.options.effects import check_effects
 from torchscale_fairseq.hooks.options.self_distillation import check_self_distillation
-from torchscale_fairseq.hooks.options.surfaces import spelt_as_typed
+from torchscale_fairseq.hooks.options.surfaces import flag_of, spelt_as_typed
 
 ALONE = "@@ "
 """The value that fairseq gives to ``--replace-unk`` without a file, and then opens as a file."""
@@ -72,7 +72,7 @@ def check_training(cfg: Any) -> None:
     check_effects(cfg.model)
     check_backends(cfg)
     for name in ("eval_bleu_args", "eval_bleu_detok_args"):
-        _check_json(f"--{name.replace('_', '-')}", getattr(cfg.task, name, None))
+        _check_json(flag_of(name), getattr(cfg.task, name, None))
 
 
 def _check_least(option: str, given: Any, least: int) -> None:

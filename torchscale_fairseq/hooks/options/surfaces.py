@@ -17,6 +17,11 @@ GROUPS = ("optimizer", "criterion", "task", "lr_scheduler")
 """Options that choose a group of others."""
 
 
+def flag_of(option: str) -> str:
+    """An option as a flag of the command line."""
+    return "--" + option.rpartition(".")[2].replace("_", "-")
+
+
 class _Typed(Surface):
     """A surface where options are typed. An architecture has values of its own, which the user has not typed.
 
@@ -47,7 +52,7 @@ class Flags(_Typed):
     """``--name value``; a switch is on where it is given."""
 
     def name(self, option: str) -> str:
-        return "--" + option.rpartition(".")[2].replace("_", "-")
+        return flag_of(option)
 
     def mention(self, option: str, value: Any) -> str:
         return self.name(option) if value is True else f"{self.name(option)} {value}"

@@ -11,6 +11,7 @@ from fairseq.models import MODEL_DATACLASS_REGISTRY, MODEL_REGISTRY
 
 from torchscale_fairseq.core.errors import did_you_mean, joined, nearest
 from torchscale_fairseq.hooks.contracts import HasPreset
+from torchscale_fairseq.hooks.options.surfaces import flag_of
 
 MOST_CHOICES = 20
 """More are not listed in an error."""
@@ -91,7 +92,7 @@ def _value(message: str, flag: str) -> Any:
 
 def _nearest_flags(flag: str, known: list[str]) -> list[str]:
     names = [other.removeprefix("--").replace("-", "_") for other in known]
-    return ["--" + name.replace("_", "-") for name in nearest(flag.removeprefix("--").replace("-", "_"), names)]
+    return [flag_of(name) for name in nearest(flag.removeprefix("--").replace("-", "_"), names)]
 
 
 def _architectures_with(option: str) -> list[str]:

@@ -1,5 +1,6 @@
 """The base of tasks that read images of any size."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.data.images.check import readable_images
 from torchscale_fairseq.data.images.dataset import ImageDataset
 from torchscale_fairseq.data.images.patches import ImagePatches
+from torchscale_fairseq.data.images.stored import ImageFile
 from torchscale_fairseq.data.images.transforms import LARGEST_MAGNITUDE, ImageTransform, load_transforms
 from torchscale_fairseq.data.images.views import Augmentation
 from torchscale_fairseq.data.problems import Problems
@@ -173,8 +175,7 @@ class ImageTask(LabelledTask):
         cfg = self.cfg
         problems = Problems(skip=cfg.skip_invalid)
         images, targets, groups = self.labelled(split, problems)
-        kept = readable_images(images, cfg.img_size, Path(cfg.data), split, problems)
-        problems.report(split)
+        kept = readable(cfg, images, split, problems)
         training = split == cfg.train_subset
         self.datasets[split] = ImageDataset(
             [images[place] for place in kept],
@@ -264,23 +265,46 @@ def check_task(state: dict[str, Any], cfg: FairseqDataclass) -> None:
         )
 
 
+def check_whole_patches(option: str, size: int, patch_size: int) -> None:
+    """Check that a side consists of whole patches.
+
+    Args:
+        option: that gives the side, as typed.
+        size: of the side in pixels.
+        patch_size: of a patch's side in pixels.
+
+    Raises:
+        InputError: it does not.
+    """
+    if size < 1 or patch_size < 1 or size % patch_size:
+        nearest = size - size % max(patch_size, 1) or patch_size
+        raise InputError(f"{option} ({size}) must be a multiple of --patch-size ({patch_size}); use {nearest}.")
+
+
 def check_reading(cfg: ReadingConfig) -> None:
     """Check how images are to be read and augmented.
 
     Raises:
         InputError: an option is out of its range.
     """
-    if cfg.img_size < 1 or cfg.patch_size < 1 or cfg.img_size % cfg.patch_size:
-        nearest = cfg.img_size - cfg.img_size % max(cfg.patch_size, 1) or cfg.patch_size
-        raise InputError(
-            f"--img-size ({cfg.img_size}) must be a multiple of --patch-size ({cfg.patch_size}); use {nearest}."
-        )
+    check_whole_patches("--img-size", cfg.img_size, cfg.patch_size)
     if not 0 < cfg.min_crop <= 1:
         raise InputError(f"--min-crop ({cfg.min_crop}) must be above 0 and at most 1, which is the whole image.")
     if cfg.crop_aspect < 1:
         raise InputError(f"--crop-aspect ({cfg.crop_aspect}) must be at least 1, which is the image's own.")
     if not 0 <= cfg.color_jitter < 1:
         raise InputError(f"--color-jitter ({cfg.color_jitter}) must be at least 0, which changes nothing, and below 1.")
+
+
+def readable(cfg: ReadingConfig, images: Sequence[ImageFile], split: str, problems: Problems) -> list[int]:
+    """The places of a split's images that can be read; the problems found are reported.
+
+    Raises:
+        DataError: some cannot be read, and --skip-invalid is off.
+    """
+    kept = readable_images(images, cfg.img_size, Path(cfg.data), split, problems)
+    problems.report(split)
+    return kept
 
 
 def augmentation(cfg: ReadingConfig) -> Augmentation:

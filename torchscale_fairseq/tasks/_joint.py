@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from omegaconf import II, MISSING
 from torch import Tensor
 
-from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.files import write_atomically
 from torchscale_fairseq.data.images.check import readable_images
 from torchscale_fairseq.data.images.index import Format, Line, read_index
@@ -24,7 +23,7 @@ from torchscale_fairseq.data.text.pieces import TextEncoder
 from torchscale_fairseq.data.text.words import load_text_encoder, load_words
 from torchscale_fairseq.tasks._dictionary import OneDictionary
 
-from ._images import SKIP_INVALID, check_size
+from ._images import SKIP_INVALID, check_size, check_whole_patches
 from ._labelled import LabelledTask
 
 Record = dict[str, Any]
@@ -67,8 +66,7 @@ class JointTask(OneDictionary, LabelledTask):
 
     def __init__(self, cfg: JointConfig):
         super().__init__(cfg)
-        if cfg.img_size < 1 or cfg.patch_size < 1 or cfg.img_size % cfg.patch_size:
-            raise InputError(f"--img-size ({cfg.img_size}) must be a multiple of --patch-size ({cfg.patch_size}).")
+        check_whole_patches("--img-size", cfg.img_size, cfg.patch_size)
         self.dictionary = load_words(Path(cfg.data))
 
     def learned(self) -> dict[str, list[Any]]:

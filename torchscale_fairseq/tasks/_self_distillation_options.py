@@ -7,8 +7,9 @@ from omegaconf import II, MISSING
 
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.data.images.crops import CropKind
+from torchscale_fairseq.hooks.options.surfaces import flag_of
 
-from ._images import ReadingConfig, augmentation, check_reading
+from ._images import ReadingConfig, augmentation, check_reading, check_whole_patches
 
 FRACTIONS = (
     "gray_prob",
@@ -104,18 +105,13 @@ def check_options(cfg: SelfDistillationConfig) -> None:
         InputError: one is out of its range.
     """
     check_reading(cfg)
-    if cfg.local_img_size < 1 or cfg.local_img_size % cfg.patch_size:
-        nearest = cfg.local_img_size - cfg.local_img_size % cfg.patch_size or cfg.patch_size
-        raise InputError(
-            f"--local-img-size ({cfg.local_img_size}) must be a multiple of --patch-size ({cfg.patch_size}); use "
-            f"{nearest}."
-        )
+    check_whole_patches("--local-img-size", cfg.local_img_size, cfg.patch_size)
     for name, least in LEAST.items():
         if getattr(cfg, name) < least:
-            raise InputError(f"{_flag(name)} ({getattr(cfg, name)}) must be at least {least}.")
+            raise InputError(f"{flag_of(name)} ({getattr(cfg, name)}) must be at least {least}.")
     for name in FRACTIONS:
         if not 0 <= getattr(cfg, name) <= 1:
-            raise InputError(f"{_flag(name)} ({getattr(cfg, name)}) must lie between 0 and 1.")
+            raise InputError(f"{flag_of(name)} ({getattr(cfg, name)}) must lie between 0 and 1.")
     if not 0 < cfg.min_local_crop <= cfg.min_crop:
         raise InputError(
             f"--min-local-crop ({cfg.min_local_crop}) must be above 0 and at most --min-crop ({cfg.min_crop})."
@@ -125,7 +121,3 @@ def check_options(cfg: SelfDistillationConfig) -> None:
             "the teacher's momentum rises to 1 in a number of updates, and there is none: give --max-update or "
             "--teacher-momentum-updates."
         )
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from torchscale_fairseq.data.images.check import readable_images
 from torchscale_fairseq.data.images.folders import read_unlabelled
 from torchscale_fairseq.data.images.index import Format, read_index
 from torchscale_fairseq.data.problems import Problems
@@ -52,16 +51,6 @@ class UnlabelledTask(StartsFromWeights):
         if index.exists():
             return [line.images[0] for line in read_index(index, FORMAT, problems)]
         return read_unlabelled(index.with_suffix(""))
-
-    def readable(self, images: list[Path], split: str, problems: Problems) -> list[int]:
-        """Places of the images that can be read; the others are reported.
-
-        Raises:
-            DataError: some cannot be read, and --skip-invalid is off.
-        """
-        kept = readable_images(images, self.cfg.img_size, Path(self.cfg.data), split, problems)
-        problems.report(split)
-        return kept
 
     def max_positions(self) -> None:
         """There is no limit."""

@@ -19,7 +19,7 @@ from torchscale_fairseq.data.text.words import load_text_encoder, load_words
 from torchscale_fairseq.tasks._dictionary import OneDictionary
 from torchscale_fairseq.tasks._pretrained import StartsFromWeights
 
-from ._images import SKIP_INVALID, check_size
+from ._images import SKIP_INVALID, check_size, check_whole_patches
 
 
 @dataclass
@@ -59,8 +59,7 @@ class ImageTextTask(OneDictionary, StartsFromWeights):
         self.dictionary = dictionary
         if not 0 < cfg.image_mask_prob < 1:
             raise InputError(f"--image-mask-prob ({cfg.image_mask_prob}) must lie between 0 and 1.")
-        if cfg.img_size < 1 or cfg.patch_size < 1 or cfg.img_size % cfg.patch_size:
-            raise InputError(f"--img-size ({cfg.img_size}) must be a multiple of --patch-size ({cfg.patch_size}).")
+        check_whole_patches("--img-size", cfg.img_size, cfg.patch_size)
         self.masking = Masking.over(
             dictionary, mask_prob=cfg.mask_prob, span_length=1.0, leave_unmasked_prob=0.1, random_token_prob=0.1
         )

@@ -14,7 +14,7 @@ from torchscale_fairseq.data.images.masked_dataset import MaskedImages
 from torchscale_fairseq.data.images.patch_ids import read_patch_ids
 from torchscale_fairseq.data.problems import Problems
 
-from ._images import ReadingConfig, augmentation, check_reading
+from ._images import ReadingConfig, augmentation, check_reading, readable
 from ._unlabelled import UnlabelledTask
 
 
@@ -78,7 +78,7 @@ class MaskedImageTask(UnlabelledTask):
         cfg = self.cfg
         problems = Problems(skip=cfg.skip_invalid)
         images, ids = self._images_and_ids(split, problems)
-        kept = self.readable(images, split, problems)
+        kept = readable(cfg, images, split, problems)
         self.datasets[split] = MaskedImages(
             [images[place] for place in kept],
             None if ids is None else ids[kept],

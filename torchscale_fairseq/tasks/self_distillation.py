@@ -10,6 +10,7 @@ from torchscale_fairseq.core.ops.self_distillation import cosine_momentum
 from torchscale_fairseq.data.images.multi_crop_dataset import MultiCropDataset
 from torchscale_fairseq.data.problems import Problems
 
+from ._images import readable
 from ._self_distillation_options import SelfDistillationConfig, check_options, crop_kinds
 from ._unlabelled import UnlabelledTask
 
@@ -40,7 +41,7 @@ class SelfDistillationTask(UnlabelledTask):
         cfg = self.cfg
         problems = Problems(skip=cfg.skip_invalid)
         images = self.images(split, problems)
-        kept = self.readable(images, split, problems)
+        kept = readable(cfg, images, split, problems)
         first, second, local = crop_kinds(cfg)
         self.datasets[split] = MultiCropDataset(
             [images[place] for place in kept],

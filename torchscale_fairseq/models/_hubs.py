@@ -13,10 +13,8 @@ from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.data.images.patches import ImagePatches
 from torchscale_fairseq.data.images.reading import load_image
 from torchscale_fairseq.data.text.lengths import check_length
-from torchscale_fairseq.data.text.pieces import MASK
+from torchscale_fairseq.data.text.pieces import MASK, WORD_START, without_spaces_before_masks
 
-WORD_START = "\N{LOWER ONE EIGHTH BLOCK}"
-"""SentencePiece's mark of the space before a word."""
 HEAD = "sentence_classification_head"
 """The name that fairseq's tasks give to the head."""
 
@@ -262,9 +260,9 @@ def masked_pieces(encode: Callable[[str], str], text: str) -> str:
             encoded by themselves.
         text: to encode.
     """
-    whole = f" {encode(text)}".replace(f" {WORD_START} {MASK}", f" {MASK}")
+    whole = without_spaces_before_masks(encode(text))
     if MASK in whole.split():
-        return whole.strip()
+        return whole
     before, after = (encode(part.rstrip()) for part in text.split(MASK))
     return f"{before} {MASK} {after}"
 

@@ -10,11 +10,9 @@ from fairseq.utils import split_paths
 
 from torchscale_fairseq.checkpoints.reading import CheckpointError, load_checkpoint
 from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.data.text.pieces import WORD_START
 from torchscale_fairseq.data.text.tokenizers import find_tokenizer, is_fast
 from torchscale_fairseq.data.text.words import pieces_of
-
-SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
-"""SentencePiece's mark of the space before a word."""
 
 
 class Pretrained:
@@ -118,7 +116,7 @@ def _data_of(checkpoint: Path, options: dict[str, Any]) -> str:
 
 
 def _check_words(dictionary: Any, pieces: Path) -> None:
-    if dictionary is not None and any(symbol.startswith(SPACE) for symbol in dictionary.symbols):
+    if dictionary is not None and any(symbol.startswith(WORD_START) for symbol in dictionary.symbols):
         raise InputError(
             f"the dictionary is one of SentencePiece, and {pieces} is not there; put the model there, name another by "
             "bpe='sentencepiece', sentencepiece_model=PATH, or give bpe=None for text that is in pieces already."

@@ -16,8 +16,15 @@ from torchscale_fairseq.data.text.index import split_line
 from torchscale_fairseq.data.text.tokenizer import Tokenizer
 
 MASK = "<mask>"
+WORD_START = "\u2581"
+"""SentencePiece's mark of the space before a word."""
 PIECES = "sentencepiece.bpe.model"
 """Name of a SentencePiece model next to its dictionary."""
+
+
+def without_spaces_before_masks(pieces: str) -> str:
+    """Pieces of SentencePiece, with spaces between them, in which each mask takes the space before it along."""
+    return f" {pieces}".replace(f" {WORD_START} {MASK}", f" {MASK}").strip()
 
 
 class PieceEncoder:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.data.text.pieces import MASK, WORD_START
 from torchscale_fairseq.data.text.tokenizers import FastTokenizer, open_tokenizer
 
 from .kinds import BOS, CAUSAL, EOS, MASKED, PAD, UNK, Kind
@@ -22,8 +23,6 @@ from .sentencepiece_model import (
     read_model,
 )
 
-SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
-MASK = "<mask>"
 UNMATCHED = -1e5
 """Score of symbols that no text is to give."""
 
@@ -71,7 +70,7 @@ def pieces_beyond(symbols: Sequence[str], model: SentencePieceModel) -> list[str
 def _words(symbols: Sequence[str]) -> Any:
     from tokenizers import models
 
-    split = next((symbol for symbol in symbols if symbol.startswith(SPACE)), None)
+    split = next((symbol for symbol in symbols if symbol.startswith(WORD_START)), None)
     if split is not None:
         raise InputError(
             f"the dictionary has pieces of SentencePiece, such as {split}; name the model with --sentencepiece"
@@ -127,17 +126,17 @@ def _configure_pieces(tokenizer: Any, model: SentencePieceModel) -> None:
         rules += [normalizers.Replace("\r\n", "\n\n"), normalizers.Precompiled(model.charsmap)]
     if model.remove_extra_whitespace:
         rules += [normalizers.Replace(Regex("^ +"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
-    rules.append(normalizers.Replace(" ", SPACE))
+    rules.append(normalizers.Replace(" ", WORD_START))
     if model.dummy_prefix:
-        rules.append(normalizers.Prepend(SPACE))
+        rules.append(normalizers.Prepend(WORD_START))
     if model.remove_extra_whitespace:
-        rules.append(normalizers.Replace(Regex(f"{SPACE}+$"), ""))  # also where the text itself has the mark
+        rules.append(normalizers.Replace(Regex(f"{WORD_START}+$"), ""))  # also where the text itself has the mark
     tokenizer.normalizer = normalizers.Sequence(rules)
     # SentencePiece gives no special tokens or bytes for texts that spell them out: no piece goes over their first "<".
     apart = pre_tokenizers.Split(Regex("<(?=/?s>|pad>|unk>|0x[0-9A-F]{2}>)"), "merged_with_previous")
-    spaces = pre_tokenizers.Metaspace(SPACE, "never", split=model.split_by_whitespace)
+    spaces = pre_tokenizers.Metaspace(WORD_START, "never", split=model.split_by_whitespace)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([apart, spaces])
-    steps: list[Any] = [decoders.Replace(SPACE, " ")]
+    steps: list[Any] = [decoders.Replace(WORD_START, " ")]
     if model.byte_fallback:
         steps += [decoders.ByteFallback(), decoders.Fuse()]
     else:

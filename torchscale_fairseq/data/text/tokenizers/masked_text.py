@@ -4,14 +4,12 @@ import struct
 from collections.abc import Callable, Iterable
 
 from torchscale_fairseq.data.text.formats.locations import read_bytes
-from torchscale_fairseq.data.text.pieces import MASK
+from torchscale_fairseq.data.text.pieces import MASK, WORD_START, without_spaces_before_masks
 from torchscale_fairseq.data.text.tokenizer import Tokenizer
 
 from .fast import FastTokenizer
 from .tiktoken_file import byte_characters
 
-WORD_START = "\u2581"
-"""SentencePiece's mark of the space before a word."""
 BYTE_SPACE = byte_characters()[ord(" ")]
 """The space before a word in pieces of bytes."""
 CONTINUES = "##"
@@ -48,11 +46,7 @@ def _by_sentencepiece(path: str) -> Callable[[str], list[str]]:
     if processor.is_unknown(processor.piece_to_id(MASK)):
         processor = sentencepiece.SentencePieceProcessor(model_proto=content + _mask_piece())
 
-    def symbols(text: str) -> list[str]:
-        pieces = " ".join(["", *processor.encode(text, out_type=str)])
-        return pieces.replace(f" {WORD_START} {MASK}", f" {MASK}").split()
-
-    return symbols
+    return lambda text: without_spaces_before_masks(" ".join(processor.encode(text, out_type=str))).split()
 
 
 def _mask_piece() -> bytes:

@@ -1,7 +1,6 @@
 """torchscale-fairseq data train-tokenizer, data shard-corpus and unigram-perplexity: from raw text to the data
 directory of --task pretraining."""
 
-import argparse
 import json
 import math
 import random
@@ -22,6 +21,7 @@ from tests.data.formats import FORMATS, WRITERS
 from tests.data.tokenizer_files import byte_level
 from tests.fairseq_cli import TOOL, Finished, run_program
 from tests.tools.in_process import run_tool
+from torchscale_fairseq.data.problems import Problems
 from torchscale_fairseq.tools.data import shards
 
 TOKENIZER, SHARDS = ("data", "train-tokenizer"), ("data", "shard-corpus")
@@ -120,10 +120,11 @@ def test_many_shards_cut_between_documents(made: Path, tmp_path: Path) -> None:
     code = f"""
     import runpy, sys
     from pathlib import Path
+    from torchscale_fairseq.data.problems import Problems
     from torchscale_fairseq.tools.data import shards
     texts = [{str(made / "one.txt")!r}, {str(made / "two.txt")!r}]
     for job in shards.plan(texts, Path({str(tmp_path)!r}), {SMALL_SHARDS}):
-        job.shard.write_bytes(b"\\n".join(shards.document_lines(job, [], skips=False)) + b"\\n")
+        job.shard.write_bytes(b"\\n".join(shards.document_lines(job, Problems(skip=False))) + b"\\n")
     """
     run_program([sys.executable, "-c", re.sub(r"^    ", "", code, flags=re.MULTILINE)]).check()
     shards = sorted(tmp_path.glob("*.txt"))
@@ -181,7 +182,7 @@ def test_every_format_is_sharded(made: Path, formats: tuple[list[Path], list[str
 def test_a_large_file_fills_several_shards(formats: tuple[list[Path], list[str]], tmp_path: Path) -> None:
     files, documents = formats
     ((job,),) = [shards.plan([str(file)], tmp_path, 1) for file in files if file.suffix == ".jsonl"]
-    parts = list(shards.parts_of(job, [], argparse.Namespace(skip_invalid=False, shard_size=2e-4)))
+    parts = list(shards.parts_of(job, Problems(skip=False), 200))
     assert len(parts) > 2 and all(part and part[-1] for part in parts)
     found = [document for part in parts for document in b"\n".join(part).decode().split("\n\n")]
     assert found == [document for document in documents if document in set(found)]

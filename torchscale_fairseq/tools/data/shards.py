@@ -211,34 +211,33 @@ def tokenizer(model: str) -> Tokenizer:
 def write_shard(job: Job, model: str, options: argparse.Namespace) -> Written:
     """Write a job's shards, read them back, and index them. The first is written last, so that it shows that all are
     there."""
-    skipped: list[str] = []
-    parts = enumerate(parts_of(job, skipped, options))
+    problems = Problems(skip=options.skip_invalid)
+    parts = enumerate(parts_of(job, problems, options.shard_size * 1_000_000))
     _, first = next(parts)
     written = Written()
     for number, lines in parts:
         written += write_lines(job.part(number), lines, model, options)
     written += write_lines(job.shard, first, model, options)
-    return written + Written(skipped=len(skipped), first_skipped=skipped[0] if skipped else "")
+    first_skipped = next(iter(problems.first.values()), "")
+    return written + Written(skipped=problems.counts.total(), first_skipped=first_skipped)
 
 
-def parts_of(job: Job, skipped: list[str], options: argparse.Namespace) -> Iterator[list[bytes]]:
+def parts_of(job: Job, problems: Problems, shard_bytes: int) -> Iterator[list[bytes]]:
     """The lines of each shard of a job: those of its stretches, or documents of a whole file up to the shard's size."""
     (stretch, *_) = job.stretches
     if stretch.field is None:
-        yield list(document_lines(job, skipped, skips=options.skip_invalid))
+        yield list(document_lines(job, problems))
         return
-    problems = Problems(skip=options.skip_invalid)
     part: list[bytes] = []
     size = 0
     for line in raw_lines(stretch.path, stretch.field, problems):
-        if size >= options.shard_size * 1_000_000 and line and not part[-1]:
+        if size >= shard_bytes and line and not part[-1]:
             yield part[:-1]
             part, size = [], 0
         if line or (part and part[-1]):
             part.append(line)
             size += len(line) + 1
     yield part[:-1] if part and not part[-1] else part
-    skipped += [message for kind, message in problems.first.items() for _ in range(problems.counts[kind])]
 
 
 def write_lines(shard: Path, lines: list[bytes], model: str, options: argparse.Namespace) -> Written:
@@ -257,7 +256,7 @@ def write_lines(shard: Path, lines: list[bytes], model: str, options: argparse.N
     return Written(filled, len(lines) - filled + bool(filled), sum(part.tokens for part in index.load().parts))
 
 
-def document_lines(job: Job, skipped: list[str], *, skips: bool) -> Iterator[bytes]:
+def document_lines(job: Job, problems: Problems) -> Iterator[bytes]:
     """Yield the lines of a shard; an empty one between documents."""
     between = False
     begun = False
@@ -275,9 +274,9 @@ def document_lines(job: Job, skipped: list[str], *, skips: bool) -> Iterator[byt
                         raise DataError("has a null byte inside")
                 except (UnicodeDecodeError, DataError) as error:
                     message = where(file, place, stretch.path, line, error)
-                    if not skips:
+                    if not problems.skip:
                         raise DataError(f"{message}; mend it, or leave such lines out with --skip-invalid") from None
-                    skipped.append(message)
+                    problems.found("invalid lines", message)
                     continue
                 if not words:
                     between = True

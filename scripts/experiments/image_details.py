@@ -11,8 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from scripts.experiments.common import ROOT
-from scripts.experiments.steps import make_once, step, train
+from scripts.experiments.steps import make_once, parser_of, step, train
 from torchscale_fairseq.core.reporting import run_command
 
 
@@ -41,13 +40,7 @@ TRAINING = shlex.split(
 
 
 def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="image_details.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--work-dir", type=Path, default=ROOT, metavar="DIR", help="where data/ and runs/ go; default: the repository"
-    )
-    return parser.parse_args()
+    return parser_of("image_details.py", __doc__).parse_args()
 
 
 def conduct(options: argparse.Namespace) -> None:

@@ -17,8 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scripts.experiments.common import ROOT
-from scripts.experiments.steps import step, train
+from scripts.experiments.steps import parser_of, step, train
 from torchscale_fairseq.core.reporting import run_command
 
 HELD_OUT = 500
@@ -34,12 +33,7 @@ TRAINING = shlex.split(
 
 
 def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="self_distilled_digits.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--work-dir", type=Path, default=ROOT, metavar="DIR", help="where data/ and runs/ go; default: the repository"
-    )
+    parser = parser_of("self_distilled_digits.py", __doc__)
     parser.add_argument("--max-update", type=int, default=300, metavar="N", help="updates (default: 300)")
     return parser.parse_args()
 

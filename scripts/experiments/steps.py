@@ -1,17 +1,35 @@
 """Experiments that are steps of commands: they show each command, and skip the ones that are finished."""
 
+import argparse
 import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from scripts.experiments.common import ROOT
 from scripts.experiments.fairseq_jobs import runnable
 from scripts.show_command import as_typed
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.files import make_directory, write_atomically
 
 Words = Sequence[str | Path]
+
+
+def parser_of(program: str, description: str | None) -> argparse.ArgumentParser:
+    """A parser of the options that such experiments have.
+
+    Args:
+        program: name of the file.
+        description: what the experiment shows.
+    """
+    parser = argparse.ArgumentParser(
+        prog=program, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--work-dir", type=Path, default=ROOT, metavar="DIR", help="where data/ and runs/ go; default: the repository"
+    )
+    return parser
 
 
 def step(title: str) -> None:

@@ -11,8 +11,7 @@ import shlex
 from functools import partial
 from pathlib import Path
 
-from scripts.experiments.common import ROOT
-from scripts.experiments.steps import make_once, run, step, train
+from scripts.experiments.steps import make_once, parser_of, run, step, train
 from torchscale_fairseq.core.files import make_directory
 from torchscale_fairseq.core.reporting import run_command
 
@@ -35,15 +34,10 @@ TRAINING = shlex.split(
 
 
 def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="xmoe_domains.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of("xmoe_domains.py", __doc__)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where xmoe_domains.png goes")
     parser.add_argument("--max-update", type=int, default=1500, metavar="N", help="of each training; default 1500")
     parser.add_argument("--gpu", action="store_true", help="train on the GPU, with --fp16")
-    parser.add_argument(
-        "--work-dir", type=Path, default=ROOT, metavar="DIR", help="where data/ and runs/ go; default: the repository"
-    )
     parser.add_argument("options", nargs="*", metavar="-- OPTIONS", help="options of fairseq-train")
     return parser.parse_args()
 

@@ -47,6 +47,12 @@ def test_gray_solarized_and_turned() -> None:
     assert turned == {tuple(x.flatten().tolist()) for x in symmetries}
 
 
+def test_blurred_crops_are_smoother() -> None:
+    stripes = (torch.arange(16) % 2 * 255).to(torch.uint8).expand(3, 16, 16)
+    smooth = CropKind(16, Augmentation(), blur_prob=1.0).draw(stripes, generator())
+    assert smooth.float().diff().abs().max() < 128
+
+
 def test_blur_by_the_definition() -> None:
     """The middle of a single bright pixel has the Gaussian's weights; flat colours stay."""
     point = torch.zeros(1, 15, 15)

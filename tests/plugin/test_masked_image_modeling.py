@@ -221,3 +221,18 @@ def test_images_without_labels_are_found_at_any_depth(tmp_path: Path) -> None:
     assert len(task.dataset("valid")) == 4
     with pytest.raises(DataError, match=r"test does not exist; it should have images, or .*test\.jsonl should"):
         task.load_dataset("test")
+
+
+def test_training_alone_draws_views_and_an_order(tmp_path: Path) -> None:
+    folder = make_folders(tmp_path / "data", train=4)
+    (folder / "valid").symlink_to(folder / "train")
+    task = task_of(folder, rotate=True)
+    seen = {}
+    for split in ("train", "valid"):
+        task.load_dataset(split)
+        dataset = task.dataset(split)
+        dataset.set_epoch(2)
+        seen[split] = list(dataset.order), torch.stack([dataset[index]["patches"] for index in range(len(dataset))])
+    (drawn, turned), (fixed, whole) = seen["train"], seen["valid"]
+    assert fixed == sorted(drawn) != drawn
+    assert not torch.equal(turned, whole[drawn])

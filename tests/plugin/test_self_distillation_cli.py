@@ -11,14 +11,19 @@ import torch
 pytest.importorskip("fairseq")
 
 from tests.checkpoints import assert_same_weights, weights
+from tests.core.distilled import PIXELS, SIZES
 from tests.fairseq_cli import Finished, run_fairseq, run_processes
 from tests.plugin.drawings import make_folders
 from tests.plugin.image_models import IMAGES
+from torchscale_fairseq import ViTConfig
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.option_error import OptionError
+from torchscale_fairseq.criterions.self_distillation import SelfDistillationCriterion, SelfDistillationOptions
 from torchscale_fairseq.hooks.options.self_distillation import check_self_distillation
 from torchscale_fairseq.hooks.options.surfaces import spelt_as_typed
+from torchscale_fairseq.models._self_distillation import SelfDistillationModel
 from torchscale_fairseq.models.longvit import LongViTModel
+from torchscale_fairseq.models.vit import ViTModel
 from torchscale_fairseq.tasks._self_distillation_options import SelfDistillationConfig, check_options
 from torchscale_fairseq.tasks.self_distillation import SelfDistillationTask
 
@@ -154,6 +159,33 @@ def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> Non
     check_options(SelfDistillationConfig(**VALUES))
     with pytest.raises(InputError, match=message):
         check_options(SelfDistillationConfig(**{**VALUES, **options}))
+
+
+def tiny_model(**options: Any) -> SelfDistillationModel:
+    sizes = {"head_dim": 12, "bottleneck_dim": 6, "prototypes": 10, "freeze_last_layer_updates": 2, **options}
+    return SelfDistillationModel(ViTModel, ViTConfig(**SIZES, **PIXELS), SimpleNamespace(**sizes))
+
+
+def test_the_last_layer_is_frozen_in_the_first_updates() -> None:
+    model = tiny_model(freeze_last_layer_updates=2)
+    frozen = []
+    for update in range(4):
+        model.set_num_updates(update)
+        frozen.append(model.student.head.frozen)
+    assert frozen == [True, True, False, False]
+
+
+@pytest.mark.parametrize("is_stale", [False, True])
+def test_stale_batches_leave_the_center(is_stale: bool) -> None:
+    """A process that has run out of batches computes one again, whose gradients do not count."""
+    task = SelfDistillationTask(SelfDistillationConfig(**VALUES, seed=1))
+    criterion, model = SelfDistillationCriterion(SelfDistillationOptions(), task), tiny_model()
+    crops = torch.randint(256, (2, 3, 3, 16, 16), generator=torch.Generator().manual_seed(1))
+    sample = {"net_input": {"global_crops": crops}, "nsentences": 3, "ntokens": 96}
+    optimizer = SimpleNamespace(backward=lambda loss: loss.backward())
+    task.train_step(sample, model, criterion, optimizer, 0, ignore_grad=is_stale)
+    model.follow_student(1.0, 0.0)
+    assert (model.center.value.abs().max() == 0) == is_stale
 
 
 def test_a_checkpoint_of_another_task_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 import gc
 import multiprocessing
+import os
 import shutil
 import statistics
 import subprocess
@@ -62,8 +63,9 @@ def if_it_fits(function: Callable[..., T], *arguments: Any) -> T | None:
 
 @contextmanager
 def watched_memory() -> Iterator[list[int]]:
-    """Ask the driver twice a second for the bytes of the first GPU that are in use, and give the list of answers, which
-    stays empty without a GPU. Unlike torch's counts it has the memory that CUDA graphs keep for themselves."""
+    """Ask the driver twice a second for the bytes of the first visible GPU that are in use, and give the list of
+    answers, which stays empty without a GPU. Unlike torch's counts it has the memory that CUDA graphs keep for
+    themselves."""
     seen: list[int] = []
     done = threading.Event()
 
@@ -81,7 +83,8 @@ def watched_memory() -> Iterator[list[int]]:
 
 
 def _used_bytes() -> int:
-    query = ["nvidia-smi", "-i", "0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    query = ["nvidia-smi", "-i", first, "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
     return int(subprocess.run(query, check=True, capture_output=True, text=True).stdout) * 2**20
 
 

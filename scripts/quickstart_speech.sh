@@ -110,7 +110,7 @@ cascade() {
   train_and_score "$recogniser" "$data.spoken" --arch "$arch" --criterion "$criterion"
   write_pairs
   make_once "$pairs.bin" torchscale-fairseq data prepare-translation --source-lang de --target-lang en \
-    --train "$pairs/train" --valid "$pairs/valid" --test "$pairs/test" --output "$pairs.bin" --vocab-size 1000
+    --train "$pairs/train" --valid "$pairs/valid" --test "$pairs/test" --output "$pairs.bin" --vocab-size 800
   train "$translator" "$pairs.bin" --user-dir torchscale_fairseq --arch mt_deepnorm_small \
     --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --optimizer adam --adam-betas "(0.9, 0.98)" \
     --clip-norm 1.0 --lr-scheduler polynomial_decay --lr 1e-3 --warmup-updates 200 --total-num-update 800 \

@@ -91,6 +91,15 @@ def test_regions(options: dict[str, Any], regions: int) -> None:
     assert sum(module._compiled_call_impl is not None for module in layers.modules()) == regions
 
 
+@pytest.mark.parametrize(("moe_freq", "regions"), [(0, 1), (1, 3)], ids=["plain", "experts"])
+def test_regions_of_an_encoder(moe_freq: int, regions: int) -> None:
+    """The host starts the layers of an encoder at once, as it does those of a decoder."""
+    sizes: dict[str, Any] = {f"encoder_{k}": v for k, v in SIZES.items()} | {"encoder_layers": 3}
+    experts: dict[str, Any] = {"moe_freq": moe_freq, "moe_expert_count": 2} if moe_freq else {}
+    layers = Encoder(EncoderConfig(vocab_size=VOCABULARY, compile=True, **sizes, **experts)).layers
+    assert sum(module._compiled_call_impl is not None for module in layers.modules()) == regions
+
+
 def test_encoder_with_padding(traced_whole: list[int]) -> None:
     config = EncoderConfig(vocab_size=VOCABULARY, **{f"encoder_{k}": v for k, v in SIZES.items()})
     plain = randomize(Encoder(config)).train()

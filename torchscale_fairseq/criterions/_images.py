@@ -1,5 +1,6 @@
 """The base of image criterions: the loss per image, and figures of a whole validation."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,6 +15,11 @@ from torchscale_fairseq.hooks.sequence_parallel import SLICE
 def predicts(task: Any) -> str:
     """The kind of target that a task has: classes, labels (any number of them per example) or times."""
     return task.predicts if isinstance(task, PredictsTargets) else "classes"
+
+
+def total(values: Iterable[Tensor]) -> Tensor:
+    """The sum of scalars in float64, left on their device: reading it would make the host wait in each update."""
+    return torch.stack([value.double() for value in values]).sum()
 
 
 class ImageCriterion(FairseqCriterion):
@@ -56,10 +62,11 @@ class ImageCriterion(FairseqCriterion):
     def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
         """Log the means over batches and processes, and the figures."""
         images = sum(log["sample_size"] for log in logging_outputs)
-        metrics.log_scalar("loss", sum(float(log["loss"]) for log in logging_outputs) / images, images, round=4)
+        loss = total(log["loss"] for log in logging_outputs)
+        metrics.log_scalar("loss", loss / images, images, round=4)
         for name in logging_outputs[0]["counts"]:
-            share = sum(float(log["counts"][name]) for log in logging_outputs) / images
-            metrics.log_scalar(name, 100.0 * share, images, round=2)
+            count = total(log["counts"][name] for log in logging_outputs)
+            metrics.log_scalar(name, 100.0 * count / images, images, round=2)
         if "scores" in logging_outputs[0]:
             for name in ("scores", "targets"):
                 metrics.log_concat_tensor(f"_{name}", torch.cat([log[name] for log in logging_outputs]))

@@ -12,6 +12,8 @@ from torch import Tensor
 from torchscale_fairseq.core.ops.contrastive import contrastive_losses
 from torchscale_fairseq.core.ops.recall import recalls
 
+from ._images import total
+
 RECALLS = [f"{direction}_r{k}" for direction in ("text_to_image", "image_to_text") for k in (1, 5, 10)]
 
 
@@ -43,7 +45,7 @@ class ImageTextContrastiveCriterion(FairseqCriterion):
         """Log the means over batches and processes, and the recalls of a validation."""
         pairs = sum(log["sample_size"] for log in logging_outputs)
         for name in ("loss", "scale"):
-            metrics.log_scalar(name, sum(float(log[name]) for log in logging_outputs) / pairs, pairs, round=4)
+            metrics.log_scalar(name, total(log[name] for log in logging_outputs) / pairs, pairs, round=4)
         if "owners" in logging_outputs[0]:
             for name in ("images", "texts", "owners"):
                 metrics.log_concat_tensor(f"_{name}", torch.cat([log[name] for log in logging_outputs]))

@@ -71,7 +71,7 @@ class Encoder(Stack):
             shared = isinstance(config, EncoderConfig) and config.share_encoder_input_output_embed
             output_projection = self._output_projection(output_projection, option, shared=shared)
         self.output_projection = output_projection
-        self._finish()
+        self._finish(one_region=not is_encoder_decoder)
 
     def build_layer(self, factory: LayerFactory, depth: int) -> Layer:
         """An ``EncoderLayer``."""

@@ -11,6 +11,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -66,14 +67,30 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         model = GPT(options.layers, options.width, options.heads, options.length, options.vocab_size, subln=subln)
         tokens = torch.randint(options.vocab_size, (options.sequences, options.length + 1))
     source, target = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     compiled = torch.compile(model) if device == "cuda" else model
+    return {"seconds": seconds_of_update(lambda: compiled(source, target), list(model.parameters()), options)}
+
+
+def seconds_of_update(
+    loss_of_batch: Callable[[], Tensor], parameters: list[nn.Parameter], options: argparse.Namespace
+) -> float:
+    """Time forward, backward, clipping and fused AdamW.
+
+    Args:
+        loss_of_batch: computes the loss; on a GPU under bfloat16 autocast.
+        parameters: to train.
+        options: device, warmup, updates and repeats, as of the command.
+
+    Returns:
+        The median of the repeats.
+    """
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
 
     def update() -> None:
-        with torch.autocast("cuda", torch.bfloat16) if device == "cuda" else nullcontext():
-            loss = compiled(source, target)
+        with torch.autocast("cuda", torch.bfloat16) if options.device == "cuda" else nullcontext():
+            loss = loss_of_batch()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -81,13 +98,13 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         update()
     seconds = []
     for _ in range(options.repeats):
-        synchronize(device)
+        synchronize(options.device)
         start = time.perf_counter()
         for _ in range(options.updates):
             update()
-        synchronize(device)
+        synchronize(options.device)
         seconds.append((time.perf_counter() - start) / options.updates)
-    return {"seconds": statistics.median(seconds)}
+    return statistics.median(seconds)
 
 
 def synchronize(device: str) -> None:
@@ -96,16 +113,21 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
+def add_timing_options(parser: argparse.ArgumentParser) -> None:
+    """Options of ``seconds_of_update``."""
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    parser.add_argument("--warmup", type=int, default=8, help="updates before those that count (8)")
+    parser.add_argument("--updates", type=int, default=10, help="in a run (10)")
+    parser.add_argument("--repeats", type=int, default=3, help="runs (3)")
+
+
 def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("layers", "width", "heads", "sequences", "length"):
         parser.add_argument(name, type=int)
     parser.add_argument("--vocab-size", type=int, default=50_000)
     parser.add_argument("--pre-norm", action="store_true", help="without SubLN's inner norms")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
-    parser.add_argument("--warmup", type=int, default=8, help="updates before those that count (8)")
-    parser.add_argument("--updates", type=int, default=10, help="in a run (10)")
-    parser.add_argument("--repeats", type=int, default=3, help="runs (3)")
+    add_timing_options(parser)
     print(json.dumps(measure(parser.parse_args(words))))
 
 

@@ -196,6 +196,15 @@ ARCHITECTURES = [
         shlex.split("longvit --sizes 256 --repeats 1 --threads 1"),
     ),
     Row(
+        "images",
+        "ViT-Base, 224 pixels, batches of 128, and a compiled loop over timm's; the loader",
+        "1.0",
+        ("images/s", "of timm's"),
+        ["images"],
+        shlex.split("images --device cpu --size tiny --img-size 32 --batch 2 --updates 100 --workers 1 --ours-alone"),
+        seconds=400,
+    ),
+    Row(
         "experts-layer",
         "layer with 32 experts, top-2, 40,960 tokens",
         "250 TFLOP/s",

@@ -94,12 +94,12 @@ def profiled(train_step: Callable[..., Any], first: int, updates: int) -> Callab
 
     def step(trainer: Any, *arguments: Any, **keywords: Any) -> Any:
         if trainer.get_num_updates() == first:
-            _synchronize()
+            synchronize()
             profiler.start()
             window.__enter__()
         result = train_step(trainer, *arguments, **keywords)
         if trainer.get_num_updates() == first + updates:
-            _synchronize()
+            synchronize()
             window.__exit__(None, None, None)
             profiler.stop()
             with tempfile.TemporaryDirectory() as folder:
@@ -112,9 +112,28 @@ def profiled(train_step: Callable[..., Any], first: int, updates: int) -> Callab
     return step
 
 
-def _synchronize() -> None:
+def synchronize() -> None:
+    """Wait for the GPU, if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def train(words: list[str], step: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Run fairseq-train with another ``train_step`` of its Trainer.
+
+    Args:
+        words: arguments of the command.
+        step: makes it of the Trainer's own.
+    """
+    from fairseq_cli.train import cli_main
+
+    from torchscale_fairseq import plugin
+    from torchscale_fairseq.hooks.training.trainer import Trainer
+
+    plugin.register()
+    Trainer.train_step = step(Trainer.train_step)  # type: ignore[method-assign]
+    sys.argv = ["fairseq-train", *words]
+    cli_main()
 
 
 def main(words: list[str]) -> None:
@@ -123,16 +142,7 @@ def main(words: list[str]) -> None:
     parser.add_argument("--first", type=int, default=60, help="update to begin with (60)")
     parser.add_argument("--updates", type=int, default=5, help="to profile (5)")
     options = parser.parse_args(words[:here])
-
-    from fairseq_cli.train import cli_main
-
-    from torchscale_fairseq import plugin
-    from torchscale_fairseq.hooks.training.trainer import Trainer
-
-    plugin.register()
-    Trainer.train_step = profiled(Trainer.train_step, options.first, options.updates)  # type: ignore[method-assign]
-    sys.argv = ["fairseq-train", *words[here + 1 :]]
-    cli_main()
+    train(words[here + 1 :], lambda step: profiled(step, options.first, options.updates))
 
 
 if __name__ == "__main__":

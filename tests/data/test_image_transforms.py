@@ -15,7 +15,8 @@ from tests.plugin.drawings import make_folders
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.ops.patch_embedding import whole_images
 from torchscale_fairseq.data.images import transforms
-from torchscale_fairseq.data.images.transforms import GREY, ImageTransform, as_patches
+from torchscale_fairseq.data.images.patches import as_patches
+from torchscale_fairseq.data.images.transforms import GREY, ImageTransform
 from torchscale_fairseq.tasks._images import ImageConfig
 from torchscale_fairseq.tasks.image_classification import ImageClassificationTask
 

@@ -101,7 +101,9 @@ def load_vips() -> Any:
     Raises:
         ModuleNotFoundError: pyvips is not installed.
     """
-    logging.getLogger("pyvips").setLevel(logging.ERROR)
+    log = logging.getLogger("pyvips")
+    if log.level != logging.ERROR:  # setting it empties a cache of all loggers, for each image
+        log.setLevel(logging.ERROR)
     try:
         import pyvips
     except (ImportError, OSError):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torchscale_fairseq.core.ops.patch_embedding import whole_images
+from torchscale_fairseq.data.images.patches import as_patches
 
 GREY = 127
 """Value of erased pixels: the middle of the range, which models see as 0."""
@@ -71,9 +72,3 @@ def load_transforms() -> Any:
     except ModuleNotFoundError:
         raise ModuleNotFoundError(NEEDED, name="torchvision") from None
     return v2
-
-
-def as_patches(image: Tensor, size: int) -> Tensor:
-    """(channels, height, width) to (patches, channels, size, size), row by row."""
-    grid = image.unflatten(2, (-1, size)).unflatten(1, (-1, size))
-    return grid.permute(1, 3, 0, 2, 4).flatten(0, 1).contiguous()

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.core.models import decoder, encoder, encoder_decoder, tokens
 from tests.helpers import assert_close
@@ -49,6 +50,23 @@ def test_matrices_of_a_stack_have_scales_of_their_own() -> None:
     values, scale = quantize_weight(stack, "b1.58")
     assert torch.equal(values[0], values[1])
     assert_close(scale[1], 10 * scale[0], "float64")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_unpacking_takes_nothing_from_the_host(scheme: str) -> None:
+    """A CUDA graph of a decoding step cannot copy from there. The first call may, before a step is recorded."""
+
+    class Devices(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.update(x.device.type for x in args if isinstance(x, Tensor))
+            return func(*args, **(kwargs or {}))
+
+    seen: set[str] = set()
+    packed = pack(torch.ones(4, 10, device="meta"), scheme)
+    unpack(packed, scheme, 10, torch.float32)
+    with Devices():
+        unpack(packed, scheme, 10, torch.float32)
+    assert seen == {"meta"}
 
 
 def test_activations_by_hand() -> None:

@@ -78,7 +78,7 @@ def pack(values: Tensor, scheme: str) -> Tensor:
     per_byte = WEIGHTS_PER_BYTE[scheme]
     digits = (values + 1 if scheme == "b1.58" else (values + 1) / 2).to(torch.int32)
     digits = torch.nn.functional.pad(digits, (0, -digits.size(-1) % per_byte)).unflatten(-1, (-1, per_byte))
-    return (digits * _places(scheme)).sum(-1).to(torch.uint8)
+    return (digits * _places(scheme, values.device)).sum(-1).to(torch.uint8)
 
 
 def unpack(packed: Tensor, scheme: str, width: int, dtype: torch.dtype) -> Tensor:
@@ -90,7 +90,7 @@ def unpack(packed: Tensor, scheme: str, width: int, dtype: torch.dtype) -> Tenso
         width: weights in a row.
         dtype: of the result.
     """
-    table = _digits(scheme).to(packed.device, dtype)
+    table = _digits(scheme, packed.device, dtype)
     return table[packed.int()].flatten(-2)[..., :width]
 
 
@@ -99,14 +99,15 @@ def packed_width(width: int, scheme: str) -> int:
     return -(-width // WEIGHTS_PER_BYTE[scheme])
 
 
-def _places(scheme: str) -> Tensor:
+def _places(scheme: str, device: torch.device) -> Tensor:
     base = 3 if scheme == "b1.58" else 2
-    return base ** torch.arange(WEIGHTS_PER_BYTE[scheme], dtype=torch.int32)
+    return base ** torch.arange(WEIGHTS_PER_BYTE[scheme], dtype=torch.int32, device=device)
 
 
 @cache
-def _digits(scheme: str) -> Tensor:
-    """(256, weights per byte), the whole numbers in each byte."""
+def _digits(scheme: str, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(256, weights per byte), the whole numbers in each byte. They stay on their device: CUDA graphs of decoding steps
+    cannot copy from the host."""
     base = 3 if scheme == "b1.58" else 2
-    digits = torch.arange(256, dtype=torch.int32)[:, None] // _places(scheme) % base
-    return digits - 1 if scheme == "b1.58" else digits * 2 - 1
+    digits = torch.arange(256, dtype=torch.int32, device=device)[:, None] // _places(scheme, device) % base
+    return (digits - 1 if scheme == "b1.58" else digits * 2 - 1).to(dtype)

@@ -2,11 +2,15 @@
 
     python -m benchmarks.decoding                                      # on a GPU, float16
     python -m benchmarks.decoding --device cpu --models gpt_deepnorm_small --batches 1 --tokens 8
+    python -m benchmarks.decoding --sentences 0 --models gpt_deepnorm_xl retnet_xl --batches 16 --prompt 2048
+    python -m benchmarks.decoding --sentences 0 --models gpt_magneto_xl bitnet_1_3b:packed --batches 1
 
 Sampling draws --tokens new tokens for each of --batches sentences, after the token that begins a text. Translation is
 beam search, 5 wide, of --sentences sentences of random lengths in batches of 64, each to as many tokens as its batch's
 longest source; stock's transformer has the same sizes. Weights are random: a step takes as long as with any others.
-All sides run in one process, in turns, after a round that does not count.
+All sides run in one process, in turns, after a round that does not count. With --prompt the new tokens follow a text of
+that length, which the model reads in one pass; the pass is timed alone, and its time is subtracted. ARCH:packed is a
+BitNet model whose weights are packed (docs/bitnet.md).
 """
 
 import argparse
@@ -27,6 +31,7 @@ from benchmarks.compare import positive
 from benchmarks.measure import time_in_turns
 from benchmarks.report import machine, versions
 from torchscale_fairseq import plugin
+from torchscale_fairseq.tools.convert.bitnet_packing import pack_all
 
 MODELS = ("gpt_deepnorm", "gpt_deepnorm_xl", "retnet_base", "retnet_xl")
 TRANSLATION = ("mt_deepnorm", "transformer")
@@ -42,8 +47,21 @@ def dictionary(vocab_size: int) -> Dictionary:
     return found
 
 
-def build(arch: str, words: Dictionary, longest: int, options: argparse.Namespace) -> Any:
-    """A registered model with random weights, ready to generate."""
+def build(name: str, words: Dictionary, longest: int, options: argparse.Namespace) -> Any:
+    """A registered model with random weights, ready to generate; ``ARCH:packed`` has those of ``ARCH`` packed."""
+    arch, _, packed = name.partition(":")
+    with torch.device(options.device):
+        model = registered(arch, words, longest)
+        if packed:
+            weights, _ = pack_all(model.state_dict(), model.decoder.config.bitnet)
+            model = registered(arch, words, longest, bitnet_packed=True)
+            model.load_state_dict(weights)
+    model.to(options.device, options.dtype).make_generation_fast_(need_attn=False)
+    return model
+
+
+def registered(arch: str, words: Dictionary, longest: int, **more: Any) -> Any:
+    """The model of an architecture, on torch's default device."""
     torch.manual_seed(0)
     task = Namespace(source_dictionary=words, target_dictionary=words)
     given: dict[str, Any] = {
@@ -51,16 +69,24 @@ def build(arch: str, words: Dictionary, longest: int, options: argparse.Namespac
         "max_source_positions": longest,
         "tokens_per_sample": longest,
     }
-    given |= {"share_decoder_input_output_embed": True, "add_bos_token": False}
+    given |= {"share_decoder_input_output_embed": True, "add_bos_token": False, **more}
     if arch == "transformer":
         given |= {f"{side}_embed_path": None for side in ("encoder", "decoder")}
         cfg = Namespace(**given)
         base_architecture(cfg)
     else:
         cfg = Namespace(**{**vars(MODEL_DATACLASS_REGISTRY[arch]()), **given})
-    model = MODEL_REGISTRY[arch].build_model(cfg, task).to(options.device, options.dtype)
-    model.make_generation_fast_(need_attn=False)
-    return model
+    return MODEL_REGISTRY[arch].build_model(cfg, task)
+
+
+def read_first(model: Any, words: Dictionary, batch: int, options: argparse.Namespace) -> Callable[[], Any]:
+    """Let the decoder begin each text with a prompt, in the pass of its first token; a function that does this pass."""
+    shape, draw = (batch, options.prompt), torch.Generator().manual_seed(3)
+    prompt = torch.randint(words.nspecial, len(words), shape, generator=draw).to(options.device)
+    decoder, forward = model.decoder, type(model.decoder).forward
+    decoder.forward = lambda tokens, **given: forward(decoder, torch.cat((prompt, tokens), 1), **given)
+    start = torch.full((batch, 1), words.eos(), device=options.device)
+    return torch.no_grad()(lambda: decoder(start, incremental_state={}))
 
 
 def sampling(model: Any, words: Dictionary, batch: int, options: argparse.Namespace) -> Callable[[], Any]:
@@ -105,15 +131,24 @@ def translation(model: Any, words: Dictionary, options: argparse.Namespace) -> C
 
 
 def compare(
-    sides: dict[str, Callable[[], Any]], items: int, unit: str, title: str, options: argparse.Namespace
+    sides: dict[str, Callable[[], Any]],
+    items: int,
+    unit: str,
+    title: str,
+    options: argparse.Namespace,
+    uncounted: Callable[[], Any] | None = None,
 ) -> list[str]:
-    """Time the sides; lines of the table. The first one's speed is the measure."""
+    """Time the sides; lines of the table. The first one's speed is the measure. All sides begin with the pass that does
+    not count, if there is one."""
     results = {name: run() for name, run in sides.items()}
     agreement = ""
     if USUAL in results and RECORDED in results:
         pairs = list(zip(results[USUAL], results[RECORDED], strict=True))
         agreement = f"{sum(a == b for a, b in pairs)} of {len(pairs)} equal"
-    seconds = time_in_turns(sides, warmups=0, repeats=options.repeats)
+    timed = sides if uncounted is None else {**sides, "": uncounted}
+    seconds = time_in_turns(timed, warmups=0, repeats=options.repeats)
+    begins_after = seconds.pop("", 0.0)
+    seconds = {name: taken - begins_after for name, taken in seconds.items()}
     first = next(iter(seconds.values()))
     rows = []
     for name, taken in seconds.items():
@@ -145,12 +180,14 @@ def main(words: list[str]) -> int:
     entries = dictionary(options.vocab_size)
     rows = []
     for arch in options.models:
-        model = build(arch, entries, options.tokens + 2, options)
+        model = build(arch, entries, options.prompt + options.tokens + 2, options)
         for batch in options.batches:
+            uncounted = read_first(model, entries, batch, options) if options.prompt else None
             sides = recorded_and_not(model, sampling(model, entries, batch, options))
-            title = f"{arch}, sampling, batch {batch}, {options.tokens} tokens"
-            rows += compare(sides, batch * options.tokens, "tokens", title, options)
-        del model, sides
+            after = f" after {options.prompt:,}" if options.prompt else ""
+            title = f"{arch}, sampling, batch {batch}, {options.tokens} tokens{after}"
+            rows += compare(sides, batch * options.tokens, "tokens", title, options, uncounted)
+        del model, sides, uncounted
     if options.sentences:
         entries = dictionary(options.translation_vocab_size)
         models = [build(arch, entries, 4 * options.longest, options) for arch in TRANSLATION]
@@ -172,6 +209,7 @@ def parse_options(words: list[str]) -> argparse.Namespace:
     add("--models", nargs="*", default=MODELS, help=f"language models ({' '.join(MODELS)})")
     add("--batches", type=positive, nargs="+", default=[1, 16], help="of sampling (1 16)")
     add("--tokens", type=positive, default=512, help="that sampling draws (512)")
+    add("--prompt", type=int, default=0, metavar="N", help="tokens that each text of sampling begins with (0)")
     add("--sentences", type=int, default=1000, help="to translate; 0 for none (1000)")
     add("--longest", type=positive, default=48, help="tokens of the longest of them (48)")
     add("--vocab-size", type=positive, default=50_000, help="of language models (50,000)")

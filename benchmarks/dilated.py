@@ -1,12 +1,13 @@
-"""Dilated attention compared with dense causal attention by torch's flash kernel, and its memory: measured in one run.
+"""Dilated attention compared with dense attention by torch's flash kernel, and its memory: measured in one run.
 
     python -m benchmarks.dilated                          # time over length on a CPU, in float32
     python -m benchmarks.dilated memory                   # 262,144 tokens: dilated attention alone, and a whole layer
     python -m benchmarks.dilated --device cuda --json docs/figures/dilated_attention.json   # 16k to 1M tokens, bfloat16
 
-Segments of 2,048 to 32,768 tokens with ratios 1 to 16, 8 heads of 64 channels. Output and gradients are compared with
-the definition first; where they disagree nothing is timed and the exit status is 1. From the file of --json,
-dilated_figure.py draws cost over length and billion_tokens.py computes what a billion tokens take.
+Segments of 2,048 to 32,768 tokens with ratios 1 to 16, causal, 8 heads of 64 channels (--heads, --not-causal). Output
+and gradients are compared with the definition first; where they disagree nothing is timed and the exit status is 1.
+TFLOP/s count the pairs of tokens that a side looks at: four operations per pair and channel forward, ten backward. From
+the file of --json, dilated_figure.py draws cost over length and billion_tokens.py computes what a billion tokens take.
 """
 
 import argparse
@@ -32,13 +33,38 @@ from torchscale_fairseq.core.ops.dilated_pattern import naive_dilated_attention
 
 RATIOS = (1, 2, 4, 8, 16)
 SEGMENTS = tuple(2048 * ratio for ratio in RATIOS)
-HEADS, HEAD_DIM = 8, 64
+HEAD_DIM = 64
 ALLOWED = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 """Largest relative error, in the root mean square, of the output and of each gradient: as in tests/gpu."""
 LAYER = "layer"
 FORWARD, BOTH = "forward", "forward and backward"
+OPERATIONS = {FORWARD: 4, BOTH: 14}
+"""Per pair of tokens and channel."""
 CHECKED = 1500
 """Tokens on which the definition, which needs the square of it in memory, is computed."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A length, and what the options say of all lengths."""
+
+    length: int
+    device: str
+    dtype: torch.dtype
+    heads: int
+    causal: bool
+    chunk_size: int
+    """Of the feed-forward network of a whole layer."""
+
+    @classmethod
+    def of(cls, length: int, options: argparse.Namespace) -> "Case":
+        """A length with these options."""
+        return cls(length, options.device, options.dtype, options.heads, not options.not_causal, options.ffn_chunk_size)
+
+    @property
+    def width(self) -> int:
+        """Channels of all heads."""
+        return self.heads * HEAD_DIM
 
 
 @dataclass(frozen=True)
@@ -52,54 +78,68 @@ class Measured:
     """None if the GPU's memory did not suffice."""
     memory: int | None = None
     """Bytes at the peak, inputs and their gradients included; on a CPU those of the whole process."""
+    flops: float | None = None
+    """Of the pairs that attention looks at; None for a layer."""
 
 
-def inputs(length: int, device: str, dtype: torch.dtype) -> list[Tensor]:
+def inputs(case: Case) -> list[Tensor]:
     """Queries, keys and values, (1, length, heads, head_dim)."""
-    generator = torch.Generator(device).manual_seed(1)
-    shape = (1, length, HEADS, HEAD_DIM)
-    return [torch.randn(shape, generator=generator, device=device, dtype=dtype).requires_grad_() for _ in range(3)]
+    generator = torch.Generator(case.device).manual_seed(1)
+    shape = (1, case.length, case.heads, HEAD_DIM)
+    draw = partial(torch.randn, shape, generator=generator, device=case.device, dtype=case.dtype)
+    return [draw().requires_grad_() for _ in range(3)]
 
 
-def dense(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def dense(query: Tensor, key: Tensor, value: Tensor, *, causal: bool) -> Tensor:
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-        output = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        output = F.scaled_dot_product_attention(query, key, value, is_causal=causal)
     return output.transpose(1, 2)
 
 
-def dilated(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    return dilated_attention(query, key, value, SEGMENTS, RATIOS, causal=True)
+def dilated(query: Tensor, key: Tensor, value: Tensor, *, causal: bool) -> Tensor:
+    return dilated_attention(query, key, value, SEGMENTS, RATIOS, causal=causal)
 
 
-ATTENTION: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {DENSE: dense, OURS: dilated}
+ATTENTION: dict[str, Callable[..., Tensor]] = {DENSE: dense, OURS: dilated}
 
 
-def attention_step(side: str, work: str, tensors: list[Tensor], upstream: Tensor) -> list[Tensor]:
+def attention_step(side: str, work: str, tensors: list[Tensor], upstream: Tensor, *, causal: bool) -> list[Tensor]:
     """Output, and with ``BOTH`` the gradients."""
     if work == FORWARD:
         with torch.no_grad():
-            return [ATTENTION[side](*tensors)]
-    output = ATTENTION[side](*tensors)
+            return [ATTENTION[side](*tensors, causal=causal)]
+    output = ATTENTION[side](*tensors, causal=causal)
     return [output.detach(), *torch.autograd.grad(output, tensors, upstream)]
 
 
-def longnet_layer(length: int, chunk_size: int) -> LongNetDecoder:
+def flops(side: str, work: str, case: Case) -> float | None:
+    """Operations of the pairs that a side looks at."""
+    if side == LAYER:
+        return None
+    branches = [(case.length, 1)] if side == DENSE else zip(SEGMENTS, RATIOS, strict=True)
+    segments = [(min(size, case.length - i), r) for size, r in branches for i in range(0, case.length, size)]
+    kept = [-(-size // ratio) for size, ratio in segments]
+    pairs = sum(n * (n + 1) / 2 if case.causal else n * n for n in kept)
+    return OPERATIONS[work] * pairs * case.width
+
+
+def longnet_layer(case: Case) -> LongNetDecoder:
     """A decoder of one layer, recomputed and with its feed-forward network in chunks, without vocabulary."""
     config = DecoderConfig(
-        decoder_embed_dim=HEADS * HEAD_DIM,
-        decoder_attention_heads=HEADS,
-        decoder_ffn_embed_dim=4 * HEADS * HEAD_DIM,
+        decoder_embed_dim=case.width,
+        decoder_attention_heads=case.heads,
+        decoder_ffn_embed_dim=4 * case.width,
         decoder_layers=1,
         segment_length=SEGMENTS,
         dilated_ratio=RATIOS,
         xpos_rel_pos=True,
-        xpos_scale_base=length,
-        max_target_positions=length,
+        xpos_scale_base=case.length,
+        max_target_positions=case.length,
         checkpoint_activations=True,
-        ffn_chunk_size=chunk_size,
+        ffn_chunk_size=case.chunk_size,
     )
-    return LongNetDecoder(config).train()
+    return LongNetDecoder(config).train().to(case.device, case.dtype)
 
 
 def layer_step(model: LongNetDecoder, x: Tensor, upstream: Tensor) -> None:
@@ -111,64 +151,65 @@ def layer_step(model: LongNetDecoder, x: Tensor, upstream: Tensor) -> None:
     features.backward(upstream)
 
 
-def steps(length: int, work: str, options: argparse.Namespace) -> dict[str, Callable[[], Any]]:
+def steps(case: Case, work: str, sides: list[str]) -> dict[str, Callable[[], Any]]:
     """What is timed, by side."""
-    sides = [side for side in options.sides if side != DENSE or length <= options.dense_up_to]
-    tensors = inputs(length, options.device, options.dtype)
+    tensors = inputs(case)
     upstream = torch.randn_like(tensors[0])
     found: dict[str, Callable[[], Any]] = {
-        side: partial(attention_step, side, work, tensors, upstream) for side in sides if side != LAYER
+        side: partial(attention_step, side, work, tensors, upstream, causal=case.causal)
+        for side in sides
+        if side != LAYER
     }
     if work == BOTH and LAYER in sides:
-        model = longnet_layer(length, options.ffn_chunk_size).to(options.device, options.dtype)
         x, weights = (y.detach().flatten(2) for y in (tensors[0], upstream))
-        found[LAYER] = partial(layer_step, model, x.requires_grad_(), weights)
+        found[LAYER] = partial(layer_step, longnet_layer(case), x.requires_grad_(), weights)
     return found
 
 
-def check(device: str, dtype: torch.dtype) -> str:
+def check(case: Case) -> str:
     """Compare with the definition in float64, on fewer tokens with shorter segments; a note about it.
 
     Raises:
         DisagreementError: they differ.
     """
     segments = [length // 32 for length in SEGMENTS]
-    low = inputs(CHECKED, device, dtype)
+    low = inputs(case)
     exact = [x.detach().double().requires_grad_() for x in low]
     found: list[Tensor] = []
     expected: list[Tensor] = []
     forms: list[tuple[Callable[..., Tensor], list[Tensor], list[Tensor]]]
     forms = [(dilated_attention, low, found), (naive_dilated_attention, exact, expected)]
     for form, tensors, into in forms:
-        output = form(*tensors, segments, RATIOS, causal=True)
+        output = form(*tensors, segments, RATIOS, causal=case.causal)
         upstream = torch.ones_like(output, dtype=torch.float64).cumsum(1).sin().to(output.dtype)
         into += [output, *torch.autograd.grad(output, tensors, upstream)]
     errors = [((a.double() - b).norm() / b.norm()).item() for a, b in zip(found, expected, strict=True)]
-    text = f"output and gradients differ from the definition by up to {max(errors):.1g}, allowed {ALLOWED[dtype]:.0e}"
-    if not max(errors) <= ALLOWED[dtype]:
+    allowed = ALLOWED[case.dtype]
+    text = f"output and gradients differ from the definition by up to {max(errors):.1g}, allowed {allowed:.0e}"
+    if not max(errors) <= allowed:
         raise DisagreementError(f"dilated attention is wrong: {text}")
-    return f"Over {CHECKED:,} tokens, {text}."
+    return f"Over {case.length:,} tokens, {text}."
 
 
-def measure_length(length: int, options: argparse.Namespace) -> Iterator[Measured]:
+def measure_length(case: Case, options: argparse.Namespace) -> Iterator[Measured]:
     """All sides in turns, and their memory."""
+    wanted = [side for side in options.sides if side != DENSE or case.length <= options.dense_up_to]
     for work in (FORWARD, BOTH):
-        timed = steps(length, work, options)
+        timed = steps(case, work, wanted)
         sides = list(timed)
         take = partial(time_in_turns, timed, warmups=options.warmups, repeats=options.repeats)
         seconds = if_it_fits(take) or {}
         del timed, take
         for side in sides:
-            memory = peak(side, length, options) if work == BOTH and seconds else None
-            yield Measured(side, length, work, seconds.get(side), memory)
+            memory = peak(side, case) if work == BOTH and seconds else None
+            yield Measured(side, case.length, work, seconds.get(side), memory, flops(side, work, case))
 
 
-def peak(side: str, length: int, options: argparse.Namespace) -> int | None:
+def peak(side: str, case: Case) -> int | None:
     """Bytes that forward and backward take at their peak, on the GPU or in a fresh process."""
-    arguments = side, length, options.ffn_chunk_size, options.device, options.dtype
-    if options.device == "cpu":
-        return sum(fresh(memory_of, *arguments))
-    measured = if_it_fits(memory_of, *arguments)
+    if case.device == "cpu":
+        return sum(fresh(memory_of, side, case))
+    measured = if_it_fits(memory_of, side, case)
     return None if measured is None else measured[1]
 
 
@@ -177,37 +218,38 @@ def fresh(function: Callable[..., tuple[int, int]], *arguments: Any) -> tuple[in
     return in_fresh_process(function, *arguments)
 
 
-def memory_of(side: str, length: int, chunk_size: int, device: str, dtype: torch.dtype) -> tuple[int, int]:
+def memory_of(side: str, case: Case) -> tuple[int, int]:
     """Bytes in use before, and at the peak of forward and backward beyond that; inputs and gradients count."""
-    on_gpu = device == "cuda"
+    on_gpu = case.device == "cuda"
     before = torch.cuda.memory_allocated() if on_gpu else resident_bytes()
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     if side == LAYER:
-        x = torch.randn(1, length, HEADS * HEAD_DIM, device=device, dtype=dtype, requires_grad=True)
-        layer_step(longnet_layer(length, chunk_size).to(device, dtype), x, torch.ones_like(x))
+        x = torch.randn(1, case.length, case.width, device=case.device, dtype=case.dtype, requires_grad=True)
+        layer_step(longnet_layer(case), x, torch.ones_like(x))
     else:
-        tensors = inputs(length, device, dtype)
-        attention_step(side, BOTH, tensors, torch.ones_like(tensors[0]))
+        tensors = inputs(case)
+        attention_step(side, BOTH, tensors, torch.ones_like(tensors[0]), causal=case.causal)
     return before, (torch.cuda.max_memory_allocated() if on_gpu else peak_resident_bytes()) - before
 
 
-def memory_bars(options: argparse.Namespace) -> Iterator[str]:
+def memory_bars(case: Case, sides: list[str]) -> Iterator[str]:
     """What a long sequence takes on a CPU."""
-    length, chunk_size = options.memory_length, options.ffn_chunk_size
-    recomputed = f"with checkpoint_activations and ffn_chunk_size={chunk_size}"
-    for side, what in ((OURS, "dilated attention alone"), (LAYER, f"a layer of width {HEADS * HEAD_DIM} {recomputed}")):
-        before, grown = fresh(memory_of, side, length, chunk_size, "cpu", torch.float32)
+    recomputed = f"with checkpoint_activations and ffn_chunk_size={case.chunk_size}"
+    names = {OURS: "dilated attention alone", LAYER: f"a layer of width {case.width} {recomputed}"}
+    for side in [side for side in names if side in sides]:
+        before, grown = fresh(memory_of, side, case)
         yield (
-            f"{length:,} tokens, float32, forward and backward of {what}: {(before + grown) / 1e9:.2f} GB at its peak, "
-            f"of which {before / 1e9:.2f} GB before."
+            f"{case.length:,} tokens, float32, forward and backward of {names[side]}: {(before + grown) / 1e9:.2f} GB "
+            f"at its peak, of which {before / 1e9:.2f} GB before."
         )
 
 
 def as_row(measured: Measured) -> Row:
     problem = "" if measured.seconds is not None else "out of memory"
     title = f"{measured.work}, 1 x {measured.length:,}"
-    return Row(title, measured.side, measured.seconds, measured.memory, measured.length, "tokens", problem=problem)
+    given = measured.seconds, measured.memory, measured.length, "tokens"
+    return Row(title, measured.side, *given, problem=problem, flops=measured.flops)
 
 
 def ratios(found: list[Measured]) -> Iterator[str]:
@@ -233,17 +275,17 @@ def main(words: list[str] | None = None) -> int:
     notes: list[str] = []
     if options.benchmark != "memory":
         try:
-            notes.append(check(options.device, options.dtype))
+            notes.append(check(Case.of(CHECKED, options)))
         except DisagreementError as error:
             print(f"dilated.py: {error}", file=sys.stderr)
             return 1
         for length in options.lengths:
             print(f"dilated.py: {length} tokens ...", file=sys.stderr)
-            found += measure_length(length, options)
+            found += measure_length(Case.of(length, options), options)
         notes += ratios(found)
     if options.benchmark != "time" and options.device == "cpu":
         print("dilated.py: memory ...", file=sys.stderr)
-        notes += memory_bars(options)
+        notes += memory_bars(Case.of(options.memory_length, options), options.sides)
     text = document([as_row(m) for m in found], notes, words, options.device, module="dilated")
     print(text, end="")
     if options.output:
@@ -259,7 +301,8 @@ def report(found: list[Measured], words: list[str], options: argparse.Namespace)
         "machine": machine(options.device),
         "versions": versions(),
         "dtype": str(options.dtype).removeprefix("torch."),
-        "heads": HEADS,
+        "heads": options.heads,
+        "causal": not options.not_causal,
         "head_dim": HEAD_DIM,
         "segment_lengths": SEGMENTS,
         "dilation_ratios": RATIOS,
@@ -281,7 +324,9 @@ def parse_options(words: list[str]) -> argparse.Namespace:
     add("--json", type=Path, metavar="FILE.json", help="write the numbers, for the figure and the computation")
     add("--lengths", type=positive, nargs="+", metavar="N", help="tokens; default: 8k, 32k, 64k; cuda: 16k to 1M")
     add("--dense-up-to", type=positive, metavar="N", help="tokens; default: 32k; cuda: 512k")
-    add("--sides", nargs="+", choices=[DENSE, OURS, LAYER], default=[DENSE, OURS, LAYER], help="default: all")
+    add("--heads", type=positive, default=8, metavar="N", help=f"of {HEAD_DIM} channels; default: 8")
+    add("--not-causal", action="store_true", help="tokens see later ones too; there is no such layer")
+    add("--sides", nargs="+", choices=[DENSE, OURS, LAYER], help="default: all")
     add("--repeats", type=positive, default=3, help="timed repetitions, of which the median counts; default: 3")
     add("--warmups", type=int, default=1, help="repetitions before them; default: 1")
     add("--threads", type=positive, default=os.cpu_count(), help="torch's threads; default: all cores")
@@ -291,6 +336,9 @@ def parse_options(words: list[str]) -> argparse.Namespace:
     on_gpu = options.device == "cuda"
     if on_gpu and not torch.cuda.is_available():
         parser.error("--device cuda needs a GPU that torch sees")
+    options.sides = options.sides or [DENSE, OURS, LAYER][: 2 if options.not_causal else 3]
+    if options.not_causal and LAYER in options.sides:
+        parser.error(f"--not-causal: LongNet's {LAYER} is causal; leave it out, as in --sides {DENSE} {OURS}")
     options.dtype = torch.bfloat16 if on_gpu else torch.float32
     options.lengths = options.lengths or ([2**n for n in range(14, 21)] if on_gpu else [8192, 32768, 65536])
     options.dense_up_to = options.dense_up_to or (2**19 if on_gpu else 32768)

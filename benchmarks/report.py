@@ -41,6 +41,8 @@ class Row:
     """Model FLOPs per second over the rate of a matrix product."""
     problem: str = ""
     """Why it was not timed."""
+    flops: float | None = None
+    """Operations in that time, to be printed as TFLOP/s where the rate of a matrix product is unknown."""
 
 
 def table(rows: list[Row]) -> str:
@@ -65,8 +67,14 @@ def _cells(row: Row, official_seconds: float | None) -> tuple[str, ...]:
         f"{speed:,.0f} {row.unit}/s" if speed >= 100 else f"{speed:.2f} {row.unit}/s",
         "" if official_seconds is None else f"{official_seconds / row.seconds:.2f}x",
         "" if row.memory is None else f"{row.memory / 2**30:.2f} GiB",
-        "" if row.utilisation is None else f"{row.utilisation:.0%}",
+        _rate(row),
     )
+
+
+def _rate(row: Row) -> str:
+    if row.utilisation is not None:
+        return f"{row.utilisation:.0%}"
+    return f"{row.flops / row.seconds / 1e12:.3g} TFLOP/s" if row.flops and row.seconds else ""
 
 
 def document(rows: list[Row], notes: list[str], words: list[str], device: str, module: str = "compare") -> str:

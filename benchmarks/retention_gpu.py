@@ -85,7 +85,7 @@ def check_agreement(case: Case, sides: list[str]) -> list[str]:
         if side in (OURS, PLAIN, FLA):
             print(f"retention.py: comparing {side} ...", file=sys.stderr)
             found = layer_step(case, side)()
-            error = max(_mean_error(found[name], exact[name]) for name in ("output", "input"))
+            error = max(mean_error(found[name], exact[name]) for name in ("output", "input"))
             pairs[side] = "bfloat16, in the mean", error, ALLOWED_BFLOAT16
     notes = []
     for side, (how, error, allowed) in pairs.items():
@@ -137,11 +137,27 @@ Forward = Callable[[Tensor], Tensor]
 
 
 def _forward_of(layer: MultiScaleRetention, case: Case, dtype: torch.dtype, compatible: bool) -> Forward:
+    inputs = retention_inputs(case, dtype, inclusive=compatible)
+    return lambda x: layer(x, inputs)
+
+
+def retention_inputs(
+    case: Case, dtype: torch.dtype, *, seen: int = 0, inclusive: bool = False, **masks: Tensor
+) -> RetentionInputs:
+    """The inputs that the layers of a RetNet share.
+
+    Args:
+        case: sizes and length.
+        dtype: of the layer.
+        seen: tokens before these.
+        inclusive: as for ``retention_tables``.
+        masks: ``padding_mask`` and ``document_starts``, as for ``RetentionInputs``.
+    """
     log_decay = log_decays(case.heads, "powers", torch.device(case.device))
-    counts = token_counts(case.length, torch.zeros(1, dtype=torch.long, device=case.device))
-    key_dim = case.width // case.heads
-    tables = retention_tables(counts, log_decay, key_dim, dtype=dtype, inclusive=compatible)
-    return lambda x: layer(x, RetentionInputs(tables, log_decay))
+    earlier = torch.full((1,), seen, dtype=torch.long, device=case.device)
+    counts = token_counts(case.length, earlier, **masks)
+    tables = retention_tables(counts, log_decay, case.width // case.heads, dtype=dtype, inclusive=inclusive)
+    return RetentionInputs(tables, log_decay, **masks)
 
 
 def _official(case: Case, ours: MultiScaleRetention, dtype: torch.dtype) -> tuple[nn.Module, Forward]:
@@ -186,5 +202,6 @@ def _largest_error(found: dict[str, Tensor], expected: dict[str, Tensor]) -> flo
     return max(((found[n] - x).abs().max() / x.abs().max()).item() for n, x in expected.items())
 
 
-def _mean_error(found: Tensor, expected: Tensor) -> float:
+def mean_error(found: Tensor, expected: Tensor) -> float:
+    """The relative difference in the root mean square."""
     return ((found.float() - expected).norm() / expected.norm()).item()

@@ -44,12 +44,34 @@ def throughput(name: str, work: str, least: str, cases: str, more: str = "", **l
     )
 
 
+def first_update(name: str, work: str, least: str, case: str, toy: str, more: str = "", **limits: int) -> Row:
+    """Seconds to the first update; ``more`` comes after the case."""
+    columns = ("caches", "first update begins", "first update ends")
+    words = f"first_update --case {case} {more}"
+    small = f"first_update --case {toy} --device cpu --vocab-size 100 {more}"
+    return Row(name, work, least, columns, shlex.split(words), shlex.split(small), **limits)
+
+
+def dilated(heads: int, *more: str) -> Row:
+    """Dilated attention alone."""
+    name, words = f"dilated-{heads}{'-not-causal' * bool(more)}", shlex.join(["--heads", str(heads), *more])
+    return Row(
+        name,
+        f"dilated attention, {heads} heads of 64{', not causal' * bool(more)}",
+        "250 TFLOP/s from 131,072",
+        ("side", "time", "utilisation"),
+        shlex.split(f"dilated --device cuda --sides ours --lengths 131072 262144 {words}"),
+        shlex.split(f"dilated --sides ours --lengths 2048 --repeats 1 {words}"),
+    )
+
+
 def _for_one_cpu(case: str) -> list[str]:
-    """The variants of a case that a CPU has."""
-    return [word for word in case.split(",")[1:] if word not in ("fp16", "bitnet") and not word.startswith("gpus")]
+    """The variants of a case that a CPU has: torch lacks some of float16 there."""
+    return [word for word in case.split(",")[1:] if word != "fp16"]
 
 
 EXPERTS = "--ours-alone -- --optimizer adam --moe-freq 2 --moe-expert-count"
+SHARDED = "-- --optimizer adam --ddp-backend fully_sharded --checkpoint-activations"
 LONG = "--optimizer adam --xpos-scale-base 16384"
 
 TRAINING = [
@@ -122,6 +144,14 @@ TRAINING = [
         ),
         seconds=590,
     ),
+    first_update(
+        "start-7b",
+        "retnet_7b built on one GPU, fully sharded",
+        "first update begins within 60 s",
+        "7b:1x2048,retnet,eager",
+        "small:1x8,retnet,eager",
+        f"--runs 1 --updates 2 {SHARDED}",
+    ),
 ]
 
 ARCHITECTURES = [
@@ -145,6 +175,21 @@ ARCHITECTURES = [
         ),
         seconds=500,
     ),
+    Row(
+        "retention-inputs",
+        "retention layer with padding, documents and a state, against plain rows",
+        "0.9",
+        ("rows with", "time", "speed of plain rows"),
+        ["retention_inputs"],
+        shlex.split("retention_inputs --device cpu --lengths 64 --width 64 --value-width 128 --heads 2 --repeats 1"),
+    ),
+    first_update(
+        "first-update",
+        "retnet_xl, 8,192 tokens, from the start of fairseq-train",
+        "first update ends within 60 s; later runs gain",
+        "xl:1x8192,retnet",
+        "small:1x8,retnet",
+    ),
     throughput(
         "retnet-xl",
         "retnet_xl and gpt_magneto_xl, 8,192 tokens",
@@ -155,12 +200,29 @@ ARCHITECTURES = [
     ),
     Row(
         "decoding",
-        "1.3B, 16 rows: RetNet and gpt",
-        "2",
+        "1.3B, 16 rows after 2,048 tokens: RetNet and gpt",
+        "2; 3 times usual steps",
+        ("steps", "speed", "times the first"),
+        shlex.split(
+            "decoding --sentences 0 --batches 16 --models gpt_deepnorm_xl retnet_xl --prompt 2048 --tokens 128 "
+            "--repeats 1"
+        ),
+        shlex.split(
+            "decoding --device cpu --models retnet_small --batches 2 --prompt 8 --tokens 4 --sentences 0 --repeats 1"
+        ),
+    ),
+    Row(
+        "bitnet-decoding",
+        "1.3B, batch 1: BitNet b1.58 with packed weights and gpt, bf16",
+        "1.5",
         ("steps", "speed"),
-        shlex.split("decoding --sentences 0 --batches 16 --models gpt_deepnorm_xl retnet_xl"),
-        shlex.split("decoding --device cpu --models retnet_small --batches 2 --tokens 4 --sentences 0 --repeats 1"),
-        seconds=590,
+        shlex.split(
+            "decoding --sentences 0 --batches 1 --models gpt_magneto_xl bitnet_1_3b:packed --precision bfloat16 "
+            "--tokens 128 --repeats 1"
+        ),
+        shlex.split(
+            "decoding --device cpu --models bitnet_small:packed --batches 1 --tokens 4 --sentences 0 --repeats 1"
+        ),
     ),
     Row(
         "dilated",
@@ -171,6 +233,7 @@ ARCHITECTURES = [
         shlex.split("dilated --lengths 2048 --repeats 1"),
         seconds=590,
     ),
+    *(dilated(heads, *more) for heads in (8, 12) for more in ((), ("--not-causal",))),
     throughput(
         "longnet",
         "longnet and gpt_xpos, 12 x 768, 32,768 tokens",
@@ -215,8 +278,8 @@ ARCHITECTURES = [
     throughput(
         "experts",
         "gpt_magneto 12 x 768 with 32 experts, 16 x 1,024 and 64 x 1,024",
-        "25 %, 30 % of 989 TFLOP/s",
-        "base:16x1024 base:64x1024",
+        "25 %, 30 % of 989 TFLOP/s; compiled not below eager",
+        "base:16x1024 base:64x1024 base:16x1024,eager",
         f"{EXPERTS} 32",
         seconds=590,
     ),

@@ -31,7 +31,7 @@ from benchmarks.compare import positive
 from benchmarks.decoders import Size, flops_per_step
 from benchmarks.measure import watched_memory
 from benchmarks.report import machine, versions
-from benchmarks.throughput_cases import FAMILIES, SIZES, Case
+from benchmarks.throughput_cases import FAMILIES, PRECISIONS, SIZES, Case
 from torchscale_fairseq import plugin
 
 HERE = Path(__file__).resolve().parent
@@ -75,7 +75,7 @@ def train_words(case: Case, data: Path, options: argparse.Namespace) -> list[str
     words = [str(data), "--user-dir", plugin.user_dir(), *case.words(options)]
     words += ["--max-update", str(options.updates), "--lr", "1e-4", "--clip-norm", "1", "--no-save"]
     words += ["--disable-validation", "--log-format", "json", "--log-interval", str(INTERVAL)]
-    words += ["--cpu"] if options.device == "cpu" else ["--compile"]
+    words += ["--cpu"] if options.device == "cpu" else [] if case.eager else ["--compile"]
     return [*words, *options.train_options]
 
 
@@ -158,29 +158,42 @@ def main(words: list[str]) -> int:
     return 0
 
 
-def parse_options(words: list[str]) -> argparse.Namespace:
+def training_parser(prog: str, description: str | None, *, updates: int) -> argparse.ArgumentParser:
+    """Options of benchmarks that run fairseq-train, which does this number of updates by default."""
     parser = argparse.ArgumentParser(
-        prog="throughput.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--cases", type=Case.of, nargs="+", default=[Case.of(c) for c in CASES], help=f"({' '.join(CASES)})")
     add("--family", choices=FAMILIES, default="gpt_magneto", help="of cases that name none (gpt_magneto)")
     add("--device", choices=("cpu", "cuda"), default="cuda", help="(cuda)")
-    add("--precision", choices=("bf16", "fp16", "float32"), help="of cases that name none (bf16; CPU: float32)")
+    add("--precision", choices=PRECISIONS, help="of cases that name none (bf16; CPU: float32)")
     add("--dropout", type=float, default=0.0, help="of ours, of cases that name none (0)")
-    add("--updates", type=positive, default=200, help="of fairseq-train (200)")
+    add("--updates", type=positive, default=updates, help=f"of fairseq-train ({updates})")
     add("--vocab-size", type=positive, default=50_000, help="(50,000)")
+    add("train_options", nargs="*", metavar="-- OPTIONS", help=f"of fairseq-train ({shlex.join(TRAIN_OPTIONS)})")
+    return parser
+
+
+def finished(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+    """Options of a ``training_parser``, with the defaults that depend on others."""
+    options = parser.parse_args(words)
+    options.precision = options.precision or ("bf16" if options.device == "cuda" else "float32")
+    options.train_options = options.train_options or TRAIN_OPTIONS
+    return options
+
+
+def parse_options(words: list[str]) -> argparse.Namespace:
+    parser = training_parser("throughput.py", __doc__, updates=200)
+    add = parser.add_argument
+    add("--cases", type=Case.of, nargs="+", default=[Case.of(c) for c in CASES], help=f"({' '.join(CASES)})")
     add("--ours-alone", action="store_true", help="leave out the plain loop")
     add("--profile", action="store_true", help="also print where the time of five updates goes")
     add("--logs", type=Path, default=Path(tempfile.gettempdir()), metavar="DIR", help="for the logs of fairseq-train")
-    add("train_options", nargs="*", metavar="-- OPTIONS", help=f"of fairseq-train ({shlex.join(TRAIN_OPTIONS)})")
-    options = parser.parse_args(words)
-    options.precision = options.precision or ("bf16" if options.device == "cuda" else "float32")
+    options = finished(parser, words)
     if options.updates < 2 * INTERVAL:
         parser.error(
             f"--updates ({options.updates}) must be at least {2 * INTERVAL}: the first {INTERVAL} do not count"
         )
-    options.train_options = options.train_options or TRAIN_OPTIONS
     return options
 
 

@@ -2,6 +2,7 @@
 
 gpt_deepnorm, gpt_xpos, bert_magneto, ...   the family
 fp16, bf16, float32                         the precision
+eager                                       without --compile
 update-freq=4  dropout=0.1  gpus=2          as of fairseq-train (--update-freq, --dropout, --distributed-world-size)
 """
 
@@ -12,7 +13,13 @@ from typing import Any
 
 FAMILIES = ("gpt_magneto", "gpt_deepnorm", "gpt_xpos", "bert_magneto", "retnet", "longnet", "bitnet")
 PRECISIONS = ("bf16", "fp16", "float32")
-SIZES = {"small": (4, 256, 4), "base": (12, 768, 12), "medium": (24, 1024, 16), "xl": (24, 2048, 16)}
+SIZES = {
+    "small": (4, 256, 4),
+    "base": (12, 768, 12),
+    "medium": (24, 1024, 16),
+    "xl": (24, 2048, 16),
+    "7b": (32, 4096, 32),
+}
 """Layers, width and heads, as models/_presets.py has them; the inner width is four times the width."""
 ARCHS = {"retnet_base": "retnet_base", "bitnet_xl": "bitnet_1_3b"}
 """Names of architectures where they are not FAMILY_SIZE, or FAMILY for the base size."""
@@ -32,6 +39,7 @@ class Case:
     update_freq: int = 1
     dropout: float | None = None
     gpus: int = 1
+    eager: bool = False
     more: str = ""
     """All of these as they were typed."""
 
@@ -103,7 +111,7 @@ class Case:
         return words if precision == "float32" else [*words, f"--{precision}"]
 
 
-def _variant(text: str) -> tuple[str, str | int | float]:
+def _variant(text: str) -> tuple[str, str | float]:
     """A field of a case and its value.
 
     Raises:
@@ -113,9 +121,12 @@ def _variant(text: str) -> tuple[str, str | int | float]:
         return "family", text
     if text in PRECISIONS:
         return "precision", text
+    if text == "eager":
+        return text, True
     match = re.fullmatch(r"(update-freq|gpus)=([1-9]\d*)|dropout=(0?\.\d+|0)", text)
     if match is None:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is none of {', '.join((*FAMILIES, *PRECISIONS))}, update-freq=N, dropout=P and gpus=N; try fp16"
+            f"{text!r} is none of {', '.join((*FAMILIES, *PRECISIONS))}, eager, update-freq=N, dropout=P and gpus=N; "
+            "try fp16"
         )
     return ("dropout", float(match[3])) if match[3] else (match[1].replace("-", "_"), int(match[2]))

@@ -36,6 +36,26 @@ def test_table_and_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert all(row["memory"] > 0 for row in report["rows"] if row["work"] == "forward and backward")
 
 
+def test_operations_by_hand() -> None:
+    """Of 4,096 tokens: two segments of 2,048 tokens, one of 4,096 with every second token, and so on."""
+    case = dilated.Case.of(4096, dilated.parse_options(["--heads", "12", "--not-causal"]))
+    kept = 2 * 2048**2 + 2048**2 + 1024**2 + 512**2 + 256**2
+    assert dilated.flops("ours", dilated.FORWARD, case) == 4 * kept * 12 * 64
+    assert dilated.flops("dense", dilated.BOTH, case) == 14 * 4096**2 * 12 * 64
+    causal = dilated.Case.of(4096, dilated.parse_options([]))
+    assert dilated.flops("dense", dilated.FORWARD, causal) == 2 * 4096 * 4097 * 8 * 64
+    assert dilated.flops("layer", dilated.FORWARD, causal) is None
+
+
+def test_attention_that_is_not_causal(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--lengths", "64", "--repeats", "1", "--threads", "1", "--heads", "3", "--not-causal"]
+    assert dilated.main(words) == 0
+    assert "TFLOP/s" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        dilated.parse_options([*words, "--sides", "layer"])
+    assert "leave it out, as in --sides dense ours" in capsys.readouterr().err
+
+
 def test_nothing_that_is_wrong_is_timed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(dilated.ALLOWED, torch.float32, -1.0)
     assert dilated.main(SMALL) == 1

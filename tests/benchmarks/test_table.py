@@ -7,10 +7,16 @@ import pytest
 
 pytest.importorskip("fairseq")
 
-from benchmarks import table, table_rows, throughput
+from benchmarks import decoding, first_update, retention_inputs, table, table_rows, throughput
 from benchmarks.table_rows import TABLES, Row
 from benchmarks.throughput_cases import Case
 
+PARSERS = {
+    "throughput": throughput.parse_options,
+    "first_update": first_update.parse_options,
+    "decoding": decoding.parse_options,
+    "retention_inputs": retention_inputs.parse_options,
+}
 PRINTED = "| | ms | ratio |\n|---|---|---|\n| ours | 2.00 | 1.5 |\n| theirs | 3.00 | |\n"
 
 
@@ -58,8 +64,8 @@ def test_rows_that_cannot_be_measured_here_are_named(folder: Path, capsys: pytes
 def test_rows_have_names_of_their_own_and_cases_that_are_read() -> None:
     for rows in (table_rows.TRAINING, table_rows.ARCHITECTURES):
         assert len({one.name for one in rows}) == len(rows)
-        for words in (words for one in rows for words in (one.words, one.toy) if words[0] == "throughput"):
-            assert throughput.parse_options(words[1:]).cases
+        for words in (words for one in rows for words in (one.words, one.toy) if words[0] in PARSERS):
+            assert PARSERS[words[0]](words[1:])
 
 
 def test_variants_of_a_case() -> None:
@@ -70,5 +76,6 @@ def test_variants_of_a_case() -> None:
     assert "--update-freq 4 --distributed-world-size 2" in words and case.tokens_of_update == 8 * case.tokens
     masked = " ".join(Case.of("base:16x1024,bert_magneto").words(options))
     assert "--task masked_lm" in masked and "--max-source-positions 1024" in masked and masked.endswith("--bf16")
+    assert Case.of("7b:1x2048,retnet,eager").eager
     with pytest.raises(argparse.ArgumentTypeError, match=r"'fp61' is none of .*; try fp16"):
         Case.of("base:16x1024,fp61")

@@ -10,7 +10,10 @@ from tests.core.families import main_output, retnet
 from tests.core.models import decoder, encoder, encoder_decoder, tokens
 from tests.helpers import assert_close
 from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.core.ops.attention import AttentionMask
+from torchscale_fairseq.core.ops.backends import attention
 from torchscale_fairseq.core.ops.documents import Documents
+from torchscale_fairseq.core.ops.packed_attention import _written_into_bias
 
 LENGTHS = ((5, 1, 3), (2, 7))
 """Tokens of each document in each row."""
@@ -71,6 +74,23 @@ def test_each_document_is_computed_as_if_it_were_alone(name: str) -> None:
     expected = gradients(model, alone, weights.flatten(0, 1)[None])
     for parameter, gradient in expected.items():
         assert_close(found[parameter], gradient, "float64", f"gradient of {parameter}")
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_bias_of_rows_hides_other_documents(causal: bool) -> None:
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 2, 9, 3, 4, dtype=torch.float64).requires_grad_()
+    by_distance = torch.randn(1, 3, 17, dtype=torch.float64, requires_grad=True)
+    bias = by_distance[..., torch.arange(9)[:, None] - torch.arange(9) + 8]
+    mask = AttentionMask(causal=causal, bias=bias, documents=Documents.of(first_tokens()))
+    whole = _written_into_bias(mask, Documents.of(first_tokens()), bias)
+    assert whole.documents is None
+    rows, alone = (attention(query, key, value, mask=given)[0] for given in (whole, mask))
+    assert_close(rows, alone, "float64")
+    leaves = (query, key, value, by_distance)
+    found, wanted = (torch.autograd.grad(x.square().sum(), leaves, retain_graph=True) for x in (rows, alone))
+    for gradient, expected in zip(found, wanted, strict=True):
+        assert_close(gradient, expected, "float64")
 
 
 @pytest.mark.parametrize("build", [decoder, encoder])

@@ -1,6 +1,7 @@
 """Padding and documents as packed sequences: equal to the definition, token by token."""
 
 import itertools
+from typing import Any
 
 import torch
 from hypothesis import given, settings
@@ -59,6 +60,7 @@ def test_equals_the_definition(padding: str, documents: bool, with_state: bool, 
     found = packed_retention(one_by_one, query, key, value, **options)
     real = torch.ones(3, length, dtype=torch.bool) if masks[padding] is None else ~masks[padding]
     assert_close(found[0][real], expected[0][real], "float64")
+    assert found[1] is not None
     assert_close(found[1], expected[1], "float64")
     if not real.any():
         return
@@ -72,6 +74,28 @@ def test_equals_the_definition(padding: str, documents: bool, with_state: bool, 
             assert actual is None or not actual.any()
         else:
             assert_close(actual * real[..., None, None], wanted * real[..., None, None], "float64")
+
+
+def test_layers_share_a_packing_until_a_mask_changes() -> None:
+    starts = torch.zeros(2, 5, dtype=torch.bool)
+    first = Packing.shared(None, starts)
+    assert Packing.shared(None, starts) is first
+    assert Packing.shared(torch.zeros_like(starts), starts) is not first
+    first = Packing.shared(None, starts)
+    starts[1, 2] = True
+    assert Packing.shared(None, starts).offsets.tolist() == [0, 5, 7, 10]
+
+
+def test_no_state_unless_the_form_returns_one() -> None:
+    query, value = torch.randn(2, 5, 2, 4), torch.randn(2, 5, 2, 6)
+    starts = torch.zeros(2, 5, dtype=torch.bool)
+
+    def without_states(*tensors: Any) -> tuple[Tensor, None]:
+        return tensors[2], None
+
+    output, state = packed_retention(without_states, query, query, value, document_starts=starts)
+    assert torch.equal(output, value)
+    assert state is None
 
 
 def test_documents_that_the_host_knows_give_the_same_sequences() -> None:

@@ -89,5 +89,5 @@ def test_compiled_in_one_graph() -> None:
     tensors = inputs(500, 64, torch.bfloat16)
     plain = results(dilated_attention, tensors, "doubling", None, causal=True)
     compiled = results(torch.compile(dilated_attention, fullgraph=True), tensors, "doubling", None, causal=True)
-    for one, other in zip(plain, compiled, strict=True):
-        assert torch.equal(one, other)
+    for one, other in zip(plain, compiled, strict=True):  # compiled code rounds elsewhere
+        assert (one.double() - other.double()).norm() < BOUND[torch.bfloat16] * one.double().norm()

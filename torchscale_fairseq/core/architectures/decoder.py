@@ -14,6 +14,7 @@ from ..layers.moe import RoutingReport
 from ..layers.static_state import Arena, Sizes, StaticKeyValues, StaticState
 from ..ops.documents import Documents
 from ..ops.masks import as_mask, marked
+from ..ops.packed_attention import with_row_bias
 from ..ops.positions import FIRST_POSITION, has_padding_before_tokens
 from ..parallel.sequence import SequenceSlice
 from .causal import CausalStack
@@ -218,7 +219,7 @@ class Decoder(CausalStack):
             padding_mask = None  # causal attention does not look to the right
         base = self._xpos_scale_base
         centre = total // 2 if state is None or base is None else state.xpos_centre_for(total, base)
-        return AttentionInputs(
+        inputs = AttentionInputs(
             causal=True,
             block=0 if self.training else self.config.blockwise_causal_window // 2,
             key_padding_mask=padding_mask,
@@ -227,6 +228,7 @@ class Decoder(CausalStack):
             xpos=xpos_for(self.spec, new, causal=True, centre=centre, span=total - past, dtype=dtype),
             sequence_slice=sequence_slice,
         )
+        return with_row_bias(inputs, dtype)
 
     def _memory_with_bias(
         self, encoder_out: dict[str, Any] | None, past: int, state: DecodingState | None, tokens: TokenPositions

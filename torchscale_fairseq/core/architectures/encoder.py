@@ -12,6 +12,7 @@ from ..layers.cache import NO_STATE, KeyValueCache, LayerState
 from ..layers.moe import RoutingReport
 from ..layers.multiway import apply, at_split
 from ..ops.masks import as_mask, marked
+from ..ops.packed_attention import with_row_bias
 from ..parallel.sequence import SequenceSlice
 from .factory import LayerFactory
 from .layer import Layer
@@ -211,7 +212,7 @@ class Encoder(Stack):
         if attn_mask is not None:
             hidden = torch.zeros_like(attn_mask, dtype=dtype).masked_fill(attn_mask.bool(), torch.finfo(dtype).min / 2)
             bias = hidden[None, None] if bias is None else bias + hidden
-        return AttentionInputs(
+        inputs = AttentionInputs(
             key_padding_mask=tokens.padding_mask if tokens.documents is None else None,
             bias=bias,
             documents=tokens.documents,
@@ -219,6 +220,7 @@ class Encoder(Stack):
             split_position=split,
             sequence_slice=sequence_slice,
         )
+        return with_row_bias(inputs, dtype)
 
 
 def _refuse_with_documents(*arguments: Any) -> None:

@@ -65,13 +65,14 @@ class TokenPositions(NamedTuple):
         return cls(padding_mask, rows, documents.positions, documents.longest, documents)
 
     def bias(self, relative: nn.Module | None, new: int) -> Tensor | None:
-        """Bias of the scores of the last ``new`` tokens by relative positions, or of a document of the longest's
-        length."""
+        """Bias of the scores of the last ``new`` tokens by relative positions; with documents, of a document of as many
+        tokens as the longest, or on a GPU of a row."""
         if relative is None:
             return None
         if self.documents is None:
             return cast(Tensor, relative(self.in_scores[:, -new:], self.in_scores))
-        positions = torch.arange(self.total, device=self.in_scores.device)[None]
+        length = new if self.in_scores.is_cuda else self.total
+        positions = torch.arange(length, device=self.in_scores.device)[None]
         return cast(Tensor, relative(positions, positions))
 
 

@@ -115,6 +115,7 @@ class MultiScaleRetention(nn.Module):
             chunk_size=self.chunk_size,
             backend=self.backend,
             overwrite_state=True,
+            need_state=state is not None,
         )
         if state is not None:
             state.content = content

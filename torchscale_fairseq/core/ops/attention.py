@@ -30,7 +30,7 @@ class AttentionMask:
     """Added to the scaled scores; broadcastable to (batch, heads, query_length, key_length)."""
     documents: Documents | None = None
     """A query sees keys of its own document alone. Then there is no key_padding_mask, and the bias is for documents,
-    (1, heads or 1, longest document, longest document)."""
+    (1, heads or 1, n, n), n at least the longest document's tokens."""
     key_documents: Documents | None = None
     """With documents, those of the keys, as many: a query sees all keys of the document of its own number. None: keys
     and queries are those of one sequence."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from .backend import Backend, choose
 from .fla_tuning import tune_less
 from .retention import RetentionResult, chunkwise_retention, parallel_retention, recurrent_retention
-from .retention_packing import packed_retention
+from .retention_packing import Results, packed_retention
 from .retention_tables import RetentionTables
 from .xpos import rotate
 
@@ -34,8 +34,9 @@ def retention(
     chunk_size: int = 128,
     backend: str = "auto",
     overwrite_state: bool = False,
+    need_state: bool = True,
     **options: Any,
-) -> RetentionResult:
+) -> tuple[Tensor, Tensor | None]:
     """Retention in the form that suits the length; all forms compute the same.
 
     Args:
@@ -46,14 +47,17 @@ def retention(
         backend: of more than single tokens, the name of one in ``RETENTION``: torch; fla (the chunkwise kernel of
             flash-linear-attention); or auto, the first that serves the request.
         overwrite_state: of single tokens, as for ``recurrent_retention``.
+        need_state: whether the state after the last token is needed; without it the kernel of packed sequences stores
+            none of their states.
 
     Returns:
-        Output and state, as every form; the output of fla's kernel is in the dtype of the values.
+        Output and state, as every form; the output of fla's kernel is in the dtype of the values. The state may be
+        None where it is not needed.
 
     Raises:
         InputError: the backend is unknown or cannot serve the request.
     """
-    request = RetentionRequest(query, key, value, log_decay, chunkwise, chunk_size, options, rotation)
+    request = RetentionRequest(query, key, value, log_decay, chunkwise, chunk_size, options, rotation, need_state)
     if query.size(1) == 1:
         return recurrent_retention(*request.tensors(), overwrite_state=overwrite_state, **options)
     chosen = choose(
@@ -79,6 +83,7 @@ class RetentionRequest:
     chunk_size: int
     options: dict[str, Any]
     rotation: RetentionTables | None = None
+    need_state: bool = True
 
     def tensors(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The first arguments of every form; a rotation results in this dtype, float32 at least by default."""
@@ -97,7 +102,7 @@ class Fla:
         """It serves half precision on a GPU; compiled code, which cannot count sequences, only without padding."""
         return _fla_refusal(request.value, **request.options)
 
-    def run(self, request: RetentionRequest) -> RetentionResult:
+    def run(self, request: RetentionRequest) -> Results:
         """``fla_retention``, of rows or of packed sequences."""
         # In float16 queries and keys are balanced before they are rounded.
         dtype = torch.bfloat16 if request.value.dtype == torch.bfloat16 else None
@@ -105,8 +110,8 @@ class Fla:
         if options.get("padding_mask") is None and options.get("document_starts") is None:
             return fla_retention(query, key, value, log_decay, state=options.get("state"))
 
-        def form(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, offsets: Tensor) -> RetentionResult:
-            return fla_retention(q, k, v, log_decay, state=state, offsets=offsets)
+        def form(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, offsets: Tensor) -> Results:
+            return _by_fla(q, k, v, log_decay, state, offsets, need_state=request.need_state)
 
         return packed_retention(form, query, key, value, **options)
 
@@ -127,22 +132,31 @@ class Torch:
 
 
 def fla_retention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    log_decay: Tensor,
-    *,
-    state: Tensor | None = None,
-    offsets: Tensor | None = None,
+    query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, *, state: Tensor | None = None
 ) -> RetentionResult:
     """Retention by flash-linear-attention, through its kernel that takes the decays as an argument.
-
-    With offsets, (sequences + 1,), the one row holds sequences, and states are those of the sequences.
 
     Queries and keys are rounded to the dtype of the values, and so are the states between chunks; the kernel
     accumulates in float32. The output is in the dtype of the values. Widths that the kernel refuses, the odd ones, are
     made even.
     """
+    output, after = _by_fla(query, key, value, log_decay, state, None, need_state=True)
+    assert after is not None
+    return output, after
+
+
+def _by_fla(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    log_decay: Tensor,
+    state: Tensor | None,
+    offsets: Tensor | None,
+    *,
+    need_state: bool,
+) -> Results:
+    """``fla_retention``. With offsets, (sequences + 1,), the one row holds sequences, and states are those of the
+    sequences."""
     from fla.ops.simple_gla import chunk_simple_gla
 
     if not torch.compiler.is_compiling():
@@ -160,9 +174,11 @@ def fla_retention(
         g_gamma=log_decay.to(torch.float32),
         scale=1.0,
         initial_state=state,
-        output_final_state=True,
+        output_final_state=need_state,
         cu_seqlens=offsets,
     )
+    if not need_state:
+        return output[..., :width], None
     if balance is not None:
         final = final / balance.unsqueeze(-1)
     return output[..., :width], final[..., :width]
@@ -207,5 +223,5 @@ def _import_failure() -> str | None:
     return None
 
 
-RETENTION: list[Backend[RetentionRequest, RetentionResult]] = [Fla(), Torch()]
+RETENTION: list[Backend[RetentionRequest, Results]] = [Fla(), Torch()]
 """The backends of ``retention`` over several tokens, in order of preference."""

@@ -2,16 +2,37 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .documents import Documents, known_documents
 
-Results = tuple[Tensor, Tensor]
+Results = tuple[Tensor, Tensor | None]
 PackedForm = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor], Results]
 """From query, key and value of the real tokens, (1, tokens, heads, dim), states before the sequences, or None for
-zeros, and offsets, to the output and the states after the sequences."""
+zeros, and offsets, to the output and the states after the sequences, or None if nobody needs them."""
+
+
+class _Masks(NamedTuple):
+    """Masks and the numbers of the changes made to them in place."""
+
+    masks: tuple[Tensor | None, Tensor | None]
+    versions: tuple[int, ...]
+
+    @classmethod
+    def of(cls, *masks: Tensor | None) -> "_Masks | None":
+        """None where torch does not count changes."""
+        given = [mask for mask in masks if mask is not None]
+        if any(mask.is_inference() for mask in given):
+            return None
+        return cls((masks[0], masks[1]), tuple(mask._version for mask in given))
+
+    def are_those_of(self, other: "_Masks") -> bool:
+        """Both have the same tensors, unchanged."""
+        same = all(one is another for one, another in zip(self.masks, other.masks, strict=True))
+        return same and self.versions == other.versions
 
 
 @dataclass(frozen=True)
@@ -30,6 +51,18 @@ class Packing:
     """(sequences,), True where the state of the row after the batch is that of the sequence."""
     is_kept: Tensor
     """(batch,), True for rows whose state stays as it was, since they have neither real tokens nor documents."""
+    _latest: ClassVar["tuple[_Masks, Packing] | None"] = None
+
+    @classmethod
+    def shared(cls, padding_mask: Tensor | None, document_starts: Tensor | None) -> "Packing":
+        """``of``, made once for all layers of a forward pass, which pass the same masks on. Kernels also remember what
+        they made of the offsets."""
+        masks = _Masks.of(padding_mask, document_starts)
+        if masks is None:
+            return cls.of(padding_mask, document_starts)
+        if cls._latest is None or not masks.are_those_of(cls._latest[0]):
+            cls._latest = masks, cls.of(padding_mask, document_starts)
+        return cls._latest[1]
 
     @classmethod
     def of(cls, padding_mask: Tensor | None, document_starts: Tensor | None) -> "Packing":
@@ -92,21 +125,28 @@ def packed_retention(
         query, key, value, padding_mask, document_starts, state: as for ``ops.retention``; one of the masks is given.
 
     Returns:
-        Output, zero for padding, and state, as every form.
+        Output, zero for padding, and state, as every form, or None if the form returns none.
     """
-    packing = Packing.of(padding_mask, document_starts)
-    (batch, length, heads, key_dim), value_dim = query.shape, value.size(-1)
-    wide = torch.promote_types(value.dtype, torch.float32)
-    after = query.new_zeros(batch, heads, key_dim, value_dim, dtype=wide)
-    if state is not None:
-        after = state.to(wide) * packing.is_kept.view(-1, 1, 1, 1)
+    packing, (batch, length) = Packing.shared(padding_mask, document_starts), query.shape[:2]
     if len(packing.row) == 0:
-        return value.new_zeros(value.shape, dtype=wide), after
+        wide = torch.promote_types(value.dtype, torch.float32)
+        return value.new_zeros(value.shape, dtype=wide), _after(packing, None, query, value, state)
     before = None
     if state is not None:
         before = state.index_select(0, packing.row) * packing.is_first.view(-1, 1, 1, 1)
     q, k, v = map(packing.pack, (query, key, value))
     output, states = form(q, k, v, before, packing.offsets)
-    last = packing.is_last.view(-1, 1, 1, 1)
-    after = after.index_add(0, packing.row, states.to(wide) * last)
+    after = None if states is None else _after(packing, states, query, value, state)
     return packing.unpack(output, batch, length), after
+
+
+def _after(packing: Packing, states: Tensor | None, query: Tensor, value: Tensor, state: Tensor | None) -> Tensor:
+    """The state of each row after the batch, (batch, heads, key_dim, value_dim)."""
+    wide = torch.promote_types(value.dtype, torch.float32)
+    batch, _, heads, key_dim = query.shape
+    after = query.new_zeros(batch, heads, key_dim, value.size(-1), dtype=wide)
+    if state is not None:
+        after = state.to(wide) * packing.is_kept.view(-1, 1, 1, 1)
+    if states is None:
+        return after
+    return after.index_add(0, packing.row, states.to(wide) * packing.is_last.view(-1, 1, 1, 1))

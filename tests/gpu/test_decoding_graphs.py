@@ -15,6 +15,7 @@ from tests.plugin.built import tiny, words
 from tests.plugin.generating import texts
 from torchscale_fairseq.core.architectures.step_graphs import StepGraphs
 from torchscale_fairseq.core.layers import static_state
+from torchscale_fairseq.tools.convert.bitnet_packing import pack_all
 
 pytestmark = [
     pytest.mark.gpu,
@@ -46,6 +47,19 @@ def test_steps_match_full_forward(variant: str, dtype: torch.dtype, monkeypatch:
     assert graphs.recorded >= 2
     allowed = TOLERANCES["float32"].rtol if dtype == torch.float32 else 1.5 * (usual - full).norm() / full.norm()
     assert (recorded - full).norm() / full.norm() <= allowed
+
+
+@torch.no_grad()
+def test_steps_of_packed_weights_are_recorded() -> None:
+    """Inputs that lie near the border of two of BitNet's whole numbers may be rounded to either."""
+    weights, _ = pack_all(decoder(bitnet="b1.58").state_dict(), "b1.58")
+    model = decoder(bitnet="b1.58", bitnet_packed=True)
+    model.load_state_dict(weights)
+    target, graphs = tokens(2, 9).cuda(), StepGraphs()
+    expected = model.cuda()(target)[0]
+    model.record_steps(graphs)
+    assert_close(single_steps(model, target), expected, "bfloat16")
+    assert graphs.recorded >= 1
 
 
 @torch.no_grad()

@@ -36,7 +36,7 @@ TOY_TRAINING = "--device cpu --vocab-size 100 --updates 100"
 
 def throughput(name: str, work: str, least: str, cases: str, more: str = "", **limits: int) -> Row:
     """Whole updates of fairseq-train; ``more`` comes after the cases."""
-    small = " ".join(dict.fromkeys(",".join(["small:1x8", *_for_one_cpu(case)]) for case in cases.split()))
+    small = " ".join(dict.fromkeys(",".join(["small:1x8", *case.split(",")[1:]]) for case in cases.split()))
     toy = f"throughput --cases {small} {TOY_TRAINING} {more}"
     columns = (SPEED, "ratio")
     return Row(
@@ -63,11 +63,6 @@ def dilated(heads: int, *more: str) -> Row:
         shlex.split(f"dilated --device cuda --sides ours --lengths 131072 262144 {words}"),
         shlex.split(f"dilated --sides ours --lengths 2048 --repeats 1 {words}"),
     )
-
-
-def _for_one_cpu(case: str) -> list[str]:
-    """The variants of a case that a CPU has: torch lacks some of float16 there."""
-    return [word for word in case.split(",")[1:] if word != "fp16"]
 
 
 EXPERTS = "--ours-alone -- --optimizer adam --moe-freq 2 --moe-expert-count"

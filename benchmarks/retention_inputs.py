@@ -55,7 +55,10 @@ def layer_step(case: Case, side: str, dtype: torch.dtype, backend: str = "auto")
         state = RetentionState() if side == STATE else None
         if state is not None:
             state.content = earlier
-        return layer(x, given, state)
+        output: torch.Tensor = layer(x, given, state)
+        if given.padding_mask is None:
+            return output
+        return output.masked_fill(given.padding_mask.unsqueeze(-1), 0.0)  # backends differ where padding is
 
     x, weights = (case.random(1, case.length, case.width).detach().to(dtype) for _ in range(2))
     return partial(step, forward, weights, {"input": x.requires_grad_(), **dict(layer.named_parameters())})

@@ -85,10 +85,10 @@ def measure_ours(words: list[str], log: Path) -> Measured:
     Raises:
         SystemExit: it failed.
     """
-    with watched_memory() as used:
-        run = subprocess.run([sys.executable, "-m", "fairseq_cli.train", *words], capture_output=True, text=True)
-    text = run.stdout + run.stderr
-    log.write_text(text)
+    with watched_memory() as used, log.open("w") as output:
+        command = [sys.executable, "-m", "fairseq_cli.train", *words]
+        run = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)
+    text = log.read_text()
     lines = logged(text)
     if run.returncode or not lines:
         raise SystemExit(f"throughput.py: fairseq-train {shlex.join(words)} failed:\n{text[-3000:]}")

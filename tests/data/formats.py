@@ -3,9 +3,10 @@
 import gzip
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from tests.data.corpora import LINES, write_json
 
@@ -45,11 +46,16 @@ def _parquet(texts: list[str], path: Path) -> None:
 
 
 def _saved(texts: list[str], path: Path) -> None:
+    import pyarrow
+
+    save_table(pyarrow.table({"text": texts}), path)
+
+
+def save_table(table: Any, path: Path) -> None:
     """A folder as ``save_to_disk`` of datasets writes it."""
     import pyarrow
 
     path.mkdir()
-    table = pyarrow.table({"text": texts})
     with pyarrow.OSFile(str(path / "data.arrow"), "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as stream:
         stream.write_table(table, 20)
     (path / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data.arrow"}]}))
@@ -65,6 +71,22 @@ WRITERS: dict[str, tuple[str, str | None, Callable[[list[str], Path], None]]] = 
 }
 """By format: suffix, package and function that writes texts to a file."""
 FORMATS = [name for name, (_, package, _) in WRITERS.items() if package is None or find_spec(package)]
+
+
+def write_conversations(records: Sequence[Mapping[str, Any]], data: Path, name: str) -> None:
+    """Conversations of the split train as JSON lines ("json"), two files of "parquet", or a folder ("saved")."""
+    if name == "json":
+        (data / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        return
+    import pyarrow.parquet
+
+    columns = dict.fromkeys(key for record in records for key in record)
+    table = pyarrow.table({column: [record.get(column) for record in records] for column in columns})
+    if name == "saved":
+        save_table(table, data / "train")
+        return
+    for number, part in enumerate((table[:2], table[2:])):
+        pyarrow.parquet.write_table(part, data / f"train-0000{number}-of-00002.parquet")
 
 
 def made_format(corpus: Path, data: Path, name: str) -> Path:

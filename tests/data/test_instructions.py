@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from tests.data.formats import FORMATS, write_conversations
 from torchscale_fairseq.data.instructions.chat import PlainChat, TemplateChat, chat_of
-from torchscale_fairseq.data.instructions.conversations import conversations_file, read_conversations
+from torchscale_fairseq.data.instructions.conversations import conversation_files, read_conversations
 from torchscale_fairseq.data.instructions.dataset import InstructionDataset
 from torchscale_fairseq.data.instructions.encoding import ConversationEncoder, Example
 from torchscale_fairseq.data.problems import DataError, Problems
@@ -40,7 +41,7 @@ def text_encoder(corpus_folder: Path) -> TextEncoder:
 def read(path: Path, *records: Any) -> list[list[dict[str, Any]]]:
     lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
     path.write_text("\n".join(lines) + "\n")
-    return read_conversations(path, Problems(skip=False))
+    return read_conversations(str(path), Problems(skip=False))
 
 
 def tokens_of(encoder: TextEncoder, *texts: str) -> list[int]:
@@ -54,38 +55,94 @@ def test_prompts_and_messages_are_conversations(tmp_path: Path) -> None:
     assert found == [[{"role": "user", "content": "dar"}, {"role": "assistant", "content": "gas"}], TWO_TURNS]
 
 
+COLUMNS = [name for name in ("parquet", "saved") if name in FORMATS]
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_columns_are_read_like_json_lines(name: str, tmp_path: Path) -> None:
+    """In the same order, and without the fields of a struct that only other messages have."""
+    records: list[dict[str, Any]] = [
+        {"prompt": "dar", "completion": "gas"},
+        {"messages": TWO_TURNS},
+        {"messages": [{"role": "assistant", "content": "lot", "name": "a"}]},
+    ]
+    found = {}
+    for given in ("json", name):
+        data = tmp_path / given
+        data.mkdir()
+        write_conversations(records, data, given)
+        files = conversation_files(str(data), "train")
+        found[given] = [messages for file in files for messages in read_conversations(file, Problems(skip=False))]
+    assert found[name] == found["json"] and len(found[name]) == 3
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"completion": "gas"}, r"row 2 has no column 'prompt' or 'messages' \(there: completion\)"),
+        ({"prompt": "dar"}, "row 2: column 'completion' is null, not a text"),
+        ({"messages": [{"role": "user"}]}, "row 2: column 'messages': message 1 has no role and content"),
+        ({"messages": [{"role": "user", "content": "dar"}]}, "row 2 has no answer to learn"),
+    ],
+)
+@pytest.mark.parametrize("name", COLUMNS)
+def test_what_is_wrong_with_a_row(name: str, row: dict[str, Any], message: str, tmp_path: Path) -> None:
+    """The error names file, row and column."""
+    good = {"prompt": "dar", "completion": "gas"}
+    write_conversations([good, row, good], tmp_path, name)
+    file, problems = conversation_files(str(tmp_path), "train")[0], Problems(skip=True)
+    with pytest.raises(DataError, match=rf"{file}, {message}.* --skip-invalid"):
+        read_conversations(file, Problems(skip=False))
+    assert read_conversations(file, problems) and problems.counts == {"invalid rows": 1}
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_tables_without_conversations(name: str, tmp_path: Path) -> None:
+    write_conversations([{"text": "dar"}], tmp_path, name)
+    with pytest.raises(DataError, match=r"no column 'messages' or 'prompt' .*\(there: text\); give \"prompt\""):
+        read_conversations(conversation_files(str(tmp_path), "train")[0], Problems(skip=False))
+
+
 def test_compressed_conversations(tmp_path: Path) -> None:
-    """Are read whole; a truncated file is named."""
+    """Are read whole; a truncated file is named, and two of which one may be the other's copy."""
     line = json.dumps({"prompt": "dar", "completion": "gas"}).encode()
-    assert conversations_file(tmp_path, "train") == tmp_path / "train.jsonl"
+    with pytest.raises(DataError, match=r"no conversations for the subset 'train'; give train.jsonl, train.parquet"):
+        conversation_files(str(tmp_path), "train")
     path, content = tmp_path / "train.jsonl.gz", gzip.compress(line + b"\n\n" + line)
     path.write_bytes(content)
-    assert conversations_file(tmp_path, "train") == path and len(read_conversations(path, Problems(skip=False))) == 2
+    assert conversation_files(str(tmp_path), "train") == [str(path)]
+    assert len(read_conversations(str(path), Problems(skip=False))) == 2
     path.write_bytes(content[:-9])
     with pytest.raises(DataError, match=r"train.jsonl.gz, line \d: the compressed file ends too early"):
-        read_conversations(path, Problems(skip=False))
-    with pytest.raises(
-        DataError, match=r"cannot be read: .*; each subset is a file of JSON lines in the data directory"
-    ):
-        read_conversations(tmp_path / "valid.jsonl", Problems(skip=False))
+        read_conversations(str(path), Problems(skip=False))
+    (tmp_path / "train.jsonl").touch()
+    with pytest.raises(DataError, match=r"train.jsonl and .*train.jsonl.gz differ by their compression alone"):
+        conversation_files(str(tmp_path), "train")
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"prompt": "a"', "line 2 is no JSON: Expecting"),
-        ("[1]", "line 2 is list, not an object with"),
-        ('{"text": "a"}', 'line 2 has the fields text; give "prompt" and "completion"'),
+        ('{"prompt": "a"', "line 2: is not JSON: Expecting"),
+        ("[1]", "line 2: is a JSON array instead of an object"),
+        (
+            '{"text": "a"}',
+            r"line 2 has no field 'prompt' or 'messages' \(there: text\); give .prompt. and .completion.",
+        ),
         ('{"prompt": "a"}', "line 2 has no answer to learn"),
-        ('{"prompt": 1, "completion": "b"}', "line 2: message 1 has no role and content that are strings"),
-        ('{"messages": []}', "line 2: messages must be a list of at least one object"),
+        ('{"prompt": 1, "completion": "b"}', "line 2: field 'prompt' is number, not a text"),
+        ('{"prompt": "\\ud800", "completion": "b"}', "line 2: field 'prompt' has half of a surrogate pair"),
+        ('{"messages": [{"role": "user"}]}', "line 2: field 'messages': message 1 has no role and content"),
+        ('{"messages": []}', "line 2: field 'messages' must be a list of at least one object"),
     ],
 )
 def test_what_is_wrong_with_a_line(line: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"train.jsonl, {message}"):
         read(tmp_path / "train.jsonl", {"prompt": "a", "completion": "b"}, line)
     problems = Problems(skip=True)
-    assert len(read_conversations(tmp_path / "train.jsonl", problems)) == 1 and problems.counts["invalid lines"] == 1
+    assert (
+        len(read_conversations(str(tmp_path / "train.jsonl"), problems)) == 1 and problems.counts["invalid lines"] == 1
+    )
 
 
 def test_without_a_template_messages_are_lines(text_encoder: TextEncoder) -> None:

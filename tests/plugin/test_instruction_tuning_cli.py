@@ -1,6 +1,7 @@
 """--task instruction_tuning and torchscale-fairseq answer."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 pytest.importorskip("fairseq")
 pytest.importorskip("sentencepiece")
 
+from tests.checkpoints import assert_same_weights
 from tests.data.corpora import made_corpus
 from tests.fairseq_cli import FEW_UPDATES, Finished, run_fairseq
 from tests.plugin.shrunk import shrunk
@@ -60,6 +62,24 @@ def test_commands_that_do_not_fit_name_the_one_that_does(instructions: Path, tmp
     refused = run_fairseq("interactive", words, stdin="bar\n").last_line
     assert "does not serve fairseq-interactive; torchscale-fairseq answer answers" in refused
     run_fairseq("validate", [*words, "--batch-size", "2"]).check()
+
+
+@pytest.mark.slow
+def test_saved_data_sets_resume_like_json_lines(instructions: Path, tmp_path: Path) -> None:
+    """An interrupted run on a saved folder reaches the weights of a whole run on JSON lines."""
+    datasets = pytest.importorskip("datasets")
+    records = [{"prompt": prompt, "completion": answer} for prompt, answer in ANSWERS.items()] * 3
+    runs = {}
+    for name in ("json", "saved"):
+        runs[name] = tmp_path / name
+        data = shutil.copytree(instructions, runs[name] / "data")
+        (data / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        if name == "saved":
+            (data / "train.jsonl").unlink()
+            datasets.Dataset.from_list(records).save_to_disk(data / "train")
+            train(data, runs[name], "--max-update", "4").check()
+        train(data, runs[name], "--max-update", "8").check()
+    assert_same_weights(runs["json"], runs["saved"], atol=0)
 
 
 @pytest.mark.parametrize(

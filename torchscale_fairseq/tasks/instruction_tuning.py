@@ -3,6 +3,7 @@ describes the data."""
 
 import logging
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Optional
 
@@ -13,7 +14,7 @@ from omegaconf import II, MISSING
 
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.data.instructions.chat import chat_of
-from torchscale_fairseq.data.instructions.conversations import conversations_file, read_conversations
+from torchscale_fairseq.data.instructions.conversations import conversation_files, read_conversations
 from torchscale_fairseq.data.instructions.dataset import InstructionDataset
 from torchscale_fairseq.data.instructions.encoding import ConversationEncoder
 from torchscale_fairseq.data.problems import DataError, Problems
@@ -38,7 +39,10 @@ class InstructionTuningConfig(FairseqDataclass):
 
     data: str = field(
         default=MISSING,
-        metadata=_help("directory with train.jsonl, valid.jsonl (also .gz and .zst), the tokenizer and dict.txt"),
+        metadata=_help(
+            "directory with train.jsonl (also .gz and .zst), train.parquet, or a folder train that datasets saved, "
+            "valid likewise, the tokenizer and dict.txt"
+        ),
     )
     chat_template: str = field(
         default="",
@@ -71,7 +75,7 @@ class InstructionTuningConfig(FairseqDataclass):
         ),
     )
     skip_invalid: bool = field(
-        default=False, metadata=_help("count and report invalid lines instead of ending with an error")
+        default=False, metadata=_help("count and report invalid lines and rows instead of ending with an error")
     )
     train_subset: str = II("dataset.train_subset")
     sentence_avg: bool = II("optimization.sentence_avg")
@@ -133,19 +137,22 @@ class InstructionTuningTask(OneDictionary):
         """Read a split and tokenize it.
 
         Args:
-            split: such as "train", for train.jsonl, train.jsonl.gz or train.jsonl.zst.
+            split: such as "train", for train.jsonl, train.parquet, files in the folder train and so on.
             epoch, combine: unused.
 
         Raises:
             DataError: something is wrong with the data.
+            ModuleNotFoundError: a package for a format of the data is missing.
         """
-        folder, problems = Path(self._folder(self.cfg)), Problems(skip=self.cfg.skip_invalid)
-        path, chat = conversations_file(folder, split), chat_of(self.cfg.chat_template, folder)
+        folder, problems = self._folder(self.cfg), Problems(skip=self.cfg.skip_invalid)
+        files, chat = conversation_files(folder, split), chat_of(self.cfg.chat_template, Path(folder))
         encode = ConversationEncoder(self.encoder(problems), chat, self.dictionary.eos())
-        examples = [encode(chat.segments(messages)) for messages in read_conversations(path, problems)]
-        problems.report(str(path))
+        conversations = chain.from_iterable(read_conversations(file, problems) for file in files)
+        examples = [encode(chat.segments(messages)) for messages in conversations]
+        what = files[0] if len(files) == 1 else f"{files[0]} to {files[-1]}"
+        problems.report(what)
         if not examples:
-            raise DataError(f"{path} has no conversation.")
+            raise DataError(f"{what}: no conversation.")
         self.datasets[split] = InstructionDataset(
             examples, self.dictionary, shuffle=split == self.cfg.train_subset, packed=self.cfg.pack_documents
         )
@@ -153,7 +160,7 @@ class InstructionTuningTask(OneDictionary):
         tokens = sum(len(example.tokens) for example in examples)
         logger.info(
             "%s: %s conversations, %s tokens, %s of answers",
-            path,
+            what,
             *(f"{n:,}" for n in (len(examples), tokens, learned)),
         )
 

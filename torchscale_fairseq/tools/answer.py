@@ -73,7 +73,13 @@ def run(options: argparse.Namespace) -> int:
 
 def _answer(answerer: "Answerer", line: str) -> str:
     from torchscale_fairseq.data.instructions.conversations import PROMPTS, conversation_of
+    from torchscale_fairseq.data.text.formats import Document
+    from torchscale_fairseq.data.text.formats.lines import record_of
 
     if not line.startswith("{"):
         return answerer.answer([{"role": "user", "content": line}])
-    return json.dumps({"completion": answerer.answer(conversation_of(line, "the prompt", PROMPTS))}, ensure_ascii=False)
+    record = record_of(Document(1, line.encode()))
+    if record.reason is not None:
+        raise InputError(f"the prompt {record.reason}.")
+    messages = conversation_of(record.content, "the prompt", PROMPTS)
+    return json.dumps({"completion": answerer.answer(messages)}, ensure_ascii=False)

@@ -1,1 +1,1 @@
-"""Instruction data: conversations in JSON lines, chat templates, and batches whose loss is on answers alone."""
+"""Instruction data: conversations in JSON lines and columns, chat templates, and batches with the loss on answers."""

@@ -8,13 +8,13 @@ that are named after it.
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from typing import Any
 
 from torchscale_fairseq.data.problems import DataError, Problems
-from torchscale_fairseq.data.text.formats import reader_of, suffixes
+from torchscale_fairseq.data.text.formats import READERS, Reader, reader_of, suffixes, uncompressed
 from torchscale_fairseq.data.text.formats.locations import PATTERN, exists, files_like, joined, read_bytes
 
 STATE = "state.json"
@@ -50,7 +50,7 @@ def read_sources(data: str, split: str, problems: Problems, field: str = "text")
     path = joined(joined(data, "json"), f"{split}.json")
     if exists(path):
         return _listed(path, data, problems, field)
-    if files := _named_after(data, split):
+    if files := files_named_after(data, split):
         return [Source(split, "", tuple(files), None, field)]
     known = [name.rpartition("/")[2].removesuffix(".json") for name in files_like(joined(data, "json/*.json"))]
     raise DataError(
@@ -60,13 +60,28 @@ def read_sources(data: str, split: str, problems: Problems, field: str = "text")
     )
 
 
-def _named_after(data: str, split: str) -> list[str]:
-    """The files of a split by their names: SPLIT.jsonl, SPLIT-00000-of-00002.parquet, or any in the folder SPLIT."""
+def files_named_after(data: str, split: str, readers: Sequence[Reader] = READERS) -> list[str]:
+    """The files of a split by their names: SPLIT.jsonl, SPLIT-00000-of-00002.parquet, or any in the folder SPLIT.
+
+    Args:
+        data: path or URL of the data directory.
+        split: such as "train".
+        readers: of the formats that count.
+
+    Raises:
+        DataError: two files differ by compression alone, or a saved folder of ``datasets`` does not list its files.
+    """
     folder = joined(data, split)
     if exists(joined(folder, STATE)):
         return _saved(folder)
-    patterns = [pattern + suffix for pattern in (f"{split}", f"{split}-*", f"{split}/*") for suffix in suffixes()]
-    return sorted(set(chain.from_iterable(files_like(joined(data, pattern)) for pattern in patterns)))
+    patterns = [
+        pattern + suffix for pattern in (f"{split}", f"{split}-*", f"{split}/*") for suffix in suffixes(readers)
+    ]
+    found = sorted(set(chain.from_iterable(files_like(joined(data, pattern)) for pattern in patterns)))
+    for file, after in pairwise(found):
+        if uncompressed(file) == uncompressed(after):
+            raise DataError(f"{file} and {after} differ by their compression alone; move one of them away.")
+    return found
 
 
 def _saved(folder: str) -> list[str]:

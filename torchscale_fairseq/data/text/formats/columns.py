@@ -1,6 +1,6 @@
 """Formats of columns: Parquet, and the Arrow streams of which a saved folder of ``datasets`` consists."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,68 +9,95 @@ from torchscale_fairseq.data.problems import DataError
 from .lines import document_of
 from .locations import opened
 from .packages import imported
-from .reader import Document
+from .reader import Document, Record
 
 ROWS_AT_ONCE = 1024
+TEXT_ADVICE = "; name the one of the text with --text-field"
 
 
 class Parquet:
-    """A column of a Parquet file."""
+    """Columns of a Parquet file."""
 
     name = "Parquet"
     suffixes: tuple[str, ...] = (".parquet",)
     counts = "row"
+    value = "column"
     holds_lines = False
     compressible = False
 
     def documents(self, location: str, field: str) -> Iterator[Document]:
         """The text of each row; see ``Reader``."""
+        return _documents(self.records(location, [field], TEXT_ADVICE), field)
+
+    def records(self, location: str, names: Sequence[str], advice: str = "") -> Iterator[Record]:
+        """The values of each row; see ``RecordReader``."""
         parquet = imported("pyarrow.parquet", "a Parquet file")
         with opened(location) as file:
             with explained(location, self.name):
                 table = parquet.ParquetFile(file)
-            _check_column(location, table.schema_arrow, field)
-            batches = table.iter_batches(ROWS_AT_ONCE, columns=[field])
-            yield from _texts(location, self.name, batches, field)
+            columns = _present(location, table.schema_arrow, names, advice)
+            yield from _rows(location, self.name, table.iter_batches(ROWS_AT_ONCE, columns=columns))
 
 
 class Arrow:
-    """A column of an Arrow stream, as ``datasets`` writes them."""
+    """Columns of an Arrow stream, as ``datasets`` writes them."""
 
     name = "Arrow"
     suffixes: tuple[str, ...] = (".arrow",)
     counts = "row"
+    value = "column"
     holds_lines = False
     compressible = False
 
     def documents(self, location: str, field: str) -> Iterator[Document]:
         """The text of each row; see ``Reader``."""
+        return _documents(self.records(location, [field], TEXT_ADVICE), field)
+
+    def records(self, location: str, names: Sequence[str], advice: str = "") -> Iterator[Record]:
+        """The values of each row; see ``RecordReader``."""
         ipc = imported("pyarrow.ipc", "a saved folder of datasets")
         with opened(location) as file:
             with explained(location, self.name):
                 stream = ipc.open_stream(file)
-            _check_column(location, stream.schema, field)
-            yield from _texts(location, self.name, iter(stream), field)
+            columns = _present(location, stream.schema, names, advice)
+            yield from _rows(location, self.name, (batch.select(columns) for batch in stream))
 
 
-def _texts(location: str, name: str, batches: Iterator[Any], field: str) -> Iterator[Document]:
+def _documents(records: Iterator[Record], field: str) -> Iterator[Document]:
+    return (document_of(record.number, record.content[field], f"column '{field}'") for record in records)
+
+
+def _rows(location: str, name: str, batches: Iterator[Any]) -> Iterator[Record]:
     number = 1
     while True:
         with explained(location, name, f", row {number:,}"):
             batch = next(batches, None)
+            rows = [] if batch is None else batch.to_pylist()
         if batch is None:
             return
-        for value in batch.column(batch.schema.get_field_index(field)).to_pylist():
-            yield document_of(number, value, f"column '{field}'")
+        for row in rows:
+            yield Record(number, {column: _without_nulls(value) for column, value in row.items()})
             number += 1
 
 
-def _check_column(location: str, schema: Any, field: str) -> None:
-    if field not in schema.names:
-        raise DataError(
-            f"{location} has no column '{field}' (there: {', '.join(schema.names)}); name the one of the text with "
-            "--text-field."
-        )
+def _without_nulls(value: Any) -> Any:
+    """A value without the null fields of its structs, which have all fields of their column."""
+    if isinstance(value, dict):
+        return {name: _without_nulls(entry) for name, entry in value.items() if entry is not None}
+    return [_without_nulls(entry) for entry in value] if isinstance(value, list) else value
+
+
+def _present(location: str, schema: Any, names: Sequence[str], advice: str) -> list[str]:
+    """Those of the columns that a file has.
+
+    Raises:
+        DataError: it has none of them.
+    """
+    found = [name for name in names if name in schema.names]
+    if not found:
+        wanted = " or ".join(f"'{name}'" for name in names)
+        raise DataError(f"{location} has no column {wanted} (there: {', '.join(schema.names)}){advice}.")
+    return found
 
 
 @contextmanager

@@ -67,18 +67,17 @@ def suffix_of(location: str) -> str:
 
 
 @contextmanager
-def decompressed(location: str, advice: str = "") -> Iterator[BinaryIO]:
+def decompressed(location: str) -> Iterator[BinaryIO]:
     """Open a file to read its content, decompressed if its name says that it is compressed.
 
     Args:
         location: path or URL.
-        advice: a clause for the end of the error.
 
     Raises:
         DataError: it cannot be opened.
         ModuleNotFoundError: zstandard is needed and missing.
     """
-    with opened(location, advice) as file:
+    with opened(location) as file:
         suffix = suffix_of(location)
         yield COMPRESSIONS[suffix](file) if suffix else file
 

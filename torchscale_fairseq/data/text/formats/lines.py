@@ -1,25 +1,24 @@
 """Formats of lines: text with an empty line between documents, and JSON lines."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .compression import BROKEN, decompressed, why_broken
-from .reader import LONGEST_DOCUMENT, TOO_LONG, Document
+from .reader import LONGEST_DOCUMENT, TOO_LONG, Document, Record
 
 
-def numbered_lines(location: str, advice: str = "") -> Iterator[Document]:
+def numbered_lines(location: str) -> Iterator[Document]:
     """The lines of a file, as bytes without their ends; the last one says where the file is broken.
 
     Args:
         location: path or URL.
-        advice: a clause for the end of the error if it cannot be opened.
 
     Raises:
         DataError: it cannot be opened.
     """
     number = 1
-    with decompressed(location, advice) as file:
+    with decompressed(location) as file:
         try:
             while line := file.readline(LONGEST_DOCUMENT):
                 if len(line) == LONGEST_DOCUMENT and not line.endswith(b"\n"):
@@ -55,32 +54,45 @@ class JsonLines:
     name = "JSON lines"
     suffixes: tuple[str, ...] = (".jsonl", ".ndjson", ".json")
     counts = "line"
+    value = "field"
     holds_lines = False
     compressible = True
 
     def documents(self, location: str, field: str) -> Iterator[Document]:
         """The text field of each line; see ``Reader``."""
+        for record in self.records(location, [field]):
+            yield _document_of_record(record, field)
+
+    def records(self, location: str, names: Sequence[str], advice: str = "") -> Iterator[Record]:
+        """The object of each line; see ``RecordReader``."""
         for line in numbered_lines(location):
             if line.reason is not None:
-                yield line
+                yield Record(line.number, {}, line.reason)
             elif line.text.strip():
-                yield _document_of_json(line, field)
+                yield record_of(line)
 
 
-def _document_of_json(line: Document, field: str) -> Document:
+def record_of(line: Document) -> Record:
+    """The object of JSON on a line."""
     try:
         content = json.loads(line.text)
     except UnicodeDecodeError as error:
-        return Document(line.number, b"", f"byte {error.start + 1} (0x{line.text[error.start]:02x}) is not UTF-8")
+        return Record(line.number, {}, f"byte {error.start + 1} (0x{line.text[error.start]:02x}) is not UTF-8")
     except (json.JSONDecodeError, RecursionError) as error:
         where = f": {error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-        return Document(line.number, b"", f"is not JSON{where}")
+        return Record(line.number, {}, f"is not JSON{where}")
     if not isinstance(content, dict):
-        return Document(line.number, b"", f"is a JSON {_kind(content)} instead of an object")
-    if field not in content:
-        there = ", ".join(content) or "none"
-        return Document(line.number, b"", f"has no field '{field}' (there: {there}); --text-field names another")
-    return document_of(line.number, content[field], f"field '{field}'")
+        return Record(line.number, {}, f"is a JSON {_kind(content)} instead of an object")
+    return Record(line.number, content)
+
+
+def _document_of_record(record: Record, field: str) -> Document:
+    if record.reason is not None:
+        return Document(record.number, b"", record.reason)
+    if field not in record.content:
+        there = ", ".join(record.content) or "none"
+        return Document(record.number, b"", f"has no field '{field}' (there: {there}); --text-field names another")
+    return document_of(record.number, record.content[field], f"field '{field}'")
 
 
 def document_of(number: int, value: Any, where: str) -> Document:

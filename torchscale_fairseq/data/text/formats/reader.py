@@ -1,7 +1,7 @@
-"""Protocol of a reader: the documents of a file of some format."""
+"""Protocols of readers: the documents of a file of some format, or its records."""
 
-from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 LONGEST_DOCUMENT = 1 << 26
 TOO_LONG = f"is longer than {LONGEST_DOCUMENT:,} bytes"
@@ -14,6 +14,17 @@ class Document(NamedTuple):
     """Number of its line or row, from 1 on."""
     text: bytes
     """UTF-8; empty for an empty line, which ends a document, and for an invalid one."""
+    reason: str | None = None
+    """Why it is invalid."""
+
+
+class Record(NamedTuple):
+    """An object of JSON, or a row of columns."""
+
+    number: int
+    """Number of its line or row, from 1 on."""
+    content: Mapping[str, Any]
+    """Values by field or column; empty if invalid."""
     reason: str | None = None
     """Why it is invalid."""
 
@@ -40,5 +51,25 @@ class Reader(Protocol):
 
         Raises:
             DataError: the file cannot be read, or is not of this format.
+            ModuleNotFoundError: a package is missing; the message names the extra that has it.
+        """
+
+
+class RecordReader(Reader, Protocol):
+    """A format of records."""
+
+    value: str
+    """A value of a record, for messages: field or column."""
+
+    def records(self, location: str, names: Sequence[str], advice: str = "") -> Iterator[Record]:
+        """Read a file from its beginning, in bounded memory.
+
+        Args:
+            location: path or URL.
+            names: of the fields or columns to read, of which columns need at least one; objects of JSON are read whole.
+            advice: a clause for the end of the error if the file has none of the columns.
+
+        Raises:
+            DataError: the file cannot be read, is not of this format, or has none of the columns.
             ModuleNotFoundError: a package is missing; the message names the extra that has it.
         """

@@ -92,7 +92,7 @@ def measure(run: Digits, _: common.Text, device: str) -> common.Result:
         result["patch_loss"] = pretrain(masked, train.pixels, run)
         encoder = masked.model.state_dict()
         classifier.model.load_state_dict({name: encoder[name] for name in classifier.model.state_dict()})
-    result["training_loss"] = fine_tune(classifier, labelled, run)
+    result["training_loss"] = fine_tune(classifier, labelled, updates=run.updates, seed=run.seed)
     with torch.no_grad():
         right = classifier.eval()(held_out.pixels).argmax(-1) == held_out.digits
     return {**result, "accuracy": round(100 * float(right.float().mean()), 2)}
@@ -129,18 +129,18 @@ def pretrain(model: MaskedImageModel, pixels: Tensor, run: Digits) -> float:
     return _train(model, loss, run.pretraining, run.seed)
 
 
-def fine_tune(model: ViTClassifier, images: Images, run: Digits) -> float:
+def fine_tune(model: torch.nn.Module, images: Images, *, updates: int, seed: int, learning_rate: float = 1e-3) -> float:
     """Train on labels; return the mean loss of the last hundred updates."""
 
     def loss(generator: torch.Generator) -> Tensor:
         chosen = torch.randint(len(images.digits), (32,), generator=generator)
         return F.cross_entropy(model(images.pixels[chosen]), images.digits[chosen])
 
-    return _train(model, loss, run.updates, run.seed)
+    return _train(model, loss, updates, seed, learning_rate)
 
 
-def _train(model: torch.nn.Module, loss: Any, updates: int, seed: int) -> float:
-    training = common.Training(1e-3, updates, warmup=updates // 20, batch=0, length=0, seed=seed)
+def _train(model: torch.nn.Module, loss: Any, updates: int, seed: int, learning_rate: float = 1e-3) -> float:
+    training = common.Training(learning_rate, updates, warmup=updates // 20, batch=0, length=0, seed=seed)
     losses = torch.stack(list(common.updates(model, loss, training)))
     return round(float(losses[-100:].mean()), 4)
 

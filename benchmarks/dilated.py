@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.compare import positive
+from benchmarks.large_inputs import announce
 from benchmarks.measure import if_it_fits, in_fresh_process, peak_resident_bytes, resident_bytes, time_in_turns
 from benchmarks.report import DENSE, OURS, DisagreementError, Row, document, machine, versions
 from torchscale_fairseq import DecoderConfig, LongNetDecoder, dilated_attention
@@ -281,7 +282,9 @@ def main(words: list[str] | None = None) -> int:
             return 1
         for length in options.lengths:
             print(f"dilated.py: {length} tokens ...", file=sys.stderr)
-            found += measure_length(Case.of(length, options), options)
+            for measured in measure_length(Case.of(length, options), options):
+                found.append(measured)
+                announce("dilated", as_row(measured))
         notes += ratios(found)
     if options.benchmark != "time" and options.device == "cpu":
         print("dilated.py: memory ...", file=sys.stderr)

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.compare import positive
+from benchmarks.limited import shown_lines
 from benchmarks.report import machine, versions
 from benchmarks.throughput import HERE, finished, train_words, training_parser, write_data
 from benchmarks.throughput_cases import Case
@@ -44,8 +45,7 @@ def seconds_of_marks(words: list[str], caches: Path) -> list[float]:
     lines: list[str] = []
     start = time.monotonic()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) as run:
-        assert run.stdout is not None
-        for line in run.stdout:
+        for line in shown_lines(run):
             lines.append(line)
             if UPDATED in line if found else BEGINS in line:
                 found.append(time.monotonic() - start)

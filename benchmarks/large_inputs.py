@@ -80,7 +80,7 @@ def report(rows: list[Row], notes: list[str], words: list[str], options: argpars
 
 def announce(module: str, row: Row) -> None:
     """Say on stderr that a measurement has ended."""
-    print(f"{module}.py: {row.benchmark}, {row.side}: {row.seconds} s", file=sys.stderr)
+    print(f"{module}.py: {row.benchmark}, {row.side}: {row.seconds} s", file=sys.stderr, flush=True)
 
 
 def give_back_freed_memory() -> None:

@@ -1,32 +1,38 @@
-"""Programs with a time limit."""
+"""Programs with a time limit, and programs whose log is shown as it comes."""
 
 import os
+import re
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 GRACE = 45
 """Seconds for a program to end its own processes: torch's launcher kills its after 30."""
 
 
+OF_A_LOG = re.compile(r"\d{4}-\d\d-\d\d [\d:]+ \| ")
+"""The beginning of a line of fairseq's log."""
+
+
 class RunError(Exception):
     """A program failed, or took too long; the text says why in one line."""
 
 
-def output_of(seconds: float, words: Sequence[str], output: Path, **more: Mapping[str, str]) -> str:
+def output_of(seconds: float, words: Sequence[str], output: Path, environment: Mapping[str, str] | None = None) -> str:
     """Output and errors of a program, which also go to a file.
 
     Args:
         seconds: the time limit.
         words: the program and its arguments.
         output: the file.
-        more: as for ``run_within``.
+        environment: further variables.
 
     Raises:
         RunError: it failed, or took too long.
     """
-    status = run_within(seconds, words, output, **more)
+    status = run_within(seconds, words, output, environment=environment)
     text = output.read_text()
     if status is None:
         raise RunError(f"took longer than {seconds:g} s")
@@ -43,7 +49,12 @@ def error_line(text: str) -> str:
 
 
 def run_within(
-    seconds: float, words: Sequence[str], output: Path, *, environment: Mapping[str, str] | None = None
+    seconds: float,
+    words: Sequence[str],
+    output: Path,
+    *,
+    environment: Mapping[str, str] | None = None,
+    grace: float = GRACE,
 ) -> int | None:
     """Run a program, whose output and errors go to a file.
 
@@ -55,6 +66,7 @@ def run_within(
         words: the program and its arguments.
         output: the file.
         environment: further variables.
+        grace: seconds between SIGTERM and SIGKILL.
 
     Returns:
         The exit status, or None if the program took too long.
@@ -72,16 +84,25 @@ def run_within(
         except subprocess.TimeoutExpired:
             return None
         finally:
-            _end(run)
+            _end(run, grace)
 
 
-def _end(run: subprocess.Popen[bytes]) -> None:
+def _end(run: subprocess.Popen[bytes], grace: float) -> None:
     """End a program that may have ended."""
     if run.poll() is not None:
         return
     os.killpg(run.pid, signal.SIGTERM)
     try:
-        run.wait(GRACE)
+        run.wait(grace)
     except subprocess.TimeoutExpired:
         os.killpg(run.pid, signal.SIGKILL)
         run.wait()
+
+
+def shown_lines(run: "subprocess.Popen[str]") -> Iterator[str]:
+    """The output of a program that runs, line by line; those of a log also go to stderr."""
+    assert run.stdout is not None
+    for line in run.stdout:
+        if OF_A_LOG.match(line):
+            print(line, end="", file=sys.stderr, flush=True)
+        yield line

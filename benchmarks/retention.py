@@ -24,6 +24,7 @@ from torch import Tensor
 
 from benchmarks import retention_steps
 from benchmarks.compare import positive
+from benchmarks.large_inputs import announce
 from benchmarks.measure import in_fresh_process, peak_resident_bytes, resident_bytes, time_in_turns
 from benchmarks.official import OfficialMissingError, load_official
 from benchmarks.report import OFFICIAL, OURS, DisagreementError, Row, document
@@ -95,6 +96,8 @@ def main(words: list[str] | None = None) -> int:
     try:
         for found_rows, found_notes in results(options):
             rows += found_rows
+            for found in found_rows:
+                announce("retention", found)
             notes += found_notes
             if options.output:  # now, so that a run that is cut off leaves what it measured
                 options.output.write_text(document(rows, notes, words, options.device, module="retention"))

@@ -22,6 +22,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.compare import positive
+from benchmarks.limited import shown_lines
 from benchmarks.report import machine, versions
 from benchmarks.throughput import INTERVAL, logged
 from torchscale_fairseq import plugin
@@ -53,19 +54,27 @@ def generate(arch: str, folder: Path, options: argparse.Namespace) -> float:
 
 
 def run(words: list[str]) -> str:
-    """The output of a command of fairseq.
+    """The output of a command of fairseq, whose log also goes to stderr as it comes.
 
     Raises:
         SystemExit: it failed.
     """
     command, *arguments = words
-    environment = {**os.environ, "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}  # stock reads no checkpoint without it
-    done = subprocess.run(
-        [sys.executable, "-m", f"fairseq_cli.{command}", *arguments], capture_output=True, text=True, env=environment
-    )
-    if done.returncode:
-        raise SystemExit(f"translation.py: fairseq-{shlex.join(words)} failed:\n{done.stderr[-3000:]}")
-    return done.stdout + done.stderr
+    status, text = run_and_show([sys.executable, "-m", f"fairseq_cli.{command}", *arguments])
+    if status:
+        raise SystemExit(f"translation.py: fairseq-{shlex.join(words)} failed:\n{text[-3000:]}")
+    return text
+
+
+def run_and_show(program: list[str]) -> tuple[int, str]:
+    """Run a program; its status and output, of which lines of a log also go to stderr as they come."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    environment["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"  # stock reads no checkpoint without it
+    with subprocess.Popen(
+        program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as done:
+        text = "".join(shown_lines(done))
+    return done.returncode, text
 
 
 def main(words: list[str]) -> int:

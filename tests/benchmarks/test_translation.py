@@ -32,6 +32,13 @@ def test_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     assert [words[0] for words in commands] == ["train"] * 4 + ["generate"] * 2
 
 
+def test_the_log_is_shown_as_it_comes(capsys: pytest.CaptureFixture[str]) -> None:
+    """Translations are not."""
+    lines = "2026-11-29 17:24:45 | INFO | train | loading\nH-1\t-0.1\tgut\n"
+    assert translation.run_and_show(["sh", "-c", f"printf '{lines}'; exit 3"]) == (3, lines)
+    assert capsys.readouterr().err == lines.partition("H-1")[0]
+
+
 def test_too_few_updates(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         translation.main(["data", "--updates", "99"])

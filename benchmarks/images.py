@@ -3,6 +3,7 @@ updates; and images per second that the data loader reads from JPEG files, in on
 
     python -m benchmarks.images                                        # ViT-Base, batches of 128, on a GPU
     python -m benchmarks.images --families vit_magneto vit             # with SubLN, and without it as timm's is
+    python -m benchmarks.images --parts loader                         # without training, which compiles for minutes
     python -m benchmarks.images --device cpu --size tiny --img-size 32 --batch 4 --updates 100 --workers 1
 
 Training reads small files of --img-size pixels, which cost the loader as little as files can. "Fixed batch" is the same
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -32,6 +34,7 @@ from benchmarks.throughput import INTERVAL, PEAK, logged
 from benchmarks.translation import run
 from torchscale_fairseq import plugin
 
+PARTS = TRAINING, LOADER = "training", "loader"
 PATCH = 16
 CLASSES = 1000
 LAYERS = 12
@@ -72,14 +75,15 @@ def trained_speed(words: list[str], options: argparse.Namespace) -> float:
 
 
 def timed_speed(module: str, words: list[str], batch: int) -> float:
-    """Images per second of a benchmark that prints the seconds of an update.
+    """Images per second of a benchmark that prints the seconds of an update; its errors go to stderr as they come.
 
     Raises:
         SystemExit: it failed.
     """
-    done = subprocess.run([sys.executable, "-m", f"benchmarks.{module}", *words], capture_output=True, text=True)
+    program = [sys.executable, "-m", f"benchmarks.{module}", *words]
+    done = subprocess.run(program, stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        raise SystemExit(f"images.py: {module} {shlex.join(words)} failed:\n{done.stderr[-3000:]}")
+        raise SystemExit(f"images.py: {module} {shlex.join(words)} failed:\n{done.stdout[-3000:]}")
     return batch / float(json.loads(done.stdout.splitlines()[-1])["seconds"])
 
 
@@ -118,21 +122,27 @@ def measure_loader(data: Path, options: argparse.Namespace) -> float:
     return float(in_fresh_process(loader_speed, words, options.batch, options.workers))
 
 
-def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
-    """Images per second by what is measured."""
-    side, speeds = options.img_size, {}
+def measure_training(folder: Path, options: argparse.Namespace) -> Iterator[tuple[str, float]]:
+    """Images per second of whole updates, by the side that makes them."""
+    side = options.img_size
     files = (texture(seed, side, side, finest=4, quality=75) for seed in range(FILES))
     write_images(folder / "small", files, options.updates * options.batch, CLASSES)
     if not options.ours_alone:
         words = [f"vit_{options.size}_patch16_224", str(side), str(options.batch), "--device", options.device]
-        speeds[options.timm] = timed_speed("timm_loop", words, options.batch)
+        yield options.timm, timed_speed("timm_loop", words, options.batch)
     for family in options.families:
         arch = f"{family}_{options.size}"
         words = train_words(arch, folder / "small", options)
-        speeds[f"fairseq-train, {arch}"] = trained_speed(words, options)
-        speeds[f"fixed batch, {arch}"] = timed_speed("fixed_batch", ["--", *words], options.batch)
-    speeds[f"loader, {options.workers} workers"] = measure_loader(folder / "photographs", options)
-    return speeds
+        yield f"fairseq-train, {arch}", trained_speed(words, options)
+        yield f"fixed batch, {arch}", timed_speed("fixed_batch", ["--", *words], options.batch)
+
+
+def measure(folder: Path, options: argparse.Namespace) -> Iterator[tuple[str, float]]:
+    """Images per second by what is measured, one after the other."""
+    if TRAINING in options.parts:
+        yield from measure_training(folder, options)
+    if LOADER in options.parts:
+        yield f"loader, {options.workers} workers", measure_loader(folder / "photographs", options)
 
 
 def row(name: str, speed: float, options: argparse.Namespace, against: float | None) -> str:
@@ -145,10 +155,13 @@ def row(name: str, speed: float, options: argparse.Namespace, against: float | N
 def main(words: list[str]) -> int:
     options = parse_options(words)
     memory = Path("/dev/shm")
+    speeds: dict[str, float] = {}
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
-        speeds = measure(Path(folder), options)
+        for name, speed in measure(Path(folder), options):
+            speeds[name] = speed
+            print(f"images.py: {name}: {speed:,.0f} images/s", file=sys.stderr, flush=True)
     print(f"`{shlex.join(['python', '-m', 'benchmarks.images', *words])}`\n")
-    timm = "" if options.ours_alone else f", timm {version('timm')}"
+    timm = f", timm {version('timm')}" if options.timm in speeds else ""
     print(f"{machine(options.device)}; {versions()}{timm}\n")
     print(f"| | images/s | of {PEAK / 1e12:.0f} TFLOP/s | of timm's |\n|---|---|---|---|")
     for name, speed in speeds.items():
@@ -161,6 +174,7 @@ def parse_options(words: list[str]) -> argparse.Namespace:
         prog="images.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
+    add("--parts", nargs="+", choices=PARTS, default=PARTS, help=f"what to measure ({' '.join(PARTS)})")
     add("--families", nargs="+", default=["vit_magneto"], metavar="FAMILY", help="of --size (vit_magneto)")
     add("--size", choices=WIDTHS, default="base", help="of the models (base)")
     add("--img-size", type=positive, default=224, help="pixels of a side (224)")

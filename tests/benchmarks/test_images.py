@@ -32,9 +32,20 @@ def test_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     monkeypatch.setattr(images, "version", lambda _: "1.0")
     assert images.main(TOY) == 0
     assert "vit_magneto_tiny" in commands[0] and "--cpu" in commands[0]
-    lines = capsys.readouterr().out.splitlines()[-4:]
+    printed = capsys.readouterr()
+    assert "images.py: fixed batch, vit_magneto_tiny: 200 images/s" in printed.err  # as soon as it is known
+    lines = printed.out.splitlines()[-4:]
     assert [line.split(" | ")[1] for line in lines] == ["50", "100", "200", "25"]
     assert [line.split(" | ")[3].strip(" |") for line in lines] == ["1.000", "2.000", "4.000", "0.500"]
+
+
+def test_parts_are_measured_apart(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(images, "measure_training", lambda *_: iter([("fairseq-train", 100.0)]))
+    monkeypatch.setattr(images, "measure_loader", lambda *_: 25.0)
+    for part, line in (("training", "| fairseq-train | 100 |"), ("loader", "| loader, 1 workers | 25 |")):
+        assert images.main([*TOY, "--parts", part]) == 0
+        last = capsys.readouterr().out.splitlines()[-2:]
+        assert set(last[0]) <= set("|-") and last[1].startswith(line)
 
 
 @pytest.mark.slow

@@ -3,25 +3,32 @@
     python -m benchmarks.table training                    # what fairseq-train and fairseq-generate must reach
     python -m benchmarks.table architectures               # retention, dilated attention, experts, BitNet
     python -m benchmarks.table training --rows fp16 plain-base --folder "$OUT"
+    python -m benchmarks.table training --fill 4           # after a run of all rows for torch's and Triton's caches
     python -m benchmarks.table training --toy              # each command at a small size on a CPU, to try it
 
 --folder keeps what each row printed, and rows that are there are not measured again. A row that fails or takes too long
-leaves its output as NAME.failed, and is measured again by the next call. The table is printed at the end.
+leaves its output and its logs of fairseq-train as NAME.failed, and is measured again by the next call. The table is
+printed at the end.
 """
 
 import argparse
 import shlex
+import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import torch
 
 from benchmarks.compare import positive
+from benchmarks.filling import fill
 from benchmarks.limited import RunError, output_of
 from benchmarks.report import machine, versions
 from benchmarks.table_rows import TABLES, Row
 
+WITH_LOGS = {"throughput"}
+"""Benchmarks with the option --logs."""
 HEADER = "| work | at least | found | seconds |\n|---|---|---|---|"
 
 
@@ -54,20 +61,39 @@ def refusal(row: Row, options: argparse.Namespace) -> str | None:
     return None
 
 
-def command(row: Row, options: argparse.Namespace) -> list[str]:
-    """The program and its arguments."""
-    words = [str(options.data) if word == "DATA" else word for word in (row.toy if options.toy else row.words)]
-    return [sys.executable, "-m", f"benchmarks.{words[0]}", *words[1:]]
+def command(row: Row, options: argparse.Namespace, logs: Path) -> list[str]:
+    """The program and its arguments; logs of fairseq-train go to the folder ``logs`` as they are written."""
+    benchmark, *words = [
+        str(options.data) if word == "DATA" else word for word in (row.toy if options.toy else row.words)
+    ]
+    kept = ["--logs", str(logs)] if benchmark in WITH_LOGS else []
+    return [sys.executable, "-m", f"benchmarks.{benchmark}", *kept, *words]
+
+
+def fill_caches(rows: list[Row], options: argparse.Namespace) -> None:
+    """Run rows side by side for the caches alone, but for those that have caches of their own."""
+    shared = [row for row in rows if not row.has_own_caches]
+    print(f"table.py: filling caches, {len(shared)} rows, {options.fill_seconds} s", file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory() as logs:
+        folders = {row.name: Path(logs, row.name) for row in shared}
+        for folder in folders.values():
+            folder.mkdir()
+        fill([command(row, options, folders[row.name]) for row in shared], options.fill, options.fill_seconds)
 
 
 def measure(row: Row, options: argparse.Namespace) -> str | None:
     """Run a row and keep what it printed; returns why it failed, or None."""
-    words, limit = command(row, options), options.seconds or row.seconds
+    logs, limit = options.folder / row.name, options.seconds or row.seconds
+    shutil.rmtree(logs, ignore_errors=True)
+    logs.mkdir()
+    words = command(row, options, logs)
     print(f"table.py: {row.name}, at most {limit} s: {shlex.join(words[1:])}", file=sys.stderr, flush=True)
     partial, start = options.folder / f"{row.name}.failed", time.monotonic()
     try:
-        output_of(limit, words, partial)
+        output_of(limit, words, partial, environment={"PYTHONUNBUFFERED": "1"})
     except RunError as error:
+        with partial.open("a") as output:
+            output.writelines(f"\n{log}:\n{log.read_text()}" for log in sorted(logs.iterdir()))
         return str(error)
     with partial.open("a") as output:
         output.write(f"\ntable.py: {time.monotonic() - start:.0f} seconds\n")
@@ -90,11 +116,11 @@ def main(words: list[str]) -> int:
     options = parse_options(words)
     options.folder.mkdir(parents=True, exist_ok=True)
     rows = [row for row in TABLES[options.table] if not options.rows or row.name in options.rows]
-    problems: dict[str, str] = {}
-    for row in rows:
-        if not (options.folder / f"{row.name}.txt").exists():
-            problem = refusal(row, options) or measure(row, options)
-            problems |= {row.name: problem} if problem else {}
+    missing = [row for row in rows if not (options.folder / f"{row.name}.txt").exists()]
+    if options.fill:
+        fill_caches([row for row in missing if refusal(row, options) is None], options)
+    found = {row.name: refusal(row, options) or measure(row, options) for row in missing}
+    problems = {name: problem for name, problem in found.items() if problem}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(
         f"`{shlex.join(['python', '-m', 'benchmarks.table', *words])}`\n\n{machine(device)}; {versions()}\n\n{HEADER}"
@@ -112,6 +138,14 @@ def parse_options(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, metavar="DIR", help="of the rows' output (runs/table-TABLE)")
     parser.add_argument("--data", type=Path, metavar="DIR", help="binarised sentences for rows of translation")
     parser.add_argument("--seconds", type=positive, metavar="N", help="time limit of each row (its own)")
+    parser.add_argument(
+        "--fill",
+        type=positive,
+        metavar="N",
+        help="first run the missing rows, N at a time, to fill the compile caches of torch and Triton, without keeping "
+        "their output; then measure each alone, as rows that share a machine slow each other",
+    )
+    parser.add_argument("--fill-seconds", type=positive, default=240, metavar="N", help="time limit of --fill (240)")
     parser.add_argument("--toy", action="store_true", help="small sizes on a CPU")
     options = parser.parse_args(words)
     options.folder = options.folder or Path(f"runs/table-{options.table}{'-toy' * options.toy}")

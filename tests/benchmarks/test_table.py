@@ -1,13 +1,14 @@
 """benchmarks/table.py: rows are measured once, each within its time limit."""
 
 import argparse
+import time
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("fairseq")
 
-from benchmarks import decoding, first_update, retention_inputs, table, table_rows, throughput
+from benchmarks import decoding, filling, first_update, retention_inputs, table, table_rows, throughput
 from benchmarks.table_rows import TABLES, Row
 from benchmarks.throughput_cases import Case
 
@@ -28,6 +29,7 @@ def row(seconds: int = 60) -> Row:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the only benchmark is a program that says that it ran."""
     monkeypatch.setitem(TABLES, "training", [row()])
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(table, "command", lambda *_: ["sh", "-c", f"echo run >> {tmp_path}/runs; printf '{PRINTED}'"])
     return tmp_path
 
@@ -48,6 +50,43 @@ def test_rows_that_fail_or_take_too_long_are_measured_again(
         assert table.main(["training", "--toy", "--folder", str(folder)]) == 1
         assert f"| some work | 1.0 | {problem} |" in capsys.readouterr().out
     assert (folder / "made.failed").exists() and not (folder / "made.txt").exists()
+
+
+def test_a_row_that_takes_too_long_leaves_its_logs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TABLES, "training", [row(seconds=1)])
+    program = "echo measuring; echo update 50 > $0/small.log; sleep 30"
+    monkeypatch.setattr(table, "command", lambda row, options, logs: ["sh", "-c", program, str(logs)])
+    assert table.main(["training", "--toy", "--folder", str(folder)]) == 1
+    assert (folder / "made.failed").read_text() == f"measuring\n\n{folder}/made/small.log:\nupdate 50\n"
+
+
+def test_logs_of_fairseq_train_go_to_the_folder_of_the_row(tmp_path: Path) -> None:
+    options = argparse.Namespace(data=None, toy=False)
+    for one in table_rows.TRAINING:
+        words = table.command(one, options, tmp_path)[3:]
+        assert ("--logs" in words) == (one.words[0] == "throughput")
+        if "--logs" in words:
+            assert throughput.parse_options(words).logs == tmp_path
+
+
+def test_caches_are_filled_before_rows_are_measured(folder: Path) -> None:
+    """By rows that are missing, whose output does not count."""
+    for runs in (2, 2):
+        assert table.main(["training", "--toy", "--folder", str(folder), "--fill", "3"]) == 0
+        assert (folder / "runs").read_text() == "run\n" * runs
+    assert not table_rows.ARCHITECTURES[0].has_own_caches
+    assert [one.name for one in table_rows.TRAINING if one.has_own_caches] == ["start-7b"]
+
+
+def test_filling_ends_in_time_and_keeps_no_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs fail, take too long or never start."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    for name in ("code.py", "code.best_config"):
+        (tmp_path / name).touch()
+    start = time.monotonic()
+    filling.fill([["false"], ["sleep", "30"], ["touch", str(tmp_path / "late")]], at_once=1, seconds=0.5)
+    assert time.monotonic() - start < 20
+    assert [path.name for path in tmp_path.iterdir()] == ["code.py"]
 
 
 def test_rows_that_cannot_be_measured_here_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

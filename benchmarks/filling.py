@@ -1,0 +1,42 @@
+"""Running programs for the sake of the caches of torch and Triton, in which what they compile stays.
+
+The programs share a machine, so the speeds that they see mean nothing. Kernels are therefore tuned anew where a program
+runs alone: neither torch nor fla keeps the settings that were found here, only the compiled code.
+"""
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+from benchmarks.limited import run_within
+
+UNTUNED = {"FLA_CACHE_RESULTS": "0"}
+"""fla does not keep the settings that it finds."""
+TUNED = "*.best_config"
+"""Files in torch's cache, each with the setting of a kernel that was the fastest."""
+
+
+def fill(commands: Sequence[Sequence[str]], at_once: int, seconds: float) -> None:
+    """Run programs side by side. Their output is discarded, and it does not matter whether they fail.
+
+    Args:
+        commands: programs and their arguments.
+        at_once: programs that run at the same time.
+        seconds: time limit of all together.
+    """
+    end = time.monotonic() + seconds
+    with TemporaryDirectory() as folder, ThreadPoolExecutor(at_once) as threads:
+        for place, words in enumerate(commands):
+            threads.submit(_run_until, end, words, Path(folder, str(place)))
+    for path in Path(cache_dir()).rglob(TUNED):
+        path.unlink(missing_ok=True)
+
+
+def _run_until(end: float, words: Sequence[str], output: Path) -> None:
+    left = end - time.monotonic()
+    if left > 0:
+        run_within(left, words, output, environment=UNTUNED, grace=1)

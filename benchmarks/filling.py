@@ -4,6 +4,7 @@ The programs share a machine, so the speeds that they see mean nothing. Kernels 
 runs alone: neither torch nor fla keeps the settings that were found here, only the compiled code.
 """
 
+import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,14 +15,21 @@ from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from benchmarks.limited import run_within
 
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
 UNTUNED = {"FLA_CACHE_RESULTS": "0"}
 """fla does not keep the settings that it finds."""
 TUNED = "*.best_config"
 """Files in torch's cache, each with the setting of a kernel that was the fastest."""
 
 
+def use_own_cache() -> None:
+    """Let programs that this process starts keep torch's code in a folder of the benchmarks within torch's own."""
+    os.environ[CACHE] = str(Path(cache_dir(), "benchmarks"))
+
+
 def fill(commands: Sequence[Sequence[str]], at_once: int, seconds: float) -> None:
-    """Run programs side by side. Their output is discarded, and it does not matter whether they fail.
+    """Run programs side by side. Their output is discarded, and it does not matter whether they fail. Settings of
+    kernels are removed from torch's cache.
 
     Args:
         commands: programs and their arguments.

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.compare import positive
-from benchmarks.filling import fill
+from benchmarks.filling import fill, use_own_cache
 from benchmarks.limited import RunError, output_of
 from benchmarks.report import machine, versions
 from benchmarks.table_rows import TABLES, Row
@@ -117,6 +117,7 @@ def main(words: list[str]) -> int:
     options.folder.mkdir(parents=True, exist_ok=True)
     rows = [row for row in TABLES[options.table] if not options.rows or row.name in options.rows]
     missing = [row for row in rows if not (options.folder / f"{row.name}.txt").exists()]
+    use_own_cache()
     if options.fill:
         fill_caches([row for row in missing if refusal(row, options) is None], options)
     found = {row.name: refusal(row, options) or measure(row, options) for row in missing}

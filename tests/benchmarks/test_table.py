@@ -81,12 +81,17 @@ def test_caches_are_filled_before_rows_are_measured(folder: Path) -> None:
 def test_filling_ends_in_time_and_keeps_no_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Programs fail, take too long or never start."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    (tmp_path / "users.best_config").touch()
+    filling.use_own_cache()
+    cache = tmp_path / "benchmarks"
+    cache.mkdir()
     for name in ("code.py", "code.best_config"):
-        (tmp_path / name).touch()
+        (cache / name).touch()
     start = time.monotonic()
     filling.fill([["false"], ["sleep", "30"], ["touch", str(tmp_path / "late")]], at_once=1, seconds=0.5)
     assert time.monotonic() - start < 20
-    assert [path.name for path in tmp_path.iterdir()] == ["code.py"]
+    assert [path.name for path in cache.iterdir()] == ["code.py"]
+    assert (tmp_path / "users.best_config").exists() and not (tmp_path / "late").exists()
 
 
 def test_rows_that_cannot_be_measured_here_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,7 @@ from ..ops.quantization import (
     unpack,
 )
 from ..ops.segments import Segments
+from ..ops.ternary_linear import has_kernel, ternary_linear
 from ..parallel.groups import ExpertSplit
 from .grouped import GroupedLinear, GroupedNorm
 from .norm import build_norm
@@ -145,7 +146,10 @@ class PackedWeight(nn.Module):
 
 
 class PackedBitLinear(nn.Module):
-    """BitLinear with packed weights, unpacked for each product. Arguments as for BitLinear."""
+    """BitLinear with packed weights. Arguments as for BitLinear.
+
+    On a GPU a kernel multiplies few rows by ternary weights as they are; all other products unpack the weights.
+    """
 
     def __init__(self, in_features: int, out_features: int, kind: BitKind, *, activated: bool = False):
         super().__init__()
@@ -155,8 +159,11 @@ class PackedBitLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features)."""
-        weight = self.weight(x.dtype)
-        return F.linear(self.kind.eight_bits(self.norm(x), activated=self.activated, training=False), weight)
+        weight, norm, is_ternary = self.weight, self.norm, self.kind.scheme == "b1.58"
+        if is_ternary and type(norm) is nn.RMSNorm and not self.training and has_kernel(x, norm.weight):
+            return ternary_linear(x, norm.weight, self.kind.eps, weight.packed, weight.scale, self.kind.recipe)
+        unpacked = weight(x.dtype)
+        return F.linear(self.kind.eight_bits(norm(x), activated=self.activated, training=False), unpacked)
 
 
 class PackedBitGroupedLinear(nn.Module):

@@ -12,6 +12,8 @@ from torch import Tensor
 
 SCHEMES = ("b1.58", "b1")
 RECIPES = ("faq", "paper")
+LIMITS = {"faq": (-128, 127), "paper": (-127, 128)}
+"""Least whole number of activations, and the one that the largest absolute value is scaled to, before a clip to 127."""
 SMALLEST_SCALE = 1e-5
 WEIGHTS_PER_BYTE = {"b1.58": 5, "b1": 8}
 """Five ternary weights have 243 states, so that a weight takes 1.6 bits."""
@@ -59,12 +61,11 @@ def quantize_activations(
         from_minimum: count from the smallest value, so that all are 0 or more (b1, eq. 8-9). What is subtracted is
             lost: the paper does not add it again.
     """
-    largest = 127 if recipe == "faq" else 128
+    low, largest = LIMITS[recipe]
     over = tuple(range(x.dim())) if shared_scale else (-1,)
     if from_minimum:
         x = x - x.detach().amin(over, keepdim=True)
     scale = (x.detach().abs().amax(over, keepdim=True) / largest).clamp(min=SMALLEST_SCALE / largest)
-    low = -128 if recipe == "faq" else -127
     return Quantized((x / scale).round().clamp(low, 127), scale)
 
 

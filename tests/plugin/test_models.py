@@ -55,7 +55,8 @@ def test_the_documented_names_are_registered() -> None:
     names |= {f"beit_{size}" for size in ("tiny", "small", "base", "large")}
     names |= {f"slide_encoder_{size}" for size in ("tiny", "small", "base")}
     names |= {f"mt_retnet{size}" for size in four}
-    names |= {f"s2t_{kind}{size}" for kind in ("deepnorm", "magneto", "xmoe", "longnet", "retnet") for size in four}
+    speech = ("deepnorm", "magneto", "xmoe", "swiglu", "longnet", "retnet")
+    names |= {f"s2t_{kind}{size}" for kind in speech for size in four}
     assert names == set(OURS)
 
 

@@ -120,6 +120,7 @@ def test_training_resumes_exactly(data: Path, tmp_path: Path) -> None:
         ("s2t_deepnorm_small", ["--rel-pos-buckets", "8", "--max-rel-pos", "32"]),
         ("s2t_longnet_small", ["--segment-length", "[8,16]", "--dilated-ratio", "[1,2]"]),
         ("s2t_retnet_small", ["--decoder-value-embed-dim", "64", "--decoder-retention-heads", "2"]),
+        ("s2t_swiglu_small", []),
         (
             "s2t_xmoe_small",
             ["--moe-freq", "1", "--moe-expert-count", "4", "--criterion", "moe_label_smoothed_cross_entropy_with_ctc"],
@@ -128,7 +129,7 @@ def test_training_resumes_exactly(data: Path, tmp_path: Path) -> None:
         ("s2t_magneto_small", ["--fp16"]),
         ("s2t_magneto_small", ["--criterion", "label_smoothed_cross_entropy"]),
     ],
-    ids=["deepnorm", "longnet", "retnet", "xmoe", "bf16", "fp16", "without-ctc"],
+    ids=["deepnorm", "longnet", "retnet", "swiglu", "xmoe", "bf16", "fp16", "without-ctc"],
 )
 def test_architectures_and_precisions(arch: str, flags: list[str], data: Path, tmp_path: Path) -> None:
     words = training(data, tmp_path, *flags, "--max-epoch", "2", arch=arch)

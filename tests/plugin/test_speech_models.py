@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 pytest.importorskip("fairseq")
 
 from fairseq.models import build_model
+from fairseq.models.speech_to_text import s2t_transformer
 
 from tests.plugin.registered import dictionary, parse, task
 from torchscale_fairseq.checkpoints.reading import CheckpointError
@@ -51,6 +53,26 @@ def test_an_encoder_that_cannot_start(checkpoint: Path) -> None:
 
 def test_without_ctc_there_is_no_projection() -> None:
     assert model(ctc_weight=0).encoder.ctc_proj is None
+
+
+def size(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def stock() -> nn.Module:
+    options = SimpleNamespace(ctc_weight=0.3, input_feat_per_channel=80, max_source_positions=9, max_target_positions=9)
+    s2t_transformer.s2t_transformer_xs(options)
+    return s2t_transformer.S2TTransformerModel.build_model(options, task(target=dictionary(200)))
+
+
+@pytest.mark.parametrize("kind", ["magneto", "deepnorm", "swiglu"])
+def test_small_models_have_the_size_of_stocks(kind: str) -> None:
+    """What the quick start compares, to 2 %."""
+    options = parse(f"s2t_{kind}_small")
+    options.ctc_weight = 0.3
+    with torch.device("meta"):
+        own, stocks = build_model(options, task(target=dictionary(200))), stock()
+    assert size(own) == pytest.approx(size(stocks), rel=0.02)
 
 
 def test_lengths_are_in_units_of_the_input() -> None:

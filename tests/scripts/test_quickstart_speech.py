@@ -26,6 +26,6 @@ def test_both_models_are_scored(words: list[str], tmp_path: Path) -> None:
     options = [*words, "--work-dir", tmp_path, "--max-update", "2"]
     printed = run_program([QUICKSTART, *options], timeout=1500).check().stdout
     score = r"BLEU = " if words else r"WER: "
-    assert re.search(rf"^s2t_magneto_small +{score}[\d.]+", printed, re.MULTILINE)
+    assert re.search(rf"^s2t_swiglu_small +{score}[\d.]+", printed, re.MULTILINE)
     assert re.search(rf"^s2t_transformer_xs +{score}[\d.]+", printed, re.MULTILINE)
     assert bool(words) == bool(re.search(r"^cascade +BLEU = [\d.]+", printed, re.MULTILINE))

@@ -20,8 +20,10 @@ def _with_experts(sizes: dict[str, Preset], **experts: int) -> dict[str, Preset]
     return {name: {**sizes[name], "moe_expert_count": count} for name, count in experts.items()}
 
 
-def _with_inner_width(sizes: dict[str, Preset], **widths: int) -> dict[str, Preset]:
-    """Sizes with other inner widths, the same for both sides."""
+def _gated(sizes: dict[str, Preset]) -> dict[str, Preset]:
+    """Sizes with the inner widths of gated units, which have three matrices: two thirds, in multiples of eight, for as
+    many parameters."""
+    widths = {"small": 688, "base": 1368, "large": 2736}
     return {
         name: {**sizes[name], "encoder_ffn_embed_dim": width, "decoder_ffn_embed_dim": width}
         for name, width in widths.items()
@@ -35,6 +37,7 @@ def _family(name: str, common: Preset, sizes: dict[str, Preset]) -> dict[str, Pr
 
 _DEEPNORM: Preset = {"deepnorm": True}
 _MAGNETO: Preset = {"subln": True}
+_SWIGLU: Preset = {"subln": False, "norm": "rmsnorm", "activation_fn": "swish", "gated_ffn": True}
 _XMOE: Preset = {**_DEEPNORM, "moe_freq": 2, "use_xmoe": True, "moe_gating_use_fp32": True}
 
 _TRANSLATION_SIZES = _sizes(
@@ -52,11 +55,7 @@ TRANSLATION: dict[str, Preset] = {
     **_family(
         "mt_xmoe", {**_TRANSLATION_COMMON, **_XMOE}, _with_experts(_TRANSLATION_SIZES, small=8, base=32, large=64)
     ),
-    **_family(
-        "mt_swiglu",
-        {**_TRANSLATION_COMMON, "subln": False, "norm": "rmsnorm", "activation_fn": "swish", "gated_ffn": True},
-        _with_inner_width(_TRANSLATION_SIZES, small=688, base=1368, large=2736),
-    ),
+    **_family("mt_swiglu", {**_TRANSLATION_COMMON, **_SWIGLU}, _gated(_TRANSLATION_SIZES)),
     "mt_base": {
         **_TRANSLATION_COMMON,
         **_TRANSLATION_SIZES["base"],
@@ -66,7 +65,6 @@ TRANSLATION: dict[str, Preset] = {
         "decoder_normalize_before": False,
     },
 }
-"""The inner widths of ``mt_swiglu`` are two thirds of the others', in multiples of eight, for as many parameters."""
 
 _LANGUAGE_SIZES = _sizes(
     "decoder",
@@ -230,9 +228,10 @@ SPEECH: dict[str, Preset] = {
     **_family("s2t_deepnorm", {**_TRANSLATION_COMMON, **_DEEPNORM}, _SPEECH_SIZES),
     **_family("s2t_magneto", {**_TRANSLATION_COMMON, **_MAGNETO}, _SPEECH_SIZES),
     **_family("s2t_xmoe", {**_TRANSLATION_COMMON, **_XMOE}, _with_experts(_SPEECH_SIZES, small=8, base=32, large=64)),
+    **_family("s2t_swiglu", {**_TRANSLATION_COMMON, **_SWIGLU}, _gated(_SPEECH_SIZES)),
 }
 """Base and large are fairseq's s2t_transformer_m and _l (arXiv:2010.05171), small is its s2t_transformer_xs, which
-trains on a CPU in minutes."""
+trains on a CPU in minutes. ``s2t_swiglu`` has the inner widths of ``mt_swiglu``."""
 
 SPEECH_LONGNET: dict[str, Preset] = _family(
     "s2t_longnet",

@@ -1,5 +1,5 @@
-"""Speech recognition and translation: ``s2t_deepnorm``, ``s2t_magneto``, ``s2t_xmoe``, ``s2t_longnet``, ``s2t_retnet``
-and their sizes, for fairseq's task speech_to_text."""
+"""Speech recognition and translation: ``s2t_deepnorm``, ``s2t_magneto``, ``s2t_xmoe``, ``s2t_swiglu``, ``s2t_longnet``,
+``s2t_retnet`` and their sizes, for fairseq's task speech_to_text."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

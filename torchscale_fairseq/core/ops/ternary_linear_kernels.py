@@ -21,7 +21,7 @@ WIDE = 4096
 def _products(
     x: Tensor, norm: Tensor, eps: float, packed: Tensor, scale: Tensor, low: int, largest: int, smallest: float
 ) -> Tensor:
-    return x.new_empty(len(x), len(packed))
+    return x.new_empty(x.size(0), packed.size(0))
 
 
 @compiled_kernel(_products)
@@ -124,7 +124,10 @@ def _multiply(  # type: ignore[no-untyped-def]
     byte = tl.arange(0, CHUNK)
     exists = (output < outputs)[:, None]
     source = packed + output[:, None] * BYTES + byte[None, :]
-    weights = tl.load(source, mask=exists & (byte < BYTES)[None, :], other=121)  # on their way while the row is read
+    # Two chunks are on their way while the row is read: waiting for memory takes longer than the products do.
+    weights = tl.load(source, mask=exists & (byte < BYTES)[None, :], other=121)
+    next_weights = tl.load(source + CHUNK, mask=exists & (byte + CHUNK < BYTES)[None, :], other=121)
+    unit_of_weights = tl.load(scale).to(tl.float32)
 
     column = tl.arange(0, BLOCK)
     inside = column < WIDTH
@@ -136,9 +139,9 @@ def _multiply(  # type: ignore[no-untyped-def]
 
     total = tl.zeros((OUTPUTS, CHUNK), tl.int32)
     for start in range(0, BYTES, CHUNK):
-        here = byte + start
-        following = tl.load(source + start + CHUNK, mask=exists & (here + CHUNK < BYTES)[None, :], other=121)
-        total = _add_products(total, weights, x, norm, here, over_deviation / unit, low, WIDTH)
-        weights = following
-    product = tl.sum(total, 1).to(tl.float32) * (unit * tl.load(scale).to(tl.float32))
+        ahead = start + 2 * CHUNK
+        after_next = tl.load(source + ahead, mask=exists & (byte + ahead < BYTES)[None, :], other=121)
+        total = _add_products(total, weights, x, norm, byte + start, over_deviation / unit, low, WIDTH)
+        weights, next_weights = next_weights, after_next
+    product = tl.sum(total, 1).to(tl.float32) * (unit * unit_of_weights)
     tl.store(result + row * outputs + output, product.to(result.dtype.element_ty), mask=output < outputs)

@@ -4,6 +4,7 @@ Without a GPU, Triton's interpreter runs it: TRITON_INTERPRET=1 python -m pytest
 """
 
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from tests.helpers import assert_close
 from torchscale_fairseq.core.layers import bit_linear
 from torchscale_fairseq.core.layers.bit_linear import BitKind, PackedBitLinear, PackedWeight
 from torchscale_fairseq.core.ops.quantization import LIMITS, RECIPES, pack, quantize_activations
-from torchscale_fairseq.core.ops.ternary_linear import MOST_ROWS, has_kernel, ternary_linear
+from torchscale_fairseq.core.ops.ternary_linear import MOST_ROWS, TernaryLinear, has_kernel, ternary_linear
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = [
@@ -67,7 +68,7 @@ def by_kernel(x: Tensor, norm: Tensor, values: Tensor, scale: Tensor, recipe: st
     if DEVICE == "cuda":
         poison()
     packed, scale = pack(values, "b1.58").to(DEVICE), scale.to(DEVICE, x.dtype)
-    return ternary_linear(x.to(DEVICE), norm.to(DEVICE), EPS, packed, scale, recipe).cpu()
+    return ternary_linear(x.to(DEVICE), [TernaryLinear(norm.to(DEVICE), packed, scale)], EPS, recipe)[0].cpu()
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -87,6 +88,20 @@ def test_many_outputs() -> None:
     values, scale = ternary(4100, 7)
     found = by_kernel(x, norm, values, scale, "faq")
     assert_close(found.double(), by_definition(x, norm, values, scale, "faq"), "float32")
+
+
+@pytest.mark.parametrize("layers", [2, 3])
+def test_layers_of_one_launch(layers: int) -> None:
+    x, norm = far_from_halves(3, 63, 127, torch.float32)
+    values = [ternary(9, 63)[0].roll(layer) for layer in range(layers)]
+    given = [
+        TernaryLinear(norm.to(DEVICE), pack(one, "b1.58").to(DEVICE), torch.full((1, 1), 0.5 + layer, device=DEVICE))
+        for layer, one in enumerate(values)
+    ]
+    found = ternary_linear(x.to(DEVICE), given, EPS, "faq")
+    for layer, one in enumerate(values):
+        expected = by_definition(x, norm, one, torch.full((1, 1), 0.5 + layer), "faq")
+        assert_close(found[layer].cpu().double(), expected, "float32")
 
 
 def test_every_byte() -> None:
@@ -125,16 +140,22 @@ def layer() -> PackedBitLinear:
     return found.eval()
 
 
+LAUNCHES = {False: [3, 1, 1, 1], True: [3, 1, 2, 1]}
+"""Layers of each launch, by whether feed-forward networks are gated."""
+
+
+@pytest.mark.parametrize("gated_ffn", LAUNCHES)
 @torch.no_grad()
-def test_a_model_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_uses_it(gated_ffn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Inputs near the border of two whole numbers may be rounded to either."""
-    model, target = decoder(bitnet="b1.58", bitnet_packed=True).to(DEVICE), tokens(2, 5).to(DEVICE)
+    model = decoder(bitnet="b1.58", bitnet_packed=True, gated_ffn=gated_ffn).to(DEVICE)
+    target = tokens(2, 3).to(DEVICE)
     for name, buffer in model.named_buffers():
         if name.endswith(".packed"):
             buffer.random_(0, 243)
-    calls = []
+    calls: list[Any] = []
 
-    def counted(*arguments: object) -> Tensor:
+    def counted(*arguments: object) -> tuple[Tensor, ...]:
         calls.append(arguments)
         return ternary_linear(*arguments)  # type: ignore[arg-type]
 
@@ -144,7 +165,9 @@ def test_a_model_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bit_linear, "has_kernel", lambda *_: True)
     assert not calls
     assert_close(model(target)[0], expected, "bfloat16")
-    assert len(calls) == sum(isinstance(module, PackedBitLinear) for module in model.modules())
+    layers = [len(arguments[1]) for arguments in calls]
+    assert sum(layers) == sum(isinstance(module, PackedBitLinear) for module in model.modules())
+    assert layers == LAUNCHES[gated_ffn] * len(model.layers)
 
 
 @on_a_gpu

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..ops.backends import attention
 from ..ops.xpos import XPosTables, rotate
 from .attention_inputs import FULL_ATTENTION, AttentionInputs
+from .bit_linear import at_once
 from .cache import KeyValueCache
 from .linear import LinearFactory, dense
 from .multiway import apply, single_or_multiway
@@ -128,12 +129,18 @@ class MultiheadAttention(nn.Module):
         return self._attention(query, key, value, inputs)
 
     def _of_itself(self, x: Tensor, split_position: int | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of a sequence; in code compiled for a GPU by one product instead of three."""
+        """Queries, keys and values of a sequence.
+
+        Code compiled for a GPU computes one product instead of three; packed weights take one launch.
+        """
         parts = [p for p in (self.q_proj, self.k_proj, self.v_proj) if type(p) is nn.Linear and p.bias is not None]
         if len(parts) == 3 and x.is_cuda and torch.compiler.is_compiling():
             weight, bias = torch.cat([p.weight for p in parts]), torch.cat([p.bias for p in parts])
             query, key, value = map(self._heads, F.linear(x, weight, bias).chunk(3, -1))
             return query, key, value
+        together = at_once(x, self.q_proj, self.k_proj, self.v_proj)
+        if together is not None:
+            return self._heads(together[0]), self._heads(together[1]), self._heads(together[2])
         return self._heads(apply(self.q_proj, x, split_position)), *self.keys_and_values(x, split_position)
 
     def _heads(self, x: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from ..ops.quantization import (
     unpack,
 )
 from ..ops.segments import Segments
-from ..ops.ternary_linear import has_kernel, ternary_linear
+from ..ops.ternary_linear import TernaryLinear, has_kernel, ternary_linear
 from ..parallel.groups import ExpertSplit
 from .grouped import GroupedLinear, GroupedNorm
 from .norm import build_norm
@@ -159,11 +159,35 @@ class PackedBitLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features)."""
+        together = at_once(x, self)
+        if together is not None:
+            return together[0]
+        weight = self.weight(x.dtype)
+        return F.linear(self.kind.eight_bits(self.norm(x), activated=self.activated, training=False), weight)
+
+    def ternary(self, x: Tensor) -> TernaryLinear | None:
+        """Parameters for the kernel; None if it does not serve this layer and input."""
         weight, norm, is_ternary = self.weight, self.norm, self.kind.scheme == "b1.58"
         if is_ternary and type(norm) is nn.RMSNorm and not self.training and has_kernel(x, norm.weight):
-            return ternary_linear(x, norm.weight, self.kind.eps, weight.packed, weight.scale, self.kind.recipe)
-        unpacked = weight(x.dtype)
-        return F.linear(self.kind.eight_bits(norm(x), activated=self.activated, training=False), unpacked)
+            return TernaryLinear(norm.weight, weight.packed, weight.scale)
+        return None
+
+
+def at_once(x: Tensor, *layers: nn.Module) -> tuple[Tensor, ...] | None:
+    """Products of one input with up to three layers of one model by one launch; None if no kernel serves them all.
+
+    Args:
+        x: (..., in_features).
+        layers: of any kind and size.
+
+    Returns:
+        (..., out_features) of each layer.
+    """
+    packed = [layer for layer in layers if type(layer) is PackedBitLinear]
+    parameters = [found for found in (layer.ternary(x) for layer in packed) if found is not None]
+    if len(parameters) < len(layers) or any(one.packed.shape != parameters[0].packed.shape for one in parameters):
+        return None
+    return ternary_linear(x, parameters, packed[0].kind.eps, packed[0].kind.recipe)
 
 
 class PackedBitGroupedLinear(nn.Module):

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..ops.gating import gate
 from ..ops.gelu_norm import gelu_norm, has_kernel
+from .bit_linear import at_once
 from .linear import LinearFactory, dense
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "swish": F.silu}
@@ -101,4 +102,5 @@ class GatedLinearUnit(FeedForwardNetwork):
 
     def inner(self, x: Tensor) -> Tensor:
         """(..., embed_dim) to the gated (..., ffn_dim)."""
-        return gate(self.activation, self.fc1(x), self.gate(x))
+        first, second = at_once(x, self.fc1, self.gate) or (self.fc1(x), self.gate(x))
+        return gate(self.activation, first, second)

@@ -4,6 +4,9 @@ Generation multiplies each matrix by one row per text, so that reading the weigh
 matrix moves some nine bytes per weight; the kernel (``ternary_linear_kernels.py``) reads 1.6 bits per weight.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -11,7 +14,7 @@ from .gelu_norm import TRITON
 from .quantization import LIMITS, SMALLEST_SCALE
 
 if TRITON:
-    from .ternary_linear_kernels import multiply
+    from .ternary_linear_kernels import multiply_ternary
 
 MOST_ROWS = 16
 """Rows up to which the kernel is used. Each row decodes the weights again, so that many take longer than to unpack."""
@@ -19,24 +22,34 @@ WIDEST = 16384
 """Widest rows that a program holds in registers."""
 
 
-def ternary_linear(x: Tensor, norm: Tensor, eps: float, packed: Tensor, scale: Tensor, recipe: str) -> Tensor:
+class TernaryLinear(NamedTuple):
+    """Parameters of one layer."""
+
+    norm: Tensor
+    """(in,), the weights of RMSNorm."""
+    packed: Tensor
+    """uint8, (out, bytes) of ``quantization.pack``."""
+    scale: Tensor
+    """(1, 1), of the weights."""
+
+
+def ternary_linear(x: Tensor, layers: Sequence[TernaryLinear], eps: float, recipe: str) -> tuple[Tensor, ...]:
     """RMSNorm, rounding to eight bits and the product with packed ternary weights; for inputs that have a kernel.
 
     Args:
         x: (..., in).
-        norm: (in,), the weights of RMSNorm.
+        layers: up to ``MOST_LAYERS`` of one size, which one launch serves.
         eps: added to the mean square.
-        packed: uint8, (out, bytes) of ``quantization.pack``.
-        scale: (1, 1), of the weights.
         recipe: of ``quantization.quantize_activations``.
 
     Returns:
-        (..., out), in the dtype of x; the row is normalised and rounded in float32.
+        (..., out) of each layer, in the dtype of x; rows are normalised and rounded in float32.
     """
     low, largest = LIMITS[recipe]
-    rows = x.flatten(0, -2).contiguous()
-    product = multiply(rows, norm, eps, packed.contiguous(), scale, low, largest, SMALLEST_SCALE / largest)
-    return product.view(*x.shape[:-1], len(packed))
+    rows, norms = x.flatten(0, -2).contiguous(), [layer.norm for layer in layers]
+    packed, scales = [layer.packed.contiguous() for layer in layers], [layer.scale for layer in layers]
+    products: Tensor = multiply_ternary(rows, norms, packed, scales, eps, low, largest, SMALLEST_SCALE / largest)
+    return products.view(len(layers), *x.shape[:-1], -1).unbind()
 
 
 def has_kernel(x: Tensor, *parameters: Tensor) -> bool:

@@ -4,63 +4,82 @@ Each program normalises and rounds one row of the input, which all programs of t
 OUTPUTS rows of the weights. Products and sums of the whole numbers are int32 and thus exact in any order.
 """
 
+from typing import Sequence  # noqa: UP035 - torch 2.6 knows typing's alone in signatures of operators
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .compiled_kernel import compiled_kernel
 
-CHUNK = 512
+CHUNK = tl.constexpr(512)
 """Bytes of a row of weights that a program reads at a time."""
 FEW, MANY = 8, 16
 """Rows of weights of a program, for at most ``WIDE`` of them and for more."""
 WIDE = 4096
 """Rows of weights above which ``FEW`` at a time make more programs than a GPU runs at once."""
+MOST_LAYERS = 3
+"""Layers of one launch."""
 
 
 def _products(
-    x: Tensor, norm: Tensor, eps: float, packed: Tensor, scale: Tensor, low: int, largest: int, smallest: float
+    x: Tensor,
+    norm: Sequence[Tensor],
+    packed: Sequence[Tensor],
+    scale: Sequence[Tensor],
+    eps: float,
+    low: int,
+    largest: int,
+    smallest: float,
 ) -> Tensor:
-    return x.new_empty(x.size(0), packed.size(0))
+    return x.new_empty(len(packed), x.size(0), packed[0].size(0))
 
 
 @compiled_kernel(_products)
-def multiply(
-    x: Tensor, norm: Tensor, eps: float, packed: Tensor, scale: Tensor, low: int, largest: int, smallest: float
+def multiply_ternary(
+    x: Tensor,
+    norm: Sequence[Tensor],
+    packed: Sequence[Tensor],
+    scale: Sequence[Tensor],
+    eps: float,
+    low: int,
+    largest: int,
+    smallest: float,
 ) -> Tensor:
-    """Normalise rows by RMSNorm, round them to whole numbers and multiply them by packed ternary weights.
+    """Normalise rows by each layer's RMSNorm, round them to whole numbers and multiply them by its packed weights.
 
     Args:
         x: (rows, in), contiguous.
-        norm: (in,), the weights of RMSNorm.
+        norm: (in,), the weights of each layer's RMSNorm.
+        packed: uint8, (out, bytes), contiguous, of each layer, as ``quantization.pack`` returns them.
+        scale: one number, that of each layer's weights.
         eps: added to the mean square.
-        packed: uint8, (out, bytes), contiguous, as ``quantization.pack`` returns them.
-        scale: one number, that of the weights.
         low, largest: as ``quantization.LIMITS``.
         smallest: the least scale of a row.
 
     Returns:
-        (rows, out), in the dtype of x.
+        (layers, rows, out), in the dtype of x.
     """
-    (rows, width), outputs = x.shape, len(packed)
-    result = x.new_empty(rows, outputs)
-    at_once = FEW if outputs <= WIDE else MANY
-    _multiply[triton.cdiv(outputs, at_once), rows](
+    (rows, width), (outputs, length), layers = x.shape, packed[0].shape, len(packed)
+    result = x.new_empty(layers, rows, outputs)
+    parameters = list(zip(norm, packed, scale, strict=True))
+    parameters += parameters[-1:] * (MOST_LAYERS - layers)
+    at_once = FEW if layers * outputs <= WIDE else MANY
+    _multiply[triton.cdiv(outputs, at_once), rows, layers](
         x,
-        norm,
-        packed,
-        scale,
         result,
+        *(tensor for one in parameters for tensor in one),
+        rows,
         outputs,
         eps,
         low,
         largest,
         smallest,
         WIDTH=width,
-        BYTES=packed.size(1),
+        BYTES=length,
         BLOCK=triton.next_power_of_2(width),
         OUTPUTS=at_once,
-        CHUNK=CHUNK,
+        LAYERS=layers,
         num_warps=8,
     )
     return result
@@ -99,14 +118,13 @@ def _add_products(total, weights, x, norm, byte, over_scale, low, WIDTH: tl.cons
     return total
 
 
-# Bytes that are read one by one are laid out over threads as columns are, and these then need no exchange.
-@triton.jit(do_not_specialize_on_alignment=["packed"])  # type: ignore[untyped-decorator]
-def _multiply(  # type: ignore[no-untyped-def]
+@triton.jit  # type: ignore[untyped-decorator]
+def _multiply_one(  # type: ignore[no-untyped-def]
     x,
+    result,
     norm,
     packed,
     scale,
-    result,
     outputs,
     eps,
     low,
@@ -116,11 +134,9 @@ def _multiply(  # type: ignore[no-untyped-def]
     BYTES: tl.constexpr,
     BLOCK: tl.constexpr,
     OUTPUTS: tl.constexpr,
-    CHUNK: tl.constexpr,
 ):
+    """The product of the row at x, some of its columns, to the row at result."""
     output = tl.program_id(0).to(tl.int64) * OUTPUTS + tl.arange(0, OUTPUTS)
-    row = tl.program_id(1).to(tl.int64)
-    x += row * WIDTH
     byte = tl.arange(0, CHUNK)
     exists = (output < outputs)[:, None]
     source = packed + output[:, None] * BYTES + byte[None, :]
@@ -144,4 +160,49 @@ def _multiply(  # type: ignore[no-untyped-def]
         total = _add_products(total, weights, x, norm, byte + start, over_deviation / unit, low, WIDTH)
         weights, next_weights = next_weights, after_next
     product = tl.sum(total, 1).to(tl.float32) * (unit * unit_of_weights)
-    tl.store(result + row * outputs + output, product.to(result.dtype.element_ty), mask=output < outputs)
+    tl.store(result + output, product.to(result.dtype.element_ty), mask=output < outputs)
+
+
+# Bytes that are read one by one are laid out over threads as columns are, and these then need no exchange.
+@triton.jit(do_not_specialize_on_alignment=["packed", "packed1", "packed2"])  # type: ignore[untyped-decorator]
+def _multiply(  # type: ignore[no-untyped-def]
+    x,
+    result,
+    norm,
+    packed,
+    scale,
+    norm1,
+    packed1,
+    scale1,
+    norm2,
+    packed2,
+    scale2,
+    rows,
+    outputs,
+    eps,
+    low,
+    largest,
+    smallest,
+    WIDTH: tl.constexpr,
+    BYTES: tl.constexpr,
+    BLOCK: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    LAYERS: tl.constexpr,
+):
+    row, layer = tl.program_id(1).to(tl.int64), tl.program_id(2)
+    x += row * WIDTH
+    result += (layer * rows + row) * outputs
+    if layer == 0:
+        _multiply_one(
+            x, result, norm, packed, scale, outputs, eps, low, largest, smallest, WIDTH, BYTES, BLOCK, OUTPUTS
+        )
+    if LAYERS > 1:  # noqa: SIM102 - a constant condition leaves code out, and must stand by itself
+        if layer == 1:
+            _multiply_one(
+                x, result, norm1, packed1, scale1, outputs, eps, low, largest, smallest, WIDTH, BYTES, BLOCK, OUTPUTS
+            )
+    if LAYERS > 2:  # noqa: SIM102 - a constant condition leaves code out, and must stand by itself
+        if layer == 2:
+            _multiply_one(
+                x, result, norm2, packed2, scale2, outputs, eps, low, largest, smallest, WIDTH, BYTES, BLOCK, OUTPUTS
+            )

@@ -13,7 +13,7 @@ Run again, it skips what is done and resumes the training where it was.
 
   --translate       speak German, learn to write English, and print BLEU instead, also that of a cascade: a recogniser of
                     German, then a translator of text, both of this package and trained on the same sentences
-  --arch NAME       architecture of torchscale_fairseq (default s2t_swiglu_small)
+  --arch NAME       architecture of torchscale_fairseq (default s2t_magneto_small, with --translate s2t_swiglu_small)
   --max-update N    updates to train for (default 600)
   --gpu             train and recognise on the GPU, with --fp16
   --work-dir DIR    where data/ and runs/ go (default: the repository)
@@ -23,13 +23,14 @@ EOF
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$root/scripts/lib.sh"
-arch=s2t_swiglu_small
+arch=s2t_magneto_small
 max_update=600
 spoken=en
 steps=6
 scoring=(--scoring wer)
 if [ "${1:-}" = --translate ]; then
   spoken=de
+  arch=s2t_swiglu_small
   steps=7
   scoring=(--scoring sacrebleu)
   shift

@@ -26,6 +26,7 @@ def test_both_models_are_scored(words: list[str], tmp_path: Path) -> None:
     options = [*words, "--work-dir", tmp_path, "--max-update", "2"]
     printed = run_program([QUICKSTART, *options], timeout=1500).check().stdout
     score = r"BLEU = " if words else r"WER: "
-    assert re.search(rf"^s2t_swiglu_small +{score}[\d.]+", printed, re.MULTILINE)
+    arch = "s2t_swiglu_small" if words else "s2t_magneto_small"
+    assert re.search(rf"^{arch} +{score}[\d.]+", printed, re.MULTILINE)
     assert re.search(rf"^s2t_transformer_xs +{score}[\d.]+", printed, re.MULTILINE)
     assert bool(words) == bool(re.search(r"^cascade +BLEU = [\d.]+", printed, re.MULTILINE))

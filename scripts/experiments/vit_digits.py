@@ -18,7 +18,6 @@ from scripts.experiments.masked_digits import Images, fine_tune, split
 from torchscale_fairseq.core.architectures.vit import ViTClassifier
 from torchscale_fairseq.core.config import ViTConfig
 from torchscale_fairseq.core.errors import InputError
-from torchscale_fairseq.models._presets import VISION
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,6 +66,8 @@ def build(name: str) -> nn.Module:
         InputError: timm is not installed.
     """
     if name != TIMM:
+        from torchscale_fairseq.models._presets import VISION  # needs fairseq, which --help does without
+
         options: dict[str, Any] = {**VISION[name], "img_size": PIXELS, "patch_size": PATCH, "in_chans": 1}
         return ViTClassifier(ViTConfig(**options), DIGITS)
     try:

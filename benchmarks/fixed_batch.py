@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.training_profile import synchronize, train
+from benchmarks.measure import synchronize
+from benchmarks.training_profile import train
 
 
 class Measured(Exception):

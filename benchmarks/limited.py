@@ -10,8 +10,6 @@ from pathlib import Path
 
 GRACE = 45
 """Seconds for a program to end its own processes: torch's launcher kills its after 30."""
-
-
 OF_A_LOG = re.compile(r"\d{4}-\d\d-\d\d [\d:]+ \| ")
 """The beginning of a line of fairseq's log."""
 

@@ -27,10 +27,10 @@ def time_in_turns(steps: Mapping[str, Callable[[], Any]], *, warmups: int, repea
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(repeats):
         for name, step in steps.items():
-            _synchronize()
+            synchronize()
             start = time.perf_counter()
             step()
-            _synchronize()
+            synchronize()
             seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
@@ -88,7 +88,8 @@ def _used_bytes() -> int:
     return int(subprocess.run(query, check=True, capture_output=True, text=True).stdout) * 2**20
 
 
-def _synchronize() -> None:
+def synchronize() -> None:
+    """Wait for the GPU, if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.measure import synchronize
+
 Event = dict[str, Any]
 
 GROUPS = (
@@ -110,12 +112,6 @@ def profiled(train_step: Callable[..., Any], first: int, updates: int) -> Callab
         return result
 
     return step
-
-
-def synchronize() -> None:
-    """Wait for the GPU, if there is one."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def train(words: list[str], step: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:

@@ -5,7 +5,7 @@ images without labels, and fine-tuned on a tenth of them with labels. It is comp
 values: trained alike on the tenth, trained on it for as many updates as both trainings have, and on all labels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -93,9 +93,14 @@ def measure(run: Digits, _: common.Text, device: str) -> common.Result:
         encoder = masked.model.state_dict()
         classifier.model.load_state_dict({name: encoder[name] for name in classifier.model.state_dict()})
     result["training_loss"] = fine_tune(classifier, labelled, updates=run.updates, seed=run.seed)
-    with torch.no_grad():
-        right = classifier.eval()(held_out.pixels).argmax(-1) == held_out.digits
-    return {**result, "accuracy": round(100 * float(right.float().mean()), 2)}
+    return {**result, "accuracy": accuracy(classifier, held_out)}
+
+
+@torch.no_grad()
+def accuracy(model: torch.nn.Module, images: Images) -> float:
+    """Percent of the images whose digits a classifier names."""
+    right = model.eval()(images.pixels).argmax(-1) == images.digits
+    return round(100 * float(right.float().mean()), 2)
 
 
 def split(seed: int) -> tuple[Images, Images, Images]:
@@ -145,24 +150,22 @@ def _train(model: torch.nn.Module, loss: Any, updates: int, seed: int, learning_
     return round(float(losses[-100:].mean()), 4)
 
 
-def summary(report: common.Result) -> dict[str, tuple[float, float]]:
-    """Mean and standard deviation over the seeds of the accuracy in percent, by start."""
-    found = {start: [run["accuracy"] for run in report["runs"] if run["start"] == start] for start in STARTS}
-    return {start: (float(np.mean(values)), float(np.std(values))) for start, values in found.items()}
-
-
 def draw(report: common.Result) -> "Figure":
     """A bar per start with a point per seed."""
+    return bars({start: [run["accuracy"] for run in report["runs"] if run["start"] == start] for start in STARTS})
+
+
+def bars(accuracies: Mapping[str, Sequence[float]]) -> "Figure":
+    """A bar of the mean per name, with the standard deviation and a point per accuracy in percent."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3))
     axes = figure.subplots()
-    for place, (start, (mean, deviation)) in enumerate(summary(report).items()):
-        axes.bar(place, mean, 0.6, yerr=deviation, color=common.COLOURS["sky"])
-        points = [run["accuracy"] for run in report["runs"] if run["start"] == start]
+    for place, points in enumerate(accuracies.values()):
+        axes.bar(place, np.mean(points), 0.6, yerr=np.std(points), color=common.COLOURS["sky"])
         axes.plot([place] * len(points), points, "o", markersize=3, color=common.COLOURS["black"])
-    axes.set_xticks(range(len(STARTS)), STARTS)
-    axes.set_ylim(min(run["accuracy"] for run in report["runs"]) - 5, 100)
+    axes.set_xticks(range(len(accuracies)), list(accuracies))
+    axes.set_ylim(min(map(min, accuracies.values())) - 5, 100)
     axes.set_ylabel("held-out accuracy, %")
     return figure
 

@@ -7,6 +7,7 @@ vit_tiny_patch16_224, the plain ViT, and those with SubLN and with DeepNorm. Eac
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from scripts.experiments import common
-from scripts.experiments.masked_digits import Images, fine_tune, split
+from scripts.experiments.masked_digits import Images, accuracy, bars, fine_tune, split
 from torchscale_fairseq.core.architectures.vit import ViTClassifier
 from torchscale_fairseq.core.config import ViTConfig
 from torchscale_fairseq.core.errors import InputError
@@ -53,10 +54,8 @@ def measure(run: ViT, _: common.Text, device: str) -> common.Result:
     torch.manual_seed(run.seed)
     model = build(run.model).to(device)
     loss = fine_tune(model, train, updates=run.updates, seed=run.seed, learning_rate=run.learning_rate)
-    with torch.no_grad():
-        right = model.eval()(held_out.pixels).argmax(-1) == held_out.digits
     parameters = sum(p.numel() for p in model.parameters())
-    return {"parameters": parameters, "training_loss": loss, "accuracy": round(100 * float(right.float().mean()), 2)}
+    return {"parameters": parameters, "training_loss": loss, "accuracy": accuracy(model, held_out)}
 
 
 def build(name: str) -> nn.Module:
@@ -79,44 +78,38 @@ def build(name: str) -> nn.Module:
     return model
 
 
+def best_runs(report: common.Result) -> dict[str, list[common.Result]]:
+    """The runs of each model with its better rate, by the mean accuracy."""
+
+    def of(model: str, rate: float) -> list[common.Result]:
+        return [run for run in report["runs"] if run["model"] == model and run["learning_rate"] == rate]
+
+    rates = sorted({run["learning_rate"] for run in report["runs"]})
+    return {model: max((of(model, rate) for rate in rates), key=partial(mean_of, "accuracy")) for model in MODELS}
+
+
+def mean_of(value: str, runs: Sequence[common.Result]) -> float:
+    """Mean over runs of one of their values."""
+    return float(np.mean([run[value] for run in runs]))
+
+
 def summary(report: common.Result) -> dict[str, dict[str, float]]:
     """Of each model with its better rate: the rate, mean and standard deviation over the seeds of the accuracy in
     percent, and seconds of a training."""
-    found = {}
-    for model in MODELS:
-        by_rate: dict[float, list[common.Result]] = {}
-        for run in report["runs"]:
-            if run["model"] == model:
-                by_rate.setdefault(run["learning_rate"], []).append(run)
-        rate, chosen = max(by_rate.items(), key=lambda item: float(np.mean([r["accuracy"] for r in item[1]])))
-        accuracies = [r["accuracy"] for r in chosen]
-        found[model] = {
-            "learning_rate": rate,
-            "accuracy": float(np.mean(accuracies)),
-            "deviation": float(np.std(accuracies)),
-            "seconds": float(np.mean([r["seconds"] for r in chosen])),
+    return {
+        model: {
+            "learning_rate": chosen[0]["learning_rate"],
+            "accuracy": mean_of("accuracy", chosen),
+            "deviation": float(np.std([run["accuracy"] for run in chosen])),
+            "seconds": mean_of("seconds", chosen),
         }
-    return found
+        for model, chosen in best_runs(report).items()
+    }
 
 
 def draw(report: common.Result) -> "Figure":
     """A bar per model with a point per seed."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 3))
-    axes = figure.subplots()
-    for place, (model, best) in enumerate(summary(report).items()):
-        axes.bar(place, best["accuracy"], 0.6, yerr=best["deviation"], color=common.COLOURS["sky"])
-        points = [
-            run["accuracy"]
-            for run in report["runs"]
-            if run["model"] == model and run["learning_rate"] == best["learning_rate"]
-        ]
-        axes.plot([place] * len(points), points, "o", markersize=3, color=common.COLOURS["black"])
-    axes.set_xticks(range(len(MODELS)), MODELS)
-    axes.set_ylim(min(run["accuracy"] for run in report["runs"]) - 5, 100)
-    axes.set_ylabel("held-out accuracy, %")
-    return figure
+    return bars({model: [run["accuracy"] for run in chosen] for model, chosen in best_runs(report).items()})
 
 
 if __name__ == "__main__":

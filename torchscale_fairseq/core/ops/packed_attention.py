@@ -68,19 +68,18 @@ def with_row_bias(mask: MaskT, dtype: torch.dtype) -> MaskT:
 
 
 def _written_into_bias(mask: MaskT, documents: Documents, bias: Tensor) -> MaskT:
-    """``with_row_bias``, whatever the device and the size."""
+    """``with_row_bias``, whatever the device and the size; the bias is for whole rows."""
     number = documents.starts.cumsum(1)
     hidden = number.unsqueeze(2) != number.unsqueeze(1)
     if mask.causal:
         hidden = hidden | torch.ones_like(hidden[0]).triu(1)
-    length = number.size(1)
-    whole = bias[..., :length, :length].masked_fill(hidden.unsqueeze(1), float("-inf"))
+    whole = bias.masked_fill(hidden.unsqueeze(1), float("-inf"))
     return replace(mask, causal=False, documents=None, bias=whole)
 
 
 def attention_by_documents(request: AttentionRequest, attend: Attend) -> Tensor:
     """Attention within documents, group by group. Shapes as for ``ops.backends.attention``; a bias is for documents,
-    (1, heads or 1, longest, longest)."""
+    (1, heads or 1, n, n), n at least the longest one's tokens."""
     documents = _documents(request)
     inputs = [x.flatten(0, 1) for x in (request.query, request.key, request.value)]
     outputs = [_of_group(inputs, group, request.mask, attend) for group in documents.groups]

@@ -36,7 +36,7 @@ def retention(
     overwrite_state: bool = False,
     need_state: bool = True,
     **options: Any,
-) -> tuple[Tensor, Tensor | None]:
+) -> Results:
     """Retention in the form that suits the length; all forms compute the same.
 
     Args:

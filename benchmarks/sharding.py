@@ -24,6 +24,7 @@ from fairseq import checkpoint_utils, models, trainer
 from fairseq.logging import metrics
 from fairseq_cli import train
 
+from benchmarks.training_profile import profiled
 from torchscale_fairseq import plugin
 from torchscale_fairseq.core.deferred_values import DeferredValues, draw_deferred
 
@@ -34,7 +35,9 @@ DICTIONARY = 49_992
 WARM_UP = 4
 """Updates that are not counted."""
 MARK = "MEASURED "
+PROFILE = "--profile"
 SHARDED = ["--ddp-backend", "fully_sharded"]
+GPT_1_4B = ["--arch", "gpt_deepnorm_xl"]
 GPT_7B = ["--arch", "gpt_deepnorm", "--decoder-layers", "32", "--decoder-embed-dim", "4096"]
 GPT_7B += ["--decoder-ffn-embed-dim", "16384", "--decoder-attention-heads", "32"]
 RECOMPUTING = ["--checkpoint-activations"]
@@ -79,13 +82,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("part", choices=sorted(PARTS))
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument(
-        "--batches", default="32,24,16,12,8,4,2", help="batch sizes per GPU, the first that fits counts"
+        "--batches",
+        help="batch sizes per GPU: all of them of speed (4,8), the first that fits of others (32,24,16,12,8,4,2)",
     )
     parser.add_argument(
         "--only", default="", metavar="TEXT", help="runs of speed, seven or save with TEXT in their titles"
     )
     parser.add_argument("--updates", type=int, default=12, help="of a run of seven (12)")
     parser.add_argument("--keep-activations", action="store_true", help="seven without --checkpoint-activations")
+    parser.add_argument(PROFILE, action="store_true", help="print where the time of three updates of speed goes")
     parser.add_argument("--cpu", action="store_true", help="tiny models on the CPU, to try the script")
     parser.add_argument("--dry-run", action="store_true", help="print the commands")
     parser.add_argument("--folder", help="for checkpoints; a temporary one by default")
@@ -105,13 +110,14 @@ def equality(options: argparse.Namespace) -> None:
 
 def speed(options: argparse.Namespace) -> None:
     """1.4 billion parameters, DDP next to fully sharded, in the same call."""
-    flags = ["--arch", "gpt_deepnorm_xl", "--bf16"]
+    flags = [*GPT_1_4B, "--bf16"]
     sides = {"DDP": [], "fully sharded": SHARDED, "ZeRO-2": [*SHARDED, "--no-reshard-after-forward"]}
     sides["compiled DDP"], sides["compiled, fully sharded"] = ["--compile"], [*SHARDED, "--compile"]
     for title, backend in sides.items():
-        run = Run(f"1.4B, {title}", [*flags, *backend], 4, 16)
-        if options.only in run.title:
-            report(run, options)
+        for batch in map(int, (options.batches or "4,8").split(",")):
+            run = Run(f"1.4B, {title}", [*flags, *backend], batch, 16)
+            if options.only in run.title:
+                report(run, options)
 
 
 def seven(options: argparse.Namespace) -> None:
@@ -128,12 +134,14 @@ def thirteen(options: argparse.Namespace) -> None:
 
 
 def save(options: argparse.Namespace) -> None:
-    """How long training stands still for a checkpoint of 7 billion parameters."""
-    flags = ["--arch", "retnet_7b", "--bf16", *SHARDED, *RECOMPUTING, "--save-interval-updates", "6"]
-    for title, more in (("blocking", []), ("asynchronous", ["--async-checkpoint"])):
-        run = Run(f"retnet_7b, {title}", [*flags, *more], 2, 14)
-        if options.only in title and (found := measure(run, options, saving=True)):
-            print(f"{title}: training stood still for {', '.join(f'{s:.1f}' for s in found.saves)} s")
+    """How long training stands still for a checkpoint of 7 billion parameters, and for two of 1.4 billion."""
+    common = ["--bf16", *SHARDED, *RECOMPUTING, "--save-interval-updates", "6"]
+    for size, flags, updates in (("1.4B", [*GPT_1_4B, *common], 12), ("gpt 7B", [*GPT_7B, *common], 6)):
+        for title, more in (("blocking", []), ("asynchronous", ["--async-checkpoint"])):
+            run = Run(f"{size}, {title}", [*flags, *more], 2, updates)
+            if options.only in run.title and (found := measure(run, options, saving=True)):
+                stalls = ", ".join(f"{s:.1f}" for s in found.saves)
+                print(f"{run.title}: training stood still for {stalls} s", flush=True)
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
@@ -143,7 +151,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
 
 def largest(title: str, flags: list[str], options: argparse.Namespace, updates: int = 12) -> None:
     """Report the first batch size that fits."""
-    for batch in map(int, options.batches.split(",")):
+    for batch in map(int, (options.batches or "32,24,16,12,8,4,2").split(",")):
         if report(Run(title, flags, batch, updates), options):
             return
 
@@ -152,6 +160,8 @@ def report(run: Run, options: argparse.Namespace) -> bool:
     """Measure a run and print a line; whether it fitted."""
     found = measure(run, options)
     if found is None:
+        if options.profile:
+            return True
         print(f"{run.title}, {run.batch} x {LENGTH} tokens per GPU: did not fit or failed", flush=True)
         return False
     tokens = run.batch * (LENGTH if not options.cpu else 16)
@@ -174,8 +184,10 @@ def measure(
             print(shlex.join(words))
             return None
         done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "4"})
+    if options.profile:
+        print(f"{run.title}, {run.batch} x {LENGTH} tokens per GPU\n{done.stdout}", flush=True)
     found = None if done.returncode else measured(done.stdout)
-    if found is None:
+    if found is None and (done.returncode or not options.profile):
         lines = [
             line for line in (done.stdout + done.stderr).splitlines() if "Error" in line or "fairseq-train:" in line
         ]
@@ -214,7 +226,7 @@ def command(run: Run, options: argparse.Namespace, processes: int, folder: str, 
     words += ["--criterion", "linear_cross_entropy", "--share-decoder-input-output-embed", *run.flags]
     words += ["--optimizer", "adam", "--lr", "1e-4", "--clip-norm", "1", "--max-update", str(run.updates)]
     words += ["--disable-validation", "--log-format", "none", "--save-dir", folder, "--no-epoch-checkpoints"]
-    words += [*([] if saving else ["--no-save"]), *options.train_options]
+    words += [*([] if saving else ["--no-save"]), *options.train_options, *[PROFILE] * options.profile]
     words += ["--user-dir", str(Path(__file__).resolve().parent.parent / "torchscale_fairseq")]
     if options.cpu:
         words[words.index(str(DICTIONARY))] = "60"
@@ -253,9 +265,10 @@ class Recorder:
                 torch.cuda.reset_peak_memory_stats()
             start = time.perf_counter()
             output = stock(trainer, samples, *arguments, **keywords)
-            for kept, name in (("losses", "loss"), ("norms", "gnorm")):  # the output is rounded to 3 digits
-                self.found[kept].append(float(metrics.get_meter("train_inner", name).val))
             self.found["seconds"].append(time.perf_counter() - start)
+            # the output is rounded to 3 digits, and reading it would wait for the device in every update
+            for kept, name in (("losses", "loss"), ("norms", "gnorm")):
+                self.found[kept].append(metrics.get_meter("train_inner", name).val)
             if trainer._speed is not None and not self.found["flops"]:
                 self.found["flops"] = float(trainer._speed.measure(samples)[1])
             return output
@@ -276,7 +289,8 @@ class Recorder:
     def report(self) -> str:
         """A line for ``measure``."""
         peak = torch.cuda.max_memory_allocated() if self.on_gpu else 0
-        return f"{MARK}{json.dumps({'rank': int(os.environ['RANK']), 'peak': peak, **self.found})}\n"
+        read = {kept: list(map(float, self.found[kept])) for kept in ("losses", "norms")}
+        return f"{MARK}{json.dumps({'rank': int(os.environ['RANK']), 'peak': peak, **self.found, **read})}\n"
 
 
 def work(words: list[str]) -> None:
@@ -289,7 +303,13 @@ def work(words: list[str]) -> None:
     recorder = Recorder(torch.cuda.is_available() and "--cpu" not in words)
     if "fully_sharded" not in words:
         models.build_model = recorder.building(models.build_model)
-    trainer.Trainer.train_step = recorder.updating(trainer.Trainer.train_step)
+    if PROFILE in words:
+        words.remove(PROFILE)
+        trainer.Trainer.train_step = profiled(trainer.Trainer.train_step, first=WARM_UP, updates=3)
+        if os.environ["RANK"] != "0":
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+    else:
+        trainer.Trainer.train_step = recorder.updating(trainer.Trainer.train_step)
     checkpoint_utils.save_checkpoint = recorder.saving(checkpoint_utils.save_checkpoint)
     sys.argv = ["fairseq-train", *words]
     train.cli_main()

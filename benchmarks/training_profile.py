@@ -21,6 +21,7 @@ from benchmarks.measure import synchronize
 Event = dict[str, Any]
 
 GROUPS = (
+    ("communication", r"^nccl"),
     ("attention", r"flash|fmha|sdpa|attention"),
     ("matrix products", r"gemm|nvjet|cutlass|xmma|splitKreduce|cublas"),
     ("loss", r"softmax|nll_loss|cross_entropy"),
@@ -72,6 +73,9 @@ def summary(trace: list[Event], updates: int) -> str:
     whole, busy = sum(e["dur"] for e in window[:1]), busy_microseconds(kernels)
     idle, count = _ms(whole - busy, updates), len(kernels) / updates
     lines = [f"an update: {_ms(whole, updates)} ms, {count:.0f} kernels in {_ms(busy, updates)} ms, idle {idle} ms"]
+    if "communication" in by_group:
+        computing = busy_microseconds(e for e in kernels if group_of(e["name"]) != "communication")
+        lines.append(f"{_ms(busy - computing, updates)} ms of them communicate while nothing computes")
     lines += _rows("kernels", by_group, updates)
     lines += _rows("host waits", waits, updates)
     lines += _rows("largest kernels", dict(sorted(by_name.items(), key=lambda item: -sum(item[1]))[:25]), updates)

@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torchscale_fairseq.checkpoints.reading import read_mapped
 from torchscale_fairseq.hooks.experts import checkpoints as expert_checkpoints
 from torchscale_fairseq.hooks.options.model_options import model_options
 from torchscale_fairseq.hooks.runs import finished
-from torchscale_fairseq.hooks.sharding.asynchronous import PendingSave, SavedIterator, SavedTrainer
+from torchscale_fairseq.hooks.sharding.asynchronous import PendingSave, SavedIterator, SavedTrainer, SliceWriter
 from torchscale_fairseq.hooks.sharding.checkpoints import WRAPPERS
 from torchscale_fairseq.hooks.training.adapters import save_adapters_alone
 from torchscale_fairseq.hooks.training.sharded_trainer import ShardedTrainer
@@ -33,6 +33,10 @@ class SavingTrainer(ShardedTrainer):
     """The state to be saved, while it is."""
     _pending: PendingSave | None = None
     """The checkpoint that is being written while training goes on."""
+
+    @cached_property
+    def _slice_writer(self) -> SliceWriter:
+        return SliceWriter()
 
     def state_dict(self) -> dict[str, Any]:
         """The state that one process would write, in the first process within ``saving_together``; elsewhere the state
@@ -118,7 +122,7 @@ class SavingTrainer(ShardedTrainer):
         self.finish_pending_save()
         self.consolidate_optimizer()
         state = self.state_dict()
-        self._pending = pending = PendingSave(*self._detach(state))
+        self._pending = pending = PendingSave(self._slice_writer, *self._detach(state))
         if self.is_data_parallel_master:
             frozen = (SavedTrainer(self, state), SavedIterator(epoch_itr))
             pending.announce = partial(stock, cfg, *frozen, val_loss)

@@ -3,20 +3,24 @@
     python -m benchmarks.table training                    # what fairseq-train and fairseq-generate must reach
     python -m benchmarks.table architectures               # retention, dilated attention, experts, BitNet
     python -m benchmarks.table training --rows fp16 plain-base --folder "$OUT"
+    python -m benchmarks.table sharding                    # what several GPUs must reach
     python -m benchmarks.table training --fill 4           # after a run of all rows for torch's and Triton's caches
     python -m benchmarks.table training --toy              # each command at a small size on a CPU, to try it
 
 --folder keeps what each row printed, and rows that are there are not measured again. A row that fails or takes too long
-leaves its output and its logs of fairseq-train as NAME.failed, and is measured again by the next call. The table is
-printed at the end.
+leaves its output and its logs of fairseq-train as NAME.failed, and is measured again by the next call. The GPUs of a
+machine measure different rows at a time. The table is printed at the end, which comes in time with --within.
 """
 
 import argparse
+import math
 import shlex
 import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,6 +29,7 @@ from benchmarks.compare import positive
 from benchmarks.filling import fill, use_own_cache
 from benchmarks.limited import RunError, output_of
 from benchmarks.report import machine, versions
+from benchmarks.several_gpus import Gpus, visible
 from benchmarks.table_rows import TABLES, Row
 
 WITH_LOGS = {"throughput"}
@@ -40,7 +45,9 @@ def cells_of(text: str) -> list[list[str]]:
 
 
 def found(row: Row, text: str) -> str:
-    """The cells of a row's columns, after the first cells of their line."""
+    """The cells of a row's columns, after the first cells of their line; without columns, the lines with its title."""
+    if not row.columns:
+        return "; ".join(line for line in text.splitlines() if line.startswith(row.title))
     header: list[str] = []
     lines = []
     for cells in cells_of(text):
@@ -78,27 +85,44 @@ def fill_caches(rows: list[Row], options: argparse.Namespace) -> None:
         folders = {row.name: Path(logs, row.name) for row in shared}
         for folder in folders.values():
             folder.mkdir()
-        fill([command(row, options, folders[row.name]) for row in shared], options.fill, options.fill_seconds)
+        commands = [(row.gpus, command(row, options, folders[row.name])) for row in shared]
+        fill(commands, options.fill, options.fill_seconds, max(1, torch.cuda.device_count()))
 
 
-def measure(row: Row, options: argparse.Namespace) -> str | None:
-    """Run a row and keep what it printed; returns why it failed, or None."""
+def measure(row: Row, options: argparse.Namespace, devices: Sequence[int]) -> str | None:
+    """Run a row on these GPUs and keep what it printed; returns why it failed, or None."""
     logs, limit = options.folder / row.name, options.seconds or row.seconds
+    limit = min(limit, options.end - time.monotonic())
     shutil.rmtree(logs, ignore_errors=True)
     logs.mkdir()
     words = command(row, options, logs)
-    print(f"table.py: {row.name}, at most {limit} s: {shlex.join(words[1:])}", file=sys.stderr, flush=True)
-    partial, start = options.folder / f"{row.name}.failed", time.monotonic()
+    print(f"table.py: {row.name}, at most {limit:.0f} s: {shlex.join(words[1:])}", file=sys.stderr, flush=True)
+    output, start = options.folder / f"{row.name}.failed", time.monotonic()
     try:
-        output_of(limit, words, partial, environment={"PYTHONUNBUFFERED": "1"})
+        output_of(limit, words, output, environment={"PYTHONUNBUFFERED": "1", **visible(devices)})
     except RunError as error:
-        with partial.open("a") as output:
-            output.writelines(f"\n{log}:\n{log.read_text()}" for log in sorted(logs.iterdir()))
+        with output.open("a") as file:
+            file.writelines(f"\n{log}:\n{log.read_text()}" for log in sorted(logs.iterdir()))
         return str(error)
-    with partial.open("a") as output:
-        output.write(f"\ntable.py: {time.monotonic() - start:.0f} seconds\n")
-    partial.rename(options.folder / f"{row.name}.txt")
+    with output.open("a") as file:
+        file.write(f"\ntable.py: {time.monotonic() - start:.0f} seconds\n")
+    output.rename(options.folder / f"{row.name}.txt")
     return None
+
+
+def measure_all(rows: Sequence[Row], options: argparse.Namespace) -> dict[str, str]:
+    """Run rows as GPUs become free, and print each line when it is there; returns why rows failed."""
+    problems: dict[str, str] = {}
+
+    def job(row: Row, devices: Sequence[int]) -> None:
+        problem = measure(row, options, devices)
+        if problem:
+            problems[row.name] = problem
+        print(line(row, options, problem), file=sys.stderr, flush=True)
+
+    gpus = Gpus(0 if options.toy else torch.cuda.device_count())
+    gpus.run_each([(row.gpus, partial(job, row)) for row in rows], options.end)
+    return problems
 
 
 def line(row: Row, options: argparse.Namespace, problem: str | None) -> str:
@@ -118,16 +142,17 @@ def main(words: list[str]) -> int:
     rows = [row for row in TABLES[options.table] if not options.rows or row.name in options.rows]
     missing = [row for row in rows if not (options.folder / f"{row.name}.txt").exists()]
     use_own_cache()
+    refused = {row.name: problem for row in missing if (problem := refusal(row, options))}
+    missing = [row for row in missing if row.name not in refused]
     if options.fill:
-        fill_caches([row for row in missing if refusal(row, options) is None], options)
-    found = {row.name: refusal(row, options) or measure(row, options) for row in missing}
-    problems = {name: problem for name, problem in found.items() if problem}
+        fill_caches(missing, options)
+    failed = measure_all(missing, options)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(
         f"`{shlex.join(['python', '-m', 'benchmarks.table', *words])}`\n\n{machine(device)}; {versions()}\n\n{HEADER}"
     )
-    print("\n".join(line(row, options, problems.get(row.name)) for row in rows))
-    return int(any(not problem.startswith("needs") for problem in problems.values()))
+    print("\n".join(line(row, options, {**refused, **failed}.get(row.name)) for row in rows))
+    return int(bool(failed))
 
 
 def parse_options(words: list[str]) -> argparse.Namespace:
@@ -147,8 +172,10 @@ def parse_options(words: list[str]) -> argparse.Namespace:
         "their output; then measure each alone, as rows that share a machine slow each other",
     )
     parser.add_argument("--fill-seconds", type=positive, default=240, metavar="N", help="time limit of --fill (240)")
+    parser.add_argument("--within", type=positive, metavar="N", help="seconds for the whole call (no limit)")
     parser.add_argument("--toy", action="store_true", help="small sizes on a CPU")
     options = parser.parse_args(words)
+    options.end = time.monotonic() + (options.within or math.inf)
     options.folder = options.folder or Path(f"runs/table-{options.table}{'-toy' * options.toy}")
     unknown = set(options.rows or []) - {row.name for row in TABLES[options.table]}
     if unknown:

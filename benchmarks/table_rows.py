@@ -23,6 +23,8 @@ class Row:
     gpus: int = 1
     titles: int = 1
     """Cells that say what a line of the benchmark's table is about."""
+    title: str = ""
+    """The beginning of the lines to show, of a benchmark that prints no table."""
 
     @property
     def needs_data(self) -> bool:
@@ -37,17 +39,25 @@ class Row:
 
 SPEED = "fairseq-train, tokens/s"
 TOY_IMAGES = "--device cpu --size tiny --img-size 32 --batch 2 --workers 1"
-TOY_TRAINING = "--device cpu --vocab-size 100 --updates 100"
+TOY_TRAINING = "--device cpu --vocab-size 100"
 
 
-def throughput(name: str, work: str, least: str, cases: str, more: str = "", **limits: int) -> Row:
-    """Whole updates of fairseq-train; ``more`` comes after the cases."""
-    small = " ".join(dict.fromkeys(",".join(["small:1x8", *case.split(",")[1:]]) for case in cases.split()))
-    toy = f"throughput --cases {small} {TOY_TRAINING} {more}"
-    columns = (SPEED, "ratio")
-    return Row(
-        name, work, least, columns, shlex.split(f"throughput --cases {cases} {more}"), shlex.split(toy), **limits
-    )
+def throughput(
+    name: str, work: str, least: str, case: str, more: str = "--updates 150", *, alone: bool = True, gpus: int = 1
+) -> Row:
+    """Whole updates of fairseq-train, without a plain loop if ``alone``; ``more`` comes after the case."""
+    small = ",".join(["small:1x8", *case.split(",")[1:]])
+    more = f"{'--ours-alone ' * alone}{more}"
+    toy = f"throughput {TOY_TRAINING} --cases {small} {more.replace('--updates 150', '--updates 100')}"
+    words = f"throughput --cases {case} {more}"
+    return Row(name, work, least, (SPEED, "ratio"), shlex.split(words), shlex.split(toy), seconds=400, gpus=gpus)
+
+
+def sharding(name: str, work: str, least: str, words: str, title: str) -> Row:
+    """A part of benchmarks/sharding.py, whose lines begin with a title."""
+    given = ["sharding", *shlex.split(words)]
+    toy = [*given, "--cpu", "--batches", "2"]
+    return Row(name, work, least, (), given, toy, gpus=2, title=title)
 
 
 def first_update(name: str, work: str, least: str, case: str, toy: str, more: str = "", **limits: int) -> Row:
@@ -71,59 +81,28 @@ def dilated(heads: int, *more: str) -> Row:
     )
 
 
-EXPERTS = "--ours-alone -- --optimizer adam --moe-freq 2 --moe-expert-count"
-SHARDED = "-- --optimizer adam --ddp-backend fully_sharded --checkpoint-activations"
-LONG = "--optimizer adam --xpos-scale-base 16384"
+EXPERTS = "--updates 150 -- --optimizer adam --moe-freq 2 --moe-expert-count"
+FULLY_SHARDED = "-- --optimizer adam --ddp-backend fully_sharded --checkpoint-activations"
+LONG = "--updates 100 -- --optimizer adam --xpos-scale-base 16384"
+BASE = "base:16x1024"
 
 TRAINING = [
-    throughput("plain-base", "12 x 768, 16 x 1,024, against a plain loop", "1.0; 40 % of 989 TFLOP/s", "base:16x1024"),
-    throughput("plain-base-64", "12 x 768, 64 x 1,024, likewise", "1.0; 42 %", "base:64x1024", seconds=400),
-    throughput("plain-medium", "24 x 1,024, 32 x 1,024, likewise", "1.0; 44 %", "medium:32x1024", seconds=500),
-    throughput("plain-xl", "24 x 2,048, 8 x 2,048, likewise", "1.0; 50 %", "xl:8x2048", seconds=590),
+    throughput("base", "12 x 768, 16 x 1,024, against a plain loop", "1.0; 40 % of 989 TFLOP/s", BASE, alone=False),
+    throughput("base-64", "12 x 768, 64 x 1,024, likewise", "1.0; 42 %", "base:64x1024", "--updates 100", alone=False),
     throughput(
-        "families",
-        "gpt_magneto, gpt_deepnorm, gpt_xpos, bert_magneto, 12 x 768",
-        "slowest 0.9 of the fastest",
-        "base:16x1024 base:16x1024,gpt_deepnorm base:16x1024,gpt_xpos base:16x1024,bert_magneto",
-        "--ours-alone",
-        seconds=500,
+        "medium", "24 x 1,024, 32 x 1,024, likewise", "1.0; 44 %", "medium:32x1024", "--updates 100", alone=False
     ),
-    throughput(
-        "fp16", "fp16 and bf16", "0.95 of bf16", "base:16x1024,bf16 base:16x1024,fp16", "--ours-alone", seconds=400
+    throughput("xl", "24 x 2,048, 8 x 2,048, likewise", "1.0; 50 %", "xl:8x2048", "--updates 100", alone=False),
+    *(
+        throughput(family, f"{family}, 12 x 768", "slowest 0.9 of the fastest, base among them", f"{BASE},{family}")
+        for family in ("gpt_deepnorm", "gpt_xpos", "bert_magneto")
     ),
+    throughput("fp16", "base with --fp16", "0.95 of base", f"{BASE},fp16"),
+    throughput("update-freq", "base with --update-freq 4", "1.05 of base", f"{BASE},update-freq=4", "--updates 100"),
+    throughput("dropout", "base with dropout 0.1", "0.9 of base", f"{BASE},dropout=0.1"),
+    throughput("two-gpus-base", "base on each of two GPUs", "0.9 of twice base", f"{BASE},gpus=2", gpus=2),
     throughput(
-        "update-freq",
-        "--update-freq 4 and 1",
-        "1.05 of 1",
-        "base:16x1024 base:16x1024,update-freq=4",
-        "--ours-alone",
-        seconds=400,
-    ),
-    throughput(
-        "dropout",
-        "dropout 0.1 and 0",
-        "0.9 of 0",
-        "base:16x1024 base:16x1024,dropout=0.1",
-        "--ours-alone",
-        seconds=400,
-    ),
-    throughput(
-        "two-gpus-base",
-        "12 x 768, 16 x 1,024 on each of two GPUs, and on one",
-        "0.9 of twice one",
-        "base:16x1024,gpus=1 base:16x1024,gpus=2",
-        "--ours-alone",
-        gpus=2,
-        seconds=400,
-    ),
-    throughput(
-        "two-gpus-xl",
-        "24 x 2,048, 8 x 2,048 on each of two GPUs, and on one",
-        "0.95 of twice one",
-        "xl:8x2048,gpus=1 xl:8x2048,gpus=2",
-        "--ours-alone",
-        gpus=2,
-        seconds=590,
+        "two-gpus-xl", "xl on each of two GPUs", "0.95 of twice xl", "xl:8x2048,gpus=2", "--updates 100", gpus=2
     ),
     Row(
         "translation",
@@ -151,7 +130,7 @@ TRAINING = [
         "first update begins within 60 s",
         "7b:1x2048,retnet,eager",
         "small:1x8,retnet,eager",
-        f"--runs 1 --updates 2 {SHARDED}",
+        f"--runs 1 --updates 2 {FULLY_SHARDED}",
     ),
 ]
 
@@ -191,14 +170,8 @@ ARCHITECTURES = [
         "xl:1x8192,retnet",
         "small:1x8,retnet",
     ),
-    throughput(
-        "retnet-xl",
-        "retnet_xl and gpt_magneto_xl, 8,192 tokens",
-        "1.1",
-        "xl:1x8192,retnet xl:1x8192,gpt_magneto",
-        "--ours-alone",
-        seconds=590,
-    ),
+    throughput("retnet-xl", "retnet_xl, 8,192 tokens", "1.1 of the next", "xl:1x8192,retnet", "--updates 100"),
+    throughput("gpt-xl-8k", "gpt_magneto_xl, 8,192 tokens", "", "xl:1x8192,gpt_magneto", "--updates 100"),
     Row(
         "decoding",
         "1.3B, 16 rows after 2,048 tokens: RetNet and gpt",
@@ -235,22 +208,10 @@ ARCHITECTURES = [
         seconds=590,
     ),
     *(dilated(heads, *more) for heads in (8, 12) for more in ((), ("--not-causal",))),
-    throughput(
-        "longnet",
-        "longnet and gpt_xpos, 12 x 768, 32,768 tokens",
-        "1.5",
-        "base:1x32768,longnet base:1x32768,gpt_xpos",
-        f"--ours-alone --updates 100 -- {LONG}",
-        seconds=400,
-    ),
-    throughput(
-        "longnet-128k",
-        "longnet and gpt_xpos, 12 x 768, 131,072 tokens",
-        "5",
-        "base:1x131072,longnet base:1x131072,gpt_xpos",
-        f"--ours-alone --updates 100 -- {LONG}",
-        seconds=590,
-    ),
+    throughput("longnet", "longnet 12 x 768, 32,768 tokens", "1.5 of dense-32k", "base:1x32768,longnet", LONG),
+    throughput("dense-32k", "gpt_xpos 12 x 768, 32,768 tokens", "", "base:1x32768,gpt_xpos", LONG),
+    throughput("longnet-128k", "longnet, 131,072 tokens", "5 of dense-128k", "base:1x131072,longnet", LONG),
+    throughput("dense-128k", "gpt_xpos, 131,072 tokens", "", "base:1x131072,gpt_xpos", LONG),
     Row(
         "longvit",
         "LongViT small, training step, and dense attention",
@@ -284,39 +245,31 @@ ARCHITECTURES = [
         ["experts_gpu"],
         shlex.split("experts_gpu --device cpu --tokens 64 --width 16 --inner 32 --experts 4 --repeats 1"),
     ),
-    throughput(
-        "experts",
-        "gpt_magneto 12 x 768 with 32 experts, 16 x 1,024 and 64 x 1,024",
-        "25 %, 30 % of 989 TFLOP/s; compiled not below eager",
-        "base:16x1024 base:64x1024 base:16x1024,eager",
-        f"{EXPERTS} 32",
-        seconds=590,
-    ),
+    throughput("experts", "12 x 768 with 32 experts, 16 x 1,024", "25 % of 989 TFLOP/s", BASE, f"{EXPERTS} 32"),
+    throughput("experts-64", "likewise, 64 x 1,024", "30 % of 989 TFLOP/s", "base:64x1024", f"{EXPERTS} 32"),
+    throughput("experts-eager", "experts without --compile", "not above experts", f"{BASE},eager", f"{EXPERTS} 32"),
     throughput(
         "two-gpus-experts",
-        "32 experts on two GPUs, and 16 on one",
-        "0.9 per GPU",
-        "base:16x1024,gpus=2",
+        "32 experts on two GPUs",
+        "0.9 of half-experts per GPU",
+        f"{BASE},gpus=2",
         f"{EXPERTS} 32",
         gpus=2,
-        seconds=400,
     ),
-    throughput(
-        "half-experts",
-        "16 experts on one GPU",
-        "(the row above)",
-        "base:16x1024,gpus=1",
-        f"{EXPERTS} 16",
-        seconds=400,
-    ),
-    throughput(
-        "bitnet",
-        "bitnet_1_3b and gpt_magneto_xl, 8 x 2,048",
-        "0.8",
-        "xl:8x2048,bitnet xl:8x2048,gpt_magneto",
-        "--ours-alone",
-        seconds=590,
-    ),
+    throughput("half-experts", "16 experts on one GPU", "", BASE, f"{EXPERTS} 16"),
+    throughput("bitnet", "bitnet_1_3b, 8 x 2,048", "0.8 of xl", "xl:8x2048,bitnet", "--updates 100"),
 ]
 
-TABLES = {"training": TRAINING, "architectures": ARCHITECTURES}
+SHARDING = [
+    sharding("equality", "losses and norms of full sharding and of one GPU", "equal to 1e-6", "equality", "fully"),
+    sharding(
+        "speed", "1.3 billion, full sharding and DDP", "0.95", "speed --only compiled --batches 4,8,16,32", "1.4B"
+    ),
+    sharding("seven-gpt", "gpt, 7 billion", "40 % of 989", "seven --only gpt --batches 16 --updates 8", "gpt 7B"),
+    sharding("seven-retnet", "retnet_7b", "40 % of 989", "seven --only retnet --batches 16 --updates 8", "retnet_7b"),
+    sharding("thirteen", "13 billion, with recomputation", "20 updates", "thirteen --batches 4", "retnet_13b"),
+    sharding("save", "stall of a save, 1.4 billion, the first and the second", "", "save --only 1.4B", "1.4B"),
+    sharding("save-7b", "stall of a save, 7 billion", "", "save --only 7B", "gpt 7B"),
+]
+
+TABLES = {"training": TRAINING, "architectures": ARCHITECTURES, "sharding": SHARDING}

@@ -2,13 +2,18 @@
 
 import argparse
 import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from threading import Event
 
 import pytest
 
 pytest.importorskip("fairseq")
 
 from benchmarks import decoding, filling, first_update, retention_inputs, table, table_rows, throughput
+from benchmarks.several_gpus import Gpus
 from benchmarks.table_rows import TABLES, Row
 from benchmarks.throughput_cases import Case
 
@@ -88,10 +93,49 @@ def test_filling_ends_in_time_and_keeps_no_settings(tmp_path: Path, monkeypatch:
     for name in ("code.py", "code.best_config"):
         (cache / name).touch()
     start = time.monotonic()
-    filling.fill([["false"], ["sleep", "30"], ["touch", str(tmp_path / "late")]], at_once=1, seconds=0.5)
+    filling.fill([(1, ["false"]), (1, ["sleep", "30"]), (1, ["touch", str(tmp_path / "late")])], at_once=1, seconds=0.5)
     assert time.monotonic() - start < 20
     assert [path.name for path in cache.iterdir()] == ["code.py"]
     assert (tmp_path / "users.best_config").exists() and not (tmp_path / "late").exists()
+
+
+def test_rows_that_fill_caches_share_the_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    programs = [f"echo $CUDA_VISIBLE_DEVICES > {tmp_path}/{place}" for place in range(3)]
+    needed = (1, 1, 2)
+    filling.fill([(n, ["sh", "-c", program]) for n, program in zip(needed, programs, strict=True)], 3, 60, gpus=2)
+    assert [(tmp_path / str(place)).read_text() for place in range(3)] == ["0\n", "1\n", "\n"]
+
+
+def test_gpus_are_taken_in_order_and_given_back() -> None:
+    """A job that needs both waits for both, and is not overtaken; one that fails gives its GPU back."""
+    begun: list[tuple[str, Sequence[int]]] = []
+    apart = Event()
+
+    def job(name: str, devices: Sequence[int]) -> None:
+        begun.append((name, sorted(devices)))
+        if name == "first":
+            apart.wait(60)
+        elif name == "second":
+            apart.set()
+
+    jobs = [(1, "first"), (1, "second"), (2, "both"), (1, "last")]
+    Gpus(2).run_each([(needed, partial(job, name)) for needed, name in jobs], time.monotonic() + 60)
+    assert begun[:3] == [("first", [0]), ("second", [1]), ("both", [0, 1])] and begun[3][0] == "last"
+    gpus = Gpus(1)
+    with pytest.raises(ZeroDivisionError):
+        gpus.run_each([(1, lambda devices: 1 // 0)], time.monotonic() + 60)
+    assert gpus.take(1, 0.0) == [0] and gpus.take(1, 0.0) is None
+
+
+def test_no_row_begins_when_the_time_of_the_call_is_over(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(TABLES, "training", [row(), replace(row(), name="late", work="late work")])
+    monkeypatch.setattr(table, "command", lambda *_: ["sleep", "30"])
+    assert table.main(["training", "--toy", "--folder", str(folder), "--within", "1"]) == 1
+    assert "| late work | 1.0 | not measured |" in capsys.readouterr().out
 
 
 def test_rows_that_cannot_be_measured_here_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,7 +150,7 @@ def test_rows_that_cannot_be_measured_here_are_named(folder: Path, capsys: pytes
 
 
 def test_rows_have_names_of_their_own_and_cases_that_are_read() -> None:
-    for rows in (table_rows.TRAINING, table_rows.ARCHITECTURES):
+    for rows in TABLES.values():
         assert len({one.name for one in rows}) == len(rows)
         for words in (words for one in rows for words in (one.words, one.toy) if words[0] in PARSERS):
             assert PARSERS[words[0]](words[1:])

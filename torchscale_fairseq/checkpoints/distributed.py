@@ -28,6 +28,8 @@ FOLDER = "shards"
 ENTRY = "tensors"
 SCRATCH = ".part"
 """Ending of a folder that is being written."""
+WRITERS = 4
+"""Threads of a process that write, each a file: one does not keep a disk or a network busy."""
 Loader = Callable[[Path], dict[str, Tensor]]
 """From the folder of a checkpoint's tensors to those that are needed, by name."""
 
@@ -86,7 +88,7 @@ def write(tensors: dict[str, Tensor], folder: Path) -> None:
     """Write tensors, plain ones or DTensors; the folder takes its name when it is complete. All processes call it
     together."""
     scratch = folder.with_name(folder.name + SCRATCH)
-    dcp.save(tensors, storage_writer=FileSystemWriter(scratch))
+    dcp.save(tensors, storage_writer=FileSystemWriter(scratch, thread_count=WRITERS))
     if dist.get_rank() == 0:
         scratch.rename(folder)
     dist.barrier()

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint import FileSystemWriter
 
-from torchscale_fairseq.checkpoints.distributed import SCRATCH
+from torchscale_fairseq.checkpoints.distributed import SCRATCH, WRITERS
 
 
 @cache
@@ -43,7 +43,7 @@ class SliceWriter:
         save must not begin before."""
         if self._writer is None or tensors.keys() != self._names:
             pinned = any(tensor.is_cuda for tensor in tensors.values())
-            self._writer = FileSystemWriter(folder, cache_staged_state_dict=pinned)
+            self._writer = FileSystemWriter(folder, thread_count=WRITERS, cache_staged_state_dict=pinned)
             self._names = set(tensors)
         written: Any = dcp.async_save(
             tensors, checkpoint_id=folder, storage_writer=self._writer, process_group=_host_group()

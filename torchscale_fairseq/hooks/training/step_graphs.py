@@ -4,7 +4,7 @@ Python starts about a thousand kernels per update. A GPU finishes those of a sma
 them. A CUDA graph records the kernels once and starts all of them in one call. A recording holds for one shape, so
 language models that read rows of equal length profit. Other batches run as they would without this module, and so do
 those with padding, of which the model asks the device where it lies, and those of packed documents, whose number
-changes.
+changes. Several processes record what each computes alone, and then sum their gradients (``late_reduction.py``).
 """
 
 import logging
@@ -24,6 +24,7 @@ from torchscale_fairseq.core.layers.experts import Experts
 from torchscale_fairseq.core.ops.expert_rows import rows_refusal
 from torchscale_fairseq.hooks.contracts import sides_of
 from torchscale_fairseq.hooks.training.documents import has_documents
+from torchscale_fairseq.hooks.training.late_reduction import can_sum_late
 from torchscale_fairseq.hooks.training.padding import has_no_padding, is_free_of_padding, note_no_padding
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def can_record(cfg: Any, model: nn.Module, criterion: nn.Module, device: torch.d
     return (
         device.type == "cuda"
         and bool(getattr(cfg.model, "compile", False))
-        and cfg.distributed_training.distributed_world_size == 1
+        and (cfg.distributed_training.distributed_world_size == 1 or _communicates_late(cfg, model))
         and cfg.distributed_training.ddp_backend != "fully_sharded"
         and not cfg.common.amp
         and not cfg.ema.store_ema
@@ -61,6 +62,11 @@ def can_record(cfg: Any, model: nn.Module, criterion: nn.Module, device: torch.d
         and "encoder" not in sides
         and not any(_waits(module, torch.bfloat16 if cfg.common.bf16 else None, device) for module in model.modules())
     )
+
+
+def _communicates_late(cfg: Any, model: nn.Module) -> bool:
+    """Whether processes exchange nothing before the gradients are complete."""
+    return can_sum_late(cfg, model) and not any(isinstance(module, Experts) for module in model.modules())
 
 
 def _waits(module: nn.Module, dtype: torch.dtype | None, device: torch.device) -> bool:

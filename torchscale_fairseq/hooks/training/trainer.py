@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from fairseq import checkpoint_utils
+from fairseq.distributed import ModuleProxyWrapper
 from fairseq.logging import metrics
 
 from torchscale_fairseq.checkpoints.reading import CheckpointError, Parts, describe_mismatch
@@ -32,6 +33,7 @@ from torchscale_fairseq.hooks.sharding.options import in_float32
 from torchscale_fairseq.hooks.sharding.training import sharded_training
 from torchscale_fairseq.hooks.stock import precision
 from torchscale_fairseq.hooks.training.adapters import check_adapters
+from torchscale_fairseq.hooks.training.late_reduction import LateReduction
 from torchscale_fairseq.hooks.training.layer_decay import check_layer_decay, scale_steps
 from torchscale_fairseq.hooks.training.packed_sentences import check_packed_sentences
 from torchscale_fairseq.hooks.training.saving_trainer import SavingTrainer
@@ -44,6 +46,9 @@ class Trainer(SavingTrainer):
     """fairseq's Trainer plus five bug fixes (docs/stock_repairs.md), expert and sequence parallelism
     (docs/distributed.md), throughput and norm logging, and graceful shutdown on SIGTERM and SIGUSR1
     (docs/launching.md)."""
+
+    _wrapped_model: Any
+    """The model in the wrapper that reduces its gradients, once it is built; else None."""
 
     def __init__(self, cfg: Any, task: Any, model: Any, criterion: Any, quantizer: Any = None):
         precision.check_flags(cfg.common)
@@ -66,7 +71,9 @@ class Trainer(SavingTrainer):
         """The sharding of the model, or None."""
         with in_float32(cfg) if self._sharded else nullcontext():
             super().__init__(cfg, task, model, criterion, quantizer)
-        if can_record(cfg, model, criterion, self.device):
+        self._records = can_record(cfg, model, criterion, self.device)
+        """Whether updates are recorded as CUDA graphs."""
+        if self._records:
             task.train_step = StepGraphs(task.train_step)
         self._claim_save_dir()
         self.finished = False
@@ -87,6 +94,14 @@ class Trainer(SavingTrainer):
         self._norms = self._layer_norms(options.log_norms_interval)
         self._signals = preemption.Received() if preemption.asked() else None
         self._stop: signal.Signals | None = None
+
+    @property
+    def model(self) -> Any:
+        """The model in the wrapper that reduces its gradients: after the backward pass, if updates are recorded."""
+        if self._wrapped_model is None and self._records and self.use_distributed_wrapper:
+            late = LateReduction(self._model.to(self.device), self.data_parallel_process_group)
+            self._wrapped_model = ModuleProxyWrapper(late)
+        return super().model
 
     def _build_optimizer(self) -> None:
         """Stock's, with a learning rate per layer under --layer-decay."""

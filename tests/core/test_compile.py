@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.core.models import SIZES, VOCABULARY, randomize, tokens
 from tests.helpers import assert_close
 from torchscale_fairseq import Decoder, DecoderConfig, Encoder, EncoderConfig, RetNetConfig, RetNetDecoder
+from torchscale_fairseq.core.ops import xpos
 
 RETNET: dict[str, Any] = {
     "decoder_embed_dim": 24,
@@ -131,6 +133,18 @@ def test_retention(traced_whole: list[int]) -> None:
     compiled.load_state_dict(plain.state_dict())
     same_values_and_gradients(plain, compiled, lambda m: m(tokens(2, 9))[0])
     assert traced_whole[0] >= 1
+
+
+@pytest.mark.skipif(not hasattr(torch.compiler, "is_exporting"), reason="before torch 2.7 compiling looks like export")
+@pytest.mark.parametrize(("at_work", "kernel"), [("is_compiling", True), ("is_exporting", False)])
+def test_kernel_of_rotation(at_work: str, kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile keeps it; an exported model runs where this package is not installed."""
+    monkeypatch.setattr(xpos, "TRITON", True)
+    monkeypatch.setattr(torch.compiler, at_work, lambda: True)
+    with FakeTensorMode():
+        x = torch.empty(2, 5, 3, 8, dtype=torch.bfloat16, device="cuda")
+        table = torch.empty(1, 5, 1, 4, device="cuda")
+        assert xpos._has_kernel(x, table, table) == kernel
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Kernels of what surrounds retention: rotation, and norm with gate; equal to the definition in float64."""
+"""The kernel of the norm and gate that follow retention equals the definition in float64."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,6 @@ from torch import Tensor
 
 from tests.gpu.memory import poison
 from torchscale_fairseq.core.ops.gating import normalised_gate
-from torchscale_fairseq.core.ops.xpos import rotate
 
 pytestmark = [
     pytest.mark.gpu,
@@ -41,18 +40,3 @@ def assert_equal(form: Callable[..., Tensor], inputs: list[Tensor], gradient: Te
 def test_norm_and_gate(shape: tuple[int, ...]) -> None:
     heads, x, gradient = tensors(shape, 3)
     assert_equal(lambda a, b: normalised_gate(a, b, 1e-3), [x.flatten(2), heads], gradient.flatten(2))
-
-
-@pytest.mark.parametrize("of_heads", [False, True], ids=["one table", "a table for each head"])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_rotation(shape: tuple[int, ...], of_heads: bool) -> None:
-    """Inputs are views of a wider projection."""
-    batch, length, heads, head_dim = shape
-    wide, gradient = tensors((batch, length, 3 * heads, head_dim), 1)[0], tensors(shape, 1)[0]
-    table = torch.randn(2, 1, length, heads if of_heads else 1, head_dim // 2, device="cuda").unbind()
-
-    def form(x: Tensor) -> Tensor:
-        cos, sin = (y.to(torch.promote_types(x.dtype, torch.float32)) for y in table)
-        return rotate(x[:, :, heads : 2 * heads], (cos, sin), x.dtype)
-
-    assert_equal(form, [wide], gradient)

@@ -110,7 +110,7 @@ def rotate(x: Tensor, table: tuple[Tensor, Tensor], dtype: torch.dtype | None = 
 
 
 def _has_kernel(x: Tensor, cos: Tensor, sin: Tensor) -> bool:
-    """In half precision on a GPU; compiled code gets a kernel of torch's, with what lies around it."""
+    """In half precision on a GPU, also in compiled code: torch would interleave channels entry by entry there."""
     return (
         TRITON
         and x.is_cuda
@@ -120,8 +120,7 @@ def _has_kernel(x: Tensor, cos: Tensor, sin: Tensor) -> bool:
         and x.stride(-1) == 1
         and cos.stride(-1) == 1
         and cos.stride() == sin.stride()
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
+        and not is_traced()
     )
 
 
@@ -130,10 +129,10 @@ class _Rotation(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
         ctx.dtype = x.dtype
         ctx.save_for_backward(cos, sin)
-        return kernels.rotate(x, cos, sin, dtype)
+        return kernels.rotate(x, cos, sin, dtype, False)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         cos, sin = ctx.saved_tensors
-        return kernels.rotate(gradient.contiguous(), cos, sin, ctx.dtype, back=True), None, None, None
+        return kernels.rotate(gradient.contiguous(), cos, sin, ctx.dtype, True), None, None, None

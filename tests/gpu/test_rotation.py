@@ -1,0 +1,118 @@
+"""The kernel that rotates queries and keys against the definition in float64, alone and in compiled code.
+
+Without a GPU, Triton's interpreter runs it: TRITON_INTERPRET=1 python -m pytest tests/gpu/test_rotation.py
+"""
+
+import os
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
+
+pytest.importorskip("triton")
+
+from tests.gpu.memory import poison
+from tests.helpers import RELATIVE_ERROR_OF_KERNELS, assert_close
+from torchscale_fairseq.core.layers.attention import MultiheadAttention
+from torchscale_fairseq.core.layers.attention_inputs import AttentionInputs
+from torchscale_fairseq.core.ops import xpos
+from torchscale_fairseq.core.ops.xpos import rotate, xpos_tables
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1", reason="no CUDA device and no interpreter"
+    ),
+]
+SHAPES = [(2, 63, 3, 32), (1, 50, 9, 256), (3, 1, 2, 20), (1, 77, 1, 432), (2, 5, 4, 2)]
+TABLES = ["one", "of rows", "of heads"]
+
+
+@pytest.fixture(autouse=True)
+def in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU, the kernel serves tensors of the CPU."""
+    if DEVICE == "cpu":
+        monkeypatch.setattr(xpos, "_has_kernel", lambda x, cos, sin: x.dtype in RELATIVE_ERROR_OF_KERNELS)
+    else:
+        poison()
+
+
+def drawn(*shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(shape, generator=generator).to(DEVICE)
+
+
+def assert_near(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    error = (found.double() - expected).norm() / expected.norm()
+    assert error.item() < RELATIVE_ERROR_OF_KERNELS[dtype]
+
+
+@pytest.mark.parametrize("to", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("dtype", RELATIVE_ERROR_OF_KERNELS, ids=str)
+@pytest.mark.parametrize("tables", TABLES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_equals_the_definition(
+    shape: tuple[int, ...], tables: str, dtype: torch.dtype, to: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inputs are views of a wider projection."""
+    batch, length, heads, head_dim = shape
+    wide, gradient = drawn(batch, length, 3 * heads, head_dim).to(dtype), drawn(*shape).to(to)
+    rows, table_heads = batch if tables == "of rows" else 1, heads if tables == "of heads" else 1
+    cos, sin = drawn(2, rows, length, table_heads, head_dim // 2).unbind()
+
+    def results(x: Tensor, table: tuple[Tensor, Tensor], result: torch.dtype) -> tuple[Tensor, Tensor]:
+        leaf = x.detach().requires_grad_()
+        output = rotate(leaf[:, :, heads : 2 * heads], table, result)
+        return output.detach(), torch.autograd.grad(output, leaf, gradient.to(result))[0]
+
+    found = results(wide, (cos, sin), to)
+    monkeypatch.setattr(xpos, "_has_kernel", lambda *_: False)
+    expected = results(wide.double(), (cos.double(), sin.double()), torch.float64)
+    assert found[0].dtype == to and found[1].dtype == dtype
+    assert_near(found[0], expected[0], dtype if to == torch.float32 else to)
+    assert_near(found[1], expected[1], dtype)
+
+
+def test_gradient_of_any_layout() -> None:
+    """Attention returns gradients with heads before tokens."""
+    x = drawn(2, 7, 3, 8).bfloat16().requires_grad_()
+    table = drawn(2, 1, 7, 1, 4).unbind()
+    gradients = [drawn(2, 3, 7, 8).bfloat16().transpose(1, 2), drawn(2, 3, 8, 7).bfloat16().permute(0, 3, 1, 2)]
+    for gradient in gradients:
+        output = rotate(x, (table[0], table[1]), torch.bfloat16)
+        found, expected = (
+            torch.autograd.grad(output, x, g, retain_graph=True)[0] for g in (gradient, gradient.clone())
+        )
+        assert_close(found, expected, "float64")
+
+
+def test_compiled_attention() -> None:
+    """Compiled code starts the kernel once for queries and once for keys, and as often on the way back."""
+    torch.manual_seed(0)
+    attention = MultiheadAttention(24, 3, backend="naive").to(DEVICE, torch.bfloat16)
+    inputs = AttentionInputs(causal=True, xpos=tables_of(9, 8))
+    starts: list[int] = []
+
+    def count(graph: Any, _: Any) -> Any:
+        starts.append(sum("torchscale_fairseq.rotate" in str(node.target) for node in graph.graph.nodes))
+        return make_boxed_func(graph)
+
+    compiled = torch.compile(attention, backend=aot_autograd(fw_compiler=count, bw_compiler=count), fullgraph=True)
+    x, gradient = (part.bfloat16() for part in drawn(2, 2, 9, 24))
+    results = []
+    for module in (attention, compiled):
+        leaf = x.clone().requires_grad_()
+        output = module(leaf, inputs)
+        results.append((output.detach(), torch.autograd.grad(output, leaf, gradient)[0]))
+    assert starts == [2, 2]
+    for found, expected in zip(results[1], results[0], strict=True):
+        assert_close(found, expected, "bfloat16")
+
+
+def tables_of(length: int, head_dim: int) -> xpos.XPosTables:
+    positions = torch.arange(length, device=DEVICE)[None]
+    return xpos_tables(positions, head_dim, decay=True, scale_base=512, centre=0, span=length, dtype=torch.bfloat16)

@@ -60,12 +60,12 @@ def sharding(name: str, work: str, least: str, words: str, title: str) -> Row:
     return Row(name, work, least, (), given, toy, gpus=2, title=title)
 
 
-def first_update(name: str, work: str, least: str, case: str, toy: str, more: str = "", **limits: int) -> Row:
+def first_update(name: str, work: str, least: str, case: str, toy: str, more: str = "", seconds: int = 300) -> Row:
     """Seconds to the first update; ``more`` comes after the case."""
     columns = ("caches", "first update begins", "first update ends")
     words = f"first_update --case {case} {more}"
     small = f"first_update --case {toy} --device cpu --vocab-size 100 {more}"
-    return Row(name, work, least, columns, shlex.split(words), shlex.split(small), **limits)
+    return Row(name, work, least, columns, shlex.split(words), shlex.split(small), seconds)
 
 
 def dilated(heads: int, *more: str) -> Row:

@@ -310,7 +310,7 @@ def draw(report: Result) -> "Figure":
     return figure
 
 
-def draw_rates(runs: list[Result], panel: "Axes", style: dict[str, str]) -> None:
+def draw_rates(runs: list[Result], panel: "Axes", style: dict[str, Any]) -> None:
     """A line through the runs of the first seed, dots for those of the second."""
     points = [(run["learning_rate"], run["nll"], run["seed"]) for run in runs]
     first = sorted((rate, nll) for rate, nll, seed in points if seed == SEEDS[0])

@@ -17,11 +17,11 @@ LOG_DECAY = torch.tensor([-0.3, -0.05], dtype=torch.float64)
 
 
 def one_by_one(
-    query: Tensor, key: Tensor, value: Tensor, state: Tensor | None, offsets: Tensor
+    query: Tensor, key: Tensor, value: Tensor, state: Tensor | None, packing: Packing
 ) -> tuple[Tensor, Tensor]:
-    """Each sequence by the definition, as a kernel would with offsets."""
+    """Each sequence by the definition, as a kernel would."""
     outputs, states = [], []
-    for index, (start, end) in enumerate(itertools.pairwise(offsets.tolist())):
+    for index, (start, end) in enumerate(itertools.pairwise(packing.offsets.tolist())):
         parts = (x[:, start:end] for x in (query, key, value))
         before = None if state is None else state[index : index + 1]
         output, after = recurrent_retention(*parts, LOG_DECAY, state=before)
@@ -86,6 +86,15 @@ def test_layers_share_a_packing_until_a_mask_changes() -> None:
     assert Packing.shared(None, starts).offsets.tolist() == [0, 5, 7, 10]
 
 
+def test_chunks() -> None:
+    starts = torch.zeros(2, 150, dtype=torch.bool)
+    starts[0, 149] = True
+    padding = torch.arange(150) >= torch.tensor([[150], [64]])
+    chunks = Packing.of(padding, starts).chunks  # of sequences of 149, 1 and 64 tokens
+    assert chunks.first.tolist() == [0, 3, 4, 5]
+    assert chunks.places.tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [2, 0]]
+
+
 def test_no_state_unless_the_form_returns_one() -> None:
     query, value = torch.randn(2, 5, 2, 4), torch.randn(2, 5, 2, 6)
     starts = torch.zeros(2, 5, dtype=torch.bool)
@@ -103,5 +112,5 @@ def test_documents_that_the_host_knows_give_the_same_sequences() -> None:
     starts[0, 2] = starts[1, 0] = starts[2, 5] = True
     found = Packing.of(None, note_documents(starts.clone(), Documents.of(starts)))
     expected = Packing.of(None, starts)
-    for name in ("offsets", "row", "is_first", "is_last", "is_kept"):
+    for name in ("offsets", "lengths", "row", "is_first", "is_last", "is_kept"):
         assert torch.equal(getattr(found, name), getattr(expected, name)), name

@@ -1,28 +1,69 @@
-"""Padding, documents and a state in the kernel of flash-linear-attention: equal to float64."""
+"""Padding, documents and a state in the kernel of flash-linear-attention: equal to float64, without waiting.
 
+Without a GPU, Triton's interpreter runs it: TRITON_INTERPRET=1 python -m pytest tests/gpu/test_retention_packing.py
+"""
+
+import builtins
+import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from torchscale_fairseq.core.ops import fla_sequences, retention_forms
+from torchscale_fairseq.core.ops.documents import Documents, note_documents
+from torchscale_fairseq.core.ops.fla_tuning import CANDIDATES
 from torchscale_fairseq.core.ops.retention import parallel_retention
 from torchscale_fairseq.core.ops.retention_forms import retention
 from torchscale_fairseq.core.ops.retention_tables import log_decays
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    pytest.mark.skipif(
+        DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1", reason="no CUDA device and no interpreter"
+    ),
 ]
+on_a_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="no CUDA device")
+DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
 BOUND = 2e-2
 """Relative RMS error of bfloat16, as for the kernel without padding."""
 LENGTH = 300
+NAMES = ("output", "state", "query", "key", "value", "state before")
+
+
+class _Counter(int):
+    """An index of a loop as compiled kernels have it; the interpreter's lack the method."""
+
+    def to(self, _: Any) -> "_Counter":
+        return self
+
+
+@pytest.fixture(autouse=True)
+def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """fla's kernels; those of the interpreter are not tuned."""
+    pytest.importorskip("fla.ops.simple_gla")
+    if DEVICE == "cpu":
+        from fla.ops.common import chunk_h, chunk_o
+
+        for module in (chunk_h, chunk_o):
+            for name in ("chunk_fwd_kernel_o", *CANDIDATES):
+                tuner = getattr(getattr(module, name, None), "fn", None)
+                if tuner is not None:
+                    monkeypatch.setattr(tuner, "configs", tuner.configs[-1:])
+            counted = lambda *ends: map(_Counter, builtins.range(*map(int, ends)))  # noqa: E731
+            monkeypatch.setattr(module, "range", counted, raising=False)
+        monkeypatch.setattr(retention_forms, "_fla_refusal", lambda *_, **__: None)
+    yield
+    fla_sequences.are_known.cache_clear()
 
 
 def masks(kind: str) -> dict[str, Tensor]:
-    token = torch.arange(LENGTH, device="cuda")
-    left = token < torch.tensor([[0], [37], [LENGTH]], device="cuda")
-    starts = (token == torch.tensor([[150], [64], [3]], device="cuda")) | (token == 200)
+    token = torch.arange(LENGTH, device=DEVICE)
+    left = token < torch.tensor([[0], [37], [LENGTH]], device=DEVICE)
+    starts = (token == torch.tensor([[150], [64], [3]], device=DEVICE)) | (token == 200)
     return {
         "left padding": {"padding_mask": left},
         "right padding": {"padding_mask": left.flip(1)},
@@ -33,28 +74,58 @@ def masks(kind: str) -> dict[str, Tensor]:
 
 def results(backend: str, dtype: torch.dtype, options: dict[str, Any]) -> list[Tensor]:
     """Output, state and gradients of real tokens."""
-    generator = torch.Generator("cuda").manual_seed(0)
+    generator = torch.Generator(DEVICE).manual_seed(0)
     shapes = [(3, LENGTH, 4, 64), (3, LENGTH, 4, 64), (3, LENGTH, 4, 128), (3, 4, 64, 128)]
-    drawn = [torch.randn(s, generator=generator, device="cuda").bfloat16() / 8 for s in shapes]
+    drawn = [torch.randn(s, generator=generator, device=DEVICE).bfloat16() / 8 for s in shapes]
     query, key, value, state = (x.to(dtype).requires_grad_() for x in drawn)
-    log_decay = log_decays(4, "powers", torch.device("cuda"))
+    log_decay = log_decays(4, "powers", torch.device(DEVICE))
     if backend == "exact":
         output, after = parallel_retention(query, key, value, log_decay.double(), state=state, **options)
     else:
         output, after = retention(query, key, value, log_decay.float(), backend=backend, state=state, **options)
     if "padding_mask" in options:
         output = output.masked_fill(options["padding_mask"][..., None, None], 0.0)
-    loss = (output * torch.linspace(-1, 1, LENGTH, device="cuda").view(1, -1, 1, 1)).sum() + after.sum()
+    loss = (output * torch.linspace(-1, 1, LENGTH, device=DEVICE).view(1, -1, 1, 1)).sum() + after.sum()
     return [output.detach(), after.detach(), *torch.autograd.grad(loss, (query, key, value, state))]
+
+
+def assert_equal(found: list[Tensor], wanted: list[Tensor]) -> None:
+    for name, actual, expected in zip(NAMES, found, wanted, strict=True):
+        error = (actual.double() - expected).norm() / expected.norm().clamp(min=1e-9)
+        assert error < BOUND, f"{name}: relative RMS error {error}"
 
 
 @pytest.mark.parametrize("kind", ["left padding", "right padding", "documents", "both"])
 def test_equals_float64(kind: str) -> None:
-    pytest.importorskip("fla")
+    assert fla_sequences.are_known(), "the installed fla has other kernels: its own function, which waits, is used"
     options = masks(kind)
-    names = ("output", "state", "query", "key", "value", "state before")
-    for name, found, wanted in zip(
-        names, results("fla", torch.bfloat16, options), results("exact", torch.float64, options), strict=True
-    ):
-        error = (found.double() - wanted).norm() / wanted.norm().clamp(min=1e-9)
-        assert error < BOUND, f"{name}: relative RMS error {error}"
+    assert_equal(results("fla", DTYPE, options), results("exact", torch.float64, options))
+
+
+def test_kernels_that_are_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """fla's own function starts them."""
+    monkeypatch.setattr(fla_sequences, "_OF_STATES", "others")
+    fla_sequences.are_known.cache_clear()
+    assert not fla_sequences.are_known()
+    options = masks("documents")
+    assert_equal(results("fla", DTYPE, options), results("exact", torch.float64, options))
+
+
+@on_a_gpu
+def test_does_not_wait_for_the_device() -> None:
+    starts = masks("documents")["document_starts"]
+    query, key, value = (torch.randn(3, LENGTH, 4, 64, device=DEVICE, dtype=DTYPE, requires_grad=True) for _ in "qkv")
+    log_decay = log_decays(4, "powers", torch.device(DEVICE)).float()
+
+    def update() -> None:
+        known = note_documents(starts.clone(), documents)
+        output, _ = retention(query, key, value, log_decay, backend="fla", need_state=False, document_starts=known)
+        output.sum().backward()
+
+    documents = Documents.of(starts.cpu()).to(torch.device(DEVICE))
+    update()  # compiles the kernels
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        update()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

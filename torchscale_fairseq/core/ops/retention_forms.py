@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import fla_sequences
 from .backend import Backend, choose
 from .fla_tuning import tune_less
 from .retention import RetentionResult, chunkwise_retention, parallel_retention, recurrent_retention
-from .retention_packing import Results, packed_retention
+from .retention_packing import Packing, Results, packed_retention
 from .retention_tables import RetentionTables
 from .xpos import rotate
 
@@ -110,8 +111,8 @@ class Fla:
         if options.get("padding_mask") is None and options.get("document_starts") is None:
             return fla_retention(query, key, value, log_decay, state=options.get("state"))
 
-        def form(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, offsets: Tensor) -> Results:
-            return _by_fla(q, k, v, log_decay, state, offsets, need_state=request.need_state)
+        def form(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, packing: Packing) -> Results:
+            return _by_fla(q, k, v, log_decay, state, packing, need_state=request.need_state)
 
         return packed_retention(form, query, key, value, **options)
 
@@ -151,14 +152,11 @@ def _by_fla(
     value: Tensor,
     log_decay: Tensor,
     state: Tensor | None,
-    offsets: Tensor | None,
+    packing: Packing | None,
     *,
     need_state: bool,
 ) -> Results:
-    """``fla_retention``. With offsets, (sequences + 1,), the one row holds sequences, and states are those of the
-    sequences."""
-    from fla.ops.simple_gla import chunk_simple_gla
-
+    """``fla_retention``. With a packing the one row holds sequences, and states are those of the sequences."""
     if not torch.compiler.is_compiling():
         tune_less()
     width = value.size(-1)
@@ -167,21 +165,43 @@ def _by_fla(
     if balance is not None:
         query, key = query / balance, key * balance
         state = None if state is None else state * balance.unsqueeze(-1)
-    output, final = chunk_simple_gla(
-        query.to(value.dtype),
-        key.to(value.dtype),
-        _even(value),
-        g_gamma=log_decay.to(torch.float32),
-        scale=1.0,
-        initial_state=state,
-        output_final_state=need_state,
-        cu_seqlens=offsets,
-    )
-    if not need_state:
+    tensors = query.to(value.dtype), key.to(value.dtype), _even(value), log_decay.to(torch.float32)
+    output, final = _chunk_kernels(*tensors, state, packing, need_state=need_state)
+    if final is None:
         return output[..., :width], None
     if balance is not None:
         final = final / balance.unsqueeze(-1)
     return output[..., :width], final[..., :width]
+
+
+def _chunk_kernels(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    log_decay: Tensor,
+    state: Tensor | None,
+    packing: Packing | None,
+    *,
+    need_state: bool,
+) -> Results:
+    """``_by_fla`` of what the kernels take. The state after the last token is None if it is not needed."""
+    if packing is not None and fla_sequences.are_known():
+        return fla_sequences.sequences_by_fla(
+            query, key, value, log_decay, state=state, packing=packing, need_state=need_state
+        )
+    from fla.ops.simple_gla import chunk_simple_gla
+
+    output, final = chunk_simple_gla(
+        query,
+        key,
+        value,
+        g_gamma=log_decay,
+        scale=1.0,
+        initial_state=state,
+        output_final_state=need_state,
+        cu_seqlens=None if packing is None else packing.offsets,
+    )
+    return output, final
 
 
 def _even(x: Tensor) -> Tensor:

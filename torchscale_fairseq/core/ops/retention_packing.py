@@ -2,17 +2,30 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .documents import Documents, known_documents
 
 Results = tuple[Tensor, Tensor | None]
-PackedForm = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor], Results]
+PackedForm = Callable[[Tensor, Tensor, Tensor, Tensor | None, "Packing"], Results]
 """From query, key and value of the real tokens, (1, tokens, heads, dim), states before the sequences, or None for
-zeros, and offsets, to the output and the states after the sequences, or None if nobody needs them."""
+zeros, and where the sequences lie, to the output and the states after the sequences, or None if nobody needs them."""
+CHUNK = 64
+"""Tokens of a chunk of the kernels for packed sequences."""
+
+
+class Chunks(NamedTuple):
+    """The chunks of ``CHUNK`` tokens of all sequences; the last one of each may be shorter."""
+
+    first: Tensor
+    """(sequences + 1,), the number of each sequence's first chunk, and the number of all chunks."""
+    places: Tensor
+    """(chunks, 2), the sequence of each chunk, and the chunk's number in it."""
 
 
 class _Masks(NamedTuple):
@@ -43,6 +56,8 @@ class Packing:
     """(tokens,), indices into (batch * seq) of the real ones; None for all."""
     offsets: Tensor
     """(sequences + 1,), where in the long row each sequence begins, and the end."""
+    lengths: Tensor
+    """(sequences,), on the host: tokens."""
     row: Tensor
     """(sequences,), the batch row of each."""
     is_first: Tensor
@@ -55,8 +70,7 @@ class Packing:
 
     @classmethod
     def shared(cls, padding_mask: Tensor | None, document_starts: Tensor | None) -> "Packing":
-        """``of``, made once for all layers of a forward pass, which pass the same masks on. Kernels also remember what
-        they made of the offsets."""
+        """``of``, made once for all layers of a forward pass, which pass the same masks on."""
         masks = _Masks.of(padding_mask, document_starts)
         if masks is None:
             return cls.of(padding_mask, document_starts)
@@ -84,7 +98,7 @@ class Packing:
         in_row = torch.zeros(batch, dtype=torch.bool, device=given.device).index_fill(0, row, True)
         is_last = within == document[:, -1].index_select(0, row)
         offsets = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
-        return cls(real, offsets, row, within == 0, is_last, ~in_row & (document[:, -1] == 0))
+        return cls(real, offsets, counts.cpu(), row, within == 0, is_last, ~in_row & (document[:, -1] == 0))
 
     @classmethod
     def _of_documents(cls, documents: Documents, starts: Tensor) -> "Packing":
@@ -93,7 +107,18 @@ class Packing:
         row = offsets[:-1] // length
         is_first = ~starts.flatten().index_select(0, offsets[:-1])
         is_last = row != (offsets[1:] // length)
-        return cls(None, offsets, row, is_first, is_last, torch.zeros(batch, dtype=torch.bool, device=starts.device))
+        is_kept = torch.zeros(batch, dtype=torch.bool, device=starts.device)
+        return cls(None, offsets, documents.lengths, row, is_first, is_last, is_kept)
+
+    @cached_property
+    def chunks(self) -> Chunks:
+        """The sequences in chunks, for all layers. The host knows how many there are, so that none waits for it."""
+        count = int(_chunk_counts(self.lengths).sum())
+        counts = _chunk_counts(self.offsets.diff())
+        first = F.pad(counts.cumsum(0), (1, 0))
+        sequence = torch.repeat_interleave(counts, output_size=count)
+        number = torch.arange(count, device=first.device) - first.index_select(0, sequence)
+        return Chunks(first, torch.stack((sequence, number), 1))
 
     def pack(self, x: Tensor) -> Tensor:
         """(batch, seq, ...) to (1, tokens, ...)."""
@@ -135,9 +160,13 @@ def packed_retention(
     if state is not None:
         before = state.index_select(0, packing.row) * packing.is_first.view(-1, 1, 1, 1)
     q, k, v = map(packing.pack, (query, key, value))
-    output, states = form(q, k, v, before, packing.offsets)
+    output, states = form(q, k, v, before, packing)
     after = None if states is None else _after(packing, states, query, value, state)
     return packing.unpack(output, batch, length), after
+
+
+def _chunk_counts(lengths: Tensor) -> Tensor:
+    return (lengths + (CHUNK - 1)) // CHUNK
 
 
 def _after(packing: Packing, states: Tensor | None, query: Tensor, value: Tensor, state: Tensor | None) -> Tensor:

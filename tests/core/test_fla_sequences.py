@@ -1,0 +1,99 @@
+"""Packed rows of RetNet by fla's kernels: the host starts them all without asking the device for anything.
+
+Tensors are on the meta device, where asking for a value fails, and fla is replaced by functions that only make results
+of the right shapes.
+"""
+
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from torchscale_fairseq import RetNetConfig, RetNetDecoder
+from torchscale_fairseq.core.ops import fla_sequences, retention_forms
+from torchscale_fairseq.core.ops.documents import Documents, note_documents
+from torchscale_fairseq.core.ops.retention_packing import CHUNK
+
+LAYERS, HEADS, WIDTH = 2, 2, 32
+
+
+class Kernel:
+    """A kernel of Triton's, started as ``kernel[grid](...)``."""
+
+    def __init__(self, names: str) -> None:
+        self.arg_names = names.split()
+        self.started: list[dict[str, Any]] = []
+
+    def __getitem__(self, grid: Any) -> Any:
+        def start(**arguments: Any) -> None:
+            assert set(arguments) <= set(self.arg_names)
+            self.started.append({**arguments, "grid": grid({"BK": 64, "BV": 64})})
+
+        return start
+
+
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Kernel, Kernel]]:
+    """The two kernels of the states."""
+    forward, backward = Kernel(fla_sequences._OF_STATES), Kernel(fla_sequences._OF_GRADIENTS)
+    modules: dict[str, dict[str, Any]] = {
+        "ops.common.chunk_h": {"chunk_fwd_kernel_h": forward, "chunk_bwd_kernel_dh": backward},
+        "ops.common.chunk_o": {
+            "chunk_fwd_o": lambda q, k, v, **_: torch.empty_like(v),
+            "chunk_bwd_dqkwg": lambda q, k, **_: (torch.empty_like(q), torch.empty_like(k), None, None),
+            "chunk_bwd_dv": lambda do, **_: torch.empty_like(do),
+        },
+        "ops.simple_gla.chunk": {"RCP_LN2": 1.0},
+        "ops.utils.constant": {"RCP_LN2": 1.0},
+        **{name: {} for name in ("", "ops", "ops.common", "ops.simple_gla", "ops.utils")},
+    }
+    for name, content in modules.items():
+        module = ModuleType(f"fla.{name}".rstrip("."))
+        vars(module).update(content, __path__=[])
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(retention_forms, "_fla_refusal", lambda *_, **__: None)
+    monkeypatch.setattr(retention_forms, "tune_less", lambda: None)
+    fla_sequences.are_known.cache_clear()
+    yield forward, backward
+    fla_sequences.are_known.cache_clear()
+
+
+def train(starts: Tensor) -> None:
+    """A forward and backward pass of a RetNet on the meta device, in bfloat16, over packed rows that the host knows."""
+    config = RetNetConfig(
+        vocab_size=9,
+        decoder_embed_dim=WIDTH,
+        decoder_value_embed_dim=2 * WIDTH,
+        decoder_retention_heads=HEADS,
+        decoder_layers=LAYERS,
+    )
+    model = RetNetDecoder(config).to("meta", torch.bfloat16)
+    known = note_documents(starts.to("meta"), Documents.of(starts).to(torch.device("meta")))
+    tokens = torch.zeros(starts.shape, dtype=torch.long, device="meta")
+    model(tokens, document_starts=known)[0].sum().backward()
+    assert all(parameter.grad is not None for parameter in model.layers.parameters())
+
+
+def test_no_layer_asks_the_device(kernels: tuple[Kernel, Kernel]) -> None:
+    starts = torch.zeros(2, 200, dtype=torch.bool)
+    starts[0, 70] = starts[1, 128] = True
+    train(starts)
+    chunks, documents = 2 + 3 + 2 + 2, 4  # of 70 and 130 tokens, and of 128 and 72
+    state = (HEADS, WIDTH // HEADS, 2 * WIDTH // HEADS)
+    forward, backward = kernels
+    assert [start["h"].shape for start in forward.started] == [(1, chunks, *state)] * 2 * LAYERS
+    assert [start["dh"].shape for start in backward.started] == [(1, chunks, *state)] * LAYERS
+    for start in forward.started + backward.started:
+        assert start["grid"] == (documents * HEADS,)
+        assert (start["T"], start["BT"], len(start["split_offsets"])) == (400, CHUNK, documents + 1)
+
+
+def test_kernels_with_other_arguments_are_left_to_fla(kernels: tuple[Kernel, Kernel]) -> None:
+    assert fla_sequences.are_known()
+    kernels[1].arg_names.append("more")
+    fla_sequences.are_known.cache_clear()
+    assert not fla_sequences.are_known()

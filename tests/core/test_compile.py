@@ -13,7 +13,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from tests.core.models import SIZES, VOCABULARY, randomize, tokens
 from tests.helpers import assert_close
 from torchscale_fairseq import Decoder, DecoderConfig, Encoder, EncoderConfig, RetNetConfig, RetNetDecoder
-from torchscale_fairseq.core.ops import xpos
+from torchscale_fairseq.core.ops import retention_forms, xpos
+from torchscale_fairseq.core.ops.documents import Documents, note_documents
+from torchscale_fairseq.core.ops.retention import recurrent_retention
+from torchscale_fairseq.core.ops.retention_packing import Packing, Results
 
 RETNET: dict[str, Any] = {
     "decoder_embed_dim": 24,
@@ -70,6 +73,10 @@ def traced_whole(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def logits(model: nn.Module, text: torch.Tensor) -> torch.Tensor:
     return model(text)[0]
+
+
+def packed_logits(model: nn.Module, starts: torch.Tensor) -> torch.Tensor:
+    return model(tokens(*starts.shape), document_starts=starts)[0]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: next(iter(o), "subln"))
@@ -145,6 +152,36 @@ def test_kernel_of_rotation(at_work: str, kernel: bool, monkeypatch: pytest.Monk
         x = torch.empty(2, 5, 3, 8, dtype=torch.bfloat16, device="cuda")
         table = torch.empty(1, 5, 1, 4, device="cuda")
         assert xpos._has_kernel(x, table, table) == kernel
+
+
+@pytest.mark.parametrize("host_knows", [True, False])
+def test_packed_retention_by_kernels(monkeypatch: pytest.MonkeyPatch, host_knows: bool) -> None:
+    """Sequences are counted outside of compiled code, for all layers at once."""
+    counted: list[Packing] = []
+
+    def kernels(*tensors: Any, need_state: bool) -> Results:
+        *inputs, state, packing = tensors
+        assert not torch.compiler.is_compiling() and not need_state
+        counted.append(packing)
+        parts = zip(*(x.split(packing.lengths.tolist(), 1) for x in inputs[:3]), strict=True)
+        return torch.cat([recurrent_retention(*part, inputs[3], state=state)[0] for part in parts], 1), None
+
+    monkeypatch.setattr(retention_forms, "_fla_refusal", lambda *_, **__: None)
+    monkeypatch.setattr(retention_forms, "_chunk_kernels", kernels)
+    stock = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda module, **_: stock(module, backend="eager"))
+    torch._dynamo.reset()
+    config = RetNetConfig(vocab_size=VOCABULARY, retention_backend="torch", **(RETNET | {"decoder_layers": 2}))
+    plain = randomize(RetNetDecoder(config)).train()
+    compiled = RetNetDecoder(dataclasses.replace(plain.config, compile=True, retention_backend="fla"))
+    compiled.load_state_dict(plain.state_dict())
+    for begin in ([0, 3, 4], [0, 5]):
+        starts = torch.zeros(2, 9, dtype=torch.bool)
+        starts[0, begin] = starts[1, 2] = True
+        if host_knows:
+            note_documents(starts, Documents.of(starts))
+        same_values_and_gradients(plain, compiled, partial(packed_logits, starts=starts))
+    assert len(counted) == 4 and counted[0] is counted[1]
 
 
 @pytest.mark.slow

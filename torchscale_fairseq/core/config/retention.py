@@ -51,8 +51,8 @@ class RetentionSide(Config):
         "auto",
         (
             "implementation of retention over several tokens: torch, fla or auto. fla, flash-linear-attention's "
-            "kernel, needs a GPU and fp16 or bf16. Compiled code uses it for batches without padding and without "
-            "packed documents. auto is fla if it is installed and supports the batch, and torch otherwise"
+            "kernel, needs a GPU and fp16 or bf16. auto is fla if it is installed and supports the batch, and torch "
+            "otherwise"
         ),
         choices=Names(RETENTION, AUTO),
     )

@@ -13,6 +13,7 @@ from torch import Tensor
 from . import fla_sequences
 from .backend import Backend, choose
 from .fla_tuning import tune_less
+from .masks import is_traced
 from .retention import RetentionResult, chunkwise_retention, parallel_retention, recurrent_retention
 from .retention_packing import Packing, Results, packed_retention
 from .retention_tables import RetentionTables
@@ -100,7 +101,7 @@ class Fla:
     name = "fla"
 
     def refusal(self, request: RetentionRequest) -> str | None:
-        """It serves half precision on a GPU; compiled code, which cannot count sequences, only without padding."""
+        """It serves half precision on a GPU; exported code, which cannot count sequences, only without padding."""
         return _fla_refusal(request.value, **request.options)
 
     def run(self, request: RetentionRequest) -> Results:
@@ -111,10 +112,7 @@ class Fla:
         if options.get("padding_mask") is None and options.get("document_starts") is None:
             return fla_retention(query, key, value, log_decay, state=options.get("state"))
 
-        def form(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, packing: Packing) -> Results:
-            return _by_fla(q, k, v, log_decay, state, packing, need_state=request.need_state)
-
-        return packed_retention(form, query, key, value, **options)
+        return _packed_by_fla(query, key, value, log_decay, options, need_state=request.need_state)
 
 
 class Torch:
@@ -144,6 +142,18 @@ def fla_retention(
     output, after = _by_fla(query, key, value, log_decay, state, None, need_state=True)
     assert after is not None
     return output, after
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _packed_by_fla(
+    query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, options: dict[str, Any], *, need_state: bool
+) -> Results:
+    """Packed sequences outside of compiled code, as fla computes any: their number is known while it runs alone."""
+
+    def form(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, packing: Packing) -> Results:
+        return _by_fla(q, k, v, log_decay, state, packing, need_state=need_state)
+
+    return packed_retention(form, query, key, value, **options)
 
 
 def _by_fla(
@@ -228,8 +238,8 @@ def _fla_refusal(
         return f"needs fp16 or bf16, not {value.dtype}, whose products it would round to TF32"
     if torch.cuda.get_device_properties(value.device).major < 8:
         return "needs a GPU of compute capability 8.0 or later"
-    if torch.compiler.is_compiling() and (padding_mask is not None or document_starts is not None):
-        return "knows no padding and no packed documents in compiled code"
+    if is_traced() and (padding_mask is not None or document_starts is not None):
+        return "knows no padding and no packed documents in exported code"
     return None if torch.compiler.is_compiling() else _import_failure()
 
 

@@ -1,6 +1,8 @@
-"""The thread that reads batches ahead ends before the process does."""
+"""The thread that reads batches ahead, and the workers that read for it, end before the process does."""
 
 import itertools
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -10,6 +12,7 @@ pytest.importorskip("fairseq")
 
 from fairseq.data.iterators import BufferedIterator
 
+from tests.fairseq_cli import REPOSITORY
 from torchscale_fairseq import plugin
 from torchscale_fairseq.hooks.stock.batches import stop_reading
 
@@ -35,6 +38,32 @@ def test_a_full_queue_does_not_hold_it(taken: int) -> None:
     assert isinstance(thread, threading.Thread) and thread.is_alive()
     stop_reading()
     assert not thread.is_alive()
+
+
+ENDING_WITHIN_AN_EPOCH = """
+import atexit
+from fairseq.data.iterators import BufferedIterator
+from torch.utils.data import DataLoader
+from torchscale_fairseq import plugin
+
+class Pinned(DataLoader):  # without a GPU, torch pins no memory and waits for no worker
+    def __iter__(self):
+        batches = super().__iter__()
+        for worker in batches._workers:
+            atexit.register(lambda worker=worker: print("alive" if worker.is_alive() else "ended"))
+        return batches
+
+plugin.register()
+loader = Pinned(range(1000), num_workers=2, persistent_workers=True)
+print(int(next(BufferedIterator(2, loader))))
+"""
+
+
+def test_torch_finds_its_workers_ended() -> None:
+    """It registers a wait of five seconds for each, which the process would spend at its end."""
+    program = [sys.executable, "-c", ENDING_WITHIN_AN_EPOCH]
+    done = subprocess.run(program, capture_output=True, text=True, cwd=REPOSITORY, timeout=300)
+    assert done.stdout.split() == ["0", "ended", "ended"], done.stderr
 
 
 def test_what_is_read_is_stocks() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from fairseq.data import data_utils, language_pair_dataset, token_block_dataset
 from fairseq.modules import dynamic_crf_layer
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 
 def keep_the_last_batch(stock: Callable[..., Any]) -> Callable[..., Any]:
@@ -37,12 +38,16 @@ def keep_the_last_batch(stock: Callable[..., Any]) -> Callable[..., Any]:
 SECONDS_TO_STOP = 10.0
 """How long the end of a process waits for the threads that read batches ahead."""
 _reading: "weakref.WeakSet[Any]" = weakref.WeakSet()
+"""Threads that read batches ahead."""
+_loading: "weakref.WeakSet[_MultiProcessingDataLoaderIter]" = weakref.WeakSet()
+"""Iterators whose batches come from worker processes."""
 
 
 def stop_reading_at_exit(stock: Any) -> type:
     """A thread reads batches ahead, and a run that ends within an epoch leaves it running. The interpreter and the
     libraries below it are then taken down under the thread, and now and then the process aborts (exit status -6) after
-    it has done all its work. Here the thread ends first."""
+    it has done all its work. Here the thread ends first, and the workers of its loader after it: with pinned memory
+    torch waits five seconds for each worker that nobody has told to end."""
 
     class BackgroundConsumer(stock):
         def __init__(self, items: Any, source: Iterable[Any], *arguments: Any):
@@ -54,15 +59,19 @@ def stop_reading_at_exit(stock: Any) -> type:
 
 
 def _until(stopped: threading.Event, source: Iterable[Any]) -> Iterator[Any]:
-    for item in source:
+    items = iter(source)
+    if isinstance(items, _MultiProcessingDataLoaderIter):
+        _loading.add(items)
+    atexit.unregister(stop_reading)
+    atexit.register(stop_reading)  # what is registered last is called first: before torch's wait for its workers
+    for item in items:
         if stopped.is_set():
             return
         yield item
 
 
-@atexit.register
 def stop_reading() -> None:
-    """End the threads that read batches ahead, whose queues may be full."""
+    """End the threads that read batches ahead, whose queues may be full, and then the workers that read for them."""
     deadline = time.monotonic() + SECONDS_TO_STOP
     for consumer in list(_reading):
         consumer.stopped.set()
@@ -71,6 +80,8 @@ def stop_reading() -> None:
                 consumer._queue.get_nowait()
             except queue.Empty:
                 consumer.join(0.01)
+    for items in list(_loading):
+        items._shutdown_workers()
 
 
 class _Numpy(ModuleType):

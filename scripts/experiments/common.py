@@ -14,7 +14,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 import torchscale_fairseq
+from scripts.experiments.kept_results import KeptResults
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.reporting import run_command
 
@@ -144,7 +146,8 @@ def conduct(experiment: Experiment, options: argparse.Namespace) -> None:
     text = load_text(options.text) if experiment.reads_text else Text(b"", b"")
     runs = experiment.runs(options.small, options.seed)
     start = time.perf_counter()
-    results = measure_all(experiment, runs, text, options)
+    kept = KeptResults(options.output / f".{experiment.name}.runs.json", options.device)
+    results = measure_all(experiment, runs, text, options, kept)
     report = {
         "experiment": experiment.name,
         "command": shlex.join(["python", "-m", f"scripts.experiments.{experiment.name}", *sys.argv[1:]]),
@@ -158,6 +161,7 @@ def conduct(experiment: Experiment, options: argparse.Namespace) -> None:
     path = options.output / f"{experiment.name}.json"
     options.output.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, allow_nan=False, indent=1) + "\n")
+    kept.remove()
     print(f"wrote {path} after {report['seconds']} s")
     if has_matplotlib():
         plot(experiment.name, experiment.draw, path)
@@ -165,14 +169,34 @@ def conduct(experiment: Experiment, options: argparse.Namespace) -> None:
         print(f"no figure: {NO_MATPLOTLIB}, then --plot-only {path}")
 
 
-def measure_all(experiment: Experiment, runs: Sequence[Run], text: Text, options: argparse.Namespace) -> list[Result]:
-    """Train one model after another, or several at a time, in processes of their own."""
+def measure_all(
+    experiment: Experiment, runs: Sequence[Run], text: Text, options: argparse.Namespace, kept: KeptResults
+) -> list[Result]:
+    """Train the models that have no kept result, one after another or several at a time in processes of their own."""
+    found = [kept.find(run) for run in runs]
+    left = [run for run, result in zip(runs, found, strict=True) if result is None]
+    if len(left) < len(runs):
+        print(f"{len(runs) - len(left)} of {len(runs)} runs were measured before, as {kept.path} says", flush=True)
+    trained = iter(train_all(experiment, left, text, options, kept))
+    return [next(trained) if result is None else result for result in found]
+
+
+def train_all(
+    experiment: Experiment, runs: Sequence[Run], text: Text, options: argparse.Namespace, kept: KeptResults
+) -> list[Result]:
+    """Train models, and keep each result as soon as those before it are there."""
     measure = partial(measure_one, measure=experiment.measure, text=text, device=options.device)
-    if options.processes == 1:
-        return [measure(run) for run in runs]
     threads = max(1, torch.get_num_threads() // options.processes)
-    with get_context("spawn").Pool(options.processes, torch.set_num_threads, (threads,)) as pool:
-        return list(pool.imap(measure, runs))
+    trained = []
+    with ExitStack() as stack:
+        results: Iterable[Result] = map(measure, runs)
+        if options.processes > 1:
+            pool = get_context("spawn").Pool(options.processes, torch.set_num_threads, (threads,))
+            results = stack.enter_context(pool).imap(measure, runs)
+        for run, result in zip(runs, results, strict=True):
+            kept.add(run, result)
+            trained.append(result)
+    return trained
 
 
 def measure_one(run: Run, *, measure: Callable[[Run, Text, str], Result], text: Text, device: str) -> Result:

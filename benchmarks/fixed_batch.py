@@ -51,7 +51,7 @@ def main(words: list[str]) -> None:
     try:
         train(words[here + 1 :], lambda step: repeating(step, options.warmup, options.updates))
     except Measured as found:
-        print(json.dumps({"seconds": found.args[0]}))
+        print(json.dumps({"seconds": found.args[0]}), flush=True)
 
 
 if __name__ == "__main__":

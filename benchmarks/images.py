@@ -2,14 +2,15 @@
 updates; and images per second that the data loader reads from JPEG files, in one run.
 
     python -m benchmarks.images                                        # ViT-Base, batches of 128, on a GPU
-    python -m benchmarks.images --families vit_magneto vit             # with SubLN, and without it as timm's is
+    python -m benchmarks.images --families vit                         # only the one that is built as timm's is
     python -m benchmarks.images --parts loader                         # without training, which compiles for minutes
     python -m benchmarks.images --device cpu --size tiny --img-size 32 --batch 4 --updates 100 --workers 1
 
 Training reads small files of --img-size pixels, which cost the loader as little as files can. "Fixed batch" is the same
 command by benchmarks/fixed_batch.py: one batch stays on the GPU, as in the loop over timm's. The speed is the median of
-the logged ones, without the first 50 updates. The loader alone reads files of 500 x 375 pixels and about 85 KB, with
-random crops of 8 to 100 % of the area and flips.
+the logged ones, without the first 50 updates. The family "vit" is built as timm's is; vit_magneto has the norms of SubLN
+as well. The loader alone reads files of 500 x 375 pixels and about 85 KB, with random crops of 8 to 100 % of the area and
+flips. All figures so far go to stderr after each.
 """
 
 import argparse
@@ -152,6 +153,13 @@ def row(name: str, speed: float, options: argparse.Namespace, against: float | N
     return f"| {' | '.join([*cells, '' if against is None else f'{speed / against:.3f}'])} |"
 
 
+def so_far(speeds: dict[str, float], timm: str) -> str:
+    """All figures in one line, so that the last line of a run that was cut off has what it measured."""
+    against = speeds.get(timm)
+    of_timm = lambda speed: "" if against is None else f" ({speed / against:.3f} of timm's)"  # noqa: E731
+    return "; ".join(f"{name}: {speed:,.0f} images/s{of_timm(speed)}" for name, speed in speeds.items())
+
+
 def main(words: list[str]) -> int:
     options = parse_options(words)
     memory = Path("/dev/shm")
@@ -159,7 +167,7 @@ def main(words: list[str]) -> int:
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
         for name, speed in measure(Path(folder), options):
             speeds[name] = speed
-            print(f"images.py: {name}: {speed:,.0f} images/s", file=sys.stderr, flush=True)
+            print(f"images.py: {so_far(speeds, options.timm)}", file=sys.stderr, flush=True)
     print(f"`{shlex.join(['python', '-m', 'benchmarks.images', *words])}`\n")
     timm = f", timm {version('timm')}" if options.timm in speeds else ""
     print(f"{machine(options.device)}; {versions()}{timm}\n")
@@ -175,7 +183,7 @@ def parse_options(words: list[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--parts", nargs="+", choices=PARTS, default=PARTS, help=f"what to measure ({' '.join(PARTS)})")
-    add("--families", nargs="+", default=["vit_magneto"], metavar="FAMILY", help="of --size (vit_magneto)")
+    add("--families", nargs="+", default=["vit", "vit_magneto"], metavar="FAMILY", help="of --size (vit vit_magneto)")
     add("--size", choices=WIDTHS, default="base", help="of the models (base)")
     add("--img-size", type=positive, default=224, help="pixels of a side (224)")
     add("--batch", type=positive, default=128, help="images of an update (128)")

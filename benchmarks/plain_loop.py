@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -82,8 +83,9 @@ def seconds_of_update(
         options: device, warmup, updates and repeats, as of the command.
 
     Returns:
-        The median of the repeats.
+        The median of the repeats. How far the measurement has come goes to stderr.
     """
+    begun = time.perf_counter()
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
 
     def update() -> None:
@@ -94,7 +96,10 @@ def seconds_of_update(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    for _ in range(options.warmup):
+    update()
+    synchronize(options.device)
+    show_progress(f"first update, which compiles on a GPU, after {time.perf_counter() - begun:.1f} s")
+    for _ in range(options.warmup - 1):
         update()
     seconds = []
     for _ in range(options.repeats):
@@ -104,6 +109,7 @@ def seconds_of_update(
             update()
         synchronize(options.device)
         seconds.append((time.perf_counter() - start) / options.updates)
+        show_progress(f"{1e3 * seconds[-1]:.1f} ms an update")
     return statistics.median(seconds)
 
 
@@ -111,6 +117,11 @@ def synchronize(device: str) -> None:
     """Wait for the device."""
     if device == "cuda":
         torch.cuda.synchronize()
+
+
+def show_progress(text: str) -> None:
+    """Say on stderr what this program has done."""
+    print(f"{Path(sys.argv[0]).name}: {text}", file=sys.stderr, flush=True)
 
 
 def add_timing_options(parser: argparse.ArgumentParser) -> None:

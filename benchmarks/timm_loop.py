@@ -3,23 +3,26 @@
     python -m benchmarks.timm_loop vit_base_patch16_224 224 128      # model, pixels of a side, images
 
 Float32 weights under bfloat16 autocast, gradients clipped to norm 1. One batch of random images, as timm's models take
-them, stays on the device. It prints one line of JSON.
+them, stays on the device. It prints one line of JSON, and says on stderr how far it is.
 """
 
 import argparse
 import json
 import sys
+import time
 
 import torch
 import torch.nn.functional as F
 
-from benchmarks.plain_loop import add_timing_options, seconds_of_update
+from benchmarks.plain_loop import add_timing_options, seconds_of_update, show_progress
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
     """Seconds of an update, as of benchmarks/plain_loop.py."""
+    begun = time.perf_counter()
     import timm
 
+    show_progress(f"imported timm {timm.__version__} after {time.perf_counter() - begun:.1f} s")
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(1)
     size = options.img_size

@@ -30,10 +30,13 @@ def test_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     monkeypatch.setattr(images, "timed_speed", lambda module, *_: {"timm_loop": 50.0, "fixed_batch": 200.0}[module])
     monkeypatch.setattr(images, "measure_loader", lambda *_: 25.0)
     monkeypatch.setattr(images, "version", lambda _: "1.0")
-    assert images.main(TOY) == 0
+    assert images.main([*TOY, "--families", "vit_magneto"]) == 0
     assert "vit_magneto_tiny" in commands[0] and "--cpu" in commands[0]
     printed = capsys.readouterr()
-    assert "images.py: fixed batch, vit_magneto_tiny: 200 images/s" in printed.err  # as soon as it is known
+    of_training = [line for line in printed.err.splitlines() if "loader" not in line]
+    assert "timm's vit_tiny_patch16_224: 50 images/s (1.000 of timm's)" in of_training[0]  # as soon as it is known
+    assert of_training[-1].startswith(of_training[0])  # and again with what came later
+    assert of_training[-1].endswith("fixed batch, vit_magneto_tiny: 200 images/s (4.000 of timm's)")
     lines = printed.out.splitlines()[-4:]
     assert [line.split(" | ")[1] for line in lines] == ["50", "100", "200", "25"]
     assert [line.split(" | ")[3].strip(" |") for line in lines] == ["1.000", "2.000", "4.000", "0.500"]
@@ -79,3 +82,13 @@ def test_one_batch_is_repeated() -> None:
     with pytest.raises(fixed_batch.Measured) as found:
         step(trainer, ["batch"])
     assert found.value.args[0] >= 0 and seen == [[prepared]] * 5
+
+
+@pytest.mark.slow
+def test_timms_loop_says_how_far_it_is(capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("timm")
+    words = ["vit_tiny_patch16_224", "32", "2", "--device", "cpu", "--warmup", "1", "--updates", "1", "--repeats", "2"]
+    assert images.timed_speed("timm_loop", words, 2) > 0
+    shown = capfd.readouterr().err
+    assert "timm_loop.py: imported timm" in shown and "timm_loop.py: first update" in shown
+    assert shown.count(" ms an update") == 2

@@ -10,7 +10,7 @@ from fairseq.tasks import register_task
 from torch import Tensor
 
 from torchscale_fairseq.data.images.folders import read_classes, read_folders
-from torchscale_fairseq.data.images.labels import classes_of, indexed_classes, numbers_of, read_indexed
+from torchscale_fairseq.data.images.labels import classes_of, indexed_classes, listed, numbers_of, read_indexed
 from torchscale_fairseq.data.images.shards import Labelled, find_shards, read_shards
 from torchscale_fairseq.data.images.stored import ImageFile
 from torchscale_fairseq.data.problems import Problems
@@ -44,7 +44,7 @@ class ImageClassificationTask(ClassReading, ImageTask):
             classes = classes_of((label for _, label in self._read(shards, split)), folder)
         else:
             classes = indexed_classes(index) if index.exists() else read_classes(folder)
-        logger.info("%s classes: %s", len(classes), ", ".join(classes))
+        logger.info("%s", listed(classes))
         return {"classes": classes}
 
     def labelled(self, split: str, problems: Problems) -> tuple[Sequence[ImageFile], Tensor, Sequence[int]]:

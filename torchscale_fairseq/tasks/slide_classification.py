@@ -9,6 +9,7 @@ import torch
 from fairseq.tasks import register_task
 from torch import Tensor
 
+from torchscale_fairseq.data.images.labels import listed
 from torchscale_fairseq.data.problems import DataError, Problems
 from torchscale_fairseq.data.survival import Survival, parse_event, parse_time
 
@@ -42,7 +43,7 @@ class SlideClassificationTask(ClassReading, SlideTask):
                 f"{rows.path} has one class in the column {self.columns[0]} of the split {self.cfg.train_subset}, "
                 f"{classes[0]}; a model needs at least two."
             )
-        logger.info("%s slides, %s classes: %s", len(rows.files), len(classes), ", ".join(classes))
+        logger.info("%s slides, %s", len(rows.files), listed(classes))
         return {"classes": classes}
 
     def labelled(self, split: str, problems: Problems) -> tuple[Sequence[Path], Tensor, Sequence[int]]:

@@ -1,12 +1,14 @@
 """Images with labels: in shards, or in an index, a JSON object a line, as the released BEiT-3 reads ImageNet."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from torchscale_fairseq.data.images.index import Format, Line, read_index
 from torchscale_fairseq.data.problems import DataError, Problems
 
 FORMAT = Format(text=(), example='{"image_path": "train/n01440764/1.JPEG", "label": 0}')
+LISTED = 20
+"""Classes that a log names."""
 
 
 def classes_of(labels: Iterable[int | str], where: Path) -> list[str]:
@@ -45,6 +47,12 @@ def numbers_of(labels: Iterable[tuple[int | str, object]], classes: list[str]) -
             raise DataError(f"{where} has the label {label}, which the training lacks.")
         numbers.append(known[str(label)])
     return numbers
+
+
+def listed(classes: Sequence[str]) -> str:
+    """Number and names of classes, for a log; of many the first."""
+    more = len(classes) - LISTED
+    return f"{len(classes)} classes: {', '.join(classes[:LISTED])}{f' and {more} more' if more > 0 else ''}"
 
 
 def indexed_classes(index: Path) -> list[str]:

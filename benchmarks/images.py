@@ -8,8 +8,8 @@ updates; and images per second that the data loader reads from JPEG files, in on
 
 Training reads small files of --img-size pixels, which cost the loader as little as files can. "Fixed batch" is the same
 command by benchmarks/fixed_batch.py: one batch stays on the GPU, as in the loop over timm's. The speed is the median of
-the logged ones, without the first 50 updates. The family "vit" is built as timm's is; vit_magneto has the norms of SubLN
-as well. The loader alone reads files of 500 x 375 pixels and about 85 KB, with random crops of 8 to 100 % of the area and
+the logged ones, without the first 50 updates. The family vit is built as timm's is; vit_magneto has SubLN's norms as
+well. The loader alone reads files of 500 x 375 pixels and about 85 KB, with random crops of 8 to 100 % of the area and
 flips. All figures so far go to stderr after each.
 """
 

@@ -12,7 +12,7 @@ from tests.helpers import assert_close
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.ops.attention import AttentionMask
 from torchscale_fairseq.core.ops.backends import attention
-from torchscale_fairseq.core.ops.documents import Documents
+from torchscale_fairseq.core.ops.documents import Documents, note_documents
 from torchscale_fairseq.core.ops.packed_attention import _written_into_bias
 
 LENGTHS = ((5, 1, 3), (2, 7))
@@ -101,6 +101,17 @@ def test_padding_behind_documents_changes_nothing(build: Any) -> None:
     name = "self_attn_padding_mask" if build is decoder else "encoder_padding_mask"
     output = main_output(model(padded, document_starts=nn.functional.pad(starts, (0, 3)), **{name: padded.eq(1)}))
     assert_close(output[:, :9], main_output(model(text, document_starts=starts)), "float64")
+
+
+@pytest.mark.parametrize("name", ["gpt_learned", "gpt_xpos", "bert_magneto", "bert_learned", "bert_relative_bias"])
+def test_the_device_is_not_asked_where_the_host_knows_the_documents(name: str) -> None:
+    """On the meta device, which has no values to give."""
+    build, options = MODELS[name]
+    starts, device = first_tokens(((4, 4), (4, 4))), torch.device("meta")
+    known = note_documents(starts.to(device), Documents.of(starts).to(device))
+    model = build(**options).to(device)
+    main_output(model(tokens(2, 8).to(device), document_starts=known)).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_positions_begin_anew() -> None:

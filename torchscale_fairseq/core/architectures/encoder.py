@@ -189,14 +189,15 @@ class Encoder(Stack):
             )
         if past and (self.relative_position is not None or self.config.xpos_rel_pos):
             raise ValueError("incremental_state in an encoder knows no relative positions; encode the whole sequence.")
-        return TokenPositions(padding_mask, rows, positions_in_scores(padding_mask, total, embedding.device), total)
+        in_scores = positions_in_scores(padding_mask, total, embedding.device)
+        return TokenPositions(padding_mask, rows, in_scores, total, are_given=rows is not None)
 
     def _with_positions(
         self, embedding: Tensor, tokens: TokenPositions, padding: Tensor | None, past: int, split: int | None
     ) -> Tensor:
         counted = None if self.config.torchscale_compatible else padding  # TorchScale counts padding too
         rows = position_rows(tokens.rows, counted, start=past, x=embedding)
-        x = self._add_positions(embedding, rows, tokens.total if tokens.rows is None else sys.maxsize, split)
+        x = self._add_positions(embedding, rows, sys.maxsize if tokens.are_given else tokens.total, split)
         return x if padding is None else x.masked_fill(padding.unsqueeze(-1), 0.0)
 
     def _attention_inputs(

@@ -47,6 +47,8 @@ class TokenPositions(NamedTuple):
     document."""
     documents: Documents | None = None
     """The documents of packed rows, in which positions begin anew."""
+    are_given: bool = False
+    """Whether rows come from a caller, and may lie anywhere in the table."""
 
     @classmethod
     def of_slice(cls, sequence_slice: SequenceSlice, device: torch.device) -> "TokenPositions":

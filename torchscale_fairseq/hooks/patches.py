@@ -44,6 +44,7 @@ from torchscale_fairseq.hooks.stock import (
     whole_checkpoints,
 )
 from torchscale_fairseq.hooks.training import adapters, mixed_precision
+from torchscale_fairseq.hooks.training.summing_trainer import log_before_an_epoch_ends
 from torchscale_fairseq.hooks.training.trainer import build_our_trainer
 
 
@@ -193,6 +194,12 @@ PATCHES: tuple[Patch | Setting, ...] = (
         "after `gradient overflow detected`",
     ),
     Patch("train", "train", finished.train_unless_finished, "stock looks after an update", "nothing: one more update"),
+    Patch(
+        "train",
+        "validate_and_save",
+        log_before_an_epoch_ends,
+        "figures are logged an update later, and averages of the epoch come next",
+    ),
     Patch(
         "train",
         "validate_and_save",

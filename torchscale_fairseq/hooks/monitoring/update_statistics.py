@@ -1,7 +1,7 @@
 """Statistics of an update, kept on the device until they are printed."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache, cached_property
 from typing import Any
 
@@ -14,17 +14,18 @@ LEFT_OUT = ("ppl", "wps", "wpb", "bsz")
 
 
 class Statistics(Mapping[str, Any]):
-    """The result of ``Trainer.train_step``, fetched from the device when it is first read."""
+    """The result of ``Trainer.train_step``, fetched from the device when it is first read.
 
-    def __init__(self, meters: Any, sample_size: Any):
-        self._meters = meters
-        self._sample_size = sample_size
+    Args:
+        read: fetches it.
+    """
+
+    def __init__(self, read: Callable[[], dict[str, Any]]):
+        self._read = read
 
     @cached_property
     def _values(self) -> dict[str, Any]:
-        values = dict(self._meters.get_smoothed_values())
-        values["sample_size"] = self._sample_size
-        return {name: value for name, value in values.items() if name not in LEFT_OUT}
+        return self._read()
 
     def __getitem__(self, name: str) -> Any:
         return self._values[name]
@@ -36,26 +37,39 @@ class Statistics(Mapping[str, Any]):
         return len(self._values)
 
 
-def log_update(task: Any, criterion: Any, outputs: Any, sample_size: Any, norm: Tensor, clip_norm: float) -> Statistics:
-    """Log as ``Trainer._reduce_and_log_stats`` does.
+def log_norm(norm: Tensor, clip_norm: float) -> None:
+    """Log an update and the norm of its gradients, the first part of ``Trainer._reduce_and_log_stats``.
+
+    Args:
+        norm: finite.
+        clip_norm: to which they were clipped, if it is above 0.
+    """
+    norm = norm.as_subclass(Tensor)
+    metrics.log_speed("ups", 1.0, priority=100, round=2)
+    metrics.log_scalar("gnorm", norm, priority=400, round=3)
+    if clip_norm > 0:
+        metrics.log_scalar("clip", (norm > clip_norm) * 100.0, priority=500, round=1)
+
+
+def log_outputs(task: Any, criterion: Any, outputs: Any, sample_size: Any) -> Statistics:
+    """Log the criterion's figures, the second part of ``Trainer._reduce_and_log_stats``.
 
     Args:
         task, criterion: fairseq's.
         outputs: the criterion's logging outputs.
         sample_size: the criterion's.
-        norm: of the gradients, finite.
-        clip_norm: to which they were clipped, if it is above 0.
     """
-    metrics.log_speed("ups", 1.0, priority=100, round=2)
-    metrics.log_scalar("gnorm", norm, priority=400, round=3)
-    if clip_norm > 0:
-        metrics.log_scalar("clip", (norm > clip_norm) * 100.0, priority=500, round=1)
     with metrics.aggregate() as meters:
         task.reduce_metrics(outputs, criterion)
         if "loss" not in meters:
             _warn_of_no_loss()
             metrics.log_scalar("loss", -1)
-    return Statistics(meters, sample_size)
+
+    def read() -> dict[str, Any]:
+        values = {**meters.get_smoothed_values(), "sample_size": sample_size}
+        return {name: value for name, value in values.items() if name not in LEFT_OUT}
+
+    return Statistics(read)
 
 
 @cache

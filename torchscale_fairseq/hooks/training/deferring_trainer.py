@@ -7,7 +7,7 @@ import torch
 from fairseq import trainer as stock
 from fairseq.distributed import utils as distributed_utils
 
-from torchscale_fairseq.hooks.monitoring.update_statistics import log_update
+from torchscale_fairseq.hooks.monitoring.update_statistics import log_norm, log_outputs
 from torchscale_fairseq.hooks.training.documents import note_documents_of, with_documents
 from torchscale_fairseq.hooks.training.norm_checks import LateFailure, UncheckedNorm, Unread, can_wait, failure, unread
 from torchscale_fairseq.hooks.training.padding import note_padding
@@ -80,8 +80,8 @@ class DeferringTrainer(stock.Trainer):
         """Stock's, without fetching the figures of an update from the device."""
         if not isinstance(grad_norm, UncheckedNorm):
             return super()._reduce_and_log_stats(logging_outputs, sample_size, grad_norm)
-        norm, clip_norm = grad_norm.as_subclass(torch.Tensor), self.cfg.optimization.clip_norm
-        return log_update(self.task, self.get_criterion(), logging_outputs, sample_size, norm, clip_norm)
+        log_norm(grad_norm, self.cfg.optimization.clip_norm)
+        return log_outputs(self.task, self.get_criterion(), logging_outputs, sample_size)
 
     def consolidate_optimizer(self) -> None:
         """Stock's, which every process calls before a checkpoint is written."""

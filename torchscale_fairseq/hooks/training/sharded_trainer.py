@@ -7,10 +7,10 @@ from fairseq.optim import lr_scheduler
 from torchscale_fairseq.core.parallel.groups import ExpertSplit
 from torchscale_fairseq.hooks.sharding.checkpoints import ShardedStates
 from torchscale_fairseq.hooks.sharding.training import ShardedEMA, ShardedTraining
-from torchscale_fairseq.hooks.training.deferring_trainer import DeferringTrainer
+from torchscale_fairseq.hooks.training.summing_trainer import SummingTrainer
 
 
-class ShardedTrainer(DeferringTrainer):
+class ShardedTrainer(SummingTrainer):
     """The optimizer and the moving average of a sharded model; any other model goes stock's way."""
 
     _sharded: ShardedTraining | None = None

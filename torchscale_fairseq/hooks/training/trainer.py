@@ -2,7 +2,7 @@
 
 import logging
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,8 @@ class Trainer(SavingTrainer):
         """The sharding of the model, or None."""
         with in_float32(cfg) if self._sharded else nullcontext():
             super().__init__(cfg, task, model, criterion, quantizer)
+        if self._sharded is not None:
+            self._grad_norm_buf = None  # for comparing norms, which are sums over all processes here
         self._records = can_record(cfg, model, criterion, self.device)
         """Whether updates are recorded as CUDA graphs."""
         if self._records:
@@ -136,8 +138,8 @@ class Trainer(SavingTrainer):
             self._work = self._speed.measure(samples, shared_by=1 if self._sharing is None else self._sharing.size)
         with ExitStack() if self.cuda else _cuda_is_identity():
             output = super().train_step(samples, raise_oom or self._in_step)
-        if output is not None and self._speed is not None:
-            self._speed.log(*self._work)
+        if output is not None:
+            self.log_sums()
         self._work = []
         if self._pending is not None and self._pending.done():
             self.finish_pending_save()
@@ -158,17 +160,29 @@ class Trainer(SavingTrainer):
         return output
 
     def _aggregate_logging_outputs(self, logging_outputs: Any, *more: Any, ignore: bool = False) -> Any:
-        """Stock's, which also exchanges how much each process computes and which signals it has received. A sentence
-        that several processes share counts once."""
+        """Stock's. A sentence that several processes share counts once."""
         if self._sharing is not None:
             logging_outputs, more = self._sharing.count_once(logging_outputs, more)
-        told = [] if self._signals is None else self._signals.counts()
-        outputs, sums = super()._aggregate_logging_outputs(logging_outputs, *more, *self._work, *told, ignore=ignore)
-        first, last = len(more), len(more) + len(self._work)
-        self._work = [total / self.data_parallel_world_size for total in sums[first:last]]
+        return super()._aggregate_logging_outputs(logging_outputs, *more, ignore=ignore)
+
+    def own_numbers(self) -> list[float]:
+        """How much this process computes in an update, and which signals it has received."""
+        work, self._work = self._work, []
+        return [*work, *([] if self._signals is None else self._signals.counts())]
+
+    def take_sums(self, sums: Sequence[Any]) -> None:
+        """The means over processes of how much they compute, and whether they agree to stop."""
+        told = 0 if self._signals is None else len(preemption.EXIT_CODES)
+        work = len(sums) - told
+        self._work = [total / self.data_parallel_world_size for total in sums[:work]]
         if told:
-            self._stop = preemption.agreed(sums[last:])
-        return outputs, sums[:first]
+            self._stop = preemption.agreed(sums[work:])
+
+    def log_sums(self) -> None:
+        """Log the speed of an update."""
+        if self._speed is not None and self._work:
+            self._speed.log(*self._work)
+        self._work = []
 
     def stop_if_told(self) -> None:
         """Raise StopRequested if the processes, or the only one, received a signal to stop."""

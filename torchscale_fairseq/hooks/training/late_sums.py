@@ -1,0 +1,116 @@
+"""Sums over processes of an update's figures, without a wait for the device.
+
+In each update fairseq's Trainer sums figures over processes: the sample size, the loss, the number of tokens. It copies
+those that the host has to the device, where the copy waits for all work before it, sums in two reductions, and looks at
+the sums right away. Here one reduction sums all figures, and the host reads the sums in the next update, when they are
+long there.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from fairseq.distributed import utils as distributed_utils
+from fairseq.logging import metrics
+from torch import Tensor
+
+
+class NonZero(Tensor):
+    """A divisor on the device. It is true, which nobody has to ask the device."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    def __bool__(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class LateSums:
+    """Figures summed over processes, on the device and on their way to the host."""
+
+    on_device: tuple[Tensor, ...]
+    """Shaped like the figures; float64, as in fairseq."""
+    copy: Tensor
+    """All of them in the host's memory, once ``ready``."""
+    ready: torch.cuda.Event | None
+
+    def read(self) -> list[Tensor]:
+        """Wait until the device has summed. Returns the sums in host memory."""
+        if self.ready is not None:
+            self.ready.synchronize()
+        parts = self.copy.split([figure.numel() for figure in self.on_device])
+        return [part.view(figure.shape) for part, figure in zip(parts, self.on_device, strict=True)]
+
+
+def sum_late(figures: Sequence[Any], device: torch.device, group: Any) -> LateSums:
+    """Sum figures over processes, which have equally many of equal shapes.
+
+    Args:
+        figures: numbers and tensors.
+        device: on which they are summed.
+        group: fairseq's, of the processes.
+    """
+    numbers = [figure for figure in figures if not torch.is_tensor(figure)]
+    sent = iter(_send(torch.tensor(numbers, dtype=torch.float64), device))
+    own = [_send(figure.detach(), device) if torch.is_tensor(figure) else next(sent) for figure in figures]
+    sums = torch.cat([figure.to(torch.float64).reshape(-1) for figure in own])
+    distributed_utils.all_reduce(sums, group=group)
+    parts = zip(sums.split([figure.numel() for figure in own]), own, strict=True)
+    on_device = tuple(part.view(figure.shape) for part, figure in parts)
+    if not sums.is_cuda:
+        return LateSums(on_device, sums, None)
+    copy = sums.to("cpu", non_blocking=True)  # to pinned memory
+    ready = torch.cuda.Event()
+    ready.record()
+    return LateSums(on_device, copy, ready)
+
+
+def _send(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device; from memory that is not pinned the host would wait for the copy."""
+    if device.type == "cuda" and not tensor.is_cuda:
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def divisor(sample_size: Tensor) -> NonZero:
+    """A sample size to divide gradients by: 1 instead of 0.
+
+    Args:
+        sample_size: a scalar on the device.
+    """
+    return torch.where(sample_size == 0, 1.0, sample_size).as_subclass(NonZero)
+
+
+def add_up(logging_outputs: Sequence[dict[str, Any]], *, ignore: bool) -> dict[str, Any]:
+    """The figures of an update's batches as those of one batch.
+
+    Args:
+        logging_outputs: of a criterion, per batch.
+        ignore: they are of a dummy batch, and count as zeros.
+    """
+    if not logging_outputs:
+        return {}
+    first = logging_outputs[0]
+    if ignore:
+        return {name: torch.zeros_like(value) if torch.is_tensor(value) else 0 for name, value in first.items()}
+    return {name: sum(log[name] for log in logging_outputs if name in log) for name in first}
+
+
+@contextmanager
+def logging_to(aggregators: dict[str, Any]) -> Iterator[None]:
+    """Within the block, fairseq's metrics are logged where they would have been when these were active.
+
+    Args:
+        aggregators: as ``active_aggregators`` returned them.
+    """
+    with mock.patch.object(metrics, "_active_aggregators", aggregators):
+        yield
+
+
+def active_aggregators() -> dict[str, Any]:
+    """Meters to which fairseq's metrics are logged now, by name."""
+    active: dict[str, Any] = metrics._active_aggregators.copy()
+    return active

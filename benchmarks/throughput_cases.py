@@ -105,7 +105,9 @@ class Case:
         words = [*(MASKED if self.is_masked else CAUSAL), "--arch", arch]
         words += ["--max-source-positions", str(self.length)] if self.is_masked else []
         words += ["--tokens-per-sample", str(self.length), "--batch-size", str(self.sequences)]
-        words += ["--dropout", str(options.dropout if self.dropout is None else self.dropout)]
+        dropout = str(options.dropout if self.dropout is None else self.dropout)
+        words += ["--dropout", dropout]
+        words += ["--attention-dropout", dropout] if self.is_masked else []  # which only BERT's presets have
         words += ["--update-freq", str(self.update_freq), "--distributed-world-size", str(self.gpus)]
         precision = self.precision or options.precision
         return words if precision == "float32" else [*words, f"--{precision}"]

@@ -164,6 +164,7 @@ def test_variants_of_a_case() -> None:
     assert "--update-freq 4 --distributed-world-size 2" in words and case.tokens_of_update == 8 * case.tokens
     masked = " ".join(Case.of("base:16x1024,bert_magneto").words(options))
     assert "--task masked_lm" in masked and "--max-source-positions 1024" in masked and masked.endswith("--bf16")
+    assert "--dropout 0.0 --attention-dropout 0.0" in masked and "--attention-dropout" not in words
     assert Case.of("7b:1x2048,retnet,eager").eager
     with pytest.raises(argparse.ArgumentTypeError, match=r"'fp61' is none of .*; try fp16"):
         Case.of("base:16x1024,fp61")

@@ -1,5 +1,6 @@
 """Updates replayed as CUDA graphs equal updates that Python starts kernel by kernel."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ pytest.importorskip("fairseq")
 import torchscale_fairseq.hooks.training.trainer as trainer_module
 from tests.fairseq_cli import tiny_language_data
 from tests.helpers import assert_close
-from tests.plugin.trainers import make_batch, make_trainer
+from tests.plugin.trainers import MASKED, make_batch, make_trainer, masked_batch, update
+from torchscale_fairseq.hooks.training import masked_tokens
 from torchscale_fairseq.hooks.training.step_graphs import SEEN, StepGraphs
 
 pytestmark = [
@@ -65,6 +67,46 @@ def test_losses_equal_those_without_graphs(
     usual = make_trainer(data, tmp_path, *FLAGS, *flags, device="cuda")
     assert not isinstance(usual.task.train_step, StepGraphs)
     assert_close(found, losses(usual, 30, accumulated), tolerance)
+
+
+PRECISIONS = {"float32": [], "bfloat16": ["--bf16"], "float16": ["--fp16"]}
+
+
+@pytest.mark.parametrize("dropout", ["0", "0.1"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_masked_losses_equal_those_of_stock(
+    precision: str, dropout: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose numbers of masked tokens differ, also where no token is masked."""
+    flags = [*FLAGS, *MASKED, *PRECISIONS[precision], "--dropout", dropout, "--attention-dropout", dropout]
+
+    def train() -> tuple[Any, torch.Tensor]:
+        trainer = make_trainer(data, tmp_path, *flags, arch="bert_magneto_small", device="cuda")
+        makes = [partial(masked_batch, share=0.0 if number % 7 == 6 else 0.3) for number in range(20)]
+        logs = [update(trainer, number, make) for number, make in enumerate(makes)]
+        return trainer, torch.tensor([log["loss"] for log in logs if log["sample_size"]])
+
+    recorded, found = train()
+    assert recorded.task.train_step.recordings >= 1
+    monkeypatch.setattr(trainer_module, "can_record", lambda *_: False)
+    monkeypatch.setattr(masked_tokens, "DEVICES", ())
+    _, expected = train()
+    assert len(found) == len(expected) == 18
+    assert_close(found, expected, precision)
+
+
+def test_a_masked_update_does_not_wait(data: Path, tmp_path: Path) -> None:
+    """Forward and backward as usual."""
+    trainer = make_trainer(data, tmp_path, *MASKED, "--bf16", arch="bert_magneto_small", device="cuda")
+    sample, _ = trainer._prepare_sample(masked_batch(1))
+    trainer.model.train()
+    for mode in ("default", "error"):
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            loss, _, _ = trainer.criterion(trainer.model, sample)
+            trainer.optimizer.backward(loss)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 def test_nan_is_reported_at_its_update(data: Path, tmp_path: Path) -> None:

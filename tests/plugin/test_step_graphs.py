@@ -1,6 +1,7 @@
 """Which batches are recorded as CUDA graphs and which run as usual; tests/gpu has what a recording computes."""
 
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,10 @@ from torch import nn
 
 pytest.importorskip("fairseq")
 
-from torchscale_fairseq.hooks.training.step_graphs import MOST, RECENT, SEEN, StepGraphs
+from tests.plugin.shrunk import EXPERTS
+from tests.plugin.trainers import MASKED, make_trainer
+from torchscale_fairseq.hooks.training.masked_tokens import COUNT, Count
+from torchscale_fairseq.hooks.training.step_graphs import MOST, RECENT, SEEN, StepGraphs, can_record
 
 GOING = SEEN + 3
 """Batches of a shape: those before it is recorded, the one that is, and two that are replayed."""
@@ -43,13 +47,14 @@ class Run:
 
     def _train_step(self, sample: Any, *_: Any) -> Any:
         self.as_usual += 1
-        return sample["target"].sum(), sample["ntokens"], {"loss": sample["target"].sum()}
+        return sample["target"].sum(), sample.get(COUNT, sample["ntokens"]), {"loss": sample["target"].sum()}
 
-    def step(self, rows: int = 2, *, padded: bool = False, ignore_grad: bool = False) -> Any:
+    def step(self, rows: int = 2, *, padded: bool = False, ignore_grad: bool = False, masked: int | None = None) -> Any:
         tokens = torch.zeros(rows, 3)
         if not padded:
             tokens.has_no_padding = True  # type: ignore[attr-defined]
         sample = {"net_input": {"src_tokens": tokens}, "target": torch.ones(rows, 3), "ntokens": 3 * rows}
+        sample |= {} if masked is None else {COUNT: Count(masked)}
         return self.graphs(sample, self.model, None, self.optimizer, 0, ignore_grad)
 
 
@@ -60,6 +65,33 @@ def test_a_shape_that_recurs_is_recorded() -> None:
     assert (run.as_usual, Graph.replays, run.graphs.recordings) == (SEEN + 1, 3, 1)
     assert run.optimizer._needs_sync
     assert {(float(loss), size, float(log["loss"])) for loss, size, log in results} == {(6.0, 6, 6.0)}
+
+
+def test_a_number_of_masked_tokens_is_passed_on() -> None:
+    """It is no part of the shape."""
+    run = Run()
+    sizes = [run.step(masked=number)[1] for number in range(GOING)]
+    assert sizes == list(range(GOING))
+    assert (run.as_usual, Graph.replays, run.graphs.recordings) == (SEEN + 1, 3, 1)
+
+
+MIXTURE = ["--criterion", "masked_lm_moe_cross_entropy", *EXPERTS]
+MODELS: dict[str, tuple[str, list[str], bool]] = {
+    "causal": ("gpt_magneto_small", ["--criterion", "linear_cross_entropy"], True),
+    "its accuracy": ("gpt_magneto_small", ["--criterion", "label_smoothed_cross_entropy", "--report-accuracy"], False),
+    "masked": ("bert_magneto_small", MASKED, True),
+    "masked with experts": ("bert_magneto_small", [*MASKED, *MIXTURE], False),
+    "masked LongNet": ("bert_magneto_small", [*MASKED, "--segment-length", "[4,8]", "--dilated-ratio", "[1,2]"], False),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_and_criterions_that_are_recorded(name: str, language_data: Path, tmp_path: Path) -> None:
+    arch, flags, expected = MODELS[name]
+    trainer = make_trainer(language_data, tmp_path, *flags, arch=arch)
+    trainer.cfg.model.compile = True  # later than the model is built, which compiles nothing
+    assert can_record(trainer.cfg, trainer.model, trainer.criterion, torch.device("cuda")) is expected
+    assert not can_record(trainer.cfg, trainer.model, trainer.criterion, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("batch", [{"padded": True}, {"ignore_grad": True}], ids=str)

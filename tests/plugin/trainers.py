@@ -1,5 +1,6 @@
 """fairseq's Trainer in the test's own process, on batches made here."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from tests.plugin.shrunk import shrunk
 from torchscale_fairseq import plugin
 
 plugin.register()
+
+MASKED = ["--task", "masked_lm", "--criterion", "masked_lm", "--max-source-positions", "16", "--attention-dropout", "0"]
+"""Flags that make a trainer one of a masked language model."""
 
 
 def make_trainer(data: Path, folder: Path, *flags: str, arch: str = "gpt_magneto_small", device: str = "cpu") -> Any:
@@ -50,7 +54,19 @@ def make_batch(seed: int, *, padding: int = 0) -> dict[str, Any]:
     return {"id": torch.arange(3), "net_input": inputs, "target": target, "ntokens": ntokens, "nsentences": 3}
 
 
-def update(trainer: Any, seed: int) -> Any:
+def masked_batch(seed: int, *, share: float = 0.3, padding: int = 0) -> dict[str, Any]:
+    """Three sequences of sixteen tokens, this share of them masked, the last ``padding`` of the first being padding."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(4, 30, (3, 16), generator=generator)
+    tokens[0, 16 - padding :] = 1
+    masked = (torch.rand(3, 16, generator=generator) < share) & (tokens != 1)
+    source = tokens.masked_fill(masked, 39)
+    inputs = {"src_tokens": source, "src_lengths": source.ne(1).sum(1)}
+    target = tokens.masked_fill(~masked, 1)
+    return {"id": torch.arange(3), "net_input": inputs, "target": target, "ntokens": 48 - padding, "nsentences": 3}
+
+
+def update(trainer: Any, seed: int, make: Callable[[int], dict[str, Any]] = make_batch) -> Any:
     """One update on a batch of that seed; what the trainer returns."""
     with metrics.aggregate("train_inner"):
-        return trainer.train_step([make_batch(seed)])
+        return trainer.train_step([make(seed)])

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 
@@ -96,6 +96,16 @@ class LearnsByObjective(Protocol):
 
     objective: str | None
     """masked or causal; None before a model is built."""
+
+
+@runtime_checkable
+class ReadsMaskedPositions(Protocol):
+    """A masked language model whose ``forward`` takes masked_positions, (tokens,) places in the batch, and returns
+    features (tokens, width) at them."""
+
+    @property
+    def projection(self) -> tuple[Tensor, Tensor]:
+        """Weight (vocabulary, width) and bias (vocabulary,), which make logits of these features."""
 
 
 @runtime_checkable

@@ -2,6 +2,7 @@
 ``patches.PATCHES``."""
 
 from fairseq.criterions import label_smoothed_cross_entropy_with_rdrop
+from fairseq.criterions.masked_lm import MaskedLmLoss
 from fairseq.data import resampling_dataset
 from fairseq.data.audio import audio_utils
 from fairseq.data.audio.feature_transforms.specaugment import SpecAugmentTransform
@@ -16,6 +17,7 @@ from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretra
 
 from torchscale_fairseq.hooks.patching import Patch, Setting
 from torchscale_fairseq.hooks.stock import speech, speech_data, tasks
+from torchscale_fairseq.hooks.training import masked_tokens
 
 PATCHES: tuple[Patch | Setting, ...] = (
     Patch(MaskedLMDictionary, "load", tasks.load_masked_dictionaries, "an unknown argument", "'add_special_symbols'"),
@@ -73,6 +75,7 @@ PATCHES: tuple[Patch | Setting, ...] = (
         "the batch is doubled in place",
         "`IndexError`",
     ),
+    Patch(MaskedLmLoss, "forward", masked_tokens.loss_at_positions, "stock waits for the device to count tokens"),
     # speech
     Setting(speech.read_mp3, "libsndfile reads them", "Unsupported file format"),
     Patch(

@@ -9,6 +9,7 @@ from torchscale_fairseq.core.architectures.encoder import Encoder
 from torchscale_fairseq.core.config import EncoderConfig, EncoderDecoderConfig
 from torchscale_fairseq.core.ops.positions import absolute_positions
 from torchscale_fairseq.core.parallel.sequence import SequenceSlice
+from torchscale_fairseq.hooks.training.padding import padding_mask
 
 from ._dictionary import upgrade_state_dict
 
@@ -51,16 +52,18 @@ class TextEncoder(FairseqEncoder, Encoder):
         """Encode (batch, seq) tokens; padding, on either side, is read off them. With --seq-parallel, sequence_slice
         says which slice of longer rows they are; with --pack-documents, document_starts (batch, seq) where documents
         begin."""
-        padding_mask = src_tokens.eq(self.dictionary.pad())
-        leaves_padding_out = self.config.torchscale_compatible and document_starts is None
+        padding = padding_mask(src_tokens, self.dictionary.pad())
+        positions = None
+        if padding is not None and self.config.torchscale_compatible and document_starts is None:
+            positions = absolute_positions(padding)  # which leave it out
         return Encoder.forward(
             self,
             src_tokens,
-            padding_mask,
+            padding,
             return_all_hiddens=return_all_hiddens,
             token_embeddings=token_embeddings,
             features_only=features_only,
-            positions=absolute_positions(padding_mask) if leaves_padding_out else None,
+            positions=positions,
             sequence_slice=sequence_slice,
             document_starts=document_starts,
         )

@@ -95,6 +95,7 @@ class MaskedLanguageModel(Pretrained, FairseqEncoderModel):
         return_all_hiddens: bool = False,
         classification_head_name: str | None = None,
         masked_tokens: Tensor | None = None,
+        masked_positions: Tensor | None = None,
         sequence_slice: SequenceSlice | None = None,
         document_starts: Tensor | None = None,
         **_: Any,
@@ -108,6 +109,8 @@ class MaskedLanguageModel(Pretrained, FairseqEncoderModel):
             return_all_hiddens: fill inner_states.
             classification_head_name: return this head's scores, (batch, classes).
             masked_tokens: (batch, seq), True where logits are wanted; they come as (tokens, vocabulary).
+            masked_positions: (tokens,), places of tokens in the batch, counted row by row. Instead of logits, their
+                features are returned as ``projection`` takes them, (tokens, width).
             sequence_slice: the tokens are this slice of longer rows (--seq-parallel).
             document_starts: (batch, seq), True for the first token of each document and of padding
                 (--pack-documents).
@@ -124,7 +127,9 @@ class MaskedLanguageModel(Pretrained, FairseqEncoderModel):
             document_starts=document_starts,
         )
         x = output["encoder_out"]
-        if classification_head_name is not None:
+        if masked_positions is not None:
+            x = self.encoder.output_projection.transform(x.flatten(0, 1).index_select(0, masked_positions))
+        elif classification_head_name is not None:
             x = self.classification_heads[classification_head_name](x)
         elif not features_only:
             x = self.encoder.output_projection(x if masked_tokens is None else x[masked_tokens])
@@ -135,6 +140,12 @@ class MaskedLanguageModel(Pretrained, FairseqEncoderModel):
         """Features (batch, seq, width) instead of logits; arguments and the rest as of ``forward``."""
         features: tuple[Tensor, dict[str, Any]] = self(src_tokens, **arguments, features_only=True)
         return features
+
+    @property
+    def projection(self) -> tuple[Tensor, Tensor]:
+        """Weight (vocabulary, width) and bias (vocabulary,) that make logits of features at masked_positions."""
+        head = self.encoder.output_projection
+        return head.weight, head.bias
 
     @property
     def supported_targets(self) -> set[str]:

@@ -31,7 +31,11 @@ class MaskedLanguageModelHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(..., embed_dim) to (..., vocabulary)."""
-        return F.linear(self.layer_norm(self.activation(self.dense(features))), self.weight, self.bias)
+        return F.linear(self.transform(features), self.weight, self.bias)
+
+    def transform(self, features: Tensor) -> Tensor:
+        """(..., embed_dim) to the same: the features that are compared with the tokens' vectors."""
+        return self.layer_norm(self.activation(self.dense(features)))
 
 
 class ClassificationHead(nn.Module):

@@ -9,14 +9,15 @@ from fairseq.distributed import utils as distributed_utils
 
 from torchscale_fairseq.hooks.monitoring.update_statistics import log_norm, log_outputs
 from torchscale_fairseq.hooks.training.documents import note_documents_of, with_documents
+from torchscale_fairseq.hooks.training.masked_tokens import with_masked_positions
 from torchscale_fairseq.hooks.training.norm_checks import LateFailure, UncheckedNorm, Unread, can_wait, failure, unread
 from torchscale_fairseq.hooks.training.padding import note_padding
 
 
 class DeferringTrainer(stock.Trainer):
     """Gradient norms are checked an update later, statistics are fetched when they are printed, and the host knows
-    from its own copy of a batch whether there is padding and where documents begin. Losses, logs, errors and
-    checkpoints are stock's."""
+    from its own copy of a batch whether there is padding, where documents begin and which tokens are masked. Losses,
+    logs, errors and checkpoints are stock's."""
 
     _unread: Unread | None = None
     _samples: Any = None
@@ -101,6 +102,7 @@ class DeferringTrainer(stock.Trainer):
     def _prepare_sample(self, sample: Any, is_dummy: bool = False) -> Any:
         """Stock's: the batch on the device."""
         sample = with_documents(sample, self._model)
+        sample = with_masked_positions(sample, self._model, self._criterion, self.device)
         prepared, is_dummy = super()._prepare_sample(sample, is_dummy)
         if not is_dummy and self.task.source_dictionary is not None:
             note_padding(sample, prepared, self.task.source_dictionary.pad())

@@ -2,9 +2,10 @@
 
 Python starts about a thousand kernels per update. A GPU finishes those of a small model faster than Python can start
 them. A CUDA graph records the kernels once and starts all of them in one call. A recording holds for one shape, so
-language models that read rows of equal length profit. Other batches run as they would without this module, and so do
-those with padding, of which the model asks the device where it lies, and those of packed documents, whose number
-changes. Several processes record what each computes alone, and then sum their gradients (``late_reduction.py``).
+language models, causal or masked, that read rows of equal length profit. Other batches run as they would without this
+module, and so do those with padding, of which the model asks the device where it lies, and those of packed documents,
+whose number changes. Several processes record what each computes alone, and then sum their gradients
+(``late_reduction.py``).
 """
 
 import logging
@@ -19,12 +20,14 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from torchscale_fairseq.core.architectures.decoder import Decoder
+from torchscale_fairseq.core.architectures.encoder import Encoder
 from torchscale_fairseq.core.layers.dilated_attention import DilatedAttention
 from torchscale_fairseq.core.layers.experts import Experts
 from torchscale_fairseq.core.ops.expert_rows import rows_refusal
-from torchscale_fairseq.hooks.contracts import sides_of
+from torchscale_fairseq.hooks.contracts import BalancesExperts, sides_of
 from torchscale_fairseq.hooks.training.documents import has_documents
 from torchscale_fairseq.hooks.training.late_reduction import can_sum_late
+from torchscale_fairseq.hooks.training.masked_tokens import Count, reads_positions
 from torchscale_fairseq.hooks.training.padding import has_no_padding, is_free_of_padding, note_no_padding
 
 logger = logging.getLogger(__name__)
@@ -37,7 +40,7 @@ RECENT = 64
 """Shapes that are counted at a time. A shape that does not recur among RECENT others is forgotten, and a recording that
 no batch among the last RECENT had a use for makes room for another."""
 CRITERIONS = (CrossEntropyCriterion, LabelSmoothedCrossEntropyCriterion)
-"""Criterions, with their subclasses here, that never wait for the device. Stock's others are not tried."""
+"""Criterions of causal models, with their subclasses here, that never wait for the device."""
 
 
 def can_record(cfg: Any, model: nn.Module, criterion: nn.Module, device: torch.device) -> bool:
@@ -48,7 +51,6 @@ def can_record(cfg: Any, model: nn.Module, criterion: nn.Module, device: torch.d
         model, criterion: as the Trainer receives them.
         device: on which they run.
     """
-    sides = sides_of(model)
     return (
         device.type == "cuda"
         and bool(getattr(cfg.model, "compile", False))
@@ -56,11 +58,21 @@ def can_record(cfg: Any, model: nn.Module, criterion: nn.Module, device: torch.d
         and cfg.distributed_training.ddp_backend != "fully_sharded"
         and not cfg.common.amp
         and not cfg.ema.store_ema
-        and isinstance(criterion, CRITERIONS)
+        and _fit(model, criterion)
+        and not any(_waits(module, torch.bfloat16 if cfg.common.bf16 else None, device) for module in model.modules())
+    )
+
+
+def _fit(model: nn.Module, criterion: nn.Module) -> bool:
+    """Whether a criterion never waits for the device, and the model is one whose batches have few shapes."""
+    sides = sides_of(model)
+    if reads_positions(model, criterion):  # a balance loss is weighed by the number of masked tokens, which differs
+        return isinstance(sides.get("encoder"), Encoder) and not isinstance(criterion, BalancesExperts)
+    return (
+        isinstance(criterion, CRITERIONS)
         and not getattr(criterion, "report_accuracy", False)
         and isinstance(sides.get("decoder"), Decoder)
         and "encoder" not in sides
-        and not any(_waits(module, torch.bfloat16 if cfg.common.bf16 else None, device) for module in model.modules())
     )
 
 
@@ -84,19 +96,22 @@ class Recording:
     inputs: list[Any]
     """Leaves of the batch. Tensors are read by the graph wherever they are."""
     outputs: Any
-    """Loss, sample size and logging outputs. The graph writes the tensors in it."""
+    """Loss, sample size and logging outputs. The graph writes the tensors in it; a Count is the batch's."""
     gradients: list[Tensor | None]
     """Per parameter, also written by the graph."""
 
     def replay(self, inputs: list[Any], params: list[nn.Parameter]) -> Any:
         """The outputs for another batch of the shape; the parameters have its gradients."""
+        counts = [given for given in inputs if isinstance(given, Count)]  # one at most
         for static, given in zip(self.inputs, inputs, strict=True):
             if isinstance(static, Tensor):
                 static.copy_(given, non_blocking=True)
         self.graph.replay()
         for p, gradient in zip(params, self.gradients, strict=True):
             p.grad = gradient
-        return pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, self.outputs)
+        return pytree.tree_map(
+            lambda x: x.clone() if isinstance(x, Tensor) else counts[0] if isinstance(x, Count) else x, self.outputs
+        )
 
 
 class StepGraphs:
@@ -207,7 +222,7 @@ def _description(part: Any) -> Hashable:
         return tuple((name, _description(value)) for name, value in part.items())
     if isinstance(part, list | tuple):
         return type(part), tuple(map(_description, part))
-    return part
+    return Count if isinstance(part, Count) else part
 
 
 def _static(leaf: Any) -> Any:

@@ -62,7 +62,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Kernel, Kernel]]:
     fla_sequences.are_known.cache_clear()
 
 
-def train(starts: Tensor) -> None:
+def train(starts: Tensor, padding: Tensor | None = None) -> None:
     """A forward and backward pass of a RetNet on the meta device, in bfloat16, over packed rows that the host knows."""
     config = RetNetConfig(
         vocab_size=9,
@@ -74,14 +74,17 @@ def train(starts: Tensor) -> None:
     model = RetNetDecoder(config).to("meta", torch.bfloat16)
     known = note_documents(starts.to("meta"), Documents.of(starts).to(torch.device("meta")))
     tokens = torch.zeros(starts.shape, dtype=torch.long, device="meta")
-    model(tokens, document_starts=known)[0].sum().backward()
+    padding = None if padding is None else padding.to("meta")
+    model(tokens, document_starts=known, self_attn_padding_mask=padding)[0].sum().backward()
     assert all(parameter.grad is not None for parameter in model.layers.parameters())
 
 
-def test_no_layer_asks_the_device(kernels: tuple[Kernel, Kernel]) -> None:
+@pytest.mark.parametrize("padded", [False, True])
+def test_no_layer_asks_the_device(kernels: tuple[Kernel, Kernel], padded: bool) -> None:
+    """Padding is a document of its own."""
     starts = torch.zeros(2, 200, dtype=torch.bool)
     starts[0, 70] = starts[1, 128] = True
-    train(starts)
+    train(starts, torch.arange(200) >= torch.tensor([[200], [128]]) if padded else None)
     chunks, documents = 2 + 3 + 2 + 2, 4  # of 70 and 130 tokens, and of 128 and 72
     state = (HEADS, WIDTH // HEADS, 2 * WIDTH // HEADS)
     forward, backward = kernels

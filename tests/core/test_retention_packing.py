@@ -1,16 +1,20 @@
 """Padding and documents as packed sequences: equal to the definition, token by token."""
 
 import itertools
+from functools import partial
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.helpers import assert_close
+from torchscale_fairseq.core.ops import retention_forms
 from torchscale_fairseq.core.ops.documents import Documents, note_documents
 from torchscale_fairseq.core.ops.retention import recurrent_retention
+from torchscale_fairseq.core.ops.retention_forms import retention
 from torchscale_fairseq.core.ops.retention_packing import Packing, packed_retention
 
 LOG_DECAY = torch.tensor([-0.3, -0.05], dtype=torch.float64)
@@ -84,6 +88,32 @@ def test_layers_share_a_packing_until_a_mask_changes() -> None:
     first = Packing.shared(None, starts)
     starts[1, 2] = True
     assert Packing.shared(None, starts).offsets.tolist() == [0, 5, 7, 10]
+
+
+def test_padding_is_a_document_of_its_own_where_the_host_knows_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, 9, 2, n, dtype=torch.float64, requires_grad=True) for n in (4, 4, 6))
+    starts, padding = torch.zeros(2, 9, dtype=torch.bool), torch.zeros(2, 9, dtype=torch.bool)
+    starts[0, 3] = starts[1, 2] = starts[1, 7] = True
+    padding[0, :3] = padding[1, 7:] = True
+    seen: list[Packing] = []
+
+    def kernels(*tensors: Any, need_state: bool) -> Any:
+        query, key, value, _, state, packing = tensors
+        seen.append(packing)
+        return one_by_one(query, key, value, state, packing)[0], None
+
+    monkeypatch.setattr(retention_forms, "_fla_refusal", lambda *_, **__: None)
+    monkeypatch.setattr(retention_forms, "_chunk_kernels", kernels)
+    known = note_documents(starts, Documents.of(starts))
+    results = []
+    for form in (partial(retention, backend="fla", need_state=False), recurrent_retention):
+        output = form(query, key, value, LOG_DECAY, document_starts=known, padding_mask=padding)[0]
+        output = output.masked_fill(padding[..., None, None], 0.0)
+        results.append((output, *torch.autograd.grad(output.square().sum(), (query, key, value))))
+    for found, expected in zip(*results, strict=True):
+        assert_close(found, expected, "float64")
+    assert seen[0].real is None and seen[0].lengths.tolist() == [3, 6, 2, 5, 2]
 
 
 def test_chunks() -> None:

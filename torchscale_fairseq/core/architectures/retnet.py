@@ -167,8 +167,10 @@ class RetNetDecoder(CausalStack):
     ) -> RetentionInputs:
         """Rotations, decays and masks of these tokens for the retention of all layers; the state counts them as seen
         afterwards."""
-        padding_mask = _of_new_tokens(as_mask(padding_mask, "self_attn_padding_mask"), x.size(1))
-        document_starts = _of_new_tokens(as_mask(document_starts, "document_starts"), x.size(1))
+        padding_mask = as_mask(padding_mask, "self_attn_padding_mask")
+        document_starts = as_mask(document_starts, "document_starts")
+        if document_starts is None or known_documents(document_starts) is None:
+            padding_mask, document_starts = (_of_new_tokens(m, x.size(1)) for m in (padding_mask, document_starts))
         seen = torch.zeros(1, dtype=torch.long, device=x.device)
         if state is not None and state.seen is not None:
             seen = state.seen
@@ -189,10 +191,8 @@ class RetNetDecoder(CausalStack):
 
 
 def _of_new_tokens(mask: Tensor | None, new_tokens: int) -> Tensor | None:
-    """The last columns of a mask, or None if nothing is marked there. Documents that the host knows are left whole."""
-    if mask is None or known_documents(mask) is not None:
-        return mask
-    return marked(mask[:, -new_tokens:])
+    """The last columns of a mask, or None if nothing is marked there. Waits for the device."""
+    return None if mask is None else marked(mask[:, -new_tokens:])
 
 
 def _take_official_constants(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import fla_sequences
 from .backend import Backend, choose
+from .documents import known_documents
 from .fla_tuning import tune_less
 from .masks import is_traced
 from .retention import RetentionResult, chunkwise_retention, parallel_retention, recurrent_retention
@@ -149,6 +150,9 @@ def _packed_by_fla(
     query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, options: dict[str, Any], *, need_state: bool
 ) -> Results:
     """Packed sequences outside of compiled code, as fla computes any: their number is known while it runs alone."""
+    starts = options.get("document_starts")
+    if not need_state and starts is not None and known_documents(starts) is not None:
+        options = {**options, "padding_mask": None}  # padding makes up documents of its own
 
     def form(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, packing: Packing) -> Results:
         return _by_fla(q, k, v, log_decay, state, packing, need_state=need_state)

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from tests.core.models import SIZES, VOCABULARY, randomize, tokens
 from tests.helpers import assert_close
 from torchscale_fairseq import Decoder, DecoderConfig, Encoder, EncoderConfig, RetNetConfig, RetNetDecoder
+from torchscale_fairseq.core.architectures.layer_sequence import ONE_REGION
 from torchscale_fairseq.core.ops import retention_forms, xpos
 from torchscale_fairseq.core.ops.documents import Documents, note_documents
 from torchscale_fairseq.core.ops.retention import recurrent_retention
@@ -35,13 +36,17 @@ OPTIONS = [
 ]
 
 
-def decoders(**options: Any) -> tuple[Decoder, Decoder]:
-    sizes: dict[str, Any] = {f"decoder_{k}": v for k, v in SIZES.items()} | {"decoder_layers": 1}
+def decoders(layers: int = 1, **options: Any) -> tuple[Decoder, Decoder]:
+    sizes: dict[str, Any] = {f"decoder_{k}": v for k, v in SIZES.items()} | {"decoder_layers": layers}
     config = DecoderConfig(vocab_size=VOCABULARY, **sizes, **options)
     plain = randomize(Decoder(config)).train()
     compiled = Decoder(dataclasses.replace(config, compile=True))
     compiled.load_state_dict(plain.state_dict())
     return plain, compiled
+
+
+def compiled_regions(layers: nn.Module) -> int:
+    return sum(module._compiled_call_impl is not None for module in layers.modules())
 
 
 def same_values_and_gradients(plain: nn.Module, compiled: nn.Module, call: Callable[[nn.Module], torch.Tensor]) -> None:
@@ -88,6 +93,27 @@ def test_decoder(options: dict[str, Any], traced_whole: list[int]) -> None:
     assert 1 <= traced_whole[0] <= 4  # for one shape, then for any
 
 
+def test_deep_decoder(traced_whole: list[int]) -> None:
+    """Layers share the code of one: one graph for the first shape, and one for all others."""
+    plain, compiled = decoders(ONE_REGION + 1)
+    for graphs, shape in enumerate(((2, 9), (3, 12)), start=1):
+        same_values_and_gradients(plain, compiled, partial(logits, text=tokens(*shape)))
+        assert traced_whole[0] == graphs
+    same_values_and_gradients(plain, compiled, partial(logits, text=tokens(4, 15)))
+    assert traced_whole[0] == graphs
+
+
+@pytest.mark.parametrize(
+    ("layers", "drop_path_rate", "regions"),
+    [(ONE_REGION, 0.0, 1), (ONE_REGION + 1, 0.0, ONE_REGION + 1), (ONE_REGION + 1, 0.1, 1)],
+    ids=["shallow", "deep", "layers differ"],
+)
+def test_regions_of_deep_models(layers: int, drop_path_rate: float, regions: int) -> None:
+    sizes: dict[str, Any] = {f"decoder_{k}": v for k, v in SIZES.items()} | {"decoder_layers": layers}
+    config = DecoderConfig(vocab_size=VOCABULARY, compile=True, drop_path_rate=drop_path_rate, **sizes)
+    assert compiled_regions(Decoder(config).layers) == regions
+
+
 @pytest.mark.parametrize(
     ("options", "regions"),
     [({}, 1), ({"moe_freq": 1, "moe_expert_count": 2}, 3), ({"segment_length": [4], "dilated_ratio": [1]}, 3)],
@@ -97,7 +123,7 @@ def test_regions(options: dict[str, Any], regions: int) -> None:
     """A decoder's layers are one, unless some of what they do stays outside of compiled code."""
     sizes: dict[str, Any] = {f"decoder_{k}": v for k, v in SIZES.items()} | {"decoder_layers": 3}
     layers = Decoder(DecoderConfig(vocab_size=VOCABULARY, compile=True, **sizes, **options)).layers
-    assert sum(module._compiled_call_impl is not None for module in layers.modules()) == regions
+    assert compiled_regions(layers) == regions
 
 
 @pytest.mark.parametrize(("moe_freq", "regions"), [(0, 1), (1, 3)], ids=["plain", "experts"])
@@ -106,7 +132,7 @@ def test_regions_of_an_encoder(moe_freq: int, regions: int) -> None:
     sizes: dict[str, Any] = {f"encoder_{k}": v for k, v in SIZES.items()} | {"encoder_layers": 3}
     experts: dict[str, Any] = {"moe_freq": moe_freq, "moe_expert_count": 2} if moe_freq else {}
     layers = Encoder(EncoderConfig(vocab_size=VOCABULARY, compile=True, **sizes, **experts)).layers
-    assert sum(module._compiled_call_impl is not None for module in layers.modules()) == regions
+    assert compiled_regions(layers) == regions
 
 
 def test_encoder_with_padding(traced_whole: list[int]) -> None:

@@ -10,12 +10,18 @@ from torch.utils.checkpoint import checkpoint
 from ..layers.cache import LayerState
 from ..layers.dilated_attention import DilatedAttention
 from ..layers.moe import MixtureOfExperts, RoutingReport
+from ..layers.residual import Residual
+
+ONE_REGION = 12
+"""Most layers that are compiled as one region. Each layer of a region adds to the time that torch takes to write its code;
+layers of one kind that are compiled one by one share theirs, and the first update of a deep model comes sooner."""
 
 
 class LayerSequence(nn.ModuleList):
     """A module list that can be called, so that its layers can be compiled as one region.
 
-    A compiled layer costs the host about as much time as a dozen kernels; a region costs that once for all layers.
+    A compiled layer costs the host about as much time as a dozen kernels; a region costs that once for all layers. Deep
+    models, whose device has more to do meanwhile, gain little by that.
     """
 
     def forward(
@@ -56,12 +62,17 @@ class LayerSequence(nn.ModuleList):
         """Compile the layers.
 
         Args:
-            together: as one region. Layers with experts or dilated attention, which run in part outside of compiled
-                code, are compiled one by one anyway.
+            together: as one region, if there are at most ``ONE_REGION``. Layers with experts or dilated attention,
+                which run in part outside of compiled code, are compiled one by one anyway.
         """
         apart = any(isinstance(module, MixtureOfExperts | DilatedAttention) for module in self.modules())
-        for module in [self] if together and not apart else self:
+        deep = len(self) > ONE_REGION and self._share_code()
+        for module in [self] if together and not apart and not deep else self:
             module.compile()
+
+    def _share_code(self) -> bool:
+        """Whether code that is compiled for one layer serves the others."""
+        return len({module.drop_path_rate for module in self.modules() if isinstance(module, Residual)}) == 1
 
 
 def routing_outputs(

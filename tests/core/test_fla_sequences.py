@@ -95,6 +95,23 @@ def test_no_layer_asks_the_device(kernels: tuple[Kernel, Kernel], padded: bool) 
         assert (start["T"], start["BT"], len(start["split_offsets"])) == (400, CHUNK, documents + 1)
 
 
+def test_rows_store_a_state_only_if_it_is_needed(
+    kernels: tuple[Kernel, Kernel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored: list[bool] = []
+
+    def chunk_simple_gla(*tensors: Tensor, output_final_state: bool, **_: Any) -> tuple[Tensor, Tensor | None]:
+        stored.append(output_final_state)
+        return tensors[2], torch.zeros(1) if output_final_state else None
+
+    monkeypatch.setattr(sys.modules["fla.ops.simple_gla"], "chunk_simple_gla", chunk_simple_gla, raising=False)
+    x, log_decay = torch.zeros(1, 9, 2, 4, dtype=torch.bfloat16), torch.tensor([-0.1, -0.2])
+    for need_state in (True, False):
+        _, state = retention_forms.retention(x, x, x, log_decay, need_state=need_state)
+        assert (state is not None) == need_state
+    assert stored == [True, False]
+
+
 def test_kernels_with_other_arguments_are_left_to_fla(kernels: tuple[Kernel, Kernel]) -> None:
     assert fla_sequences.are_known()
     kernels[1].arg_names.append("more")

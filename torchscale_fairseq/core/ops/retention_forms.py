@@ -50,8 +50,7 @@ def retention(
         backend: of more than single tokens, the name of one in ``RETENTION``: torch; fla (the chunkwise kernel of
             flash-linear-attention); or auto, the first that serves the request.
         overwrite_state: of single tokens, as for ``recurrent_retention``.
-        need_state: whether the state after the last token is needed; without it the kernel of packed sequences stores
-            none of their states.
+        need_state: whether the state after the last token is needed; fla's kernel stores none without it.
 
     Returns:
         Output and state, as every form; the output of fla's kernel is in the dtype of the values. The state may be
@@ -109,11 +108,10 @@ class Fla:
         """``fla_retention``, of rows or of packed sequences."""
         # In float16 queries and keys are balanced before they are rounded.
         dtype = torch.bfloat16 if request.value.dtype == torch.bfloat16 else None
-        options, (query, key, value, log_decay) = request.options, request.tensors(dtype)
+        options, tensors = request.options, request.tensors(dtype)
         if options.get("padding_mask") is None and options.get("document_starts") is None:
-            return fla_retention(query, key, value, log_decay, state=options.get("state"))
-
-        return _packed_by_fla(query, key, value, log_decay, options, need_state=request.need_state)
+            return _by_fla(*tensors, options.get("state"), None, need_state=request.need_state)
+        return _packed_by_fla(*tensors, options, need_state=request.need_state)
 
 
 class Torch:

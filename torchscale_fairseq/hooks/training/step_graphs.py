@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from fairseq.criterions.cross_entropy import CrossEntropyCriterion
 from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
+from fairseq.criterions.masked_lm import MaskedLmLoss
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -24,7 +25,7 @@ from torchscale_fairseq.core.architectures.encoder import Encoder
 from torchscale_fairseq.core.layers.dilated_attention import DilatedAttention
 from torchscale_fairseq.core.layers.experts import Experts
 from torchscale_fairseq.core.ops.expert_rows import rows_refusal
-from torchscale_fairseq.hooks.contracts import BalancesExperts, sides_of
+from torchscale_fairseq.hooks.contracts import sides_of
 from torchscale_fairseq.hooks.training.documents import has_documents
 from torchscale_fairseq.hooks.training.late_reduction import can_sum_late
 from torchscale_fairseq.hooks.training.masked_tokens import Count, reads_positions
@@ -66,8 +67,8 @@ def can_record(cfg: Any, model: nn.Module, criterion: nn.Module, device: torch.d
 def _fit(model: nn.Module, criterion: nn.Module) -> bool:
     """Whether a criterion never waits for the device, and the model is one whose batches have few shapes."""
     sides = sides_of(model)
-    if reads_positions(model, criterion):  # a balance loss is weighed by the number of masked tokens, which differs
-        return isinstance(sides.get("encoder"), Encoder) and not isinstance(criterion, BalancesExperts)
+    if reads_positions(model, criterion):  # a subclass might compute with the number of masked tokens, which differs
+        return isinstance(sides.get("encoder"), Encoder) and type(criterion) is MaskedLmLoss
     return (
         isinstance(criterion, CRITERIONS)
         and not getattr(criterion, "report_accuracy", False)

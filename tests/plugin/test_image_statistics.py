@@ -1,5 +1,6 @@
-"""Statistics of an update of images stay on the device: on the meta device, which has no values, reading them fails."""
+"""An update on images leaves what it computes on the device: on the meta device, which has no values, reading fails."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,9 +10,11 @@ pytest.importorskip("fairseq")
 
 from fairseq.logging import metrics
 
+from torchscale_fairseq.core.config import ViTConfig
 from torchscale_fairseq.criterions._images import ImageCriterion
-from torchscale_fairseq.criterions.image_classification import ImageClassificationCriterion
+from torchscale_fairseq.criterions.image_classification import ImageClassificationCriterion, ImageClassificationOptions
 from torchscale_fairseq.criterions.image_text_contrastive import ImageTextContrastiveCriterion
+from torchscale_fairseq.models.vit import ViTModel
 
 
 def outputs(device: str) -> list[dict[str, Any]]:
@@ -29,6 +32,18 @@ def test_the_host_reads_nothing(criterion: Any) -> None:
     with metrics.aggregate(new_root=True) as meters:
         criterion.reduce_metrics(outputs("meta"))
     assert meters["loss"].sum.is_meta
+
+
+def test_forward_and_backward_read_nothing() -> None:
+    config = ViTConfig(img_size=8, patch_size=4, encoder_layers=2, encoder_embed_dim=8, encoder_attention_heads=2)
+    criterion = ImageClassificationCriterion(ImageClassificationOptions(label_smoothing=0.1), SimpleNamespace())
+    with torch.device("meta"):
+        model = ViTModel(config, num_classes=5)
+        patches = torch.zeros(2, 4, 3, 4, 4, dtype=torch.uint8)
+        sample = {"net_input": {"patches": patches}, "target": torch.zeros(2, dtype=torch.long)}
+    loss, _, _ = criterion(model, {**sample, "nsentences": 2, "ntokens": 8})
+    loss.backward()
+    assert all(p.grad is not None and p.grad.is_meta for p in model.parameters())
 
 
 def test_means() -> None:

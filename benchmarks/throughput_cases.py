@@ -3,7 +3,8 @@
 gpt_deepnorm, gpt_xpos, bert_magneto, ...   the family
 fp16, bf16, float32                         the precision
 eager                                       without --compile
-update-freq=4  dropout=0.1  gpus=2          as of fairseq-train (--update-freq, --dropout, --distributed-world-size)
+update-freq=4  dropout=0.1  gpus=2          as of fairseq-train (--update-freq, --dropout, --distributed-world-size);
+                                            BERT's --attention-dropout is the --dropout
 """
 
 import argparse

@@ -13,8 +13,9 @@ from ..layers.moe import MixtureOfExperts, RoutingReport
 from ..layers.residual import Residual
 
 ONE_REGION = 12
-"""Most layers that are compiled as one region. Each layer of a region adds to the time that torch takes to write its code;
-layers of one kind that are compiled one by one share theirs, and the first update of a deep model comes sooner."""
+"""Most layers that are compiled as one region. Each layer of a region adds to the time that torch takes to write
+its code; layers of one kind that are compiled one by one share theirs, and the first update of a deep model comes
+sooner."""
 
 
 class LayerSequence(nn.ModuleList):

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from tests.core.families import FAMILIES, Family, main_output
+from tests.core.models import encoder_decoder, tokens
 from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.core.ops.masks import empty_mask, marked
 
 MASKED = {name: family for name, family in FAMILIES.items() if family.masks}
 every_family = pytest.mark.parametrize("family", MASKED.values(), ids=list(MASKED))
@@ -25,3 +27,18 @@ def test_floats(family: Family) -> None:
     for name, mask in family.masks.items():
         with pytest.raises(InputError, match=rf"{name} is of torch.float32 and must be of bool .*{name}.bool\(\)"):
             model(*family.inputs, **{**family.masks, name: mask.float()})
+
+
+def test_a_decoder_need_not_ask_whether_a_source_without_a_mask_is_padded() -> None:
+    """On the meta device, which has no values to give."""
+    source, target = tokens(2, 8).to("meta"), tokens(2, 5).to("meta")
+    assert encoder_decoder().to("meta")(source, target)[0].shape[:2] == (2, 5)
+
+
+def test_an_empty_mask_is_read_after_a_change() -> None:
+    mask = empty_mask((2, 3), torch.device("cpu"))
+    assert marked(mask) is None and mask.shape == (2, 3)
+    mask[0, 1] = True
+    assert marked(mask) is mask
+    with torch.inference_mode():
+        assert marked(empty_mask((2, 3), torch.device("cpu"))) is None

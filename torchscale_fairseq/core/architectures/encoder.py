@@ -11,7 +11,7 @@ from ..layers.attention_inputs import AttentionInputs
 from ..layers.cache import NO_STATE, KeyValueCache, LayerState
 from ..layers.moe import RoutingReport
 from ..layers.multiway import apply, at_split
-from ..ops.masks import as_mask, marked
+from ..ops.masks import as_mask, empty_mask, marked
 from ..ops.packed_attention import with_row_bias
 from ..parallel.sequence import SequenceSlice
 from .factory import LayerFactory
@@ -156,7 +156,7 @@ class Encoder(Stack):
         if self.output_projection is not None and not features_only:
             x = self.output_projection(x)
         if encoder_padding_mask is None:
-            encoder_padding_mask = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
+            encoder_padding_mask = empty_mask((x.size(0), x.size(1)), x.device)
         return {
             "encoder_out": x,
             "encoder_embedding": embedding,

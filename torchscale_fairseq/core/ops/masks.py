@@ -39,5 +39,21 @@ def _is_exporting() -> bool:
 
 
 def marked(mask: Tensor | None) -> Tensor | None:
-    """The mask, or None if it marks nothing. While tensors have no values, the mask."""
-    return mask if mask is not None and (is_traced() or mask.any()) else None
+    """The mask, or None if it marks nothing; waits for the device, except for ``empty_mask``. While tensors have no
+    values, the mask."""
+    if mask is None or _is_known_to_be_empty(mask):
+        return None
+    return mask if is_traced() or mask.any() else None
+
+
+def empty_mask(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """A mask of False everywhere, of which ``marked`` knows that until it is changed."""
+    mask = torch.zeros(shape, dtype=torch.bool, device=device)
+    if not (torch.compiler.is_compiling() or torch.jit.is_tracing() or mask.is_inference()):
+        mask.empty_version = mask._version  # type: ignore[attr-defined]
+    return mask
+
+
+def _is_known_to_be_empty(mask: Tensor) -> bool:
+    version = getattr(mask, "empty_version", None)
+    return version is not None and version == int(mask._version)

@@ -1,5 +1,6 @@
 """What the host reads of values that it would have to wait for on a GPU."""
 
+import traceback
 from collections.abc import Iterable
 from typing import Any
 from unittest import mock
@@ -47,7 +48,7 @@ class Reads(TorchDispatchMode):
         given = [leaf for leaf in tree_leaves((args, kwargs)) if torch.is_tensor(leaf)]
         new = any(map(self._is_new, given))
         if new and func in READING:
-            self.found.append(str(func))
+            self.found.append(f"{func} {_caller()}")
         result = func(*args, **(kwargs or {}))
         received = func.namespace == "c10d"
         if new or received:
@@ -62,7 +63,7 @@ class Reads(TorchDispatchMode):
 
         def read(tensor: Tensor, *options: Any, **more: Any) -> Any:
             if self._is_new(tensor):
-                self.found.append(name)
+                self.found.append(f"{name} {_caller()}")
             return stock(tensor, *options, **more)
 
         return read
@@ -73,6 +74,12 @@ class Reads(TorchDispatchMode):
 
     def _is_new(self, tensor: Tensor) -> bool:
         return _local(tensor).untyped_storage()._cdata in self._new
+
+
+def _caller() -> str:
+    """The line of this package or of fairseq that runs, for those who read a failure."""
+    frames = [frame for frame in traceback.extract_stack() if "fairseq" in frame.filename]
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
 
 
 def _local(tensor: Tensor) -> Tensor:

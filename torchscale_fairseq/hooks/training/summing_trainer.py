@@ -91,7 +91,7 @@ class SummingTrainer(DeferringTrainer):
     def _aggregate_logging_outputs(self, logging_outputs: Any, *extra: Any, ignore: bool = False) -> Any:
         """Stock's, with ``own_numbers``. In an update whose sums are read later: the number of batches without memory
         is this process's, and the training time that of the update before; fairseq reads neither in an update."""
-        own = self.own_numbers()
+        own, self._summed = self.own_numbers(), None
         if not self._sums_can_wait:
             outputs, sums = super()._aggregate_logging_outputs(logging_outputs, *extra, *own, ignore=ignore)
             self.take_sums(sums[len(extra) :])

@@ -116,6 +116,20 @@ def test_padding_is_a_document_of_its_own_where_the_host_knows_them(monkeypatch:
     assert seen[0].real is None and seen[0].lengths.tolist() == [3, 6, 2, 5, 2]
 
 
+def test_real_tokens_are_copied_only_out_of_much_padding_or_of_a_document_in_parts() -> None:
+    """Rows of eight tokens, with two of padding in one, and four or a gap."""
+    token = torch.arange(8)
+    left, right, much = token < torch.tensor([[2], [0]]), token >= torch.tensor([[8], [6]]), token < 4
+    gap = (token == 3).expand(2, 8)
+    for padding in (left, right):
+        packing = Packing.of(padding, None)
+        assert packing.real is None and sorted(packing.lengths.tolist()) == [2, 6, 8]
+    for padding in (much.expand(2, 8), gap):
+        packing = Packing.of(padding, None)
+        assert packing.real is not None and len(packing.real) == int((~padding).sum())
+    assert Packing.of(gap, token.eq(3).expand(2, 8)).real is None  # between two documents
+
+
 def test_chunks() -> None:
     starts = torch.zeros(2, 150, dtype=torch.bool)
     starts[0, 149] = True

@@ -63,11 +63,13 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def masks(kind: str) -> dict[str, Tensor]:
     token = torch.arange(LENGTH, device=DEVICE)
     left = token < torch.tensor([[0], [37], [LENGTH]], device=DEVICE)
+    little = token >= torch.tensor([[LENGTH], [250], [LENGTH]], device=DEVICE)
     starts = (token == torch.tensor([[150], [64], [3]], device=DEVICE)) | (token == 200)
     return {
         "left padding": {"padding_mask": left},
         "right padding": {"padding_mask": left.flip(1)},
         "documents": {"document_starts": starts},
+        "little padding": {"padding_mask": little},
         "both": {"padding_mask": left, "document_starts": starts},
     }[kind]
 
@@ -95,7 +97,7 @@ def assert_equal(found: list[Tensor], wanted: list[Tensor]) -> None:
         assert error < BOUND, f"{name}: relative RMS error {error}"
 
 
-@pytest.mark.parametrize("kind", ["left padding", "right padding", "documents", "both"])
+@pytest.mark.parametrize("kind", ["left padding", "right padding", "little padding", "documents", "both"])
 def test_equals_float64(kind: str) -> None:
     assert fla_sequences.are_known(), "the installed fla has other kernels: its own function, which waits, is used"
     options = masks(kind)

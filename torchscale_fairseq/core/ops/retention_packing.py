@@ -18,6 +18,10 @@ zeros, and where the sequences lie, to the output and the states after the seque
 CHUNK = 64
 """Tokens of a chunk of the kernels for packed sequences."""
 
+MOST_PADDING = 0.25
+"""Share of padding above which real tokens are copied into a row of their own, because that takes less time than to
+compute padding, estimated by the bytes that both move."""
+
 
 class Chunks(NamedTuple):
     """The chunks of ``CHUNK`` tokens of all sequences; the last one of each may be shorter."""
@@ -50,10 +54,12 @@ class _Masks(NamedTuple):
 
 @dataclass(frozen=True)
 class Packing:
-    """Which tokens make up which sequence. A sequence is a run of real tokens of a row and a document."""
+    """Which tokens make up which sequence. A sequence is a run of tokens of a row and a document: the real ones, or
+    padding."""
 
     real: Tensor | None
-    """(tokens,), indices into (batch * seq) of the real ones; None for all."""
+    """(tokens,), indices into (batch * seq) of the real ones, if they are taken out of their rows; None for all
+    tokens."""
     offsets: Tensor
     """(sequences + 1,), where in the long row each sequence begins, and the end."""
     lengths: Tensor
@@ -90,15 +96,19 @@ class Packing:
         batch, length = given.shape
         starts = torch.zeros_like(given, dtype=torch.long) if document_starts is None else document_starts.long()
         document = starts.cumsum(1)
-        real = None if padding_mask is None else padding_mask.logical_not().flatten().nonzero().squeeze(1)
-        number = document + torch.arange(batch, device=given.device).unsqueeze(1) * (length + 1)  # unique over rows
-        of_token = number.flatten() if real is None else number.flatten().index_select(0, real)
+        # Even numbers are of real tokens, odd ones of padding, and rows have none in common.
+        number = 2 * (document + torch.arange(batch, device=given.device).unsqueeze(1) * (length + 1))
+        real, of_token = None, (number if padding_mask is None else number + padding_mask).flatten()
         found, counts = of_token.unique_consecutive(return_counts=True)
-        row, within = found // (length + 1), found % (length + 1)
-        in_row = torch.zeros(batch, dtype=torch.bool, device=given.device).index_fill(0, row, True)
-        is_last = within == document[:, -1].index_select(0, row)
+        if padding_mask is not None and not _can_stay(found.cpu(), counts.cpu()):
+            real = padding_mask.logical_not().flatten().nonzero().squeeze(1)
+            found, counts = of_token.index_select(0, real).unique_consecutive(return_counts=True)
+        is_real, row, within = found % 2 == 0, found // 2 // (length + 1), found // 2 % (length + 1)
+        real_runs = torch.zeros(batch, dtype=torch.long, device=given.device).index_add(0, row, is_real.long())
+        is_last = is_real & (within == document[:, -1].index_select(0, row))
         offsets = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
-        return cls(real, offsets, counts.cpu(), row, within == 0, is_last, ~in_row & (document[:, -1] == 0))
+        is_kept = (real_runs == 0) & (document[:, -1] == 0)
+        return cls(real, offsets, counts.cpu(), row, is_real & (within == 0), is_last, is_kept)
 
     @classmethod
     def _of_documents(cls, documents: Documents, starts: Tensor) -> "Packing":
@@ -126,7 +136,7 @@ class Packing:
         return (x if self.real is None else x.index_select(0, self.real)).unsqueeze(0)
 
     def unpack(self, x: Tensor, batch: int, length: int) -> Tensor:
-        """(1, tokens, ...) to (batch, length, ...), with zeros for padding."""
+        """(1, tokens, ...) to (batch, length, ...), with zeros for padding that was left out."""
         x = x.squeeze(0)
         if self.real is not None:
             x = x.new_zeros(batch * length, *x.shape[1:]).index_copy(0, self.real, x)
@@ -150,7 +160,7 @@ def packed_retention(
         query, key, value, padding_mask, document_starts, state: as for ``ops.retention``; one of the masks is given.
 
     Returns:
-        Output, zero for padding, and state, as every form, or None if the form returns none.
+        Output and state, as every form, or None if the form returns none.
     """
     packing, (batch, length) = Packing.shared(padding_mask, document_starts), query.shape[:2]
     if len(packing.row) == 0:
@@ -163,6 +173,20 @@ def packed_retention(
     output, states = form(q, k, v, before, packing)
     after = None if states is None else _after(packing, states, query, value, state)
     return packing.unpack(output, batch, length), after
+
+
+def _can_stay(found: Tensor, counts: Tensor) -> bool:
+    """Whether padding can be computed as sequences of its own, so that no token is copied: there is little of it, and
+    it parts no document.
+
+    Args:
+        found: (runs,), on the host: numbers of rows' documents, even for a run of real tokens and odd for padding.
+        counts: (runs,), on the host: tokens.
+    """
+    is_padding = found % 2 == 1
+    parts_a_document = (found[2:] == found[:-2]) & ~is_padding[2:]
+    padding = int(counts[is_padding].sum())
+    return padding <= MOST_PADDING * int(counts.sum()) and not bool(parts_a_document.any())
 
 
 def _chunk_counts(lengths: Tensor) -> Tensor:
@@ -178,4 +202,4 @@ def _after(packing: Packing, states: Tensor | None, query: Tensor, value: Tensor
         after = state.to(wide) * packing.is_kept.view(-1, 1, 1, 1)
     if states is None:
         return after
-    return after.index_add(0, packing.row, states.to(wide) * packing.is_last.view(-1, 1, 1, 1))
+    return after.index_add(0, packing.row, states.to(wide).masked_fill(~packing.is_last.view(-1, 1, 1, 1), 0.0))

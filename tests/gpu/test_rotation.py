@@ -4,6 +4,7 @@ Without a GPU, Triton's interpreter runs it: TRITON_INTERPRET=1 python -m pytest
 """
 
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -88,6 +89,19 @@ def test_gradient_of_any_layout() -> None:
             torch.autograd.grad(output, x, g, retain_graph=True)[0] for g in (gradient, gradient.clone())
         )
         assert_close(found, expected, "float64")
+
+
+def test_heads_far_apart(tmp_path: Path) -> None:
+    """Offsets of heads need more than 32 bits."""
+    apart = 1 << 30
+    if DEVICE == "cpu":
+        memory = torch.from_file(str(tmp_path / "sparse"), shared=True, size=2 * apart + 12, dtype=torch.bfloat16)
+    else:
+        memory = torch.empty(2 * apart + 12, dtype=torch.bfloat16, device=DEVICE)
+    x = memory.as_strided((1, 3, 3, 4), (12, 4, apart, 1)).copy_(drawn(1, 3, 3, 4))
+    table = drawn(2, 1, 3, 1, 2).unbind()
+    found, expected = (rotate(y, (table[0], table[1]), torch.bfloat16) for y in (x, x.contiguous()))
+    assert_close(found, expected, "float64")
 
 
 def test_compiled_attention() -> None:

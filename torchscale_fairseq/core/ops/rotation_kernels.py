@@ -86,7 +86,7 @@ def _rotate(  # type: ignore[no-untyped-def]
     if not TABLES:
         c, s = tl.load(cos + table, mask=known, other=0.0), tl.load(sin + table, mask=known, other=0.0) * sign
     for i in tl.static_range(HEADS):
-        head = tl.program_id(1) * HEADS + i
+        head = tl.program_id(1).to(tl.int64) * HEADS + i
         inside = there & (channel < width) & (head < heads)
         if TABLES:
             own, given = table + head * table_head, known & (head < heads)

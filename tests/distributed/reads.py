@@ -13,7 +13,6 @@ from torch.utils._pytree import tree_leaves
 
 aten = torch.ops.aten
 READING = {aten._local_scalar_dense.default, aten.equal.default, aten.nonzero.default, aten.masked_select.default}
-"""Operations after which the host has a value, or a size that depends on values."""
 
 
 class Reads(TorchDispatchMode):
@@ -47,7 +46,7 @@ class Reads(TorchDispatchMode):
             return NotImplemented  # the operations on its parts come here
         given = [leaf for leaf in tree_leaves((args, kwargs)) if torch.is_tensor(leaf)]
         new = any(map(self._is_new, given))
-        if new and func in READING:
+        if new and _reads(func, args, kwargs or {}):
             self.found.append(f"{func} {_caller()}")
         result = func(*args, **(kwargs or {}))
         received = func.namespace == "c10d"
@@ -74,6 +73,15 @@ class Reads(TorchDispatchMode):
 
     def _is_new(self, tensor: Tensor) -> bool:
         return _local(tensor).untyped_storage()._cdata in self._new
+
+
+def _reads(func: Any, args: Any, options: Any) -> bool:
+    """Whether the host has a value, or a size that depends on values, after an operation."""
+    if func == aten.index.Tensor:
+        return any(index is not None and index.dtype == torch.bool for index in args[1])
+    if func == aten.repeat_interleave.Tensor:
+        return options.get("output_size") is None
+    return func in READING
 
 
 def _caller() -> str:

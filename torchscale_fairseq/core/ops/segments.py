@@ -16,10 +16,13 @@ class Segments:
         counts: (groups,), rows of each, on the device of the rows.
         rows: how many rows there are, of which those behind the last group's belong to none and hold anything. With
             it kernels leave the counts on the device (``grouped_kernels``). None: all rows belong to groups.
+        sizes: the counts, if the host has them.
     """
 
-    def __init__(self, counts: Tensor, rows: int | None = None):
+    def __init__(self, counts: Tensor, rows: int | None = None, *, sizes: list[int] | None = None):
         self.counts, self.rows = counts, rows
+        if sizes is not None:
+            self.sizes = sizes
         self.ends = counts.cumsum(0, dtype=torch.int32)
         """(groups,) int32, the row behind each group's last."""
         if rows is not None:
@@ -28,7 +31,7 @@ class Segments:
 
     @cached_property
     def sizes(self) -> list[int]:
-        """Rows of each group; waits for the device."""
+        """Rows of each group; waits for the device, unless the host has them."""
         sizes: list[int] = self.counts.tolist()
         return sizes
 

@@ -51,17 +51,18 @@ class AllToAllDispatcher:
 
     def dispatch(self, rows: Tensor, load: Tensor) -> Dispatched:
         """Send each row to the process of its expert; arguments as for ``LocalDispatcher``. Every process of the group
-        has to take part, even with no rows."""
+        has to take part, even with no rows. The host waits once for the device, to learn how many rows go where."""
         split, group = self.split, exchange_group(self.split)
         arriving = torch.empty_like(load)
         dist.all_to_all_single(arriving, load.contiguous(), group=group)
-        by_process = arriving.view(split.size, split.local)
-        sent = load.view(split.size, split.local).sum(1).tolist()
-        received = by_process.sum(1).tolist()
+        leaving, coming = torch.stack((load, arriving)).view(2, split.size, split.local).tolist()
+        sent, received = [sum(loads) for loads in leaving], [sum(loads) for loads in coming]
         rows = all_to_all(rows, sent, received, group)
-        expert = torch.arange(split.local, device=rows.device).repeat(split.size).repeat_interleave(arriving)
-        order = expert.argsort(stable=True)
-        return Dispatched(rows[order], Segments(by_process.sum(0)), order, sent, received)
+        experts = torch.arange(split.local, device=rows.device).repeat(split.size)
+        order = experts.repeat_interleave(arriving, output_size=len(rows)).argsort(stable=True)
+        counts = arriving.view(split.size, split.local).sum(0)
+        segments = Segments(counts, sizes=[sum(loads) for loads in zip(*coming, strict=True)])
+        return Dispatched(rows[order], segments, order, sent, received)
 
     def collect(self, outputs: Tensor, dispatched: Dispatched) -> Tensor:
         """Return the experts' rows to their tokens; arguments as for ``LocalDispatcher``."""

@@ -36,6 +36,8 @@ WARM_UP = 4
 """Updates that are not counted."""
 MARK = "MEASURED "
 PROFILE = "--profile"
+LOGGED_AT_ONCE = ["--log-interval", "1"]
+"""Options of runs whose every loss counts; others log an update when the next one is made."""
 SHARDED = ["--ddp-backend", "fully_sharded"]
 GPT_1_4B = ["--arch", "gpt_deepnorm_xl"]
 GPT_7B = ["--arch", "gpt_deepnorm", "--decoder-layers", "32", "--decoder-embed-dim", "4096"]
@@ -99,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def equality(options: argparse.Namespace) -> None:
     """Losses and gradient norms in float32: one process, DDP and fully sharded."""
-    flags = ["--arch", "gpt_deepnorm_base", "--dropout", "0"]
+    flags = ["--arch", "gpt_deepnorm_base", "--dropout", "0", *LOGGED_AT_ONCE]
     alone = measure(Run("one process", [*flags, "--update-freq", str(options.processes)], 2, 6), options, processes=1)
     for title, backend in (("DDP", []), ("fully sharded", SHARDED)):
         found = measure(Run(title, [*flags, *backend], 2, 6), options)

@@ -11,7 +11,7 @@ from benchmarks.report import DisagreementError
 from benchmarks.scaling.launch import ADAM, Place
 from benchmarks.scaling.rows import TINY_HEADS
 from benchmarks.scaling.worker import DEATH
-from benchmarks.sharding import SHARDED, Measured, measured
+from benchmarks.sharding import LOGGED_AT_ONCE, SHARDED, Measured, measured
 
 ALLOWED = 1e-4
 """Largest relative difference of a loss or norm: sums of float32 in another order, over six updates."""
@@ -60,8 +60,8 @@ class Check:
 def words(place: Place, kind: str, batches: int, updates: int, *more: str) -> list[str]:
     """Options of a run of this kind in which each process computes this many batches per update."""
     accumulated = [] if kind == "sequences" else ["--update-freq", str(batches)]
-    options = [*KINDS[kind], *(TINY_HEADS if place.toy else []), *STEPS, *accumulated, "--log-format", "none"]
-    return [*options, "--max-update", str(updates), *more]
+    options = [*KINDS[kind], *(TINY_HEADS if place.toy else []), *STEPS, *accumulated, *LOGGED_AT_ONCE]
+    return [*options, "--log-format", "none", "--max-update", str(updates), *more]
 
 
 def worker(place: Place, processes: int, options: list[str], *, dies_after: int = 0) -> list[str]:

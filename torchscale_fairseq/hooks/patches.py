@@ -3,8 +3,9 @@ single tasks and criterions stand in ``task_patches.py``.
 
 Wrappers of one function stand together: each gets the function as the one above it left it, so that the last is called
 first. What is replaced for the length of a block alone is not listed: ``after_loading`` and ``one_shard``
-(generation), the reading of checkpoints and ``Tensor.cuda`` in ``training/trainer.py``, batches of groups
-(``sequence_parallel.py``) and the storing of Hydra's nodes (``options/deferred_nodes.py``).
+(generation), the reading of checkpoints in ``training/trainer.py``, ``Tensor.cuda`` in
+``training/deferring_trainer.py``, batches of groups (``sequence_parallel.py``) and the storing of Hydra's nodes
+(``options/deferred_nodes.py``).
 """
 
 from functools import partial

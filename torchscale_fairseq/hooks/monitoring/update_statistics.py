@@ -72,6 +72,12 @@ def log_outputs(task: Any, criterion: Any, outputs: Any, sample_size: Any) -> St
     return Statistics(read)
 
 
+def read_outputs(task: Any, criterion: Any, outputs: Any, sample_size: Any) -> dict[str, Any]:
+    """What ``log_outputs`` would return, read, without logging it. Arguments are the same."""
+    with metrics.aggregate(new_root=True):
+        return dict(log_outputs(task, criterion, outputs, sample_size))
+
+
 @cache
 def _warn_of_no_loss() -> None:
     """fairseq's words, once."""

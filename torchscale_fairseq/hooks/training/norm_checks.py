@@ -5,13 +5,16 @@ runs out of work. Here the device itself leaves the weights as they are if the n
 one update later, when the answer is long there.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from torchscale_fairseq.hooks.contracts import SkipsUpdates
+from torchscale_fairseq.hooks.training.late_sums import active_aggregators, logging_to
+from torchscale_fairseq.hooks.training.loss_scaling import can_defer_overflows
 
 
 class UncheckedNorm(Tensor):
@@ -40,12 +43,24 @@ class Unread:
     failed: Tensor
     """A float32 scalar in the host's memory, once ``ready``; 0 if all is well."""
     ready: torch.cuda.Event | None
+    scaler: dict[str, Any] | None
+    """The state of --fp16's loss scaler before the update, which an overflow does not end but skip; else None."""
+    pending: list[Callable[[], Any]] = field(default_factory=list)
+    """To be called if the update counts."""
+    aggregators: dict[str, Any] = field(default_factory=active_aggregators)
+    """To which the update is logged."""
 
     def has_failed(self) -> bool:
         """Wait until the device has answered."""
         if self.ready is not None:
             self.ready.synchronize()
         return bool(self.failed)
+
+    def count(self) -> None:
+        """Do what had to wait until it was known that the update counts."""
+        with logging_to(self.aggregators):
+            for action in self.pending:
+                action()
 
 
 def failure(norms: Tensor) -> Tensor:
@@ -58,33 +73,37 @@ def failure(norms: Tensor) -> Tensor:
     return (~(torch.isfinite(norms).all() & consistent)).float()
 
 
-def unread(number: int, samples: Any, failed: Tensor) -> Unread:
+def unread(number: int, samples: Any, failed: Tensor, scaler: Any) -> Unread:
     """Send the answer on its way to the host.
 
     Args:
         number: of the update, counted from 1.
         samples: its batches.
         failed: as ``failure`` returns it.
+        scaler: of the loss, before the optimizer steps; or None.
     """
+    state = None if scaler is None else dict(vars(scaler))
     if not failed.is_cuda:
-        return Unread(number, samples, failed, None)
+        return Unread(number, samples, failed, None, state)
     host = failed.to("cpu", non_blocking=True)
     ready = torch.cuda.Event()
     ready.record()
-    return Unread(number, samples, host, ready)
+    return Unread(number, samples, host, ready, state)
 
 
-def can_wait(cfg: Any, optimizer: Any) -> bool:
+def can_wait(cfg: Any, optimizer: Any, task: Any, model: Any, criterion: Any) -> bool:
     """Whether the optimizer heeds ``found_inf``, and nothing else depends on each update's success.
 
     Args:
         cfg: fairseq's whole config.
         optimizer: fairseq's, as the Trainer uses it.
+        task, model, criterion: as the Trainer has them.
     """
+    scaler = getattr(optimizer, "scaler", None)
     return (
         isinstance(optimizer.optimizer, SkipsUpdates)
         and optimizer.optimizer.can_skip
-        and getattr(optimizer, "scaler", None) is None
+        and (scaler is None or can_defer_overflows(scaler, task, model, criterion))
         and not cfg.common.tpu
         and not cfg.ema.store_ema
         and not cfg.optimization.use_bmuf

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from torchscale_fairseq.hooks.monitoring.update_statistics import Statistics, log_norm, log_outputs
+from torchscale_fairseq.hooks.monitoring.update_statistics import Statistics, log_norm, log_outputs, read_outputs
 from torchscale_fairseq.hooks.training.deferring_trainer import DeferringTrainer
 from torchscale_fairseq.hooks.training.late_sums import (
     LateSums,
@@ -15,7 +15,7 @@ from torchscale_fairseq.hooks.training.late_sums import (
     logging_to,
     sum_late,
 )
-from torchscale_fairseq.hooks.training.norm_checks import UncheckedNorm
+from torchscale_fairseq.hooks.training.norm_checks import UncheckedNorm, Unread
 
 
 @dataclass(frozen=True)
@@ -27,23 +27,22 @@ class SummedFigures:
     names: tuple[str, ...]
     """Of the criterion's figures."""
 
-    def read(self) -> tuple[float, float, list[float], dict[str, Any]]:
-        """Wait for them: the sample size, the training time, own numbers, and the criterion's figures."""
+    def read(self) -> tuple[float, float, list[float], list[dict[str, Any]]]:
+        """Wait for them: the sample size, the training time, own numbers, and the criterion's logging outputs."""
         sample_size, train_time, *rest = self.sums.read()
         own = len(rest) - len(self.names)
         figures = dict(zip(self.names, rest[own:], strict=True))
-        return float(sample_size), float(train_time), [float(number) for number in rest[:own]], figures
+        outputs = [figures] if figures else []
+        return float(sample_size), float(train_time), [float(number) for number in rest[:own]], outputs
 
 
-@dataclass
+@dataclass(frozen=True)
 class Unlogged:
     """An update whose sums the host has not read."""
 
     figures: SummedFigures
     aggregators: dict[str, Any]
     """To which they are to be logged."""
-    statistics: Statistics | None = None
-    """Once they are logged."""
 
 
 class SummingTrainer(DeferringTrainer):
@@ -70,23 +69,29 @@ class SummingTrainer(DeferringTrainer):
     def train_step(self, samples: Any, raise_oom: bool = False) -> Any:
         """Stock's. The first update of a run is logged at once."""
         output = super().train_step(samples, raise_oom)
-        if not self._meters_run and self._unlogged is not None:
-            self.check_last_update()
+        if not self._meters_run and self._unlogged is not None and not self.check_last_update():
+            return None
         return output
 
-    def check_last_update(self) -> None:
-        """Raise what stock raises if the gradients of the last update were not finite, or log its figures.
+    def check_last_update(self) -> bool:
+        """Whether the last update counts; its figures are logged then.
 
         Raises:
-            FloatingPointError: the gradients were not finite.
+            FloatingPointError: as the base class says.
         """
-        super().check_last_update()
+        counts = super().check_last_update()
         self._log_last_update()
+        return counts
+
+    def _repeat(self, update: Unread) -> Any:
+        """As the base class; what the update would have logged does not count."""
+        self._unlogged = None
+        return super()._repeat(update)
 
     @property
     def _sums_can_wait(self) -> bool:
         criterion = self.get_criterion()
-        return self._model.training and self._norms_can_wait and self.task.logging_outputs_can_be_summed(criterion)
+        return self._model.training and self._defers and self.task.logging_outputs_can_be_summed(criterion)
 
     def _aggregate_logging_outputs(self, logging_outputs: Any, *extra: Any, ignore: bool = False) -> Any:
         """Stock's, with ``own_numbers``. In an update whose sums are read later: the number of batches without memory
@@ -110,25 +115,24 @@ class SummingTrainer(DeferringTrainer):
         if summed is None or not isinstance(grad_norm, UncheckedNorm):
             return super()._reduce_and_log_stats(logging_outputs, sample_size, grad_norm)
         self._log_last_update()
-        log_norm(grad_norm, self.cfg.optimization.clip_norm)
-        self._unlogged = unlogged = Unlogged(summed, active_aggregators())
-        return Statistics(partial(self._statistics_of, unlogged))
+        self.when_counted(partial(log_norm, grad_norm, self.cfg.optimization.clip_norm))
+        self._unlogged = Unlogged(summed, active_aggregators())
+        return Statistics(partial(self._statistics_of, summed))
 
-    def _statistics_of(self, update: Unlogged) -> dict[str, Any]:
-        if update.statistics is None:
-            self._log_last_update()
-        return dict(update.statistics or {})
+    def _statistics_of(self, update: SummedFigures) -> dict[str, Any]:
+        sample_size, _, _, outputs = update.read()
+        return read_outputs(self.task, self.get_criterion(), outputs, sample_size)
 
     def _log_last_update(self) -> None:
         last, self._unlogged = self._unlogged, None
         if last is None:
             return
-        sample_size, train_time, own, figures = last.figures.read()
+        sample_size, train_time, own, outputs = last.figures.read()
         self._cumulative_training_time = train_time / self.data_parallel_world_size
         with logging_to(last.aggregators):
             self.take_sums(own)
             self.log_sums()
-            last.statistics = log_outputs(self.task, self.get_criterion(), [figures] if figures else [], sample_size)
+            log_outputs(self.task, self.get_criterion(), outputs, sample_size)
         self._meters_run = True
 
 

@@ -4,10 +4,10 @@ import logging
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from fairseq import checkpoint_utils
 from fairseq.distributed import ModuleProxyWrapper
 from fairseq.logging import metrics
@@ -93,6 +93,8 @@ class Trainer(SavingTrainer):
         self._speed = speed_meter(self._model, self.device, options.peak_tflops, half=half)
         self._work: list[Any] = []
         """Tokens and FLOPs of the update being made, until they are logged."""
+        self._own_work: list[Any] = []
+        """Those of this process."""
         self._norms = self._layer_norms(options.log_norms_interval)
         self._signals = preemption.Received() if preemption.asked() else None
         self._stop: signal.Signals | None = None
@@ -131,21 +133,25 @@ class Trainer(SavingTrainer):
         return LayerNorms(self._model, interval, folder if self.is_data_parallel_master else None, self._split)
 
     def train_step(self, samples: Any, raise_oom: bool = False) -> Any:
-        """Skips an update whose gradients overflow in fp16 on the CPU as well, where stock then creates a CUDA tensor.
-        Where processes exchange more than gradients, one that runs out of memory does not try to go on without the
-        others."""
+        """Stock's. Where processes exchange more than gradients, one that runs out of memory does not try to go on
+        without the others."""
         if self._speed is not None:
             self._work = self._speed.measure(samples, shared_by=1 if self._sharing is None else self._sharing.size)
-        with ExitStack() if self.cuda else _cuda_is_identity():
-            output = super().train_step(samples, raise_oom or self._in_step)
-        if output is not None:
-            self.log_sums()
-        self._work = []
+        self._own_work = self._work
+        output = super().train_step(samples, raise_oom or self._in_step)
+        if output is not None and self._speed is not None and self._work:
+            self.when_counted(partial(self._speed.log, *self._work))
+        self._work = self._own_work = []
         if self._pending is not None and self._pending.done():
             self.finish_pending_save()
         if output is not None and self._norms is not None:
             self._norms.after_update(self.optimizer, self.get_num_updates())
         return output
+
+    def _is_looked_at(self) -> bool:
+        """Whether fairseq asks for the number of updates at once, or norms of this update are written."""
+        measured = self._norms is not None and self.get_num_updates() % self._norms.interval == 0
+        return measured or super()._is_looked_at()
 
     def clip_grad_norm(self, clip_norm: float) -> Any:
         """The norm; before it, gradients of an update to be logged are measured."""
@@ -167,8 +173,8 @@ class Trainer(SavingTrainer):
 
     def own_numbers(self) -> list[float]:
         """How much this process computes in an update, and which signals it has received."""
-        work, self._work = self._work, []
-        return [*work, *([] if self._signals is None else self._signals.counts())]
+        self._work = []
+        return [*self._own_work, *([] if self._signals is None else self._signals.counts())]
 
     def take_sums(self, sums: Sequence[Any]) -> None:
         """The means over processes of how much they compute, and whether they agree to stop."""
@@ -297,16 +303,6 @@ def _name_as_here(state: dict[str, Any], name: str) -> None:
     for last in state["optimizer_history"][-1:]:
         if last.get("optimizer_name") in WRAPPERS or name in WRAPPERS:
             last["optimizer_name"] = name
-
-
-@contextmanager
-def _cuda_is_identity() -> Iterator[None]:
-    to_cuda = torch.Tensor.cuda
-    torch.Tensor.cuda = lambda tensor, *args, **kwargs: tensor  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        torch.Tensor.cuda = to_cuda  # type: ignore[method-assign]
 
 
 @contextmanager

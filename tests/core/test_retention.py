@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.helpers import assert_close, kept_for_backward, triple
-from torchscale_fairseq.core.ops import retention_forms
+from torchscale_fairseq.core.ops import fla_kernels, retention_forms
 from torchscale_fairseq.core.ops.backend import log_choice
 from torchscale_fairseq.core.ops.fla_tuning import CANDIDATES, tune_less
 from torchscale_fairseq.core.ops.retention import chunkwise_retention, parallel_retention, recurrent_retention
@@ -340,6 +340,7 @@ def test_what_the_fla_backend_is_given(dtype: torch.dtype, value_dim: int, monke
         largest.append(state.abs().max())
         return output.to(dtype), state
 
+    monkeypatch.setattr(fla_kernels, "are_known", lambda: False)
     package = ModuleType("fla.ops.simple_gla")
     package.chunk_simple_gla = kernel  # type: ignore[attr-defined]
     for name in ("fla", "fla.ops"):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from torchscale_fairseq.core.ops import fla_sequences, retention_forms
+from torchscale_fairseq.core.ops import fla_kernels, retention_forms
 from torchscale_fairseq.core.ops.documents import Documents, note_documents
 from torchscale_fairseq.core.ops.fla_tuning import CANDIDATES
 from torchscale_fairseq.core.ops.retention import parallel_retention
@@ -57,7 +57,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             monkeypatch.setattr(module, "range", counted, raising=False)
         monkeypatch.setattr(retention_forms, "_fla_refusal", lambda *_, **__: None)
     yield
-    fla_sequences.are_known.cache_clear()
+    fla_kernels._are_known.cache_clear()
 
 
 def masks(kind: str) -> dict[str, Tensor]:
@@ -99,16 +99,16 @@ def assert_equal(found: list[Tensor], wanted: list[Tensor]) -> None:
 
 @pytest.mark.parametrize("kind", ["left padding", "right padding", "little padding", "documents", "both"])
 def test_equals_float64(kind: str) -> None:
-    assert fla_sequences.are_known(), "the installed fla has other kernels: its own function, which waits, is used"
+    assert fla_kernels.are_known(), "the installed fla has other kernels: its own function, which waits, is used"
     options = masks(kind)
     assert_equal(results("fla", DTYPE, options), results("exact", torch.float64, options))
 
 
 def test_kernels_that_are_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """fla's own function starts them."""
-    monkeypatch.setattr(fla_sequences, "_OF_STATES", "others")
-    fla_sequences.are_known.cache_clear()
-    assert not fla_sequences.are_known()
+    monkeypatch.setattr(fla_kernels, "_OF_STATES", "others")
+    fla_kernels._are_known.cache_clear()
+    assert not fla_kernels.are_known()
     options = masks("documents")
     assert_equal(results("fla", DTYPE, options), results("exact", torch.float64, options))
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import fla_sequences
+from . import fla_kernels
 from .backend import Backend, choose
 from .documents import known_documents
 from .fla_tuning import tune_less
@@ -169,8 +169,6 @@ def _by_fla(
     need_state: bool,
 ) -> Results:
     """``fla_retention``. With a packing the one row holds sequences, and states are those of the sequences."""
-    if not torch.compiler.is_compiling():
-        tune_less()
     width = value.size(-1)
     state = None if state is None else _even(state.to(torch.float32))
     balance = _balance(log_decay) if value.dtype == torch.float16 else None
@@ -197,12 +195,12 @@ def _chunk_kernels(
     need_state: bool,
 ) -> Results:
     """``_by_fla`` of what the kernels take. The state after the last token is None if it is not needed."""
-    if packing is not None and fla_sequences.are_known():
-        return fla_sequences.sequences_by_fla(
-            query, key, value, log_decay, state=state, packing=packing, need_state=need_state
-        )
+    if fla_kernels.are_known():
+        return fla_kernels.retention_by_fla(query, key, value, log_decay, state, packing, need_state=need_state)
     from fla.ops.simple_gla import chunk_simple_gla
 
+    if not torch.compiler.is_compiling():
+        tune_less()
     output, final = chunk_simple_gla(
         query,
         key,

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchscale_fairseq import RetNetConfig, RetNetDecoder
-from torchscale_fairseq.core.ops import fla_sequences, retention_forms
+from torchscale_fairseq.core.ops import fla_kernels, retention_forms
 from torchscale_fairseq.core.ops.documents import Documents, note_documents
 from torchscale_fairseq.core.ops.retention_packing import CHUNK
 
@@ -39,7 +39,7 @@ class Kernel:
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Kernel, Kernel]]:
     """The two kernels of the states."""
-    forward, backward = Kernel(fla_sequences._OF_STATES), Kernel(fla_sequences._OF_GRADIENTS)
+    forward, backward = Kernel(fla_kernels._OF_STATES), Kernel(fla_kernels._OF_GRADIENTS)
     modules: dict[str, dict[str, Any]] = {
         "ops.common.chunk_h": {"chunk_fwd_kernel_h": forward, "chunk_bwd_kernel_dh": backward},
         "ops.common.chunk_o": {
@@ -56,22 +56,28 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Kernel, Kernel]]:
         vars(module).update(content, __path__=[])
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(retention_forms, "_fla_refusal", lambda *_, **__: None)
-    monkeypatch.setattr(retention_forms, "tune_less", lambda: None)
-    fla_sequences.are_known.cache_clear()
+    monkeypatch.setattr(fla_kernels, "tune_less", lambda: None)
+    fla_kernels._are_known.cache_clear()
     yield forward, backward
-    fla_sequences.are_known.cache_clear()
+    fla_kernels._are_known.cache_clear()
 
 
-def train(starts: Tensor, padding: Tensor | None = None) -> None:
-    """A forward and backward pass of a RetNet on the meta device, in bfloat16, over packed rows that the host knows."""
+def build(**options: Any) -> RetNetDecoder:
+    """A RetNet of two layers."""
     config = RetNetConfig(
         vocab_size=9,
         decoder_embed_dim=WIDTH,
         decoder_value_embed_dim=2 * WIDTH,
         decoder_retention_heads=HEADS,
         decoder_layers=LAYERS,
+        **options,
     )
-    model = RetNetDecoder(config).to("meta", torch.bfloat16)
+    return RetNetDecoder(config)
+
+
+def train(starts: Tensor, padding: Tensor | None = None) -> None:
+    """A forward and backward pass of a RetNet on the meta device, in bfloat16, over packed rows that the host knows."""
+    model = build().to("meta", torch.bfloat16)
     known = note_documents(starts.to("meta"), Documents.of(starts).to(torch.device("meta")))
     tokens = torch.zeros(starts.shape, dtype=torch.long, device="meta")
     padding = None if padding is None else padding.to("meta")
@@ -95,25 +101,28 @@ def test_no_layer_asks_the_device(kernels: tuple[Kernel, Kernel], padded: bool) 
         assert (start["T"], start["BT"], len(start["split_offsets"])) == (400, CHUNK, documents + 1)
 
 
-def test_rows_store_a_state_only_if_it_is_needed(
-    kernels: tuple[Kernel, Kernel], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stored: list[bool] = []
-
-    def chunk_simple_gla(*tensors: Tensor, output_final_state: bool, **_: Any) -> tuple[Tensor, Tensor | None]:
-        stored.append(output_final_state)
-        return tensors[2], torch.zeros(1) if output_final_state else None
-
-    monkeypatch.setattr(sys.modules["fla.ops.simple_gla"], "chunk_simple_gla", chunk_simple_gla, raising=False)
+def test_rows_store_a_state_only_if_it_is_needed(kernels: tuple[Kernel, Kernel]) -> None:
     x, log_decay = torch.zeros(1, 9, 2, 4, dtype=torch.bfloat16), torch.tensor([-0.1, -0.2])
     for need_state in (True, False):
         _, state = retention_forms.retention(x, x, x, log_decay, need_state=need_state)
         assert (state is not None) == need_state
-    assert stored == [True, False]
+    assert [start["ht"] is not None for start in kernels[0].started] == [True, False]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_compiled_rows_are_one_graph(
+    kernels: tuple[Kernel, Kernel], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stock = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda module, **_: stock(module, backend="aot_eager", fullgraph=True))
+    torch._dynamo.reset()
+    model = build(compile=True).to(dtype)
+    model(torch.zeros(2, 100, dtype=torch.long))[0].sum().backward()
+    assert [len(kernel.started) for kernel in kernels] == [2 * LAYERS, LAYERS]
 
 
 def test_kernels_with_other_arguments_are_left_to_fla(kernels: tuple[Kernel, Kernel]) -> None:
-    assert fla_sequences.are_known()
+    assert fla_kernels.are_known()
     kernels[1].arg_names.append("more")
-    fla_sequences.are_known.cache_clear()
-    assert not fla_sequences.are_known()
+    fla_kernels._are_known.cache_clear()
+    assert not fla_kernels.are_known()

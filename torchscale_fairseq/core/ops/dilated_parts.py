@@ -165,7 +165,8 @@ class _Mixture(torch.autograd.Function):
             call.rows.put(log_whole, merged)
             partials.append(partial if settings.detach else partial.random)
             del partial, average  # frees their memory before the next ones are computed
-        result = so_far.to(query.dtype)
+        # torch 2.11 compiles wrong gradients of a result that was written in place (pytorch's issue 180642)
+        result = so_far.to(query.dtype, copy=torch.compiler.is_compiling())
         ctx.save_for_backward(query, key, value, result, log_so_far, real, *remotes)
         ctx.parts, ctx.settings, ctx.partials = parts, settings, partials
         return result

@@ -17,6 +17,8 @@ pytestmark = [
 ]
 WATCHING = """
 import torch
+from torchscale_fairseq import plugin
+plugin.register()
 from torchscale_fairseq.hooks.training.trainer import Trainer
 train_step = Trainer.train_step
 def watched(self, *args, **kwargs):

@@ -17,6 +17,8 @@ from fairseq.distributed import utils as distributed_utils
 from fairseq.logging import metrics
 from torch import Tensor
 
+from torchscale_fairseq.hooks.training.late_copies import LateCopy, copy_late, send
+
 
 class NonZero(Tensor):
     """A divisor on the device. It is true, which nobody has to ask the device."""
@@ -33,15 +35,12 @@ class LateSums:
 
     on_device: tuple[Tensor, ...]
     """Shaped like the figures; float64, as in fairseq."""
-    copy: Tensor
-    """All of them in the host's memory, once ``ready``."""
-    ready: torch.cuda.Event | None
+    copy: LateCopy
+    """All of them, one after the other."""
 
     def read(self) -> list[Tensor]:
         """Wait until the device has summed. Returns the sums in host memory."""
-        if self.ready is not None:
-            self.ready.synchronize()
-        parts = self.copy.split([figure.numel() for figure in self.on_device])
+        parts = self.copy.read().split([figure.numel() for figure in self.on_device])
         return [part.view(figure.shape) for part, figure in zip(parts, self.on_device, strict=True)]
 
 
@@ -54,25 +53,13 @@ def sum_late(figures: Sequence[Any], device: torch.device, group: Any) -> LateSu
         group: fairseq's, of the processes.
     """
     numbers = [figure for figure in figures if not torch.is_tensor(figure)]
-    sent = iter(_send(torch.tensor(numbers, dtype=torch.float64), device))
-    own = [_send(figure.detach(), device) if torch.is_tensor(figure) else next(sent) for figure in figures]
+    sent = iter(send(torch.tensor(numbers, dtype=torch.float64), device))
+    own = [send(figure.detach(), device) if torch.is_tensor(figure) else next(sent) for figure in figures]
     sums = torch.cat([figure.to(torch.float64).reshape(-1) for figure in own])
     distributed_utils.all_reduce(sums, group=group)
     parts = zip(sums.split([figure.numel() for figure in own]), own, strict=True)
     on_device = tuple(part.view(figure.shape) for part, figure in parts)
-    if not sums.is_cuda:
-        return LateSums(on_device, sums, None)
-    copy = sums.to("cpu", non_blocking=True)  # to pinned memory
-    ready = torch.cuda.Event()
-    ready.record()
-    return LateSums(on_device, copy, ready)
-
-
-def _send(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device; from memory that is not pinned the host would wait for the copy."""
-    if device.type == "cuda" and not tensor.is_cuda:
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    return LateSums(on_device, copy_late(sums))
 
 
 def divisor(sample_size: Tensor) -> NonZero:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from torchscale_fairseq.hooks.contracts import SkipsUpdates
+from torchscale_fairseq.hooks.training.late_copies import LateCopy, copy_late
 from torchscale_fairseq.hooks.training.late_sums import active_aggregators, logging_to
 from torchscale_fairseq.hooks.training.loss_scaling import can_defer_overflows
 
@@ -40,9 +41,8 @@ class Unread:
     number: int
     """Counted from 1."""
     samples: Any
-    failed: Tensor
-    """A float32 scalar in the host's memory, once ``ready``; 0 if all is well."""
-    ready: torch.cuda.Event | None
+    failed: LateCopy
+    """A float32 scalar; 0 if all is well."""
     scaler: dict[str, Any] | None
     """The state of --fp16's loss scaler before the update, which an overflow does not end but skip; else None."""
     pending: list[Callable[[], Any]] = field(default_factory=list)
@@ -52,9 +52,7 @@ class Unread:
 
     def has_failed(self) -> bool:
         """Wait until the device has answered."""
-        if self.ready is not None:
-            self.ready.synchronize()
-        return bool(self.failed)
+        return bool(self.failed.read())
 
     def count(self) -> None:
         """Do what had to wait until it was known that the update counts."""
@@ -83,12 +81,7 @@ def unread(number: int, samples: Any, failed: Tensor, scaler: Any) -> Unread:
         scaler: of the loss, before the optimizer steps; or None.
     """
     state = None if scaler is None else dict(vars(scaler))
-    if not failed.is_cuda:
-        return Unread(number, samples, failed, None, state)
-    host = failed.to("cpu", non_blocking=True)
-    ready = torch.cuda.Event()
-    ready.record()
-    return Unread(number, samples, host, ready, state)
+    return Unread(number, samples, copy_late(failed), state)
 
 
 def can_wait(cfg: Any, optimizer: Any, task: Any, model: Any, criterion: Any) -> bool:

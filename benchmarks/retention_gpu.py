@@ -157,7 +157,7 @@ def retention_inputs(
     earlier = torch.full((1,), seen, dtype=torch.long, device=case.device)
     counts = token_counts(case.length, earlier, **masks)
     tables = retention_tables(counts, log_decay, case.width // case.heads, dtype=dtype, inclusive=inclusive)
-    return RetentionInputs(tables, log_decay, **masks)
+    return RetentionInputs(tables, log_decay, masks.get("padding_mask"), masks.get("document_starts"))
 
 
 def _official(case: Case, ours: MultiScaleRetention, dtype: torch.dtype) -> tuple[nn.Module, Forward]:

@@ -109,16 +109,20 @@ def test_rows_store_a_state_only_if_it_is_needed(kernels: tuple[Kernel, Kernel])
     assert [start["ht"] is not None for start in kernels[0].started] == [True, False]
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["rows", "packed"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_compiled_rows_are_one_graph(
-    kernels: tuple[Kernel, Kernel], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+def test_compiled_layers_are_one_graph(
+    kernels: tuple[Kernel, Kernel], packed: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stock = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda module, **_: stock(module, backend="aot_eager", fullgraph=True))
     torch._dynamo.reset()
-    model = build(compile=True).to(dtype)
-    model(torch.zeros(2, 100, dtype=torch.long))[0].sum().backward()
-    assert [len(kernel.started) for kernel in kernels] == [2 * LAYERS, LAYERS]
+    model, text, starts = build(compile=True).to(dtype), torch.zeros(2, 100, dtype=torch.long), None
+    for first in (30, 60):
+        if packed:
+            starts = torch.arange(100).expand(2, -1) % first == first - 1
+        model(text, document_starts=starts)[0].sum().backward()
+    assert [len(kernel.started) for kernel in kernels] == [4 * LAYERS, 2 * LAYERS]
 
 
 def test_kernels_with_other_arguments_are_left_to_fla(kernels: tuple[Kernel, Kernel]) -> None:

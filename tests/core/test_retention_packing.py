@@ -61,7 +61,8 @@ def test_equals_the_definition(padding: str, documents: bool, with_state: bool, 
         "state": torch.randn(3, 2, 4, 6, dtype=torch.float64) if with_state else None,
     }
     expected = recurrent_retention(query, key, value, LOG_DECAY, **options)
-    found = packed_retention(one_by_one, query, key, value, **options)
+    packing = Packing.of(options["padding_mask"], options["document_starts"])
+    found = packed_retention(one_by_one, query, key, value, packing, state=options["state"])
     real = torch.ones(3, length, dtype=torch.bool) if masks[padding] is None else ~masks[padding]
     assert_close(found[0][real], expected[0][real], "float64")
     assert found[1] is not None
@@ -146,7 +147,7 @@ def test_no_state_unless_the_form_returns_one() -> None:
     def without_states(*tensors: Any) -> tuple[Tensor, None]:
         return tensors[2], None
 
-    output, state = packed_retention(without_states, query, query, value, document_starts=starts)
+    output, state = packed_retention(without_states, query, query, value, Packing.of(None, starts))
     assert torch.equal(output, value)
     assert state is None
 

@@ -3,6 +3,7 @@
 "Retentive Network: A Successor to Transformer for Large Language Models", arXiv:2307.08621.
 """
 
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -15,6 +16,7 @@ from ..layers.retention import RetentionInputs, RetentionState
 from ..layers.static_state import Arena, Sizes, StaticRetention, StaticState
 from ..ops.documents import known_documents
 from ..ops.masks import as_mask, marked
+from ..ops.retention_forms import packing_for
 from ..ops.retention_tables import log_decays, retention_tables, token_counts
 from .causal import CausalStack
 from .factory import LayerFactory
@@ -175,9 +177,13 @@ class RetNetDecoder(CausalStack):
         if state is not None and state.seen is not None:
             seen = state.seen
         counts = token_counts(x.size(1), seen, padding_mask=padding_mask, document_starts=document_starts)
+        inputs = self._inputs_of(counts, x, padding_mask, document_starts)
         if state is not None:
             state.seen = counts[:, -1]
-        return self._inputs_of(counts, x, padding_mask, document_starts)
+        elif self.config.compile:
+            masks = {"padding_mask": padding_mask, "document_starts": document_starts}
+            inputs = replace(inputs, packing=packing_for(x, self.config.retention_backend, **masks))
+        return inputs
 
     def _inputs_of(
         self, counts: Tensor, x: Tensor, padding_mask: Tensor | None = None, document_starts: Tensor | None = None

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..ops.gating import normalised_gate
 from ..ops.retention_forms import retention
+from ..ops.retention_packing import Packing
 from ..ops.retention_tables import RetentionTables
 from .linear import LinearFactory, dense
 
@@ -23,6 +24,8 @@ class RetentionInputs:
     """(batch, seq), True for padding."""
     document_starts: Tensor | None = None
     """(batch, seq), True where a new document begins."""
+    packing: Packing | None = None
+    """What compiled layers need to know of both masks, if they are compiled."""
 
 
 class RetentionState:
@@ -116,6 +119,7 @@ class MultiScaleRetention(nn.Module):
             backend=self.backend,
             overwrite_state=True,
             need_state=state is not None,
+            packing=inputs.packing,
         )
         if state is not None:
             state.content = content

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import fla_kernels
-from .backend import Backend, choose
+from .backend import AUTO, Backend, choose
 from .documents import known_documents
 from .fla_tuning import tune_less
 from .masks import is_traced
@@ -38,6 +38,7 @@ def retention(
     backend: str = "auto",
     overwrite_state: bool = False,
     need_state: bool = True,
+    packing: Packing | None = None,
     **options: Any,
 ) -> Results:
     """Retention in the form that suits the length; all forms compute the same.
@@ -51,6 +52,7 @@ def retention(
             flash-linear-attention); or auto, the first that serves the request.
         overwrite_state: of single tokens, as for ``recurrent_retention``.
         need_state: whether the state after the last token is needed; fla's kernel stores none without it.
+        packing: of the masks, from ``packing_for``; None: made where it is needed, which interrupts compiled code.
 
     Returns:
         Output and state, as every form; the output of fla's kernel is in the dtype of the values. The state may be
@@ -59,7 +61,8 @@ def retention(
     Raises:
         InputError: the backend is unknown or cannot serve the request.
     """
-    request = RetentionRequest(query, key, value, log_decay, chunkwise, chunk_size, options, rotation, need_state)
+    inputs = query, key, value, log_decay
+    request = RetentionRequest(*inputs, chunkwise, chunk_size, options, rotation, need_state, packing)
     if query.size(1) == 1:
         return recurrent_retention(*request.tensors(), overwrite_state=overwrite_state, **options)
     chosen = choose(
@@ -86,6 +89,7 @@ class RetentionRequest:
     options: dict[str, Any]
     rotation: RetentionTables | None = None
     need_state: bool = True
+    packing: Packing | None = None
 
     def tensors(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The first arguments of every form; a rotation results in this dtype, float32 at least by default."""
@@ -111,6 +115,8 @@ class Fla:
         options, tensors = request.options, request.tensors(dtype)
         if options.get("padding_mask") is None and options.get("document_starts") is None:
             return _by_fla(*tensors, options.get("state"), None, need_state=request.need_state)
+        if request.packing is not None:
+            return _packed(*tensors, request.packing, options.get("state"), need_state=request.need_state)
         return _packed_by_fla(*tensors, options, need_state=request.need_state)
 
 
@@ -143,19 +149,59 @@ def fla_retention(
     return output, after
 
 
+def packing_for(
+    x: Tensor, backend: str, *, padding_mask: Tensor | None, document_starts: Tensor | None
+) -> Packing | None:
+    """Where the sequences lie that fla's kernels are to compute, for layers that are compiled and cannot count them.
+
+    Args:
+        x: input of the layers.
+        backend: as for ``retention``.
+        padding_mask, document_starts: as for every form.
+
+    Returns:
+        None for rows without padding and documents, and where another backend serves them. The states after such
+        sequences are not those after the rows.
+    """
+    if (padding_mask is None and document_starts is None) or backend not in (AUTO, Fla.name):
+        return None
+    if _fla_refusal(x, padding_mask, document_starts) is not None:
+        return None
+    return _counted(padding_mask, document_starts, need_state=False)
+
+
+def _counted(padding_mask: Tensor | None, document_starts: Tensor | None, *, need_state: bool) -> Packing:
+    """Sequences with their chunks. Padding makes up documents of its own where the host knows them."""
+    if not need_state and document_starts is not None and known_documents(document_starts) is not None:
+        padding_mask = None
+    packing = Packing.shared(padding_mask, document_starts)
+    _ = packing.chunks
+    return packing
+
+
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _packed_by_fla(
     query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, options: dict[str, Any], *, need_state: bool
 ) -> Results:
-    """Packed sequences outside of compiled code, as fla computes any: their number is known while it runs alone."""
-    starts = options.get("document_starts")
-    if not need_state and starts is not None and known_documents(starts) is not None:
-        options = {**options, "padding_mask": None}  # padding makes up documents of its own
+    """Packed sequences outside of compiled code, which cannot count them."""
+    packing = _counted(options.get("padding_mask"), options.get("document_starts"), need_state=need_state)
+    return _packed(query, key, value, log_decay, packing, options.get("state"), need_state=need_state)
 
-    def form(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, packing: Packing) -> Results:
-        return _by_fla(q, k, v, log_decay, state, packing, need_state=need_state)
 
-    return packed_retention(form, query, key, value, **options)
+def _packed(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    log_decay: Tensor,
+    packing: Packing,
+    state: Tensor | None,
+    *,
+    need_state: bool,
+) -> Results:
+    def form(q: Tensor, k: Tensor, v: Tensor, before: Tensor | None, packing: Packing) -> Results:
+        return _by_fla(q, k, v, log_decay, before, packing, need_state=need_state)
+
+    return packed_retention(form, query, key, value, packing, state=state)
 
 
 def _by_fla(

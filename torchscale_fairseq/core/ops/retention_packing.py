@@ -148,21 +148,21 @@ def packed_retention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    packing: Packing,
     *,
-    padding_mask: Tensor | None = None,
-    document_starts: Tensor | None = None,
     state: Tensor | None = None,
 ) -> Results:
     """Retention with padding or documents by a form that knows sequences of different lengths.
 
     Args:
         form: which computes the sequences.
-        query, key, value, padding_mask, document_starts, state: as for ``ops.retention``; one of the masks is given.
+        query, key, value, state: as for ``ops.retention``.
+        packing: where the sequences lie.
 
     Returns:
         Output and state, as every form, or None if the form returns none.
     """
-    packing, (batch, length) = Packing.shared(padding_mask, document_starts), query.shape[:2]
+    batch, length = query.shape[:2]
     if len(packing.row) == 0:
         wide = torch.promote_types(value.dtype, torch.float32)
         return value.new_zeros(value.shape, dtype=wide), _after(packing, None, query, value, state)

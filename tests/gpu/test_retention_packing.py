@@ -6,12 +6,14 @@ Without a GPU, Triton's interpreter runs it: TRITON_INTERPRET=1 python -m pytest
 import builtins
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from torchscale_fairseq import RetNetConfig, RetNetDecoder
 from torchscale_fairseq.core.ops import fla_kernels, retention_forms
 from torchscale_fairseq.core.ops.documents import Documents, note_documents
 from torchscale_fairseq.core.ops.fla_tuning import CANDIDATES
@@ -30,6 +32,8 @@ on_a_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="no CUDA device")
 DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
 BOUND = 2e-2
 """Relative RMS error of bfloat16, as for the kernel without padding."""
+BOUND_OF_MODELS = 0.15
+"""Relative RMS error of logits and gradients of a model in bfloat16, as without packing."""
 LENGTH = 300
 NAMES = ("output", "state", "query", "key", "value", "state before")
 
@@ -131,3 +135,23 @@ def test_does_not_wait_for_the_device() -> None:
         update()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@on_a_gpu
+@pytest.mark.parametrize("packed", [False, True], ids=["rows", "packed"])
+def test_compiled_layers(packed: bool) -> None:
+    """Logits and gradients of a model, by an operator that torch.compile leaves alone."""
+    torch.manual_seed(0)
+    config = RetNetConfig(
+        vocab_size=40, decoder_embed_dim=128, decoder_value_embed_dim=256, decoder_layers=2, decoder_retention_heads=2
+    )
+    exact = RetNetDecoder(replace(config, retention_backend="torch")).double().to(DEVICE)
+    compiled = RetNetDecoder(replace(config, compile=True, retention_backend="fla")).to(DEVICE, DTYPE)
+    compiled.load_state_dict(exact.state_dict())
+    text, results = torch.randint(4, 40, (3, LENGTH), device=DEVICE), []
+    for model in (exact, compiled):
+        logits, _ = model(text, document_starts=masks("documents")["document_starts"] if packed else None)
+        logits.double().square().mean().backward()
+        results.append((logits.double(), torch.cat([p.grad.flatten().double() for p in model.parameters()])))
+    for expected, found in zip(*results, strict=True):
+        assert (found - expected).norm() / expected.norm() < BOUND_OF_MODELS

@@ -25,7 +25,7 @@ class RetentionInputs:
     document_starts: Tensor | None = None
     """(batch, seq), True where a new document begins."""
     packing: Packing | None = None
-    """What compiled layers need to know of both masks, if they are compiled."""
+    """Where the sequences of both masks lie, for compiled layers."""
 
 
 class RetentionState:

@@ -121,12 +121,16 @@ def test_a_loss_scale_is_part_of_a_recording() -> None:
     assert run.as_usual == SEEN + 2
 
 
-def test_gradients_in_another_place_are_another_recording() -> None:
+@pytest.mark.parametrize("first_is_trained", [True, False])
+def test_gradients_in_another_place_are_another_recording(first_is_trained: bool) -> None:
+    """As in the second batch of --update-freq 2, whose gradients are added; with --lora-rank the first weight has
+    none."""
     run = Run()
+    run.model.weight.requires_grad_(first_is_trained)
     for _ in range(GOING):
         run.step()
     for p in run.model.parameters():
-        p.grad = torch.zeros_like(p)
+        p.grad = torch.zeros_like(p) if p.requires_grad else None
     run.step()
     assert run.as_usual == SEEN + 2
 

@@ -180,7 +180,8 @@ class StepGraphs:
     def _key(self, sample: Any, optimizer: Any) -> Hashable:
         """Everything that is fixed in a recording: shapes and numbers of the batch, where gradients are accumulated,
         and the factor on the loss."""
-        scaler, gradient = getattr(optimizer, "scaler", None), self._params[0].grad
+        scaler = getattr(optimizer, "scaler", None)
+        gradient = next((p.grad for p in self._params if p.grad is not None), None)  # a frozen parameter has none
         scale = None if scaler is None else float(scaler.loss_scale)
         place = None if gradient is None else gradient.data_ptr()
         return _description(sample), place, scale

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.ops.linear_cross_entropy import linear_cross_entropy, summed_linear_cross_entropy
-from torchscale_fairseq.hooks.contracts import sides_of
+from torchscale_fairseq.hooks.contracts import finds_unused_parameters, sides_of
 
 
 @dataclass
@@ -49,7 +49,7 @@ class LinearCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
             InputError: the model does not leave out its output projection, or pytorch_ddp searches for unused
                 parameters.
         """
-        if getattr(model, "find_unused_parameters", False):
+        if finds_unused_parameters(model):
             raise InputError(
                 "--criterion linear_cross_entropy uses the output projection after the model's forward pass, where "
                 "--find-unused-parameters does not see it; drop that option, or take --ddp-backend legacy_ddp, which "

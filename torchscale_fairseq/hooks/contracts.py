@@ -153,3 +153,9 @@ class SavesTogether(Protocol):
 
     def saving_together(self) -> AbstractContextManager[None]:
         """Around fairseq's ``save_checkpoint``, in every process: within it, the first process has the whole state."""
+
+
+def finds_unused_parameters(model: Any) -> bool:
+    """Whether torch's DistributedDataParallel wraps a model and searches for parameters that the forward pass does not
+    use (``--find-unused-parameters``); a use after the forward pass escapes it."""
+    return bool(getattr(model, "find_unused_parameters", False))

@@ -73,7 +73,7 @@ def log_outputs(task: Any, criterion: Any, outputs: Any, sample_size: Any) -> St
 
 
 def read_outputs(task: Any, criterion: Any, outputs: Any, sample_size: Any) -> dict[str, Any]:
-    """What ``log_outputs`` would return, read, without logging it. Arguments are the same."""
+    """Read the figures that ``log_outputs`` logs for these arguments, without logging them."""
     with metrics.aggregate(new_root=True):
         return dict(log_outputs(task, criterion, outputs, sample_size))
 

@@ -64,7 +64,7 @@ def clip_without_waiting(optimizer: Any, measure: Callable[[float], Tensor], max
 
 
 def _share(optimizer: Any, norm: Tensor, max_norm: float) -> Tensor:
-    """What is left of gradients that are clipped, computed in the precision in which fairseq does."""
+    """The factor by which clipping shortens gradients, computed in the precision that fairseq computes it in."""
     if isinstance(optimizer, MemoryEfficientFP16Optimizer):  # in Python's numbers
         return torch.full_like(norm, max_norm, dtype=torch.float64) / norm.double()
     return max_norm / norm

@@ -15,7 +15,7 @@ from fairseq.criterions.masked_lm import MaskedLmLoss
 from torch import Tensor
 
 from torchscale_fairseq.core.ops.linear_cross_entropy import summed_linear_cross_entropy
-from torchscale_fairseq.hooks.contracts import ReadsMaskedPositions
+from torchscale_fairseq.hooks.contracts import ReadsMaskedPositions, finds_unused_parameters
 
 POSITIONS, COUNT = "masked_positions", "masked_count"
 """Entries of a batch: places of tokens, (tokens,), those to be predicted first; and a Count of these."""
@@ -77,7 +77,7 @@ def loss_at_positions(stock: Callable[..., Any]) -> Callable[..., Any]:
 
     def forward(self: Any, model: Any, sample: dict[str, Any], reduce: bool = True) -> tuple[Tensor, Any, Any]:
         # --find-unused-parameters does not see what is used after the model's forward pass
-        if POSITIONS not in sample or getattr(model, "find_unused_parameters", False):
+        if POSITIONS not in sample or finds_unused_parameters(model):
             output: tuple[Tensor, Any, Any] = stock(self, model, sample, reduce)
             return output
         positions, count = sample[POSITIONS], sample[COUNT]

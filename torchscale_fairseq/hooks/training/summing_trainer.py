@@ -25,7 +25,7 @@ class SummedFigures:
     sums: LateSums
     """The sample size, the training time, own numbers of the Trainer, and the criterion's figures."""
     names: tuple[str, ...]
-    """Of the criterion's figures."""
+    """Names of the criterion's figures."""
 
     def read(self) -> tuple[float, float, list[float], list[dict[str, Any]]]:
         """Wait for them: the sample size, the training time, own numbers, and the criterion's logging outputs."""
@@ -50,7 +50,7 @@ class SummingTrainer(DeferringTrainer):
     in the next one and logs them then. What is logged, and when it is printed, stays."""
 
     _summed: SummedFigures | None = None
-    """Of the update that is being made."""
+    """Figures of the update that is being made."""
     _unlogged: Unlogged | None = None
     _meters_run = False
     """Whether an update has been logged: fairseq's meters of speed begin to measure then."""

@@ -22,7 +22,7 @@ from torch import nn
 from tests.plugin.trainers import make_batch, make_trainer, update
 from torchscale_fairseq.checkpoints.reading import load_checkpoint
 from torchscale_fairseq.hooks.training import deferring_trainer as ours
-from torchscale_fairseq.hooks.training.loss_scaling import can_defer_overflows
+from torchscale_fairseq.hooks.training.loss_scaling import can_defer_overflows, clip_without_waiting
 from torchscale_fairseq.hooks.training.summing_trainer import log_before_an_epoch_ends
 
 FLAGS = ["--optimizer", "fused_adam_torch", "--lr", "3e-3", "--fp16", "--fp16-scale-window", "4", "--dropout", "0.1"]
@@ -192,7 +192,7 @@ CASES: dict[str, tuple[list[str], tuple[int, ...]]] = {
     "two in a row": ([], (6, 7)),
     "the first two": ([], (1, 2)),
     "the last before a checkpoint": ([], (4,)),
-    "the first after a checkpoint": ([], (5,)),
+    "the first after a checkpoint": (["--log-interval", "100"], (5,)),
     "the last of an epoch": (["--disable-validation", "--save-interval-updates", "0"], (9, 18)),
     "the last of all": (["--max-update", "7"], (7, 8)),
     "printed": (["--log-interval", "1"], (2, 3, 6)),
@@ -239,11 +239,12 @@ def test_nan_is_an_overflow(language_data: Path, tmp_path: Path) -> None:
     assert_alike(found, stock)
 
 
-def test_a_loss_scale_that_is_too_high_falls(language_data: Path, tmp_path: Path) -> None:
-    """Gradients overflow by themselves, as after every rise."""
-    flags = ["--fp16-init-scale", str(2**16), "--fp16-scale-window", "2"]
+@pytest.mark.parametrize(("scale", "late"), [(2**16, 2), (2**22, 1)], ids=["nearly", "by far"])
+def test_a_loss_scale_that_is_too_high_falls(scale: int, late: int, language_data: Path, tmp_path: Path) -> None:
+    """Gradients overflow by themselves, as after every rise; no batch is repeated before the first update is made."""
+    flags = ["--fp16-init-scale", str(scale), "--fp16-scale-window", "2"]
     stock, found = both(language_data, tmp_path, flags, infinite_at())
-    assert found.repeated > 1
+    assert found.repeated >= late
     assert_alike(found, stock)
 
 
@@ -279,6 +280,31 @@ def test_an_overflow_is_skipped_before_anything_else(look: str, language_data: P
     assert trainer.get_num_updates() == 1 and trainer.optimizer.scaler.loss_scale == 64
     assert metrics.get_smoothed_values("train_inner")["loss"] == first["loss"]
     assert_equal(trainer.get_model().state_dict(), before)
+
+
+def clip_as_ours(optimizer: Any, max_norm: float) -> torch.Tensor:
+    return clip_without_waiting(optimizer, optimizer.clip_grad_norm, max_norm)
+
+
+@pytest.mark.parametrize("share", [0.5, 2.0], ids=["clipped", "not clipped"])
+@pytest.mark.parametrize("flags", [[], ["--memory-efficient-fp16"]], ids=str)
+def test_gradients_are_scaled_as_by_stock(flags: list[str], share: float, language_data: Path, tmp_path: Path) -> None:
+    """To the bit, whatever the number of tokens; with several processes it is on the device."""
+    optimizer = make_trainer(language_data, tmp_path, *FLAGS, *flags).optimizer
+    params = optimizer.fp16_params if hasattr(optimizer, "fp16_params") else optimizer.params
+    for p in params:
+        p.grad = torch.randn_like(p)
+    optimizer._needs_sync = True
+    optimizer._multiply_factor = 1.0
+    norm = float(optimizer.clip_grad_norm(0.0))
+    for tokens in range(1, 200):
+        for factor in (1 / 128 / tokens, torch.tensor(1 / 128 / tokens, dtype=torch.float64)):
+            scales = []
+            for clip in (type(optimizer).clip_grad_norm, clip_as_ours):
+                optimizer._multiply_factor = factor.clone() if isinstance(factor, torch.Tensor) else factor
+                clip(optimizer, share * norm / 128 / tokens)
+                scales.append(torch.as_tensor(1.0 / optimizer._multiply_factor).float())
+            assert torch.equal(*scales), (tokens, factor)
 
 
 class Stateful(CrossEntropyCriterion):

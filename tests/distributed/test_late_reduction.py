@@ -82,6 +82,7 @@ def test_gradients_are_averaged() -> None:
         ({"ddp_comm_hook": "fp16"}, False),
         ({"broadcast_buffers": True}, False),
         ({"use_bmuf": True}, False),
+        ({"heartbeat_timeout": 60}, False),
         ({"most": 11}, False),
         ({"most": 11, "ddp_backend": "legacy_ddp"}, True),
     ],
@@ -90,7 +91,7 @@ def test_gradients_are_averaged() -> None:
 def test_which_runs_sum_late(changes: dict[str, Any], expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three numbers of four bytes: more than 11 bytes are left to a backend that overlaps."""
     given = {"ddp_backend": "pytorch_ddp", "ddp_comm_hook": "none", "broadcast_buffers": False, "use_bmuf": False}
-    given |= changes
+    given |= {"heartbeat_timeout": -1} | changes
     monkeypatch.setattr(late_reduction, "MOST_BYTES", given.pop("most", 12))
     use_bmuf = given.pop("use_bmuf")
     cfg = SimpleNamespace(

@@ -31,7 +31,8 @@ def can_sum_late(cfg: Any, model: nn.Module) -> bool:
     small = sum(p.numel() * p.element_size() for p in model.parameters()) <= MOST_BYTES
     plain = str(options.ddp_comm_hook) == "none" and not options.broadcast_buffers
     overlapping = options.ddp_backend in OVERLAPPING and plain and small
-    return not cfg.optimization.use_bmuf and (overlapping or options.ddp_backend in LATE)
+    watched = options.heartbeat_timeout > 0  # by a wrapper that ends runs without forward passes, as replays have none
+    return not cfg.optimization.use_bmuf and not watched and (overlapping or options.ddp_backend in LATE)
 
 
 class LateReduction(LegacyDistributedDataParallel):

@@ -307,6 +307,16 @@ def test_gradients_are_scaled_as_by_stock(flags: list[str], share: float, langua
             assert torch.equal(*scales), (tokens, factor)
 
 
+def test_an_overflow_in_the_update_that_time_is_up_is_skipped(language_data: Path, tmp_path: Path) -> None:
+    """Nothing comes after it with --no-save and --disable-validation."""
+    trainer = make_trainer(language_data, tmp_path, *FLAGS, "--stop-time-hours", "1")
+    update(trainer, 0)
+    trainer._previous_training_time = 3600
+    stock = trainer.optimizer.backward
+    trainer.optimizer.backward = lambda loss: stock(loss * float("inf"))
+    assert update(trainer, 1) is None and trainer.get_num_updates() == 1
+
+
 class Stateful(CrossEntropyCriterion):
     """Of somebody else, who may count batches."""
 

@@ -57,6 +57,7 @@ class DeferringTrainer(stock.Trainer):
         return (
             updates % cfg.common.log_interval == 0
             or 0 < cfg.optimization.max_update <= updates
+            or 0 < cfg.optimization.stop_time_hours < self.cumulative_training_time() / 3600
             or any(updates % interval in (0, 1) for interval in intervals if interval > 0)
         )
 

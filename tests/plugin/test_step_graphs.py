@@ -92,6 +92,8 @@ def test_models_and_criterions_that_are_recorded(name: str, language_data: Path,
     trainer.cfg.model.compile = True  # later than the model is built, which compiles nothing
     assert can_record(trainer.cfg, trainer.model, trainer.criterion, torch.device("cuda")) is expected
     assert not can_record(trainer.cfg, trainer.model, trainer.criterion, torch.device("cpu"))
+    trainer.criterion.scale = nn.Parameter(torch.ones(()))
+    assert not can_record(trainer.cfg, trainer.model, trainer.criterion, torch.device("cuda"))
 
 
 @pytest.mark.parametrize("batch", [{"padded": True}, {"ignore_grad": True}], ids=str)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from fairseq import utils
 from fairseq.criterions.cross_entropy import CrossEntropyCriterion
 from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
 from fairseq.criterions.masked_lm import MaskedLmLoss
@@ -60,6 +61,7 @@ def can_record(cfg: Any, model: nn.Module, criterion: nn.Module, device: torch.d
         and not cfg.common.amp
         and not cfg.ema.store_ema
         and _fit(model, criterion)
+        and not utils.has_parameters(criterion)  # a replay would leave them without gradients
         and not any(_waits(module, torch.bfloat16 if cfg.common.bf16 else None, device) for module in model.modules())
     )
 

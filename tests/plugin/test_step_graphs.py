@@ -13,8 +13,13 @@ pytest.importorskip("fairseq")
 
 from tests.plugin.shrunk import EXPERTS
 from tests.plugin.trainers import MASKED, make_trainer
+from torchscale_fairseq import LongViTClassifier, LongViTConfig
+from torchscale_fairseq.core.config import ViTConfig
+from torchscale_fairseq.criterions.image_classification import ImageClassificationCriterion, ImageClassificationOptions
 from torchscale_fairseq.hooks.training.masked_tokens import COUNT, Count
+from torchscale_fairseq.hooks.training.padding import is_free_of_padding
 from torchscale_fairseq.hooks.training.step_graphs import MOST, RECENT, SEEN, StepGraphs, can_record
+from torchscale_fairseq.models.vit import ViTModel
 
 GOING = SEEN + 3
 """Batches of a shape: those before it is recorded, the one that is, and two that are replayed."""
@@ -94,6 +99,40 @@ def test_models_and_criterions_that_are_recorded(name: str, language_data: Path,
     assert not can_record(trainer.cfg, trainer.model, trainer.criterion, torch.device("cpu"))
     trainer.criterion.scale = nn.Parameter(torch.ones(()))
     assert not can_record(trainer.cfg, trainer.model, trainer.criterion, torch.device("cuda"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [({}, True), ({"label_smoothing": 0.1}, True), ({"mixup": 0.2}, False), ({"cutmix": 1.0}, False)],
+    ids=str,
+)
+def test_image_models_that_are_recorded(changes: dict[str, float], expected: bool) -> None:
+    """A mixture of images would be drawn once for all batches. LongViT's dilated attention waits for the device."""
+    criterion = ImageClassificationCriterion(ImageClassificationOptions(**changes), SimpleNamespace())
+    sizes: dict[str, Any] = {
+        "img_size": 8,
+        "patch_size": 4,
+        "encoder_layers": 1,
+        "encoder_embed_dim": 8,
+        "encoder_attention_heads": 2,
+    }
+    plain, dilated = ViTModel(ViTConfig(**sizes), 5), LongViTClassifier(LongViTConfig(**sizes), 5)
+    training = SimpleNamespace(distributed_world_size=1, ddp_backend="pytorch_ddp")
+    cfg = SimpleNamespace(
+        model=SimpleNamespace(compile=True),
+        distributed_training=training,
+        common=SimpleNamespace(amp=False, bf16=True),
+        ema=SimpleNamespace(store_ema=False),
+    )
+    assert can_record(cfg, plain, criterion, torch.device("cuda")) is expected
+    assert not can_record(cfg, dilated, criterion, torch.device("cuda"))
+
+
+def test_batches_of_images_have_no_padding() -> None:
+    """Those that are read a row at a time are no tensors, and are not recorded."""
+    assert is_free_of_padding({"net_input": {"patches": torch.zeros(2, 4, 3, 4, 4)}})
+    assert not is_free_of_padding({"net_input": {"patches": [object()]}})
+    assert not is_free_of_padding({"net_input": {"patches": torch.zeros(2), "src_tokens": torch.zeros(2, 3)}})
 
 
 @pytest.mark.parametrize("batch", [{"padded": True}, {"ignore_grad": True}], ids=str)

@@ -98,6 +98,11 @@ class ImageClassificationCriterion(ClassCriterion):
                 raise InputError(f"--{option} ({getattr(cfg, option)}) must be at least 0, which mixes nothing.")
         self.mixup, self.cutmix = cfg.mixup, cfg.cutmix
 
+    @property
+    def computes_alike(self) -> bool:
+        """Whether updates can be recorded as CUDA graphs: a mixture of images is drawn on the host."""
+        return not (self.mixup or self.cutmix)
+
     def forward(self, model: Any, sample: Any, reduce: bool = True) -> tuple[Tensor, int, dict[str, Any]]:
         """Loss, sample size and logging outputs of a batch; images are mixed in training.
 

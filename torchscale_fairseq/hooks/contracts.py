@@ -126,6 +126,15 @@ class SkipsUpdates(Protocol):
 
 
 @runtime_checkable
+class ComputesAlike(Protocol):
+    """A criterion that says whether it computes alike for all batches of a shape."""
+
+    @property
+    def computes_alike(self) -> bool:
+        """Whether it neither waits for the device nor draws numbers on the host, so that it can be recorded."""
+
+
+@runtime_checkable
 class BalancesExperts(Protocol):
     """A criterion that adds the balance loss of mixtures of experts."""
 

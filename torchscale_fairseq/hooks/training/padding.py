@@ -23,10 +23,10 @@ def note_padding(on_host: Any, on_device: Any, pad: int) -> None:
 
 
 def is_free_of_padding(batch: Any) -> bool:
-    """Whether a batch on the device is known to have no padding, in any of its token tensors."""
+    """Whether a batch on the device is known to have no padding, in any of its token tensors; images have none."""
     inputs = batch.get("net_input", {})
     tokens = [inputs[name] for name in TOKENS if inputs.get(name) is not None]
-    return bool(tokens) and all(map(has_no_padding, tokens))
+    return bool(tokens or isinstance(inputs.get("patches"), Tensor)) and all(map(has_no_padding, tokens))
 
 
 def padding_mask(tokens: Tensor, pad: int) -> Tensor | None:

@@ -2,10 +2,10 @@
 
 Python starts about a thousand kernels per update. A GPU finishes those of a small model faster than Python can start
 them. A CUDA graph records the kernels once and starts all of them in one call. A recording holds for one shape, so
-language models, causal or masked, that read rows of equal length profit. Other batches run as they would without this
-module, and so do those with padding, of which the model asks the device where it lies, and those of packed documents,
-whose number changes. Several processes record what each computes alone, and then sum their gradients
-(``late_reduction.py``).
+language models, causal or masked, that read rows of equal length profit, and so do ViTs. Other batches run as they
+would without this module. Among them are those with padding, of which the model asks the device where it lies, and
+those of packed documents, whose number changes. Several processes record what each computes alone, and then sum their
+gradients (``late_reduction.py``).
 """
 
 import logging
@@ -23,10 +23,11 @@ from torch.utils import _pytree as pytree
 
 from torchscale_fairseq.core.architectures.decoder import Decoder
 from torchscale_fairseq.core.architectures.encoder import Encoder
+from torchscale_fairseq.core.architectures.vit import ViTClassifier
 from torchscale_fairseq.core.layers.dilated_attention import DilatedAttention
 from torchscale_fairseq.core.layers.experts import Experts
 from torchscale_fairseq.core.ops.expert_rows import rows_refusal
-from torchscale_fairseq.hooks.contracts import sides_of
+from torchscale_fairseq.hooks.contracts import ComputesAlike, sides_of
 from torchscale_fairseq.hooks.training.documents import has_documents
 from torchscale_fairseq.hooks.training.late_reduction import can_sum_late
 from torchscale_fairseq.hooks.training.masked_tokens import Count, reads_positions
@@ -68,6 +69,8 @@ def can_record(cfg: Any, model: nn.Module, criterion: nn.Module, device: torch.d
 
 def _fit(model: nn.Module, criterion: nn.Module) -> bool:
     """Whether a criterion never waits for the device, and the model is one whose batches have few shapes."""
+    if isinstance(model, ViTClassifier):
+        return isinstance(criterion, ComputesAlike) and criterion.computes_alike
     sides = sides_of(model)
     if reads_positions(model, criterion):  # a subclass might compute with the number of masked tokens, which differs
         return isinstance(sides.get("encoder"), Encoder) and type(criterion) is MaskedLmLoss

@@ -39,11 +39,14 @@ _FIXED: dict[str, Any] = {
 """Arguments of both kernels that never change: one decay per head, and the state before every chunk is stored."""
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def are_known() -> bool:
     """Whether the installed kernels of the states take the arguments that they get here (fla-core 0.6); they are
     internal to fla. The kernels' decays are powers of two then."""
     return _are_known()
+
+
+# as torch.compiler.assume_constant_result does, which imports torch's compiler, in seconds
+are_known._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache

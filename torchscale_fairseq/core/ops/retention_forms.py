@@ -117,7 +117,12 @@ class Fla:
             return _by_fla(*tensors, options.get("state"), None, need_state=request.need_state)
         if request.packing is not None:
             return _packed(*tensors, request.packing, options.get("state"), need_state=request.need_state)
-        return _packed_by_fla(*tensors, options, need_state=request.need_state)
+        if not torch.compiler.is_compiling():
+            return _packed_by_fla(*tensors, options, need_state=request.need_state)
+        from .uncompiled import run_uncompiled
+
+        found: Results = run_uncompiled(_packed_by_fla, *tensors, options, need_state=request.need_state)
+        return found
 
 
 class Torch:
@@ -179,11 +184,10 @@ def _counted(padding_mask: Tensor | None, document_starts: Tensor | None, *, nee
     return packing
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _packed_by_fla(
     query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, options: dict[str, Any], *, need_state: bool
 ) -> Results:
-    """Packed sequences outside of compiled code, which cannot count them."""
+    """Packed sequences, which are counted here; compiled code cannot count them."""
     packing = _counted(options.get("padding_mask"), options.get("document_starts"), need_state=need_state)
     return _packed(query, key, value, log_decay, packing, options.get("state"), need_state=need_state)
 

@@ -38,9 +38,7 @@ def keep_the_last_batch(stock: Callable[..., Any]) -> Callable[..., Any]:
 SECONDS_TO_STOP = 10.0
 """How long the end of a process waits for the threads that read batches ahead."""
 _reading: "weakref.WeakSet[Any]" = weakref.WeakSet()
-"""Threads that read batches ahead."""
-_loading: "weakref.WeakSet[_MultiProcessingDataLoaderIter]" = weakref.WeakSet()
-"""Iterators whose batches come from worker processes."""
+"""Threads that read batches ahead, and iterators whose batches come from worker processes."""
 
 
 def stop_reading_at_exit(stock: Any) -> type:
@@ -61,7 +59,7 @@ def stop_reading_at_exit(stock: Any) -> type:
 def _until(stopped: threading.Event, source: Iterable[Any]) -> Iterator[Any]:
     items = iter(source)
     if isinstance(items, _MultiProcessingDataLoaderIter):
-        _loading.add(items)
+        _reading.add(items)
     atexit.unregister(stop_reading)
     atexit.register(stop_reading)  # what is registered last is called first: before torch's wait for its workers
     for item in items:
@@ -73,14 +71,15 @@ def _until(stopped: threading.Event, source: Iterable[Any]) -> Iterator[Any]:
 def stop_reading() -> None:
     """End the threads that read batches ahead, whose queues may be full, and then the workers that read for them."""
     deadline = time.monotonic() + SECONDS_TO_STOP
-    for consumer in list(_reading):
+    iterators = [one for one in _reading if isinstance(one, _MultiProcessingDataLoaderIter)]
+    for consumer in [one for one in _reading if one not in iterators]:
         consumer.stopped.set()
         while consumer.is_alive() and time.monotonic() < deadline:
             try:
                 consumer._queue.get_nowait()
             except queue.Empty:
                 consumer.join(0.01)
-    for items in list(_loading):
+    for items in iterators:
         items._shutdown_workers()
 
 

@@ -202,10 +202,15 @@ def _packed(
     *,
     need_state: bool,
 ) -> Results:
-    def form(q: Tensor, k: Tensor, v: Tensor, before: Tensor | None, packing: Packing) -> Results:
-        return _by_fla(q, k, v, log_decay, before, packing, need_state=need_state)
-
-    return packed_retention(form, query, key, value, packing, state=state)
+    # a lambda, since torch 2.6 cannot compile annotations of functions within functions
+    return packed_retention(
+        lambda q, k, v, before, where: _by_fla(q, k, v, log_decay, before, where, need_state=need_state),
+        query,
+        key,
+        value,
+        packing,
+        state=state,
+    )
 
 
 def _by_fla(

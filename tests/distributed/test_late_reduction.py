@@ -25,7 +25,7 @@ trainer.StepGraphs = lambda train_step: train_step
 reduce = late_reduction.LateReduction.all_reduce_grads
 def reduce_and_tell(self):
     reduce(self)
-    print("summed late", self.accumulate_grads)
+    print(f"summed late {self.accumulate_grads}", flush=True)
 late_reduction.LateReduction.all_reduce_grads = reduce_and_tell
 """
 

@@ -10,6 +10,7 @@ pytest.importorskip("fairseq")
 
 from tests.checkpoints import assert_same_weights
 from tests.fairseq_cli import run_processes
+from tests.gpu.replays import TELLING
 from tests.plugin.drawings import make_folders
 
 pytestmark = [
@@ -21,14 +22,6 @@ TRAIN += ["--img-size", "32", "--patch-size", "8", "--encoder-layers", "2", "--e
 TRAIN += ["--encoder-ffn-embed-dim", "64", "--encoder-attention-heads", "2", "--batch-size", "4", "--lr", "1e-2"]
 TRAIN += ["--optimizer", "sgd", "--max-update", "12", "--num-workers", "0", "--compile", "--label-smoothing", "0.1"]
 TRAIN += ["--required-batch-size-multiple", "1", "--no-epoch-checkpoints", "--log-format", "simple"]
-COUNTING = """
-import torch
-replay = torch.cuda.CUDAGraph.replay
-def replay_and_tell(self):
-    print("replayed", flush=True)
-    replay(self)
-torch.cuda.CUDAGraph.replay = replay_and_tell
-"""
 NEVER = """
 from torchscale_fairseq import plugin
 plugin.register()
@@ -41,7 +34,7 @@ trainer.can_record = lambda *_: False
 def test_weights_equal_those_without_graphs(freq: str, tmp_path: Path) -> None:
     """The last batch of an epoch is smaller, and is not recorded."""
     data = make_folders(tmp_path / "data", train=5, valid=2)
-    for name, before in (("recorded", COUNTING), ("usual", COUNTING + NEVER)):
+    for name, before in (("recorded", TELLING), ("usual", TELLING + NEVER)):
         words = [data, *TRAIN, "--update-freq", freq, "--save-dir", tmp_path / name]
         done = run_processes(1, "train", words, before=before, timeout=300).check()
         assert (len(re.findall("replayed", done.output)) >= 4) == (name == "recorded")

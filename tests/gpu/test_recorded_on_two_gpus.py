@@ -10,19 +10,12 @@ pytest.importorskip("fairseq")
 from tests.checkpoints import assert_same_weights
 from tests.distributed.short_training import words
 from tests.fairseq_cli import run_fairseq, run_processes, tiny_language_data
+from tests.gpu.replays import TELLING
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices"),
 ]
-TELLING = """
-import torch
-replay = torch.cuda.CUDAGraph.replay
-def replay_and_tell(self):
-    print("replayed", flush=True)
-    replay(self)
-torch.cuda.CUDAGraph.replay = replay_and_tell
-"""
 
 
 @pytest.mark.parametrize("backend", ["pytorch_ddp", "legacy_ddp"])

@@ -4,7 +4,6 @@ Without a GPU, Triton's interpreter runs it: TRITON_INTERPRET=1 python -m pytest
 """
 
 import builtins
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.gpu.kernels import DEVICE, KERNELS_RUN, on_a_gpu
 from torchscale_fairseq import RetNetConfig, RetNetDecoder
 from torchscale_fairseq.core.ops import fla_kernels, retention_forms
 from torchscale_fairseq.core.ops.documents import Documents, note_documents
@@ -21,14 +21,7 @@ from torchscale_fairseq.core.ops.retention import parallel_retention
 from torchscale_fairseq.core.ops.retention_forms import retention
 from torchscale_fairseq.core.ops.retention_tables import log_decays
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(
-        DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1", reason="no CUDA device and no interpreter"
-    ),
-]
-on_a_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="no CUDA device")
+pytestmark = KERNELS_RUN
 DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
 BOUND = 2e-2
 """Relative RMS error of bfloat16, as for the kernel without padding."""

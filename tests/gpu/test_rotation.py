@@ -3,7 +3,6 @@
 Without a GPU, Triton's interpreter runs it: TRITON_INTERPRET=1 python -m pytest tests/gpu/test_rotation.py
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch._functorch.aot_autograd import make_boxed_func
 
 pytest.importorskip("triton")
 
+from tests.gpu.kernels import DEVICE, KERNELS_RUN
 from tests.gpu.memory import poison
 from tests.helpers import RELATIVE_ERROR_OF_KERNELS, assert_close
 from torchscale_fairseq.core.layers.attention import MultiheadAttention
@@ -22,13 +22,7 @@ from torchscale_fairseq.core.layers.attention_inputs import AttentionInputs
 from torchscale_fairseq.core.ops import xpos
 from torchscale_fairseq.core.ops.xpos import rotate, xpos_tables
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(
-        DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1", reason="no CUDA device and no interpreter"
-    ),
-]
+pytestmark = KERNELS_RUN
 SHAPES = [(2, 63, 3, 32), (1, 50, 9, 256), (3, 1, 2, 20), (1, 77, 1, 432), (2, 5, 4, 2)]
 TABLES = ["one", "of rows", "of heads"]
 

@@ -3,7 +3,6 @@
 Without a GPU, Triton's interpreter runs it: TRITON_INTERPRET=1 python -m pytest tests/gpu/test_ternary_linear.py
 """
 
-import os
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 pytest.importorskip("triton")
 
 from tests.core.models import decoder, tokens
+from tests.gpu.kernels import DEVICE, KERNELS_RUN, on_a_gpu
 from tests.gpu.memory import poison
 from tests.helpers import assert_close
 from torchscale_fairseq.core.layers import bit_linear
@@ -21,14 +21,7 @@ from torchscale_fairseq.core.layers.bit_linear import BitKind, PackedBitLinear, 
 from torchscale_fairseq.core.ops.quantization import LIMITS, RECIPES, pack, quantize_activations
 from torchscale_fairseq.core.ops.ternary_linear import MOST_ROWS, TernaryLinear, has_kernel, ternary_linear
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(
-        DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1", reason="no CUDA device and no interpreter"
-    ),
-]
-on_a_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="no CUDA device")
+pytestmark = KERNELS_RUN
 EPS = 1e-5
 SHAPES = [  # rows, in, out
     (1, 1, 1),

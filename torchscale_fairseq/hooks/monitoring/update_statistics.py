@@ -2,8 +2,10 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache, cached_property
 from typing import Any
+from unittest import mock
 
 from fairseq.logging import metrics
 from torch import Tensor
@@ -82,3 +84,20 @@ def read_outputs(task: Any, criterion: Any, outputs: Any, sample_size: Any) -> d
 def _warn_of_no_loss() -> None:
     """fairseq's words, once."""
     logger.warning("Criterion.reduce_metrics did not log a 'loss' value, which may break some functionality")
+
+
+@contextmanager
+def logging_to(aggregators: dict[str, Any]) -> Iterator[None]:
+    """Within the block, fairseq's metrics are logged where they would have been when these were active.
+
+    Args:
+        aggregators: as ``active_aggregators`` returned them.
+    """
+    with mock.patch.object(metrics, "_active_aggregators", aggregators):
+        yield
+
+
+def active_aggregators() -> dict[str, Any]:
+    """Meters to which fairseq's metrics are logged now, by name."""
+    active: dict[str, Any] = metrics._active_aggregators.copy()
+    return active

@@ -27,7 +27,7 @@ def _host_group() -> ProcessGroup:
 
 
 class SliceWriter:
-    """Copies tensors to host memory and writes the copies in a thread.
+    """Copies tensors to host memory and writes the copies in threads.
 
     Copies of a GPU's tensors lie in pinned memory, which is reserved by the first save and used by every other one: a
     GPU writes to it several times as fast as to ordinary memory, but pinning takes longer than copying.

@@ -71,8 +71,9 @@ def _until(stopped: threading.Event, source: Iterable[Any]) -> Iterator[Any]:
 def stop_reading() -> None:
     """End the threads that read batches ahead, whose queues may be full, and then the workers that read for them."""
     deadline = time.monotonic() + SECONDS_TO_STOP
-    iterators = [one for one in _reading if isinstance(one, _MultiProcessingDataLoaderIter)]
-    for consumer in [one for one in _reading if one not in iterators]:
+    reading = list(_reading)  # threads may begin meanwhile
+    iterators = [one for one in reading if isinstance(one, _MultiProcessingDataLoaderIter)]
+    for consumer in (one for one in reading if one not in iterators):
         consumer.stopped.set()
         while consumer.is_alive() and time.monotonic() < deadline:
             try:

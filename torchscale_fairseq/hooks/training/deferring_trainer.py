@@ -9,9 +9,14 @@ import torch
 from fairseq import trainer as stock
 from fairseq.distributed import utils as distributed_utils
 
-from torchscale_fairseq.hooks.monitoring.update_statistics import Statistics, log_norm, log_outputs, read_outputs
+from torchscale_fairseq.hooks.monitoring.update_statistics import (
+    Statistics,
+    log_norm,
+    log_outputs,
+    logging_to,
+    read_outputs,
+)
 from torchscale_fairseq.hooks.training.documents import note_documents_of, with_documents
-from torchscale_fairseq.hooks.training.late_sums import logging_to
 from torchscale_fairseq.hooks.training.loss_scaling import clip_without_waiting
 from torchscale_fairseq.hooks.training.masked_tokens import with_masked_positions
 from torchscale_fairseq.hooks.training.norm_checks import LateFailure, UncheckedNorm, Unread, can_wait, failure, unread

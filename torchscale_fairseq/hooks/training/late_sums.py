@@ -6,15 +6,12 @@ the sums right away. Here one reduction sums all figures, and the host reads the
 long there.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 from fairseq.distributed import utils as distributed_utils
-from fairseq.logging import metrics
 from torch import Tensor
 
 from torchscale_fairseq.hooks.training.late_copies import LateCopy, copy_late, send
@@ -84,20 +81,3 @@ def add_up(logging_outputs: Sequence[dict[str, Any]], *, ignore: bool) -> dict[s
     if ignore:
         return {name: torch.zeros_like(value) if torch.is_tensor(value) else 0 for name, value in first.items()}
     return {name: sum(log[name] for log in logging_outputs if name in log) for name in first}
-
-
-@contextmanager
-def logging_to(aggregators: dict[str, Any]) -> Iterator[None]:
-    """Within the block, fairseq's metrics are logged where they would have been when these were active.
-
-    Args:
-        aggregators: as ``active_aggregators`` returned them.
-    """
-    with mock.patch.object(metrics, "_active_aggregators", aggregators):
-        yield
-
-
-def active_aggregators() -> dict[str, Any]:
-    """Meters to which fairseq's metrics are logged now, by name."""
-    active: dict[str, Any] = metrics._active_aggregators.copy()
-    return active

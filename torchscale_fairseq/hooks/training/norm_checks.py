@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from torchscale_fairseq.hooks.contracts import SkipsUpdates
+from torchscale_fairseq.hooks.monitoring.update_statistics import active_aggregators, logging_to
 from torchscale_fairseq.hooks.training.late_copies import LateCopy, copy_late
-from torchscale_fairseq.hooks.training.late_sums import active_aggregators, logging_to
 from torchscale_fairseq.hooks.training.loss_scaling import can_defer_overflows
 
 

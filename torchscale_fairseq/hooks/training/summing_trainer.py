@@ -5,16 +5,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from torchscale_fairseq.hooks.monitoring.update_statistics import Statistics, log_norm, log_outputs, read_outputs
-from torchscale_fairseq.hooks.training.deferring_trainer import DeferringTrainer
-from torchscale_fairseq.hooks.training.late_sums import (
-    LateSums,
+from torchscale_fairseq.hooks.monitoring.update_statistics import (
+    Statistics,
     active_aggregators,
-    add_up,
-    divisor,
+    log_norm,
+    log_outputs,
     logging_to,
-    sum_late,
+    read_outputs,
 )
+from torchscale_fairseq.hooks.training.deferring_trainer import DeferringTrainer
+from torchscale_fairseq.hooks.training.late_sums import LateSums, add_up, divisor, sum_late
 from torchscale_fairseq.hooks.training.norm_checks import UncheckedNorm, Unread
 
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.table training                    # what fairseq-train and fairseq-generate must reach
     python -m benchmarks.table architectures               # retention, dilated attention, experts, BitNet
-    python -m benchmarks.table training --rows fp16 plain-base --folder "$OUT"
+    python -m benchmarks.table training --rows fp16 base --folder "$OUT"
     python -m benchmarks.table sharding                    # what several GPUs must reach
     python -m benchmarks.table training --fill 4           # after a run of all rows for torch's and Triton's caches
     python -m benchmarks.table training --toy              # each command at a small size on a CPU, to try it
@@ -86,7 +86,8 @@ def fill_caches(rows: list[Row], options: argparse.Namespace) -> None:
         for folder in folders.values():
             folder.mkdir()
         commands = [(row.gpus, command(row, options, folders[row.name])) for row in shared]
-        fill(commands, options.fill, options.fill_seconds, max(1, torch.cuda.device_count()))
+        seconds = min(options.fill_seconds, options.end - time.monotonic())
+        fill(commands, options.fill, seconds, max(1, torch.cuda.device_count()))
 
 
 def measure(row: Row, options: argparse.Namespace, devices: Sequence[int]) -> str | None:

@@ -1,6 +1,7 @@
 """benchmarks/table.py: rows are measured once, each within its time limit."""
 
 import argparse
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -138,6 +139,13 @@ def test_no_row_begins_when_the_time_of_the_call_is_over(
     assert "| late work | 1.0 | not measured |" in capsys.readouterr().out
 
 
+def test_filling_ends_with_the_time_of_the_call(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "command", lambda *_: ["sleep", "30"])
+    begun = time.monotonic()
+    assert table.main(["training", "--toy", "--folder", str(folder), "--fill", "1", "--within", "1"]) == 0
+    assert time.monotonic() - begun < 20
+
+
 def test_rows_that_cannot_be_measured_here_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     many = Row("made", "some work", "1.0", (), ["translation", "DATA"], [], gpus=99)
     options = argparse.Namespace(data=None, toy=False)
@@ -154,6 +162,11 @@ def test_rows_have_names_of_their_own_and_cases_that_are_read() -> None:
         assert len({one.name for one in rows}) == len(rows)
         for words in (words for one in rows for words in (one.words, one.toy) if words[0] in PARSERS):
             assert PARSERS[words[0]](words[1:])
+
+
+def test_rows_of_the_example_exist() -> None:
+    (names,) = re.findall(r"(\w+) --rows ((?:[\w-]+ )+)--", table.__doc__ or "")
+    assert set(names[1].split()) <= {one.name for one in TABLES[names[0]]}
 
 
 def test_variants_of_a_case() -> None:

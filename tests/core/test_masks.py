@@ -6,7 +6,7 @@ import torch
 from tests.core.families import FAMILIES, Family, main_output
 from tests.core.models import encoder_decoder, tokens
 from torchscale_fairseq.core.errors import InputError
-from torchscale_fairseq.core.ops.masks import empty_mask, marked
+from torchscale_fairseq.core.ops.masks import empty_mask, is_traced, marked
 
 MASKED = {name: family for name, family in FAMILIES.items() if family.masks}
 every_family = pytest.mark.parametrize("family", MASKED.values(), ids=list(MASKED))
@@ -42,3 +42,17 @@ def test_an_empty_mask_is_read_after_a_change() -> None:
     assert marked(mask) is mask
     with torch.inference_mode():
         assert marked(empty_mask((2, 3), torch.device("cpu"))) is None
+
+
+@pytest.mark.skipif(not hasattr(torch.compiler, "is_exporting"), reason="torch.compile is taken for torch.export")
+def test_compiled_code_is_not_traced() -> None:
+    """Kernels that an export cannot hold serve compiled code."""
+
+    class Tells(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + is_traced()
+
+    zero = torch.zeros(())
+    assert torch.compile(Tells(), backend="eager", fullgraph=True)(zero) == 0
+    for strict in (True, False):
+        assert torch.export.export(Tells(), (zero,), strict=strict).module()(zero) == 1

@@ -72,7 +72,7 @@ def main(words: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         data, caches = Path(folder, "data"), Path(folder, "caches")
         data.mkdir()
-        write_data(data, case.tokens_of_update * (options.updates + 1), options.vocab_size)
+        write_data(data, case.text_of_update * (options.updates + 1), options.vocab_size)
         train = [*train_words(case, data, options), "--log-interval", "1"]
         print(f"first_update.py: fairseq-train {shlex.join(train)}", file=sys.stderr, flush=True)
         for run in range(options.runs):

@@ -142,7 +142,7 @@ def main(words: list[str]) -> int:
     for case in options.cases:
         with tempfile.TemporaryDirectory() as folder:
             data = Path(folder)
-            write_data(data, case.tokens_of_update * (options.updates + 1), options.vocab_size)
+            write_data(data, case.text_of_update * (options.updates + 1), options.vocab_size)
             train = train_words(case, data, options)
             print(f"throughput.py: fairseq-train {shlex.join(train)}", file=sys.stderr, flush=True)
             ours = measure_ours(train, options.logs / f"{case.name}.log")

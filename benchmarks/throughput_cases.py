@@ -71,6 +71,11 @@ class Case:
         return self.tokens * self.update_freq * self.gpus
 
     @property
+    def text_of_update(self) -> int:
+        """Tokens of text that fill the samples of an update. fairseq's masked_lm begins each sample with <s>."""
+        return self.tokens_of_update // self.length * (self.length - self.is_masked)
+
+    @property
     def title(self) -> str:
         """In the table."""
         layers, width, _ = SIZES[self.size]

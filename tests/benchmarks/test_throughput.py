@@ -10,8 +10,14 @@ import torch
 
 pytest.importorskip("fairseq")
 
+from fairseq import tasks
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.options import get_training_parser, parse_args_and_arch
+
 from benchmarks import plain_loop, throughput, training_profile
-from torchscale_fairseq import Decoder, DecoderConfig
+from torchscale_fairseq import Decoder, DecoderConfig, plugin
+
+plugin.register()
 
 CASE = "small:2x8"
 
@@ -38,6 +44,21 @@ def test_data_is_as_long_as_the_updates(tmp_path: Path) -> None:
     text = make_dataset(str(tmp_path / "train"), impl="mmap")
     assert sum(len(sentence) for sentence in text) == 2500
     assert len(Dictionary.load(str(tmp_path / "dict.txt"))) == 100
+
+
+@pytest.mark.parametrize("family", ["gpt_magneto", "bert_magneto"])
+def test_all_batches_have_one_shape(family: str, tmp_path: Path) -> None:
+    """Another one would be compiled for seconds, which count as an update's."""
+    options = throughput.parse_options(["--cases", f"small:2x8,{family}", "--device", "cpu", "--vocab-size", "100"])
+    (case,) = options.cases
+    throughput.write_data(tmp_path, case.text_of_update * 4, options.vocab_size)
+    words = throughput.train_words(case, tmp_path, options)
+    config = convert_namespace_to_omegaconf(parse_args_and_arch(get_training_parser(), words))
+    task = tasks.setup_task(config.task)
+    task.load_dataset("train")
+    batches = list(task.get_batch_iterator(task.dataset("train"), max_sentences=case.sequences).next_epoch_itr())
+    assert [batch["net_input"]["src_tokens"].shape for batch in batches] == 4 * [(2, 8)]
+    assert [batch["ntokens"] for batch in batches] == 4 * [case.tokens], "no padding"
 
 
 @pytest.mark.parametrize("text", ["huge:2x8", "base:2", "base"])

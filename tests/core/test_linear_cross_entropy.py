@@ -210,3 +210,11 @@ def test_memory(tokens: int, train_weight: bool, bound: float, label_smoothing: 
 
     assert copies_of_logits(chunked, tokens, train_weight=train_weight) < bound
     assert copies_of_logits(stock, tokens, train_weight=train_weight) > 2.9
+
+
+def test_one_gradient_of_the_weight_in_memory() -> None:
+    """Each chunk adds what it computes to it, and holds nothing as large next to it."""
+    features, weight, _, target = problem(24, width=64, vocabulary=600, dtype=torch.float32)
+    with PeakMemory(features, weight, target) as memory:
+        summed_linear_cross_entropy(features, weight, target, ignore_index=PADDING, chunk_size=2)
+    assert memory.peak < 1.5 * weight.nbytes

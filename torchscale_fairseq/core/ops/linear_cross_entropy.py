@@ -82,6 +82,7 @@ def _chunk(
     return (1 - label_smoothing) * nll_loss + label_smoothing / (weight.size(0) - 1) * others, nll_loss
 
 
+HALF = (torch.float16, torch.bfloat16)
 FLOAT16_SCALE = 2.0**14
 """Factor on the gradients of logits in float16, which lie between -1 and 1, so that small ones are not rounded to 0."""
 CHUNK_BYTES = 2**29
@@ -148,9 +149,10 @@ class _Summed(torch.autograd.Function):
             if for_features:
                 into_features.append(_wide_product(gradient, weight))
             if for_weight:
-                into_weight = _add(into_weight, _wide_product(gradient.t(), x))
+                into_weight = _add_product(into_weight, gradient.t(), x)
             if for_bias:
-                into_bias = _add(into_bias, gradient.sum(0, dtype=wide))
+                part = gradient.sum(0, dtype=wide)
+                into_bias = part if into_bias is None else into_bias.add_(part)
         ctx.save_for_backward(torch.cat(into_features) if for_features else None, into_weight, into_bias)
         ctx.scale, ctx.dtype = scale, features.dtype
         loss, nll_loss = sums[0].clone(), sums[1].clone()  # views could not be changed in place, as fairseq does
@@ -159,12 +161,14 @@ class _Summed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, loss: Tensor, nll_loss: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = (None if g is None else (g * (loss / ctx.scale)).to(ctx.dtype) for g in ctx.saved_tensors)
+        factor = loss / ctx.scale
+        gradients = (None if g is None else _scaled(g, factor, ctx.dtype) for g in ctx.saved_tensors)
         return *gradients, None, None
 
 
-def _add(total: Tensor | None, part: Tensor) -> Tensor:
-    return part if total is None else total.add_(part)
+def _scaled(x: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """``(x * factor).to(dtype)`` without the product in memory."""
+    return torch.mul(x, factor, out=torch.empty_like(x, dtype=dtype))
 
 
 def from_logits(
@@ -198,8 +202,21 @@ def _function_for(logits: Tensor) -> Callable[..., tuple[Tensor, Tensor, Tensor]
 
 def _wide_product(a: Tensor, b: Tensor) -> Tensor:
     """A matrix product of half-precision matrices in float32, and of others in their own type."""
-    if a.dtype not in (torch.float16, torch.bfloat16):
+    if a.dtype not in HALF:
         return a @ b
     if a.is_cuda and "dtype" in torch.ops.aten.mm.overloads():
         return torch.mm(a, b, out_dtype=torch.float32)
     return a.float() @ b.float()
+
+
+def _add_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+    """Add ``_wide_product(a, b)`` to a total, or begin one. The product adds what it computes by itself where it can,
+    and spares a matrix in memory."""
+    if total is None:
+        return _wide_product(a, b)
+    if a.dtype not in HALF:
+        return total.addmm_(a, b)
+    if a.is_cuda and torch.__version__ >= "2.11":  # older ones take no total in float32
+        torch.ops.aten.addmm.dtype_out(total, a, b, torch.float32, out=total)
+        return total
+    return total.addmm_(a.float(), b.float())

@@ -12,6 +12,7 @@ from torch import nn
 
 from tests.checkpoints import assert_same_weights
 from tests.distributed.short_training import words
+from tests.emulated_graphs import EMULATING
 from tests.fairseq_cli import run_fairseq, run_gloo, run_processes, tiny_language_data
 from torchscale_fairseq.hooks.training import late_reduction
 from torchscale_fairseq.hooks.training.late_reduction import can_sum_late
@@ -38,6 +39,18 @@ def test_two_processes_train_what_one_does(freq: int, tmp_path: Path) -> None:
     two = [*words(data, tmp_path / "two"), *options, "--update-freq", freq]
     done = run_processes(2, "train", two, before=AS_IF_RECORDED).check()
     assert done.output.count("summed late False") == 4
+    assert_same_weights(tmp_path / "one", tmp_path / "two", 1e-5)
+
+
+@pytest.mark.parametrize("backend", ["pytorch_ddp", "legacy_ddp"])
+def test_recorded_updates_are_those_of_one_process(backend: str, tmp_path: Path) -> None:
+    data = tiny_language_data(tmp_path)
+    options = ["--optimizer", "sgd", "--lr", "0.1", "--max-update", "12", "--dropout", "0", "--disable-validation"]
+    options += ["--criterion", "linear_cross_entropy"]
+    run_fairseq("train", [*words(data, tmp_path / "one"), *options, "--update-freq", 2]).check()
+    two = [*words(data, tmp_path / "two"), *options, "--ddp-backend", backend]
+    replays = run_processes(2, "train", two, before=EMULATING).check().output.count("replayed")
+    assert replays >= 4
     assert_same_weights(tmp_path / "one", tmp_path / "two", 1e-5)
 
 

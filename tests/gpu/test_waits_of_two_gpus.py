@@ -10,6 +10,7 @@ pytest.importorskip("fairseq")
 from tests.distributed.fully_sharded import SHARDED
 from tests.distributed.short_training import words
 from tests.fairseq_cli import run_processes, tiny_language_data
+from tests.gpu.devices import visible
 
 pytestmark = [
     pytest.mark.gpu,
@@ -41,5 +42,6 @@ def test_an_update_does_not_wait(backend: str, tmp_path: Path) -> None:
     options = ["--bf16", "--optimizer", "fused_adam_torch", "--criterion", "linear_cross_entropy", "--clip-norm", "1"]
     options += ["--log-interval", "100", "--disable-validation", "--no-save", *BACKENDS[backend]]
     given = [word for word in words(tiny_language_data(tmp_path), tmp_path) if word != "--cpu"]
-    done = run_processes(2, "train", [*given, *options], before=WATCHING, timeout=300).check()
+    given += options
+    done = run_processes(2, "train", given, before=WATCHING, environment=visible(2), timeout=120).check()
     assert done.output.count("did not wait") == 2

@@ -1,4 +1,4 @@
-"""Which batches are recorded as CUDA graphs and which run as usual; tests/gpu has what a recording computes."""
+"""Which batches are recorded as CUDA graphs and which run as usual."""
 
 from contextlib import nullcontext
 from pathlib import Path

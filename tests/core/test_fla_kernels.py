@@ -1,10 +1,11 @@
 """Packed rows of RetNet by fla's kernels: the host starts them all without asking the device for anything.
 
-Tensors are on the meta device, where asking for a value fails, and fla is replaced by functions that only make results
-of the right shapes.
+Tensors are on the meta device, where asking for a value fails, and fla's kernels are replaced by some that do nothing.
 """
 
+import itertools
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -12,10 +13,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from torchscale_fairseq import RetNetConfig, RetNetDecoder
-from torchscale_fairseq.core.ops import fla_kernels, retention_forms
+from torchscale_fairseq.core.ops import fla_kernels, fla_launches, retention_forms
 from torchscale_fairseq.core.ops.documents import Documents, note_documents
+from torchscale_fairseq.core.ops.fla_launches import Sizes, tile_of_states
 from torchscale_fairseq.core.ops.retention_packing import CHUNK
 
 LAYERS, HEADS, WIDTH = 2, 2, 32
@@ -30,46 +33,41 @@ class Kernel:
 
     def __getitem__(self, grid: Any) -> Any:
         def start(**arguments: Any) -> None:
-            assert set(arguments) <= set(self.arg_names)
-            self.started.append({**arguments, "grid": grid({"BK": 64, "BV": 64})})
+            tile = {"BK": 64, "BV": 64, **arguments}
+            assert set(tile) - {"num_warps", "num_stages"} == set(self.arg_names)
+            self.started.append({**tile, "grid": grid(tile) if callable(grid) else grid})
 
         return start
 
 
 @pytest.fixture
-def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Kernel, Kernel]]:
-    """The two kernels of the states."""
-    forward, backward = Kernel(fla_kernels._OF_STATES), Kernel(fla_kernels._OF_GRADIENTS)
+def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Kernel]]:
+    """fla's by name."""
+    made = {name: Kernel(names) for name, names in fla_launches.ARGUMENTS.items()}
     modules: dict[str, dict[str, Any]] = {
-        "ops.common.chunk_h": {"chunk_fwd_kernel_h": forward, "chunk_bwd_kernel_dh": backward},
-        "ops.common.chunk_o": {
-            "chunk_fwd_o": lambda q, k, v, **_: torch.empty_like(v),
-            "chunk_bwd_dqkwg": lambda q, k, **_: (torch.empty_like(q), torch.empty_like(k), None, None),
-            "chunk_bwd_dv": lambda do, **_: torch.empty_like(do),
-        },
+        "ops.common.chunk_h": dict(made),
         "ops.simple_gla.chunk": {"RCP_LN2": 1.0},
-        "ops.utils.constant": {"RCP_LN2": 1.0},
-        **{name: {} for name in ("", "ops", "ops.common", "ops.simple_gla", "ops.utils")},
+        "utils": {"check_shared_mem": lambda *_: True},
+        **{name: {} for name in ("", "ops", "ops.common", "ops.common.chunk_o", "ops.simple_gla")},
     }
     for name, content in modules.items():
         module = ModuleType(f"fla.{name}".rstrip("."))
         vars(module).update(content, __path__=[])
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(retention_forms, "_fla_refusal", lambda *_, **__: None)
-    monkeypatch.setattr(fla_kernels, "tune_less", lambda: None)
-    fla_kernels._are_known.cache_clear()
-    yield forward, backward
-    fla_kernels._are_known.cache_clear()
+    fla_launches.kernels.cache_clear()
+    yield made
+    fla_launches.kernels.cache_clear()
 
 
-def build(**options: Any) -> RetNetDecoder:
-    """A RetNet of two layers."""
+def build(layers: int = LAYERS, **options: Any) -> RetNetDecoder:
+    """A small RetNet."""
     config = RetNetConfig(
         vocab_size=9,
         decoder_embed_dim=WIDTH,
         decoder_value_embed_dim=2 * WIDTH,
         decoder_retention_heads=HEADS,
-        decoder_layers=LAYERS,
+        decoder_layers=layers,
         **options,
     )
     return RetNetDecoder(config)
@@ -86,33 +84,66 @@ def train(starts: Tensor, padding: Tensor | None = None) -> None:
 
 
 @pytest.mark.parametrize("padded", [False, True])
-def test_no_layer_asks_the_device(kernels: tuple[Kernel, Kernel], padded: bool) -> None:
-    """Padding is a document of its own."""
+def test_no_layer_asks_the_device(kernels: dict[str, Kernel], padded: bool) -> None:
+    """Padding is a document of its own, and no token is moved."""
     starts = torch.zeros(2, 200, dtype=torch.bool)
     starts[0, 70] = starts[1, 128] = True
     train(starts, torch.arange(200) >= torch.tensor([[200], [128]]) if padded else None)
     chunks, documents = 2 + 3 + 2 + 2, 4  # of 70 and 130 tokens, and of 128 and 72
     state = (HEADS, WIDTH // HEADS, 2 * WIDTH // HEADS)
-    forward, backward = kernels
-    assert [start["h"].shape for start in forward.started] == [(1, chunks, *state)] * 2 * LAYERS
-    assert [start["dh"].shape for start in backward.started] == [(1, chunks, *state)] * LAYERS
-    for start in forward.started + backward.started:
+    forward, backward, *others = (kernel.started for kernel in kernels.values())
+    assert [start["h"].shape for start in forward] == [(1, chunks, *state)] * 2 * LAYERS
+    assert [start["dh"].shape for start in backward] == [(1, chunks, *state)] * LAYERS
+    assert {start[name].dtype for start in forward + backward for name in {"h", "dh"} & set(start)} == {torch.bfloat16}
+    for start in forward + backward:
         assert start["grid"] == (documents * HEADS,)
         assert (start["T"], start["BT"], len(start["split_offsets"])) == (400, CHUNK, documents + 1)
+    for start in itertools.chain(*others):
+        assert start["grid"] == (chunks, HEADS)
+        assert (len(start["chunk_indices"]), start["q"].shape) == (chunks, (2, 200, HEADS, WIDTH // HEADS))
+    assert [len(started) for started in others] == [LAYERS] * 3
 
 
-def test_rows_store_a_state_only_if_it_is_needed(kernels: tuple[Kernel, Kernel]) -> None:
+def test_packed_layers_do_no_more_than_rows(kernels: dict[str, Kernel]) -> None:
+    """The host, which has to start all operations, calls the same ones in each layer."""
+    counts = []
+    for layers in (1, 3):
+        for packed in (False, True):
+            model = build(layers=layers).to(torch.bfloat16)
+            starts = torch.arange(100).expand(2, -1) % 30 == 0
+            known = note_documents(starts, Documents.of(starts)) if packed else None
+            with profile(activities=[ProfilerActivity.CPU]) as recorded:
+                model(torch.zeros(2, 100, dtype=torch.long), document_starts=known)[0].sum().backward()
+            counts.append(Counter(event.name for event in recorded.events() if event.name.startswith("aten::")))
+    rows, packed_rows, more_rows, more_packed_rows = counts
+    assert more_packed_rows - packed_rows == more_rows - rows
+
+
+def test_rows_store_a_state_only_if_it_is_needed(kernels: dict[str, Kernel]) -> None:
     x, log_decay = torch.zeros(1, 9, 2, 4, dtype=torch.bfloat16), torch.tensor([-0.1, -0.2])
     for need_state in (True, False):
         _, state = retention_forms.retention(x, x, x, log_decay, need_state=need_state)
         assert (state is not None) == need_state
-    assert [start["ht"] is not None for start in kernels[0].started] == [True, False]
+    started = kernels["chunk_fwd_kernel_h"].started
+    assert [start["ht"] is not None for start in started] == [True, False]
+    assert [start["STORE_FINAL_STATE"] for start in started] == [True, False]
+
+
+def test_small_tiles_only_where_there_are_few_states() -> None:
+    """So that every processor of the GPU has a program, whatever ran first."""
+    found = {}
+    for rows in (1, 2, 4, 16):
+        sizes = Sizes(rows, 1024, 16, rows, (3, 256, 512))
+        programs, tile = tile_of_states(sizes, processors=132)
+        found[rows] = programs, tile["BK"], tile["BV"]
+    assert found == {1: (192, 32, 64), 2: (192, 64, 64), 4: (384, 64, 64), 16: (1536, 64, 64)}
+    assert tile_of_states(Sizes(1, 64, 1, 1, (1, 32, 32)), processors=132)[0] == 1
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["rows", "packed"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_compiled_layers_are_one_graph(
-    kernels: tuple[Kernel, Kernel], packed: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    kernels: dict[str, Kernel], packed: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stock = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda module, **_: stock(module, backend="aot_eager", fullgraph=True))
@@ -122,11 +153,12 @@ def test_compiled_layers_are_one_graph(
         if packed:
             starts = torch.arange(100).expand(2, -1) % first == first - 1
         model(text, document_starts=starts)[0].sum().backward()
-    assert [len(kernel.started) for kernel in kernels] == [4 * LAYERS, 2 * LAYERS]
+    assert [len(kernel.started) for kernel in kernels.values()] == [4 * LAYERS, *[2 * LAYERS] * 4]
 
 
-def test_kernels_with_other_arguments_are_left_to_fla(kernels: tuple[Kernel, Kernel]) -> None:
+@pytest.mark.parametrize("name", fla_launches.ARGUMENTS)
+def test_kernels_with_other_arguments_are_left_to_fla(kernels: dict[str, Kernel], name: str) -> None:
     assert fla_kernels.are_known()
-    kernels[1].arg_names.append("more")
-    fla_kernels._are_known.cache_clear()
+    kernels[name].arg_names.append("more")
+    fla_launches.kernels.cache_clear()
     assert not fla_kernels.are_known()

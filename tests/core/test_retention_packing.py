@@ -24,14 +24,15 @@ def one_by_one(
     query: Tensor, key: Tensor, value: Tensor, state: Tensor | None, packing: Packing
 ) -> tuple[Tensor, Tensor]:
     """Each sequence by the definition, as a kernel would."""
-    outputs, states = [], []
+    outputs, states, shape = [], [], value.shape
+    query, key, value = (x.flatten(0, 1).unsqueeze(0) for x in (query, key, value))
     for index, (start, end) in enumerate(itertools.pairwise(packing.offsets.tolist())):
         parts = (x[:, start:end] for x in (query, key, value))
         before = None if state is None else state[index : index + 1]
         output, after = recurrent_retention(*parts, LOG_DECAY, state=before)
         outputs.append(output)
         states.append(after)
-    return torch.cat(outputs, 1), torch.cat(states)
+    return torch.cat(outputs, 1).view(shape), torch.cat(states)
 
 
 @settings(max_examples=40, deadline=None)

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from tests.gpu.kernels import DEVICE, KERNELS_RUN, on_a_gpu
 from torchscale_fairseq import RetNetConfig, RetNetDecoder
-from torchscale_fairseq.core.ops import fla_kernels, retention_forms
+from torchscale_fairseq.core.ops import fla_kernels, fla_launches, retention_forms
 from torchscale_fairseq.core.ops.documents import Documents, note_documents
-from torchscale_fairseq.core.ops.fla_tuning import CANDIDATES
+from torchscale_fairseq.core.ops.fla_launches import ARGUMENTS
 from torchscale_fairseq.core.ops.retention import parallel_retention
 from torchscale_fairseq.core.ops.retention_forms import retention
 from torchscale_fairseq.core.ops.retention_tables import log_decays
@@ -46,7 +46,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         from fla.ops.common import chunk_h, chunk_o
 
         for module in (chunk_h, chunk_o):
-            for name in ("chunk_fwd_kernel_o", *CANDIDATES):
+            for name in ARGUMENTS:
                 tuner = getattr(getattr(module, name, None), "fn", None)
                 if tuner is not None:
                     monkeypatch.setattr(tuner, "configs", tuner.configs[-1:])
@@ -54,7 +54,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             monkeypatch.setattr(module, "range", counted, raising=False)
         monkeypatch.setattr(retention_forms, "_fla_refusal", lambda *_, **__: None)
     yield
-    fla_kernels._are_known.cache_clear()
+    fla_launches.kernels.cache_clear()
 
 
 def masks(kind: str) -> dict[str, Tensor]:
@@ -103,8 +103,8 @@ def test_equals_float64(kind: str) -> None:
 
 def test_kernels_that_are_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """fla's own function starts them."""
-    monkeypatch.setattr(fla_kernels, "_OF_STATES", "others")
-    fla_kernels._are_known.cache_clear()
+    monkeypatch.setitem(ARGUMENTS, "chunk_fwd_kernel_h", "others")
+    fla_launches.kernels.cache_clear()
     assert not fla_kernels.are_known()
     options = masks("documents")
     assert_equal(results("fla", DTYPE, options), results("exact", torch.float64, options))

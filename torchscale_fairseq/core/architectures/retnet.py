@@ -193,7 +193,8 @@ class RetNetDecoder(CausalStack):
         log_decay = log_decays(heads, config.retention_decay, x.device)
         key_dim, inclusive = config.decoder_embed_dim // heads, config.torchscale_compatible
         tables = retention_tables(counts, log_decay, key_dim, dtype=x.dtype, inclusive=inclusive)
-        return RetentionInputs(tables, log_decay, padding_mask, document_starts)
+        wide = torch.promote_types(x.dtype, torch.float32)  # as every layer computes with them
+        return RetentionInputs(tables, log_decay.to(wide), padding_mask, document_starts)
 
 
 def _of_new_tokens(mask: Tensor | None, new_tokens: int) -> Tensor | None:

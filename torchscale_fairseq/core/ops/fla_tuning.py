@@ -5,17 +5,18 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-_OF_STATES = ((64, 64, 4, 3), (32, 64, 4, 3), (32, 32, 2, 3))
-_OF_CHUNKS = ((None, None, 4, 2),)
-CANDIDATES = {
-    "chunk_fwd_kernel_h": _OF_STATES,
-    "chunk_bwd_kernel_dh": _OF_STATES,
-    "chunk_bwd_kernel_dqkwg": _OF_CHUNKS,
-    "chunk_bwd_kernel_dv": _OF_CHUNKS,
+TILES_OF_STATES = ((64, 64, 4, 3), (32, 64, 4, 3), (32, 32, 2, 3))
+"""Tile of keys and values, warps and stages. The first is the fastest on an H200 with heads of 256 and 432 channels;
+small tiles occupy the card where heads are few."""
+TILE_OF_CHUNKS = (4, 2)
+"""Warps and stages; likewise."""
+CANDIDATES: dict[str, tuple[tuple[int | None, ...], ...]] = {
+    "chunk_fwd_kernel_h": TILES_OF_STATES,
+    "chunk_bwd_kernel_dh": TILES_OF_STATES,
+    "chunk_bwd_kernel_dqkwg": ((None, None, *TILE_OF_CHUNKS),),
+    "chunk_bwd_kernel_dv": ((None, None, *TILE_OF_CHUNKS),),
 }
-"""Tile of keys and values (None where the kernel's caller sets it), warps and stages, by kernel. The first
-of each is the fastest on an H200 with heads of 256 and 432 channels; small tiles occupy the card where heads are few.
-"""
+"""Tile of keys and values (None where the kernel's caller sets it), warps and stages, by kernel."""
 
 
 @functools.cache

@@ -223,7 +223,7 @@ def _by_fla(
     *,
     need_state: bool,
 ) -> Results:
-    """``fla_retention``. With a packing the one row holds sequences, and states are those of the sequences."""
+    """``fla_retention``. With a packing the rows hold its sequences, and states are those of the sequences."""
     width = value.size(-1)
     state = None if state is None else _even(state.to(torch.float32))
     balance = _balance(log_decay) if value.dtype == torch.float16 else None
@@ -232,11 +232,11 @@ def _by_fla(
         state = None if state is None else state * balance.unsqueeze(-1)
     tensors = query.to(value.dtype), key.to(value.dtype), _even(value), log_decay.to(torch.float32)
     output, final = _chunk_kernels(*tensors, state, packing, need_state=need_state)
-    if final is None:
-        return output[..., :width], None
-    if balance is not None:
+    if value.size(-1) % 2:
+        output, final = output[..., :width], None if final is None else final[..., :width]
+    if balance is not None and final is not None:
         final = final / balance.unsqueeze(-1)
-    return output[..., :width], final[..., :width]
+    return output, final
 
 
 def _chunk_kernels(
@@ -256,17 +256,17 @@ def _chunk_kernels(
 
     if not torch.compiler.is_compiling():
         tune_less()
+    # fla takes packed sequences as one row
+    tokens = (query, key, value) if packing is None else (x.flatten(0, 1).unsqueeze(0) for x in (query, key, value))
     output, final = chunk_simple_gla(
-        query,
-        key,
-        value,
+        *tokens,
         g_gamma=log_decay,
         scale=1.0,
         initial_state=state,
         output_final_state=need_state,
         cu_seqlens=None if packing is None else packing.offsets,
     )
-    return output, final
+    return output.view_as(value), final
 
 
 def _even(x: Tensor) -> Tensor:

@@ -13,8 +13,9 @@ from .documents import Documents, known_documents
 
 Results = tuple[Tensor, Tensor | None]
 PackedForm = Callable[[Tensor, Tensor, Tensor, Tensor | None, "Packing"], Results]
-"""From query, key and value of the real tokens, (1, tokens, heads, dim), states before the sequences, or None for
-zeros, and where the sequences lie, to the output and the states after the sequences, or None if nobody needs them."""
+"""From query, key and value, (rows, tokens, heads, dim), the rows of which hold one sequence after the other, states
+before the sequences, or None for zeros, and where the sequences lie, to the output and the states after the sequences,
+or None if nobody needs them. Real tokens that were taken out of their rows are one row."""
 CHUNK = 64
 """Tokens of a chunk of the kernels for packed sequences."""
 
@@ -131,16 +132,15 @@ class Packing:
         return Chunks(first, torch.stack((sequence, number), 1))
 
     def pack(self, x: Tensor) -> Tensor:
-        """(batch, seq, ...) to (1, tokens, ...)."""
-        x = x.flatten(0, 1)
-        return (x if self.real is None else x.index_select(0, self.real)).unsqueeze(0)
+        """(batch, seq, ...) as it is, or (1, tokens, ...) of the real ones."""
+        return x if self.real is None else x.flatten(0, 1).index_select(0, self.real).unsqueeze(0)
 
     def unpack(self, x: Tensor, batch: int, length: int) -> Tensor:
-        """(1, tokens, ...) to (batch, length, ...), with zeros for padding that was left out."""
+        """What ``pack`` made to (batch, length, ...), with zeros for padding that was left out."""
+        if self.real is None:
+            return x
         x = x.squeeze(0)
-        if self.real is not None:
-            x = x.new_zeros(batch * length, *x.shape[1:]).index_copy(0, self.real, x)
-        return x.unflatten(0, (batch, length))
+        return x.new_zeros(batch * length, *x.shape[1:]).index_copy(0, self.real, x).unflatten(0, (batch, length))
 
 
 def packed_retention(

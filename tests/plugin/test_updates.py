@@ -10,50 +10,18 @@ import torch
 
 pytest.importorskip("fairseq")
 
-from fairseq import utils
 from fairseq.logging import metrics
-from fairseq.optim import fp16_optimizer
 from fairseq.optim.adam import Adam, FairseqAdam
 
 from tests.plugin.shrunk import EXPERTS
+from tests.plugin.stock_updates import OPTIMIZERS, RELATIVE, assert_losses_of_stock
 from tests.plugin.trainers import make_batch, make_trainer, update
 from torchscale_fairseq.checkpoints.reading import load_checkpoint
-from torchscale_fairseq.hooks.training import deferring_trainer as ours
 from torchscale_fairseq.hooks.training.padding import padding_mask
 from torchscale_fairseq.optim.fused_adam_torch import FusedAdam
 
 FUSED = ["--optimizer", "fused_adam_torch"]
-OPTIMIZERS: dict[str, list[str]] = {
-    "adadelta": ["--lr", "1"],
-    "adafactor": ["--lr", "1e-2", "--scale-parameter"],
-    "adagrad": ["--lr", "1e-2"],
-    "adam": ["--lr", "3e-3"],
-    "adamax": ["--lr", "3e-3"],
-    "nag": ["--lr", "3e-3", "--momentum", "0.9"],
-    "sgd": ["--lr", "0.03"],
-    "fused_adam_torch": ["--lr", "3e-3"],
-}
-"""All but those that need apex (lamb), deepspeed (cpu_adam) or a configuration of their own (composite). Learning
-rates are low: at high ones a factor of 1 + 2e-7 on stock's own gradients moves the losses of bf16 by ten per cent."""
 ADAM_OPTIONS = {"lr": [0.1], "adam_betas": "(0.9, 0.98)", "adam_eps": 1e-8, "weight_decay": 0.0}
-RELATIVE = {"float32": 1e-6, "bf16": 1e-2, "fp16": 1e-2}
-"""Of losses over fifty updates, as promised: rounding of the precision."""
-
-
-def as_stock(patch: pytest.MonkeyPatch) -> None:
-    """Put stock's functions back in the place of ours."""
-    mixin = fp16_optimizer._FP16OptimizerMixin
-    for name in ("_sync_fp16_grads_to_fp32", "_sync_fp32_params_to_fp16", "zero_grad"):
-        patch.setattr(mixin, name, getattr(mixin, name).__wrapped__)
-    patch.setattr(utils, "clip_grad_norm_", utils.clip_grad_norm_.__wrapped__)
-    patch.setattr(FusedAdam, "supports_step_with_scale", False)
-    patch.setattr(ours, "can_wait", lambda *_: False)
-
-
-def curve(data: Path, folder: Path, updates: int, *flags: str) -> tuple[Any, list[dict[str, Any]]]:
-    """The trainer afterwards, and what each update logged."""
-    trainer = make_trainer(data, folder, *flags)
-    return trainer, [dict(update(trainer, seed % 3)) for seed in range(updates)]
 
 
 def cases() -> list[Any]:
@@ -67,18 +35,7 @@ def cases() -> list[Any]:
 def test_losses_are_those_of_stock(
     optimizer: str, precision: str, updates: int, language_data: Path, tmp_path: Path
 ) -> None:
-    flags = ["--optimizer", optimizer, *OPTIMIZERS[optimizer]]
-    flags += [] if precision == "float32" else [f"--{precision}"]
-    flags += ["--fp16-no-flatten-grads"] if optimizer in ("adafactor", "adagrad") else []
-    with pytest.MonkeyPatch.context() as patch:
-        as_stock(patch)
-        _, expected = curve(language_data, tmp_path, updates, *flags)
-    _, found = curve(language_data, tmp_path, updates, *flags)
-    assert expected[-1]["loss"] < (0.9 if updates == 50 else 1.0) * expected[0]["loss"]
-    for one, other in zip(found, expected, strict=True):
-        assert one.keys() == other.keys()
-        assert one["loss"] == pytest.approx(other["loss"], rel=RELATIVE[precision], abs=1e-3)
-    assert found[0] == pytest.approx(expected[0], rel=RELATIVE[precision], abs=1e-3)
+    assert_losses_of_stock(optimizer, precision, updates, language_data, tmp_path)
 
 
 def break_update(trainer: Any, number: int, how: str) -> None:

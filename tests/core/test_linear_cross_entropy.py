@@ -12,7 +12,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tests.helpers import assert_close
-from torchscale_fairseq.core.ops.linear_cross_entropy import linear_cross_entropy, summed_linear_cross_entropy
+from torchscale_fairseq.core.ops import linear_cross_entropy as module
+from torchscale_fairseq.core.ops.linear_cross_entropy import (
+    ALIGNED,
+    from_logits,
+    linear_cross_entropy,
+    summed_linear_cross_entropy,
+)
 
 PADDING = 1
 
@@ -73,6 +79,30 @@ def test_sums(dtype: torch.dtype, chunk_size: int | None, with_bias: bool, label
     gradients = [torch.autograd.grad(loss * 3, leaves) for loss in (found[0], expected[0])]
     for one, other in zip((*found, *gradients[0]), (*expected, *gradients[1]), strict=True):
         assert_close(one.detach(), other.detach(), tolerance)
+
+
+def from_aligned(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """In the place of the kernel."""
+    assert logits.stride(0) % ALIGNED == 0, "rows begin at aligned addresses"
+    return from_logits(logits, *arguments)
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("vocabulary", [11, ALIGNED, ALIGNED + 1])
+def test_a_kernel_reads_aligned_rows(
+    vocabulary: int, with_bias: bool, label_smoothing: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_has_kernel", lambda x: True)
+    monkeypatch.setattr(module, "_function_for", lambda logits: from_aligned)
+    features, weight, bias, target = problem(14, vocabulary=vocabulary)
+    leaves = [features, weight, bias] if with_bias else [features, weight]
+    options: dict[str, Any] = {"bias": bias if with_bias else None, "label_smoothing": label_smoothing}
+    found = summed_linear_cross_entropy(features, weight, target, ignore_index=PADDING, chunk_size=5, **options)
+    expected = [values.sum() for values in plain_cross_entropy(features, weight, target, **options)]
+    gradients = [torch.autograd.grad(loss * 3, leaves) for loss in (found[0], expected[0])]
+    for one, other in zip((*found, *gradients[0]), (*expected, *gradients[1]), strict=True):
+        assert_close(one, other, "float64")
 
 
 @pytest.mark.parametrize("trained", [(True, False), (False, True), (False, False)], ids=["features", "weight", "none"])

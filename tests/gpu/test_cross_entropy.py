@@ -3,36 +3,37 @@
 import pytest
 import torch
 
+from tests.gpu.kernels import DEVICE, KERNELS_RUN, on_a_gpu
 from tests.helpers import assert_close
 from torchscale_fairseq.core.ops.linear_cross_entropy import from_logits, summed_linear_cross_entropy
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-]
+pytestmark = KERNELS_RUN
 IGNORED = 3
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("rows", "vocabulary"), [(1, 5), (63, 500), (130, 4097), (17, 50_001)])
-def test_kernel(rows: int, vocabulary: int, dtype: torch.dtype, label_smoothing: float) -> None:
-    """Every third target is ignored; one logit stands far out."""
+@pytest.mark.parametrize("filling", [0, 7])
+def test_kernel(rows: int, vocabulary: int, filling: int, dtype: torch.dtype, label_smoothing: float) -> None:
+    """Every third target is ignored; one logit stands far out. Columns that fill up the vocabulary hold anything."""
     from torchscale_fairseq.core.ops.cross_entropy_kernel import losses_and_gradients
 
-    generator = torch.Generator("cuda").manual_seed(rows)
-    wide = 4 * torch.randn(rows, vocabulary + 8, generator=generator, device="cuda")
+    generator = torch.Generator(DEVICE).manual_seed(rows)
+    wide = 4 * torch.randn(rows, vocabulary + 8, generator=generator, device=DEVICE)
     wide[0, 1] = 60.0
-    logits = wide.to(dtype)[:, :vocabulary]
-    target = torch.randint(vocabulary, (rows,), generator=generator, device="cuda")
+    wide[:, vocabulary:] = torch.inf
+    logits = wide.to(dtype)[:, : vocabulary + filling]
+    target = torch.randint(vocabulary, (rows,), generator=generator, device=DEVICE)
     target[::3] = IGNORED
-    expected = from_logits(logits.double(), target, IGNORED, label_smoothing, 1.0)
-    found = losses_and_gradients(logits, target, IGNORED, label_smoothing, 1.0)
+    expected = from_logits(logits.double(), target, vocabulary, IGNORED, label_smoothing, 1.0)
+    found = losses_and_gradients(logits, target, vocabulary, IGNORED, label_smoothing, 1.0)
     assert_close(found[0], expected[0].float(), "float32")
     assert_close(found[1], expected[1].float(), "float32")
     assert_close(found[2].double(), expected[2], str(dtype).removeprefix("torch."))
 
 
+@on_a_gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_gradients_of_features_and_weight(dtype: torch.dtype) -> None:
     generator = torch.Generator("cuda").manual_seed(1)

@@ -15,34 +15,37 @@ fourteen choices on an H200, with 50,000 columns in bfloat16."""
 
 
 def losses_and_gradients(
-    logits: Tensor, target: Tensor, ignore_index: int, label_smoothing: float, scale: float
+    logits: Tensor, target: Tensor, vocabulary: int, ignore_index: int, label_smoothing: float, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sums of loss and negative log-likelihood, and the loss's gradient times ``scale``.
 
     Args:
-        logits: (tokens, vocabulary) on a GPU, each row contiguous; overwritten by the gradient.
+        logits: (tokens, vocabulary or more) on a GPU, each row contiguous; overwritten by the gradient.
         target: (tokens,), indices into the vocabulary.
+        vocabulary: entries; columns from there on are no logits and have a gradient of 0.
         ignore_index: target whose tokens count nothing.
         label_smoothing: from 0 to 1.
         scale: factor on the gradient.
 
     Returns:
-        Loss and negative log-likelihood, float32 scalars, and the gradient (tokens, vocabulary) in the dtype of logits.
+        Loss and negative log-likelihood, float32 scalars; and logits, which now hold the gradient.
     """
-    rows, vocabulary = logits.shape
+    rows, row_length = logits.shape
     losses = torch.empty(2, rows, device=logits.device)
-    with torch.cuda.device(logits.device):
+    with torch.cuda.device_of(logits):
         _kernel[(rows,)](
             logits,
             logits.stride(0),
             target,
             losses[0],
             losses[1],
+            row_length,
             vocabulary,
             ignore_index,
             label_smoothing,
             scale,
             SMOOTHED=label_smoothing > 0,
+            FILLED=row_length > vocabulary,
             STRIPES=STRIPES,
             BLOCK=BLOCK,
             num_warps=WARPS,
@@ -58,11 +61,13 @@ def _kernel(  # type: ignore[no-untyped-def]
     targets,
     losses,
     nll_losses,
+    row_length,
     vocabulary,
     ignore_index,
     smoothing,
     scale,
     SMOOTHED: tl.constexpr,
+    FILLED: tl.constexpr,
     STRIPES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -71,9 +76,9 @@ def _kernel(  # type: ignore[no-untyped-def]
     target = tl.load(targets + row)
     columns = tl.arange(0, STRIPES)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
     if target == ignore_index:
-        for start in range(0, vocabulary, STRIPES * BLOCK):
+        for start in range(0, row_length, STRIPES * BLOCK):
             zeros = tl.zeros((STRIPES, BLOCK), logits.dtype.element_ty)
-            tl.store(logits + start + columns, zeros, mask=start + columns < vocabulary)
+            tl.store(logits + start + columns, zeros, mask=start + columns < row_length)
         tl.store(losses + row, 0.0)
         tl.store(nll_losses + row, 0.0)
         return
@@ -81,15 +86,14 @@ def _kernel(  # type: ignore[no-untyped-def]
     largest = tl.full((BLOCK,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
     plain = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, vocabulary, STRIPES * BLOCK):
-        inside = start + columns < vocabulary
-        x = tl.load(logits + start + columns, mask=inside, other=float("-inf")).to(tl.float32)
+    for start in range(0, row_length, STRIPES * BLOCK):
+        x = _entries(logits, start + columns, row_length, vocabulary, FILLED)
         new = tl.maximum(largest, tl.max(x, 0))
         shift = tl.where(new == float("-inf"), 0.0, new)
         total = total * tl.exp(largest - shift) + tl.sum(tl.exp(x - shift[None, :]), 0)
         largest = new
         if SMOOTHED:
-            plain += tl.sum(tl.where(inside, x, 0.0), 0)
+            plain += tl.sum(tl.where(start + columns < vocabulary, x, 0.0), 0)
     top = tl.max(largest, 0)
     log_total = top + tl.log(tl.sum(total * tl.exp(largest - top), 0))
     nll_loss = log_total - tl.load(logits + target).to(tl.float32)
@@ -101,9 +105,19 @@ def _kernel(  # type: ignore[no-untyped-def]
     tl.store(losses + row, loss)
     tl.store(nll_losses + row, nll_loss)
 
-    for start in range(0, vocabulary, STRIPES * BLOCK):
-        inside = start + columns < vocabulary
-        x = tl.load(logits + start + columns, mask=inside, other=float("-inf")).to(tl.float32)
+    for start in range(0, row_length, STRIPES * BLOCK):
+        x = _entries(logits, start + columns, row_length, vocabulary, FILLED)
         wanted = tl.where(start + columns == target, 1 - smoothing, share)
         gradient = (tl.exp(x - log_total) - wanted) * scale
-        tl.store(logits + start + columns, gradient.to(logits.dtype.element_ty), mask=inside)
+        if FILLED:
+            gradient = tl.where(start + columns < vocabulary, gradient, 0.0)
+        tl.store(logits + start + columns, gradient.to(logits.dtype.element_ty), mask=start + columns < row_length)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _entries(logits, columns, row_length, vocabulary, FILLED: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Logits of a row in float32, -inf where there are none."""
+    x = tl.load(logits + columns, mask=columns < row_length, other=float("-inf")).to(tl.float32)
+    if FILLED:
+        x = tl.where(columns < vocabulary, x, float("-inf"))
+    return x

@@ -87,6 +87,9 @@ FLOAT16_SCALE = 2.0**14
 """Factor on the gradients of logits in float16, which lie between -1 and 1, so that small ones are not rounded to 0."""
 CHUNK_BYTES = 2**29
 """Most of a chunk's logits, on a GPU. Fewer and larger chunks take a few per cent less time and more memory."""
+ALIGNED = 16
+"""On a GPU weight is filled up to a multiple of this many rows, so that rows of logits begin at aligned addresses.
+Otherwise the fast matrix products refuse them, and the kernel reads them entry by entry."""
 
 
 def summed_linear_cross_entropy(
@@ -141,10 +144,12 @@ class _Summed(torch.autograd.Function):
         scale = FLOAT16_SCALE if features.dtype == torch.float16 else 1.0
         for_features, for_weight, for_bias = (chunks.with_gradients and wanted for wanted in ctx.needs_input_grad[:3])
         into_features, into_weight, into_bias = [], None, None
-        sums = features.new_zeros(2, dtype=wide)
+        sums, vocabulary = features.new_zeros(2, dtype=wide), weight.size(0)
+        weight, bias = _aligned(weight, bias)
         for x, y in zip(features.split(chunks.size), target.split(chunks.size), strict=True):
             logits = F.linear(x, weight, bias)
-            *losses, gradient = _function_for(logits)(logits, y, chunks.ignore_index, chunks.label_smoothing, scale)
+            numbers = chunks.ignore_index, chunks.label_smoothing, scale
+            *losses, gradient = _function_for(logits)(logits, y, vocabulary, *numbers)
             sums += torch.stack(losses)
             if for_features:
                 into_features.append(_wide_product(gradient, weight))
@@ -153,6 +158,7 @@ class _Summed(torch.autograd.Function):
             if for_bias:
                 part = gradient.sum(0, dtype=wide)
                 into_bias = part if into_bias is None else into_bias.add_(part)
+        into_weight, into_bias = (None if g is None else g[:vocabulary] for g in (into_weight, into_bias))
         ctx.save_for_backward(torch.cat(into_features) if for_features else None, into_weight, into_bias)
         ctx.scale, ctx.dtype = scale, features.dtype
         loss, nll_loss = sums[0].clone(), sums[1].clone()  # views could not be changed in place, as fairseq does
@@ -172,28 +178,43 @@ def _scaled(x: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def from_logits(
-    logits: Tensor, target: Tensor, ignore_index: int, label_smoothing: float, scale: float
+    logits: Tensor, target: Tensor, vocabulary: int, ignore_index: int, label_smoothing: float, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums of loss and negative log-likelihood, and the loss's gradient times ``scale``."""
+    """Sums of loss and negative log-likelihood, and the loss's gradient times ``scale``. Columns from ``vocabulary`` on
+    are no logits and have a gradient of 0."""
+    filling, logits = logits.size(-1) - vocabulary, logits[:, :vocabulary]
     wide = torch.promote_types(logits.dtype, torch.float32)
     real = target != ignore_index
     index = target.masked_fill(~real, 0)[:, None]
     log_total = torch.logsumexp(logits.to(wide), -1)
     nll_loss = log_total - logits.gather(-1, index).squeeze(-1).to(wide)
-    share, factor = label_smoothing / (logits.size(-1) - 1), real * scale
+    share, factor = label_smoothing / (vocabulary - 1), real * scale
     gradient = ((torch.softmax(logits, -1, dtype=wide) - share) * factor[:, None]).to(logits.dtype)
     of_target = (torch.exp(-nll_loss) - (1 - label_smoothing)) * factor
     gradient = gradient.scatter(-1, index, of_target[:, None].to(logits.dtype))
     loss = nll_loss
     if label_smoothing:
-        others = logits.size(-1) * log_total - logits.sum(-1, dtype=wide) - nll_loss
+        others = vocabulary * log_total - logits.sum(-1, dtype=wide) - nll_loss
         loss = (1 - label_smoothing) * nll_loss + share * others
-    return (loss * real).sum(), (nll_loss * real).sum(), gradient
+    return (loss * real).sum(), (nll_loss * real).sum(), F.pad(gradient, (0, filling)) if filling else gradient
+
+
+def _aligned(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias, filled up with zeros to a multiple of ALIGNED where the kernel runs."""
+    missing = -weight.size(0) % ALIGNED
+    if not (missing and _has_kernel(weight)):
+        return weight, bias
+    return F.pad(weight, (0, 0, 0, missing)), None if bias is None else F.pad(bias, (0, missing))
+
+
+def _has_kernel(x: Tensor) -> bool:
+    """Whether the kernel runs, which computes in float32."""
+    return x.is_cuda and x.dtype != torch.float64 and importlib.util.find_spec("triton") is not None
 
 
 def _function_for(logits: Tensor) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-    """``from_logits``, or its kernel where that runs. The kernel computes in float32."""
-    if logits.is_cuda and logits.dtype != torch.float64 and importlib.util.find_spec("triton") is not None:
+    """``from_logits``, or its kernel where that runs."""
+    if _has_kernel(logits):
         from .cross_entropy_kernel import losses_and_gradients
 
         return losses_and_gradients

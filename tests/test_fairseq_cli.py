@@ -1,0 +1,36 @@
+"""The processes that ``fairseq_cli`` starts."""
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("fairseq")
+
+from tests.fairseq_cli import run_gloo
+
+
+def test_processes_end_when_their_time_is_over(tmp_path: Path) -> None:
+    """They would go on, and keep a GPU, when the process that started them has ended."""
+    code = f"""
+    import os, pathlib, time
+    (pathlib.Path({str(tmp_path)!r}) / os.environ["RANK"]).write_text(str(os.getpid()))
+    time.sleep(60)
+    """
+    assert run_gloo(2, code, timeout=10).returncode == -signal.SIGALRM
+    for rank in ("0", "1"):
+        process = int((tmp_path / rank).read_text())
+        until = time.monotonic() + 10
+        while runs(process):
+            assert time.monotonic() < until, f"process {rank} is left"
+            time.sleep(0.1)
+
+
+def runs(process: int) -> bool:
+    """Whether a process is there and has not ended."""
+    status = Path(f"/proc/{process}/stat")
+    try:
+        return status.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

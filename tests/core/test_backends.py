@@ -90,3 +90,16 @@ def test_choice() -> None:
         choose(backends, 3, "refusing", option="kind", instead="auto")
     with pytest.raises(InputError, match=r"kind \('other'\) must be one of refusing, serving; give"):
         choose(backends, 3, "other", option="kind")
+
+
+def test_a_refusal_in_compiled_code_is_said_too() -> None:
+    """By the backend that a user named, not by the compiler."""
+
+    def layer(x: torch.Tensor) -> Any:
+        chosen = choose([Refusing(), Serving()], "padding", "refusing", option="the_option", instead="auto")
+        return chosen.run(x + 1)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, backend="eager")
+    with pytest.raises(InputError, match=r"the_option=refusing cannot serve padding; give the_option='auto'\."):
+        compiled(torch.zeros(2))

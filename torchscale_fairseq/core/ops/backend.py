@@ -7,7 +7,7 @@ list of its backends; options take their names from it.
 import functools
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, TypeVar, overload
+from typing import Any, NoReturn, Protocol, TypeVar, overload
 
 import torch
 
@@ -75,7 +75,15 @@ def choose(
         raise not_among(option, wanted, [backend.name for backend in backends])
     name, refusal = next(iter(refusals.items()))
     others = [instead] if instead else [other.name for other in backends if other.refusal(request) is None]
-    raise OptionError(option, name, f"{{{option}=}} {refusal}", [{option: other} for other in others[:1]])
+    if torch.compiler.is_compiling():  # torch 2.11 cannot trace the raising of an error of our own
+        from .uncompiled import run_uncompiled
+
+        run_uncompiled(_refuse, option, name, refusal, others[:1])
+    return _refuse(option, name, refusal, others[:1])
+
+
+def _refuse(option: str, name: str, refusal: str, others: Sequence[str]) -> NoReturn:
+    raise OptionError(option, name, f"{{{option}=}} {refusal}", [{option: other} for other in others])
 
 
 @functools.cache

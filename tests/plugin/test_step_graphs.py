@@ -1,9 +1,9 @@
 """Which batches are recorded as CUDA graphs and which run as usual."""
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -29,16 +29,27 @@ class Graph:
     """In the place of torch.cuda.CUDAGraph."""
 
     replays = 0
+    pools: ClassVar[list["Graph | None"]] = []
+    """Of memory: of which graph each capture takes it, or None."""
 
     def replay(self) -> None:
         Graph.replays += 1
 
+    def pool(self) -> "Graph":
+        return self
+
+
+def capture(graph: Graph, pool: Graph | None = None, **_: Any) -> AbstractContextManager[None]:
+    """In the place of torch.cuda.graph."""
+    Graph.pools.append(pool)
+    return nullcontext()
+
 
 @pytest.fixture(autouse=True)
 def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
-    Graph.replays = 0
+    Graph.replays, Graph.pools = 0, []
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph, **_: nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph", capture)
 
 
 class Run:
@@ -70,6 +81,16 @@ def test_a_shape_that_recurs_is_recorded() -> None:
     assert (run.as_usual, Graph.replays, run.graphs.recordings) == (SEEN + 1, 3, 1)
     assert run.optimizer._needs_sync
     assert {(float(loss), size, float(log["loss"])) for loss, size, log in results} == {(6.0, 6, 6.0)}
+
+
+def test_recordings_share_memory() -> None:
+    run = Run()
+    for rows in (2, 3, 4):
+        for _ in range(GOING):
+            run.step(rows)
+    first, *others = Graph.pools
+    assert run.graphs.recordings == len(Graph.pools) == 3
+    assert first is None and others == 2 * [next(iter(run.graphs._recordings.values())).graph]
 
 
 def test_a_number_of_masked_tokens_is_passed_on() -> None:

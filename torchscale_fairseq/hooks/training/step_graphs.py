@@ -38,7 +38,8 @@ logger = logging.getLogger(__name__)
 SEEN = 3
 """Batches of a shape that run as usual before one is recorded. Kernels are compiled and tuned meanwhile."""
 MOST = 4
-"""Recordings at a time. Each keeps the activations of its batch."""
+"""Recordings at a time. Their activations lie in the same memory, as one is replayed after the other; each keeps its
+results, and its gradients unless it adds to another's."""
 RECENT = 64
 """Shapes that are counted at a time. A shape that does not recur among RECENT others is forgotten, and a recording that
 no batch among the last RECENT had a use for makes room for another."""
@@ -195,8 +196,10 @@ class StepGraphs:
         inputs, structure = pytree.tree_flatten(sample)
         static, before = [_static(leaf) for leaf in inputs], [p.grad for p in self._params]
         graph = torch.cuda.CUDAGraph()
+        pool = next((recording.graph.pool() for recording in self._recordings.values()), None)
         try:
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # loaders pin memory meanwhile
+            # loaders pin memory meanwhile
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 outputs = pytree.tree_map(_detached, train_step(pytree.tree_unflatten(static, structure)))
         except torch.OutOfMemoryError:
             for p, gradient in zip(self._params, before, strict=True):

@@ -15,7 +15,9 @@ from torch import nn
 import torchscale_fairseq.models  # noqa: F401 - registers them
 from tests.fairseq_cli import FEW_UPDATES, run_fairseq, tiny_language_data
 from tests.helpers import assert_close
+from tests.plugin import trainers
 from tests.tools.tensorboard_logs import scalars, total
+from torchscale_fairseq.optim import fused_adam_torch
 from torchscale_fairseq.optim.fused_adam_torch import KERNELS, FusedAdam
 
 pytestmark = [
@@ -48,6 +50,26 @@ def test_updates_are_those_of_adam(dtype: torch.dtype, kernel: str) -> None:
         assert_close(p.detach(), q.detach(), tolerance)
         assert ours.state[p]["step"] == stock.state[q]["step"]
         assert_close(ours.state[p]["exp_avg_sq"], stock.state[q]["exp_avg_sq"], "float32")
+
+
+@pytest.mark.parametrize("flags", [["--bf16"], ["--fp16"], ["--fp16", "--fp16-no-flatten-grads"]], ids=str)
+def test_losses_without_gradients_in_float32(flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel reads gradients in half precision, and writes the parameters that it updates the copies of."""
+    pytest.importorskip("triton")
+    data, flags = tiny_language_data(tmp_path), ["--optimizer", "adam", "--lr", "3e-3", *flags]
+
+    def losses() -> tuple[Any, torch.Tensor]:
+        trainer = trainers.make_trainer(data, tmp_path, *flags, device="cuda")
+        return trainer.optimizer.optimizer, torch.tensor(
+            [trainers.update(trainer, seed % 3)["loss"] for seed in range(20)]
+        )
+
+    optimizer, found = losses()
+    assert optimizer.halves
+    monkeypatch.setattr(fused_adam_torch, "DEVICES", ())
+    usual, expected = losses()
+    assert not usual.halves
+    assert_close(found, expected, "bfloat16" if "--bf16" in flags else "float16")
 
 
 @pytest.mark.parametrize("precision", [["--fp16"], ["--bf16", "--memory-efficient-bf16"], ["--amp"], []], ids=str)

@@ -30,7 +30,7 @@ RELATIVE = {"float32": 1e-6, "bf16": 1e-2, "fp16": 1e-2}
 def as_stock(patch: pytest.MonkeyPatch) -> None:
     """Put stock's functions back in the place of ours."""
     mixin = fp16_optimizer._FP16OptimizerMixin
-    for name in ("_sync_fp16_grads_to_fp32", "_sync_fp32_params_to_fp16", "zero_grad"):
+    for name in ("_sync_fp16_grads_to_fp32", "_sync_fp32_params_to_fp16", "clip_grad_norm", "zero_grad"):
         patch.setattr(mixin, name, getattr(mixin, name).__wrapped__)
     patch.setattr(utils, "clip_grad_norm_", utils.clip_grad_norm_.__wrapped__)
     patch.setattr(FusedAdam, "supports_step_with_scale", False)

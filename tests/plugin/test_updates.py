@@ -1,6 +1,6 @@
 """Updates that do not wait for the device, against stock's: losses, logs, and what happens when one goes wrong."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,11 +13,14 @@ pytest.importorskip("fairseq")
 from fairseq.logging import metrics
 from fairseq.optim.adam import Adam, FairseqAdam
 
+from tests.helpers import assert_close
 from tests.plugin.shrunk import EXPERTS
-from tests.plugin.stock_updates import OPTIMIZERS, RELATIVE, assert_losses_of_stock
+from tests.plugin.stock_updates import OPTIMIZERS, RELATIVE, as_stock, assert_losses_of_stock, logged
 from tests.plugin.trainers import make_batch, make_trainer, update
 from torchscale_fairseq.checkpoints.reading import load_checkpoint
+from torchscale_fairseq.hooks.training.mixed_precision import parameters_in_float32
 from torchscale_fairseq.hooks.training.padding import padding_mask
+from torchscale_fairseq.optim import fused_adam_torch
 from torchscale_fairseq.optim.fused_adam_torch import FusedAdam
 
 FUSED = ["--optimizer", "fused_adam_torch"]
@@ -36,6 +39,57 @@ def test_losses_are_those_of_stock(
     optimizer: str, precision: str, updates: int, language_data: Path, tmp_path: Path
 ) -> None:
     assert_losses_of_stock(optimizer, precision, updates, language_data, tmp_path)
+
+
+def update_halves(
+    halves: Sequence[torch.Tensor],
+    copies: Sequence[torch.Tensor],
+    averages: Sequence[torch.Tensor],
+    squares: Sequence[torch.Tensor],
+    rates: Any,
+    scale: torch.Tensor | None = None,
+    found_inf: torch.Tensor | None = None,
+) -> None:
+    """What the kernel of ``adam_kernel`` computes on a GPU."""
+    if found_inf is not None and found_inf:
+        return
+    for half, copy, average, square in zip(halves, copies, averages, squares, strict=True):
+        assert half.grad is not None
+        gradient = half.grad.float().flatten() / (1.0 if scale is None else scale)
+        average.lerp_(gradient, 1 - rates.beta1)
+        square.lerp_(gradient**2, 1 - rates.beta2)
+        copy.mul_(1 - rates.decay).addcdiv_(average, square.sqrt() + rates.eps, value=-rates.step)
+        half.copy_(copy.view_as(half))
+
+
+@pytest.fixture
+def from_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The optimizer reads gradients in half precision, as on a GPU."""
+    pytest.importorskip("triton")
+    monkeypatch.setattr(fused_adam_torch, "DEVICES", ("cpu",))
+    monkeypatch.setattr(fused_adam_torch, "update_from_halves", update_halves)
+
+
+@pytest.mark.parametrize("flags", [["--bf16"], ["--fp16"], ["--fp16", "--fp16-no-flatten-grads"]], ids=str)
+def test_losses_without_gradients_in_float32(
+    flags: list[str], from_halves: None, language_data: Path, tmp_path: Path
+) -> None:
+    flags = [*FUSED, "--lr", "3e-3", "--weight-decay", "0.1", *flags]
+    with pytest.MonkeyPatch.context() as patch:
+        as_stock(patch)
+        expected = logged(language_data, tmp_path, 10, *flags, device="cpu")
+    norm = metrics.get_smoothed_values("train_inner")["gnorm"]
+    trainer = make_trainer(language_data, tmp_path, *flags)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(torch, "_foreach_copy_")  # which makes gradients in float32, and parameters of their copies
+        found = [dict(update(trainer, seed % 3)) for seed in range(10)]
+        trainer.check_last_update()  # which logs its norm
+    for one, other in zip(found, expected, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-2, abs=1e-3)
+    assert metrics.get_smoothed_values("train_inner")["gnorm"] == pytest.approx(norm, rel=1e-2)
+    assert flags[-1] == "--fp16" or all(copy.grad is None for copy in trainer.optimizer.fp32_params)
+    for p, copy in zip(trainer.optimizer.fp16_params, parameters_in_float32(trainer.optimizer), strict=True):
+        assert torch.equal(p, copy.to(p.dtype))
 
 
 def break_update(trainer: Any, number: int, how: str) -> None:
@@ -62,6 +116,27 @@ def nan_loss(trainer: Any, number: int) -> None:
     trainer.optimizer.backward = backward
 
 
+def test_a_parameter_without_gradient_takes_the_copies(from_halves: None, language_data: Path, tmp_path: Path) -> None:
+    """Its averages decay as with a gradient of zeros, and the others are updated as ever."""
+    trainer = make_trainer(language_data, tmp_path, *FUSED, "--bf16")
+    update(trainer, 0)
+    assert trainer.optimizer.optimizer.halves
+    stock, lost = trainer.task.train_step, next(iter(trainer.optimizer.fp16_params))
+
+    def train_step(*arguments: Any, **options: Any) -> Any:
+        result = stock(*arguments, **options)
+        lost.grad = None
+        return result
+
+    trainer.task.train_step = train_step
+    averages = [state["exp_avg"].clone() for state in trainer.optimizer.optimizer.state.values()]
+    update(trainer, 1)
+    assert not trainer.optimizer.optimizer.halves
+    states = trainer.optimizer.optimizer.state
+    assert_close(states[trainer.optimizer.fp32_params[0]]["exp_avg"], averages[0] * 0.9, "float32")
+    assert all(state["step"] == 2 for state in states.values())
+
+
 FAILURES: dict[str, tuple[Callable[[Any], None], list[str]]] = {
     "inf": (lambda trainer: break_update(trainer, 3, "fc1"), ["--bf16"]),
     "inf in one expert": (
@@ -75,6 +150,16 @@ FAILURES: dict[str, tuple[Callable[[Any], None], list[str]]] = {
 @pytest.mark.parametrize("failure", FAILURES)
 def test_a_norm_that_is_not_finite_ends_the_run(failure: str, language_data: Path, tmp_path: Path) -> None:
     """It is seen in the next update, and what is left is what there was before the update that went wrong."""
+    ends_at_the_norm(failure, language_data, tmp_path)
+
+
+def test_a_norm_of_halves_that_is_not_finite_ends_the_run(
+    from_halves: None, language_data: Path, tmp_path: Path
+) -> None:
+    ends_at_the_norm("inf", language_data, tmp_path)
+
+
+def ends_at_the_norm(failure: str, language_data: Path, tmp_path: Path) -> None:
     fail, flags = FAILURES[failure]
     trainer = make_trainer(language_data, tmp_path, *FUSED, *flags)
     fail(trainer)

@@ -126,6 +126,17 @@ class SkipsUpdates(Protocol):
 
 
 @runtime_checkable
+class UpdatesHalves(Protocol):
+    """An optimizer of torch whose parameters may be copies of others in half precision, which it then updates too."""
+
+    halves: dict[Tensor, list[Tensor]]
+    """By parameter those others, if the next step reads their gradients and writes them; else empty."""
+
+    def take_halves(self, halves: dict[Tensor, list[Tensor]]) -> bool:
+        """Whether the next step will do so for these; if not, the parameters need gradients."""
+
+
+@runtime_checkable
 class ComputesAlike(Protocol):
     """A criterion that says whether it computes alike for all batches of a shape."""
 

@@ -220,6 +220,7 @@ PATCHES: tuple[Patch | Setting, ...] = (
     Patch(_FP16OptimizerMixin, "build_fp32_params", gradient_clipping.mark_copies, "copies of experts clip like them"),
     Patch(_FP16OptimizerMixin, "_sync_fp16_grads_to_fp32", mixed_precision.copy_gradients, "one kernel for many"),
     Patch(_FP16OptimizerMixin, "_sync_fp32_params_to_fp16", mixed_precision.copy_parameters, "one kernel for many"),
+    Patch(_FP16OptimizerMixin, "clip_grad_norm", mixed_precision.measure_halves, "copies may have no gradients"),
     Patch(_FP16OptimizerMixin, "zero_grad", mixed_precision.forget_gradients, "the next copy replaces them"),
     # checkpoints
     Setting(checkpoints.allow_checkpoint_types, "weights_only=True refuses them", "GLOBAL argparse.Namespace"),

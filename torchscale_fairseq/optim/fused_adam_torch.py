@@ -19,10 +19,16 @@ from fairseq.optim.adam import FairseqAdam
 from omegaconf import II
 from torch import Tensor
 
+from torchscale_fairseq.core.ops.gelu_norm import TRITON
 from torchscale_fairseq.hooks.patching import replace
+
+if TRITON:
+    from torchscale_fairseq.core.ops.adam_kernel import Rates, update_from_halves
 
 KERNELS = ("fused", "foreach")
 HALF = (torch.float16, torch.bfloat16)
+DEVICES = ("cuda",)
+"""Kinds of devices on which one kernel updates copies and what they are of."""
 HALF_AT_ONCE = 2**24
 """Entries of half-precision parameters that have copies in float32 at a time, unless one parameter alone has more."""
 
@@ -78,6 +84,8 @@ class _Batch:
     grads: list[Tensor] = field(default_factory=list)
     averages: list[Tensor] = field(default_factory=list)
     squares: list[Tensor] = field(default_factory=list)
+    halves: list[Tensor] = field(default_factory=list)
+    """Parameters in half precision, with gradients, of which ``params`` are the copies; or none."""
 
 
 class FusedAdam(torch.optim.Optimizer):
@@ -86,7 +94,7 @@ class FusedAdam(torch.optim.Optimizer):
     Parameters in float16 and bfloat16 (--memory-efficient-fp16) have their states in float32, and are updated in
     float32. Gradients may be scaled: ``step`` divides them by ``scale``. As with torch's own fused optimizers, a caller
     may set ``found_inf``, a float32 scalar on the device; where it is not 0, the next step changes nothing but the
-    number of updates, which ``take_back`` sets back.
+    number of updates, which ``take_back`` sets back. Parameters may be copies of others (``take_halves``).
 
     Args:
         params: tensors, or groups of them.
@@ -114,12 +122,23 @@ class FusedAdam(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self._update = {"fused": _fused, "foreach": _foreach}[kernel]
         self.found_inf: Tensor | None = None
+        self.halves: dict[Tensor, list[Tensor]] = {}
         self._counted: list[dict[str, Any]] = []
 
     @property
     def can_skip(self) -> bool:
         """Whether ``found_inf`` is heeded."""
         return self._update is _fused
+
+    def take_halves(self, halves: dict[Tensor, list[Tensor]]) -> bool:
+        """Whether the next step will read the gradients of others in half precision, and write these too. If not, the
+        parameters need gradients.
+
+        Args:
+            halves: by parameter, the tensors that it is a copy of, one after the other.
+        """
+        self.halves = halves if self.can_skip and _have_kernel(halves) else {}
+        return bool(self.halves)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, scale: float | Tensor = 1.0) -> Any:
@@ -140,7 +159,8 @@ class FusedAdam(torch.optim.Optimizer):
         self._counted = []
         for group in self.param_groups:
             for step, batch in self._batches(group["params"]):
-                self._update(batch, step, group, scale, found_inf)
+                update = _from_halves if batch.halves else self._update
+                update(batch, step, group, scale, found_inf)
         return loss
 
     def take_back(self) -> None:
@@ -153,9 +173,9 @@ class FusedAdam(torch.optim.Optimizer):
         """Parameters by device, type and number of their updates, that number with this one first."""
         alike: dict[tuple[torch.device, torch.dtype, int], list[Tensor]] = defaultdict(list)
         for p in params:
-            if p.grad is None:
+            if p.grad is None and p not in self.halves:
                 continue
-            if p.grad.is_sparse:
+            if p.grad is not None and p.grad.is_sparse:
                 raise RuntimeError(
                     "--optimizer fused_adam_torch does not take sparse gradients; use --optimizer adagrad."
                 )
@@ -164,6 +184,9 @@ class FusedAdam(torch.optim.Optimizer):
             self._counted.append(state)
             alike[p.device, p.dtype, int(state["step"])].append(p)
         for (_, dtype, step), members in alike.items():
+            if self.halves:
+                yield step, self._batch_of_halves(members)
+                continue
             if dtype not in HALF:
                 yield step, self._batch(members)
                 continue
@@ -191,6 +214,38 @@ class FusedAdam(torch.optim.Optimizer):
         averages, squares = [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]
         grads = [_laid_out_as(average, p.grad) for average, p in zip(averages, params, strict=True)]
         return _Batch(params, grads, averages, squares)
+
+    def _batch_of_halves(self, params: list[Tensor]) -> _Batch:
+        batch = _Batch()
+        for p in params:
+            halves, state = self.halves[p], self.state[p]
+            batch.halves += halves
+            batch.params += _cut(p.detach(), halves)
+            batch.averages += _cut(state["exp_avg"], halves)
+            batch.squares += _cut(state["exp_avg_sq"], halves)
+        return batch
+
+
+def _have_kernel(halves: dict[Tensor, list[Tensor]]) -> bool:
+    """Whether one kernel can update parameters from gradients in half precision."""
+    dtypes = {half.dtype for parts in halves.values() for half in parts}
+    return TRITON and len(dtypes) == 1 and dtypes <= set(HALF) and all(_fits(p, parts) for p, parts in halves.items())
+
+
+def _fits(p: Tensor, halves: list[Tensor]) -> bool:
+    """Whether a copy and what it is of lie in memory as the kernel reads them."""
+    return (
+        p.device.type in DEVICES
+        and p.dtype == torch.float32
+        and p.is_contiguous()
+        and all(half.is_contiguous() for half in halves)
+        and all(half.grad is not None and half.grad.is_contiguous() for half in halves)
+    )
+
+
+def _cut(tensor: Tensor, halves: list[Tensor]) -> tuple[Tensor, ...]:
+    """The parts of a copy, or of its states, one after the other."""
+    return tensor.view(-1).split([half.numel() for half in halves])
 
 
 def _laid_out_as(model: Tensor, grad: Tensor | None) -> Tensor:
@@ -233,6 +288,21 @@ def _fused(batch: _Batch, step: int, group: dict[str, Any], scale: float | Tenso
         grad_scale=_on_device(scale, device),
         found_inf=found_inf,
     )
+
+
+def _from_halves(
+    batch: _Batch, step: int, group: dict[str, Any], scale: float | Tensor, found_inf: Tensor | None
+) -> None:
+    (beta1, beta2), lr = group["betas"], group["lr"]
+    rates = Rates(
+        beta1,
+        beta2,
+        decay=lr * group["weight_decay"],
+        step=lr * math.sqrt(1 - beta2**step) / (1 - beta1**step),
+        eps=group["eps"],
+    )
+    scale_on_device = _on_device(scale, batch.params[0].device)
+    update_from_halves(batch.halves, batch.params, batch.averages, batch.squares, rates, scale_on_device, found_inf)
 
 
 def _on_device(scale: float | Tensor, device: torch.device) -> Tensor | None:

@@ -1,13 +1,19 @@
 """--fp16 and --bf16 in few launches: between parameters in half precision and the float32 copies that the optimizer
 updates, fairseq copies one parameter at a time, in hundreds of kernels that a GPU finishes faster than Python starts
-them. Here one kernel copies many. Values are fairseq's."""
+them. Here one kernel copies many, or none where the optimizer reads and writes both sides itself. Values are
+fairseq's."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from fairseq import utils
 from torch import Tensor
+
+from torchscale_fairseq.hooks.contracts import UpdatesHalves
 
 
 def copy_gradients(stock: Callable[..., None]) -> Callable[..., None]:
@@ -18,6 +24,9 @@ def copy_gradients(stock: Callable[..., None]) -> Callable[..., None]:
         if not self._needs_sync:
             return
         self._needs_sync = False
+        if isinstance(self.optimizer, UpdatesHalves) and self.optimizer.take_halves(_halves(self)):
+            _give_up_gradients(self)
+            return
         pairs = list(zip(self.fp16_params, _gradients_in_float32(self), strict=True))
         given = [p.grad for p in self.fp16_params if p.grad is not None]
         missing = [grad for p, grad in pairs if p.grad is None]
@@ -34,9 +43,28 @@ def copy_parameters(stock: Callable[..., None]) -> Callable[..., None]:
 
     @torch.no_grad()
     def _sync_fp32_params_to_fp16(self: Any) -> None:
+        if _are_updated(self):
+            return
         torch._foreach_copy_(list(self.fp16_params), parameters_in_float32(self))
 
     return _sync_fp32_params_to_fp16
+
+
+def measure_halves(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """``FP16Optimizer.clip_grad_norm``, which measures the gradients of the float32 copies."""
+
+    def clip_grad_norm(self: Any, max_norm: float, aggregate_norm_fn: Any = None) -> Tensor:
+        self._sync_fp16_grads_to_fp32()
+        if not _are_updated(self):
+            return stock(self, max_norm, aggregate_norm_fn)
+        fp32_optimizer = self.fp32_optimizer
+        self.fp32_optimizer = SimpleNamespace(clip_grad_norm=partial(utils.clip_grad_norm_, self.fp16_params))
+        try:
+            return stock(self, max_norm, aggregate_norm_fn)
+        finally:
+            self.fp32_optimizer = fp32_optimizer
+
+    return clip_grad_norm
 
 
 def forget_gradients(stock: Callable[..., None]) -> Callable[..., None]:
@@ -60,6 +88,26 @@ def parameters_in_float32(optimizer: Any) -> list[Tensor]:
         optimizer._views = _views({place: flat.detach() for place, flat in copies.items()}, optimizer.fp16_params)
     views: list[Tensor] = optimizer._views
     return views
+
+
+def _are_updated(optimizer: Any) -> bool:
+    """Whether the optimizer reads and writes the parameters in half precision itself."""
+    return isinstance(optimizer.optimizer, UpdatesHalves) and bool(optimizer.optimizer.halves)
+
+
+def _give_up_gradients(optimizer: Any) -> None:
+    """Free the memory in which fairseq would keep gradients in float32, if they have never been needed."""
+    if isinstance(optimizer.fp32_params, list) and not hasattr(optimizer, "_gradient_views"):
+        for copy in optimizer.fp32_params:
+            copy.grad = None
+
+
+def _halves(optimizer: Any) -> dict[Tensor, list[Tensor]]:
+    """By float32 copy, the parameters that lie in it one after the other."""
+    copies = optimizer.fp32_params
+    if isinstance(copies, dict):
+        return {copy: [p for p in optimizer.fp16_params if p.device.index == place] for place, copy in copies.items()}
+    return {copy: [p] for copy, p in zip(copies, optimizer.fp16_params, strict=True)}
 
 
 def _gradients_in_float32(optimizer: Any) -> list[Tensor]:

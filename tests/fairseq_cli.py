@@ -30,7 +30,8 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 """As torchrun, which an environment that borrows another one's torch has no script of."""
 TOOL = [sys.executable, "-m", "torchscale_fairseq"]
 """As torchscale-fairseq, of this copy of the package."""
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPOSITORY)}
+PATHS = os.pathsep.join([str(REPOSITORY), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]).rstrip(os.pathsep)
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": PATHS}
 
 TINY_TRANSFORMER = shlex.split(
     "--arch transformer --encoder-layers 1 --decoder-layers 1 --encoder-embed-dim 16 --decoder-embed-dim 16 "

@@ -1,6 +1,8 @@
 """The processes that ``fairseq_cli`` starts."""
 
+import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 
 pytest.importorskip("fairseq")
 
-from tests.fairseq_cli import run_gloo
+from tests.fairseq_cli import REPOSITORY, run_gloo, run_program
 
 
 def test_processes_end_when_their_time_is_over(tmp_path: Path) -> None:
@@ -25,6 +27,14 @@ def test_processes_end_when_their_time_is_over(tmp_path: Path) -> None:
         while runs(process):
             assert time.monotonic() < until, f"process {rank} is left"
             time.sleep(0.1)
+
+
+def test_packages_are_found_where_the_tests_find_them(tmp_path: Path) -> None:
+    """fairseq itself may be in a folder that PYTHONPATH alone names."""
+    (tmp_path / "elsewhere.py").touch()
+    code = "from tests.fairseq_cli import run_python; run_python('import elsewhere').check()"
+    paths = os.pathsep.join([str(REPOSITORY), str(tmp_path)])
+    run_program([sys.executable, "-c", code], environment={"PYTHONPATH": paths}).check()
 
 
 def runs(process: int) -> bool:

@@ -207,6 +207,26 @@ def test_packed_retention_by_kernels(
     assert 1 <= traced_whole[0] <= 2  # for one number of documents, then for any
 
 
+def test_experts_by_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the host counts the rows of experts, other counts need no other compiled code."""
+    graphs = [0]
+
+    def run(graph: Any, inputs: Any) -> Any:
+        graphs[0] += 1
+        return graph
+
+    stock = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda module, **_: stock(module, backend=run))
+    torch._dynamo.reset()
+    plain, compiled = decoders(moe_freq=1, moe_expert_count=3)
+    same_values_and_gradients(plain, compiled, partial(logits, text=tokens(2, 9)))
+    written = graphs[0]
+    for seed in range(3):
+        text = torch.randint(4, VOCABULARY, (2, 9), generator=torch.Generator().manual_seed(seed))
+        same_values_and_gradients(plain, compiled, partial(logits, text=text))
+    assert graphs[0] == written
+
+
 @pytest.mark.slow
 def test_generated_code() -> None:
     torch._dynamo.reset()

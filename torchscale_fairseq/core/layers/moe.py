@@ -107,10 +107,20 @@ class MixtureOfExperts(nn.Module):
             places = Places.of(routing)
             outputs = self.experts(take_rows(tokens, places), Segments(routing.load, routing.most))
             return mix_rows(outputs, routing.gate, places), report
+        if not torch.compiler.is_compiling() or is_traced():
+            return self._mix_by_counts(tokens, routing), report
+        # counts that the host reads differ in each batch, and compiled code would be written anew for them
+        from ..ops.uncompiled import run_uncompiled
+
+        output: Tensor = run_uncompiled(self._mix_by_counts, tokens, routing)
+        return output, report
+
+    def _mix_by_counts(self, tokens: Tensor, routing: Routing) -> Tensor:
+        """The experts' weighted outputs, (tokens, width), with the numbers of their rows on the host."""
         dispatched = self.dispatcher.dispatch(tokens[routing.token], routing.load)
         outputs = self.dispatcher.collect(self.experts(dispatched.rows, dispatched.segments), dispatched)
         weighted = outputs * routing.weight.to(outputs.dtype).unsqueeze(1)
-        return torch.zeros_like(tokens, dtype=outputs.dtype).index_add(0, routing.token, weighted), report
+        return torch.zeros_like(tokens, dtype=outputs.dtype).index_add(0, routing.token, weighted)
 
     def _stays_on_device(self, tokens: Tensor) -> bool:
         """Whether the counts of the experts' rows need not come to the host. The log says once why they do on a GPU."""

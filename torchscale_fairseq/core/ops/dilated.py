@@ -170,5 +170,5 @@ def _kernel_refusal(query: Tensor) -> str | None:
     return "cannot be exported" if is_traced() else None
 
 
-LARGEST_GRID = 65535
-"""Programs along the second axis of a launch."""
+LARGEST_GRID = 65535 // 3
+"""A third of the programs along the second axis of a launch, which may serve three gradients."""

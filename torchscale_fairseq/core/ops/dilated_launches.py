@@ -91,7 +91,8 @@ class _AllBranches(torch.autograd.Function):
         if lengths is not None:
             behind = torch.arange(gradient.size(1), device=gradient.device)[None] >= lengths[:, None]
             gradient = gradient.masked_fill(behind[:, :, None, None], 0.0)
-        return *attend_backward(gradient, *tensors, *ctx.settings), None, None, None, None, None
+        gradients = attend_backward(gradient, *tensors, *ctx.settings)
+        return *gradients.unbind(), None, None, None, None, None
 
 
 def width(head_dim: int) -> int:
@@ -136,9 +137,9 @@ class _Call:
         self.strides = tuple(x.stride()[:3] for x in given)
         self.lengths, self.sizes = lengths, (self.length, self.heads, self.slots.total)
 
-    def in_slots(self) -> Tensor:
-        """Memory for (batch, heads, slots, head_dim)."""
-        return self.tensors[0].new_empty(self.batch, self.heads, self.slots.total, self.head_dim)
+    def in_slots(self, *several: int) -> Tensor:
+        """Memory for (batch, heads, slots, head_dim), or for several such."""
+        return self.tensors[0].new_empty(*several, self.batch, self.heads, self.slots.total, self.head_dim)
 
     def scalars(self) -> Tensor:
         """Memory for (batch, heads, slots) float32."""
@@ -149,10 +150,13 @@ class _Call:
         return tiles(self.slots, block, self.tensors[0].device, last_first=last_first)
 
     def mix(self, parts: Tensor, logs: Tensor | None = None, wholes: Tensor | None = None) -> Tensor:
-        """``dilated_mixing_kernels.mix`` of (batch, heads, slots, head_dim)."""
-        into = parts.new_empty(self.batch, self.length, self.heads, self.head_dim)
-        arguments = parts, logs, into, wholes, self.branches, self.lengths, self.sizes
-        dilated_mixing_kernels.mix[self.grid](*arguments, **self.of_mixing)
+        """``dilated_mixing_kernels.mix`` of (batch, heads, slots, head_dim), or of several such, (n, batch, ...)."""
+        several = parts.shape[:-4].numel()
+        into = parts.new_empty(*parts.shape[:-4], self.batch, self.length, self.heads, self.head_dim)
+        lengths = self.lengths if self.lengths is None or several == 1 else self.lengths.repeat(several)
+        blocks, rows = self.grid
+        arguments = parts, logs, into, wholes, self.branches, lengths, self.sizes
+        dilated_mixing_kernels.mix[blocks, several * rows](*arguments, **self.of_mixing)
         return into
 
     @property
@@ -223,8 +227,8 @@ def attend(
     return call.mix(parts, logs, wholes), wholes
 
 
-def _like_gradients(gradient: Tensor, query: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return query.new_empty(query.shape), query.new_empty(query.shape), query.new_empty(query.shape)
+def _like_gradients(gradient: Tensor, query: Tensor, *_: Any) -> Tensor:
+    return query.new_empty(3, *query.shape)
 
 
 @compiled_kernel(_like_gradients)
@@ -240,8 +244,8 @@ def attend_backward(
     ratios: Sequence[int],
     scale: float,
     causal: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of ``attend`` for query, key and value.
+) -> Tensor:
+    """Gradients of ``attend`` for query, key and value, one after the other, (3, batch, seq, heads, head_dim).
 
     Args:
         gradient: of its first result; zero at tokens that are not real.
@@ -254,7 +258,8 @@ def attend_backward(
     dilated_mixing_kernels.multiply[call.grid](
         call.gradient, output, products, call.branches, call.sizes, call.strides[3], **call.of_mixing
     )
-    of_query, of_key, of_value = (call.in_slots() for _ in range(3))
+    parts = call.in_slots(3)
+    of_query, of_key, of_value = parts.unbind()
     given = call.gradient, *call.tensors, wholes, products
     rest = lengths, call.sizes, call.strides, scale * math.log2(math.e), scale
     launch = _launch(DIFFERENTIATE_KEYS, call.head_dim)
@@ -267,7 +272,7 @@ def attend_backward(
     dilated_kernels.differentiate_queries[len(table), call.batch * call.heads](
         *given, of_query, table, *rest, **launch.options(call.head_dim, causal=causal)
     )
-    return call.mix(of_query), call.mix(of_key), call.mix(of_value)
+    return call.mix(parts)
 
 
 def _workspace(size: int, alignment: int, stream: int | None) -> Tensor:

@@ -37,6 +37,9 @@ class EmulatedGraph:
                 if isinstance(result, Tensor) and result.data_ptr() != value.data_ptr():
                     result.copy_(value)
 
+    def pool(self) -> None:
+        """None, as no memory is used twice here."""
+
 
 class Capture(TorchDispatchMode):
     """Notes what is computed, and what memory held before it was changed."""

@@ -217,7 +217,7 @@ ARCHITECTURES = [
         "LongViT small, training step, and dense attention",
         "1.0",
         ("side", "time"),
-        shlex.split("longvit --device cuda --sizes 1024 2048 4096"),
+        shlex.split("longvit --device cuda --sizes 1024 2048 4096 --repeats 15"),
         shlex.split("longvit --sizes 256 --repeats 1 --threads 1"),
     ),
     Row(

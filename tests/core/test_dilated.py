@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tests.helpers import assert_close, pair, triple
 from torchscale_fairseq import dilated_attention
+from torchscale_fairseq.core.ops import dilated
 from torchscale_fairseq.core.ops.dilated_pattern import naive_dilated_attention
 
 BRANCHES = st.lists(st.tuples(st.integers(1, 20), st.integers(1, 6)), min_size=1, max_size=3)
@@ -104,6 +105,15 @@ def test_one_dense_branch_is_attention() -> None:
         *triple(x.transpose(1, 2) for x in (query, key, value)), is_causal=True
     )
     assert_close(dilated_attention(query, key, value, [64], [1], causal=True), expected.transpose(1, 2), "float64")
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_whole_branches_take_attention(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Branches of one segment with all tokens need no kernel of their own, however many there are."""
+    monkeypatch.setattr(dilated, "DILATED", [])
+    tensors = inputs(2, 11, 2, 0)
+    output = dilated_attention(*tensors, [11, 64], [1, 1], causal=causal)
+    assert_close(output, naive_dilated_attention(*tensors, [11, 64], [1, 1], causal=causal), "float64")
 
 
 def test_by_hand() -> None:

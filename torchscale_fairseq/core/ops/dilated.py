@@ -6,7 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .attention import AttentionMask
 from .backend import Backend, choose
+from .backends import attention
 from .dilated_layout import Layout
 from .dilated_parts import Part, Settings, mix
 from .dilated_pattern import Branch, checked_branches, head_offsets
@@ -33,7 +35,8 @@ def dilated_attention(
 ) -> Tensor:
     """Dilated attention in memory and, with segments of bounded length over ratio, time linear in the sequence.
 
-    ``DILATED`` lists what computes it.
+    ``DILATED`` lists what computes it. Rows without padding whose tokens are all kept, in one segment, take
+    ``attention``.
 
     Args:
         query, key, value: (batch, seq, heads, head_dim).
@@ -55,6 +58,9 @@ def dilated_attention(
             backend cannot serve the request.
     """
     branches = checked_branches(segment_lengths, dilation_ratios)
+    if key_padding_mask is None and _are_whole(branches, query.size(1)):
+        mask = AttentionMask(causal=causal)
+        return attention(query, key, value, mask=mask, scale=scale, dropout=dropout, backend=backend)[0]
     scale = query.size(-1) ** -0.5 if scale is None else scale
     real, starts = _extent(query, key_padding_mask)
     if starts is not None:
@@ -64,6 +70,12 @@ def dilated_attention(
     logged = "dilated_attention" if query.is_cuda else ""  # elsewhere there is one way
     output = choose(DILATED, request, option=logged, explain=True).run(request)
     return output if starts is None else _roll(output, -starts)
+
+
+def _are_whole(branches: list[Branch], length: int) -> bool:
+    """Whether each branch keeps all tokens, in one segment, so that all compute the same. Exported code, whose lengths
+    are open, does not know."""
+    return not (is_traced() or any(b.ratio > 1 for b in branches) or any(b.segment_length < length for b in branches))
 
 
 def _extent(query: Tensor, key_padding_mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

@@ -134,16 +134,17 @@ def _processors(x: Tensor) -> int:
 
 
 @triton.jit
-def _normal(h):  # type: ignore[no-untyped-def]
-    """Distribution and density of the standard normal, to 1e-7 (Abramowitz and Stegun, 26.2.17).
+def _tail(h):  # type: ignore[no-untyped-def]
+    """What the standard normal has beyond |h|, to 1e-7 (Abramowitz and Stegun, 26.2.17), and exp(-h^2 / 2).
 
-    GELU needs the first and its slope both, and the two share an exponential, which erf and exp do not.
+    GELU needs the first and its slope, and both share an exponential, which erf and exp do not. On a GPU exp2 is
+    one instruction and exp five, a reciprocal two by way of the root and ten by division.
     """
-    density = 0.3989422804014327 * tl.exp(-0.5 * h * h)
-    t = 1 / (1 + 0.2316419 * tl.abs(h))
-    series = 0.31938153 + t * (-0.356563782 + t * (1.781477937 + t * (-1.821255978 + t * 1.330274429)))
-    above = density * t * series
-    return tl.where(h < 0, above, 1 - above), density
+    power = tl.exp2(-0.7213475204444817 * h * h)
+    root = tl.rsqrt(1 + 0.2316419 * tl.abs(h))
+    t = root * root
+    series = 0.12741480 + t * (-0.14224837 + t * (0.71070687 + t * (-0.72657601 + t * 0.53070271)))
+    return power * t * series, power
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -174,9 +175,9 @@ def _forward(  # type: ignore[no-untyped-def]
     inside = columns < width
     h = tl.load(x + row * width + columns, mask=inside, other=0.0).to(tl.float32)
     h += tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)
-    below, _ = _normal(h)
-    g = h * below
-    middle = tl.sum(tl.where(inside, g, 0.0), 0) / width
+    tail, _ = _tail(h)
+    g = tl.maximum(h, 0.0) - tl.abs(h) * tail  # 0 outside
+    middle = tl.sum(g, 0) / width
     centred = tl.where(inside, g - middle, 0.0)
     inverse = 1 / tl.sqrt(tl.sum(centred * centred, 0) / width + eps)
     w = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
@@ -221,14 +222,15 @@ def _backward(  # type: ignore[no-untyped-def]
         start = row * width
         h = tl.load(x + start + columns, mask=inside, other=0.0).to(tl.float32) + added
         dy = tl.load(gradient + start + columns, mask=inside, other=0.0).to(tl.float32)
-        below, density = _normal(h)
+        tail, power = _tail(h)
         inverse = tl.load(scale + row)
-        normal = tl.where(inside, (h * below - tl.load(mean + row)) * inverse, 0.0)
+        g = tl.maximum(h, 0.0) - tl.abs(h) * tail
+        normal = tl.where(inside, (g - tl.load(mean + row)) * inverse, 0.0)
         into_weight += dy * normal
         into_norm_bias += dy
         dy *= w
         along, level = tl.sum(dy * normal, 0) / width, tl.sum(dy, 0) / width
-        slope = below + h * density
+        slope = tl.where(h < 0, tail, 1 - tail) + 0.3989422804014327 * h * power
         dx = (dy - normal * along - level) * inverse * slope
         into_bias += tl.where(inside, dx, 0.0)
         tl.store(into_x + start + columns, dx.to(into_x.dtype.element_ty), mask=inside)

@@ -377,6 +377,19 @@ def test_fla_is_tuned_over_few_candidates(monkeypatch: pytest.MonkeyPatch) -> No
     assert other.configs == configs[:1]
 
 
+def test_one_table_for_all_rows() -> None:
+    """It rotates as a table for each row does."""
+    counts = token_counts(7, torch.zeros(1).long(), document_starts=torch.tensor([[0, 0, 1, 0, 0, 1, 0]] * 2).bool())
+    counts[1, 3] = 0  # padding before the first token
+    log_decay, x = log_decays(2, "powers"), torch.randn(2, 7, 2, 8, dtype=torch.float64)
+    options: dict[str, Any] = {"dtype": torch.float64, "inclusive": False}
+    own, shared = (retention_tables(counts, log_decay, 8, **options, largest=largest) for largest in (None, 7))
+    assert own.rows is None and shared.query[0].size(0) == 1
+    for name in ("query", "key"):
+        found, expected = (rotate(x, getattr(tables, name), None, tables.rows) for tables in (shared, own))
+        assert torch.equal(found, expected)
+
+
 def test_chunk_size_is_checked() -> None:
     with pytest.raises(ValueError, match=r"chunk_size \(0\) must be at least 1"):
         chunkwise_retention(*inputs(1, 3, 1), log_decays(1, "powers"), chunk_size=0)

@@ -24,7 +24,7 @@ from torchscale_fairseq.core.ops.xpos import rotate, xpos_tables
 
 pytestmark = KERNELS_RUN
 SHAPES = [(2, 63, 3, 32), (1, 50, 9, 256), (3, 1, 2, 20), (1, 77, 1, 432), (2, 5, 4, 2)]
-TABLES = ["one", "of rows", "of heads"]
+TABLES = ["one", "of rows", "of heads", "of other tokens"]
 
 
 @pytest.fixture(autouse=True)
@@ -58,10 +58,11 @@ def test_equals_the_definition(
     wide, gradient = drawn(batch, length, 3 * heads, head_dim).to(dtype), drawn(*shape).to(to)
     rows, table_heads = batch if tables == "of rows" else 1, heads if tables == "of heads" else 1
     cos, sin = drawn(2, rows, length, table_heads, head_dim // 2).unbind()
+    others = (drawn(batch, length).abs() * length).long() % length if tables == "of other tokens" else None
 
     def results(x: Tensor, table: tuple[Tensor, Tensor], result: torch.dtype) -> tuple[Tensor, Tensor]:
         leaf = x.detach().requires_grad_()
-        output = rotate(leaf[:, :, heads : 2 * heads], table, result)
+        output = rotate(leaf[:, :, heads : 2 * heads], table, result, others)
         return output.detach(), torch.autograd.grad(output, leaf, gradient.to(result))[0]
 
     found = results(wide, (cos, sin), to)

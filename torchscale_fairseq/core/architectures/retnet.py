@@ -177,7 +177,8 @@ class RetNetDecoder(CausalStack):
         if state is not None and state.seen is not None:
             seen = state.seen
         counts = token_counts(x.size(1), seen, padding_mask=padding_mask, document_starts=document_starts)
-        inputs = self._inputs_of(counts, x, padding_mask, document_starts)
+        largest = x.size(1) if x.is_cuda and state is None and counts.size(0) > 1 else None
+        inputs = self._inputs_of(counts, x, padding_mask, document_starts, largest)
         if state is not None:
             state.seen = counts[:, -1]
         elif self.config.compile:
@@ -186,13 +187,18 @@ class RetNetDecoder(CausalStack):
         return inputs
 
     def _inputs_of(
-        self, counts: Tensor, x: Tensor, padding_mask: Tensor | None = None, document_starts: Tensor | None = None
+        self,
+        counts: Tensor,
+        x: Tensor,
+        padding_mask: Tensor | None = None,
+        document_starts: Tensor | None = None,
+        largest: int | None = None,
     ) -> RetentionInputs:
-        """Inputs for tokens with these counts (``token_counts``)."""
+        """Inputs for tokens with these counts (``token_counts``), of which the largest may be known."""
         config, heads = self.config, self.config.decoder_retention_heads
         log_decay = log_decays(heads, config.retention_decay, x.device)
         key_dim, inclusive = config.decoder_embed_dim // heads, config.torchscale_compatible
-        tables = retention_tables(counts, log_decay, key_dim, dtype=x.dtype, inclusive=inclusive)
+        tables = retention_tables(counts, log_decay, key_dim, dtype=x.dtype, inclusive=inclusive, largest=largest)
         wide = torch.promote_types(x.dtype, torch.float32)  # as every layer computes with them
         return RetentionInputs(tables, log_decay.to(wide), padding_mask, document_starts)
 

@@ -93,9 +93,10 @@ class RetentionRequest:
 
     def tensors(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The first arguments of every form; a rotation results in this dtype, float32 at least by default."""
-        query, key = self.query, self.key
-        if self.rotation is not None:
-            query, key = rotate(query, self.rotation.query, dtype), rotate(key, self.rotation.key, dtype)
+        query, key, tables = self.query, self.key, self.rotation
+        if tables is not None:
+            query = rotate(query, tables.query, dtype, tables.rows)
+            key = rotate(key, tables.key, dtype, tables.rows)
         return query, key, self.value, self.log_decay
 
 

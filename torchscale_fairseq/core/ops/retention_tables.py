@@ -4,7 +4,7 @@
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -59,10 +59,18 @@ class RetentionTables:
 
     query: tuple[Tensor, Tensor]
     key: tuple[Tensor, Tensor]
+    rows: Tensor | None = None
+    """As for ``xpos.rotate``."""
 
 
 def retention_tables(
-    counts: Tensor, log_decay: Tensor, key_dim: int, *, dtype: torch.dtype, inclusive: bool
+    counts: Tensor,
+    log_decay: Tensor,
+    key_dim: int,
+    *,
+    dtype: torch.dtype,
+    inclusive: bool,
+    largest: int | None = None,
 ) -> RetentionTables:
     """Tables for one forward pass; every layer shares them.
 
@@ -74,8 +82,13 @@ def retention_tables(
         log_decay: (heads,).
         key_dim: channels of a head, even.
         dtype: of the model.
+        largest: of the counts, where it is known; one table for all rows is read faster than one for each.
         inclusive: angles from 1 down to 1 / 10000 inclusive, as in TorchScale's code, in place of RoPE's.
     """
+    if largest is not None:
+        all_counts = torch.arange(1, largest + 1, device=counts.device).unsqueeze(0)
+        tables = retention_tables(all_counts, log_decay, key_dim, dtype=dtype, inclusive=inclusive)
+        return replace(tables, rows=counts.clamp_min(1) - 1)
     wide = torch.promote_types(dtype, torch.float32)
     pairs = key_dim // 2
     exponents = torch.arange(pairs, dtype=wide, device=counts.device) / (max(pairs - 1, 1) if inclusive else pairs)

@@ -13,17 +13,18 @@ HEADS = 4
 """Heads that a program rotates by the table that it has read."""
 
 
-def _like_x(x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype, back: bool) -> Tensor:
+def _like_x(x: Tensor, cos: Tensor, sin: Tensor, rows: Tensor | None, dtype: torch.dtype, back: bool) -> Tensor:
     return x.new_empty(x.shape, dtype=dtype)
 
 
 @compiled_kernel(_like_x)
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype, back: bool) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, rows: Tensor | None, dtype: torch.dtype, back: bool) -> Tensor:
     """``xpos.rotate`` on a GPU; with ``back``, the gradient of x from that of the result.
 
     Args:
         x: (batch, seq, heads, head_dim), neighbouring channels next to each other in memory.
         cos, sin: (batch or 1, seq, heads or 1, head_dim / 2), of equal strides.
+        rows: (batch, seq), contiguous, as for ``xpos.rotate``.
         dtype: of the result.
         back: rotate by the opposite angles.
     """
@@ -36,6 +37,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype, back: bool) 
         x,
         cos,
         sin,
+        rows,
         result,
         *x.stride()[:3],
         *table.stride()[:3],
@@ -44,6 +46,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype, back: bool) 
         width,
         -1.0 if back else 1.0,
         TABLES=cos.size(2) > 1,
+        GIVEN=rows is not None,
         TOKENS=tokens,
         HEADS=HEADS,
         PAIRS=pairs,
@@ -56,6 +59,7 @@ def _rotate(  # type: ignore[no-untyped-def]
     x,
     cos,
     sin,
+    rows,
     result,
     batch_stride,
     token_stride,
@@ -68,11 +72,13 @@ def _rotate(  # type: ignore[no-untyped-def]
     width,
     sign,
     TABLES: tl.constexpr,
+    GIVEN: tl.constexpr,
     TOKENS: tl.constexpr,
     HEADS: tl.constexpr,
     PAIRS: tl.constexpr,
 ):
-    """a program rotates TOKENS tokens of a row, HEADS heads of each, by one table, or with TABLES by one a head."""
+    """a program rotates TOKENS tokens of a row, HEADS heads of each, by one table, or with TABLES by one a head.
+    With GIVEN a token has the table's row that it is given."""
     blocks = tl.cdiv(length, TOKENS)
     batch = (tl.program_id(0) // blocks).to(tl.int64)
     first = (tl.program_id(0) % blocks).to(tl.int64) * TOKENS
@@ -80,7 +86,11 @@ def _rotate(  # type: ignore[no-untyped-def]
     channel, pair = tl.arange(0, 2 * PAIRS)[None, :], tl.arange(0, PAIRS)[None, :]
     there = token < length - first
     known = there & (pair < width // 2)
-    table = batch * table_batch + first * table_token + token * table_token + pair
+    if GIVEN:
+        row = tl.load(rows + batch * length + first + token, mask=there, other=0)
+        table = row * table_token + pair
+    else:
+        table = batch * table_batch + first * table_token + token * table_token + pair
     source = batch * batch_stride + first * token_stride + token * token_stride + channel
     target = (batch * length + first) * heads * width + token * heads * width + channel
     if not TABLES:

@@ -90,13 +90,16 @@ def xpos_tables(
     )
 
 
-def rotate(x: Tensor, table: tuple[Tensor, Tensor], dtype: torch.dtype | None = None) -> Tensor:
+def rotate(
+    x: Tensor, table: tuple[Tensor, Tensor], dtype: torch.dtype | None = None, rows: Tensor | None = None
+) -> Tensor:
     """Apply a table, in the table's dtype or wider.
 
     Args:
         x: (batch, seq, heads, head_dim); neighbouring channels form a pair.
         table: cosines and sines.
         dtype: of the result; the table's by default.
+        rows: (batch, seq), contiguous: which token of the table's only row each token is rotated as; None: as its own.
 
     Returns:
         Shaped like x.
@@ -104,7 +107,9 @@ def rotate(x: Tensor, table: tuple[Tensor, Tensor], dtype: torch.dtype | None = 
     cos, sin = table
     dtype = dtype or cos.dtype
     if _has_kernel(x, cos, sin):
-        return _Rotation.apply(x, cos, sin, dtype)  # type: ignore[no-untyped-call]
+        return _Rotation.apply(x, cos, sin, rows, dtype)  # type: ignore[no-untyped-call]
+    if rows is not None:
+        cos, sin = cos[0][rows], sin[0][rows]
     even, odd = x.to(cos.dtype).unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack((even * cos - odd * sin, odd * cos + even * sin), -1).flatten(-2).to(dtype)
 
@@ -126,13 +131,13 @@ def _has_kernel(x: Tensor, cos: Tensor, sin: Tensor) -> bool:
 
 class _Rotation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, rows: Tensor | None, dtype: torch.dtype) -> Tensor:
         ctx.dtype = x.dtype
-        ctx.save_for_backward(cos, sin)
-        return kernels.rotate(x, cos, sin, dtype, False)
+        ctx.save_for_backward(cos, sin, rows)
+        return kernels.rotate(x, cos, sin, rows, dtype, False)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        cos, sin = ctx.saved_tensors
-        return kernels.rotate(gradient.contiguous(), cos, sin, ctx.dtype, True), None, None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+        cos, sin, rows = ctx.saved_tensors
+        return kernels.rotate(gradient.contiguous(), cos, sin, rows, ctx.dtype, True), None, None, None, None

@@ -90,12 +90,12 @@ def _kernel(  # type: ignore[no-untyped-def]
         x = _entries(logits, start + columns, row_length, vocabulary, FILLED)
         new = tl.maximum(largest, tl.max(x, 0))
         shift = tl.where(new == float("-inf"), 0.0, new)
-        total = total * tl.exp(largest - shift) + tl.sum(tl.exp(x - shift[None, :]), 0)
+        total = total * _exp(largest - shift) + tl.sum(_exp(x - shift[None, :]), 0)
         largest = new
         if SMOOTHED:
             plain += tl.sum(tl.where(start + columns < vocabulary, x, 0.0), 0)
     top = tl.max(largest, 0)
-    log_total = top + tl.log(tl.sum(total * tl.exp(largest - top), 0))
+    log_total = top + tl.log(tl.sum(total * _exp(largest - top), 0))
     nll_loss = log_total - tl.load(logits + target).to(tl.float32)
     share = smoothing / (vocabulary - 1)
     loss = nll_loss
@@ -108,7 +108,7 @@ def _kernel(  # type: ignore[no-untyped-def]
     for start in range(0, row_length, STRIPES * BLOCK):
         x = _entries(logits, start + columns, row_length, vocabulary, FILLED)
         wanted = tl.where(start + columns == target, 1 - smoothing, share)
-        gradient = (tl.exp(x - log_total) - wanted) * scale
+        gradient = (_exp(x - log_total) - wanted) * scale
         if FILLED:
             gradient = tl.where(start + columns < vocabulary, gradient, 0.0)
         tl.store(logits + start + columns, gradient.to(logits.dtype.element_ty), mask=start + columns < row_length)
@@ -121,3 +121,9 @@ def _entries(logits, columns, row_length, vocabulary, FILLED: tl.constexpr):  # 
     if FILLED:
         x = tl.where(columns < vocabulary, x, float("-inf"))
     return x
+
+
+@triton.jit
+def _exp(x):  # type: ignore[no-untyped-def]
+    """The exponential in two instructions of a GPU; Triton's takes five, for results below 1e-38."""
+    return tl.exp2(1.4426950408889634 * x)

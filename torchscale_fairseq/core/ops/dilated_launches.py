@@ -5,6 +5,7 @@ denominators of the mixture the backward pass needs to know nothing of the parts
 same function of their score in all branches.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any, Sequence  # noqa: UP035 - torch 2.6 knows typing's alone in signatures of operators
@@ -95,6 +96,7 @@ class _AllBranches(torch.autograd.Function):
         return *gradients.unbind(), None, None, None, None, None
 
 
+@functools.cache
 def width(head_dim: int) -> int:
     """Columns of a tile for this many channels."""
     return max(16, triton.next_power_of_2(head_dim))
@@ -106,8 +108,9 @@ def _launch(of: dict[int, Launch], head_dim: int) -> Launch:
 
 def _readable(x: Tensor) -> Tensor:
     """As it is, if tensor descriptors can read it: channels are neighbours and rows begin at multiples of 16 bytes."""
-    starts = (x.storage_offset(), *x.stride()[:-1])
-    return x if x.stride(-1) == 1 and not any(n * x.element_size() % 16 for n in starts) else x.contiguous()
+    *strides, last = x.stride()
+    begins_well = math.gcd(x.storage_offset(), *strides) * x.element_size() % 16 == 0
+    return x if last == 1 and begins_well else x.contiguous()
 
 
 class _Call:
@@ -162,7 +165,7 @@ class _Call:
     @property
     def grid(self) -> tuple[int, int]:
         """Grid of the kernels that mix."""
-        return triton.cdiv(self.length, MIXED), self.batch * self.heads
+        return -(-self.length // MIXED), self.batch * self.heads
 
     @property
     def of_mixing(self) -> dict[str, int]:

@@ -103,6 +103,7 @@ def bias_gelu_norm_backward(
         rows,
         width,
         GROUPED=ends is not None,
+        AHEAD=block <= 4096,  # registers hold two rows: the next one is on its way while one is computed
         BLOCK=block,
         num_warps=4 if block < 4096 else 16,
     )
@@ -222,6 +223,7 @@ def _backward(  # type: ignore[no-untyped-def]
     rows,
     width,
     GROUPED: tl.constexpr,
+    AHEAD: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     program, programs = tl.program_id(0).to(tl.int64), tl.num_programs(0)
@@ -239,10 +241,16 @@ def _backward(  # type: ignore[no-untyped-def]
     into_bias = tl.zeros((BLOCK,), tl.float32)
     into_weight = tl.zeros((BLOCK,), tl.float32)
     into_norm_bias = tl.zeros((BLOCK,), tl.float32)
+    if AHEAD:
+        coming, coming_gradient = _rows_of(x, gradient, begin * width + columns, inside & (begin < rows))
     for row in range(begin, rows, programs):
-        start = row * width
-        h = tl.load(x + start + columns, mask=inside, other=0.0).to(tl.float32) + added
-        dy = tl.load(gradient + start + columns, mask=inside, other=0.0).to(tl.float32)
+        here = row * width + columns
+        if not AHEAD:
+            coming, coming_gradient = _rows_of(x, gradient, here, inside)
+        h, dy = coming.to(tl.float32) + added, coming_gradient.to(tl.float32)
+        if AHEAD:
+            follows = inside & (row + programs < rows)
+            coming, coming_gradient = _rows_of(x, gradient, here + programs * width, follows)
         tail, power = _tail(h)
         inverse = tl.load(scale + row)
         g = tl.maximum(h, 0.0) - tl.abs(h) * tail
@@ -254,8 +262,13 @@ def _backward(  # type: ignore[no-untyped-def]
         slope = tl.where(h < 0, tail, 1 - tail) + 0.3989422804014327 * h * power
         dx = (dy - normal * along - level) * inverse * slope
         into_bias += tl.where(inside, dx, 0.0)
-        tl.store(into_x + start + columns, dx.to(into_x.dtype.element_ty), mask=inside)
+        tl.store(into_x + here, dx.to(into_x.dtype.element_ty), mask=inside)
     part = parts + (program * groups + group) * width + columns
     tl.store(part, into_bias, mask=inside)
     tl.store(part + programs * groups * width, into_weight, mask=inside)
     tl.store(part + 2 * programs * groups * width, into_norm_bias, mask=inside)
+
+
+@triton.jit
+def _rows_of(x, gradient, places, inside):  # type: ignore[no-untyped-def]
+    return tl.load(x + places, mask=inside, other=0.0), tl.load(gradient + places, mask=inside, other=0.0)

@@ -1,8 +1,7 @@
 """The kernels of flash-linear-attention for retention, started without waiting for the device and by compiled code.
 
 fla's own function interrupts compiled code. For packed sequences it also asks the device for the number of chunks three
-times in each layer; here the host brings that number along. Kernels and arguments are the same, but for the states in
-the backward pass: they are kept in the dtype of the tokens, to which fla's kernels round them before they use them.
+times in each layer; here the host brings that number along. Kernels and arguments are the same.
 """
 
 from typing import Any
@@ -118,7 +117,8 @@ def fla_forward(
     launches = Launches(query, key, value, decay, Sequences(offsets, first, places))
     sizes = launches.sizes
     after = key.new_empty((sizes.sequences, *sizes.state) if need_state else (0,), dtype=torch.float32)
-    before = launches.states(None if state is None else state.contiguous(), after if need_state else None)
+    state, last = None if state is None else state.contiguous(), after if need_state else None
+    before = launches.states(state, last, key.dtype)
     return launches.output(before), after
 
 
@@ -161,7 +161,7 @@ def fla_backward(
     query, key, value, gradient = query.contiguous(), key.contiguous(), value.contiguous(), gradient.contiguous()
     launches = Launches(query, key, value, decay, Sequences(offsets, first, places))
     state = None if state is None else state.contiguous()
-    before = launches.states(state, None)
+    before = launches.states(state, None, torch.float32)
     of_state = query.new_empty((0,) if state is None else state.shape, dtype=torch.float32)
     of_last = None if of_after is None else of_after.contiguous()
     of_before = launches.gradients_of_states(gradient, of_last, None if state is None else of_state)

@@ -103,7 +103,7 @@ def bias_gelu_norm_backward(
         rows,
         width,
         GROUPED=ends is not None,
-        AHEAD=block <= 4096,  # registers hold two rows: the next one is on its way while one is computed
+        AHEAD=block <= 4096,  # there are registers for it
         BLOCK=block,
         num_warps=4 if block < 4096 else 16,
     )
@@ -241,7 +241,7 @@ def _backward(  # type: ignore[no-untyped-def]
     into_bias = tl.zeros((BLOCK,), tl.float32)
     into_weight = tl.zeros((BLOCK,), tl.float32)
     into_norm_bias = tl.zeros((BLOCK,), tl.float32)
-    if AHEAD:
+    if AHEAD:  # the next row is on its way while one is computed
         coming, coming_gradient = _rows_of(x, gradient, begin * width + columns, inside & (begin < rows))
     for row in range(begin, rows, programs):
         here = row * width + columns
@@ -258,7 +258,11 @@ def _backward(  # type: ignore[no-untyped-def]
         into_weight += dy * normal
         into_norm_bias += dy
         dy *= w
-        along, level = tl.sum(dy * normal, 0) / width, tl.sum(dy, 0) / width
+        if AHEAD:
+            along, level = tl.reduce((dy * normal, dy), 0, _add_both)  # in half the barriers, with more registers
+        else:
+            along, level = tl.sum(dy * normal, 0), tl.sum(dy, 0)
+        along, level = along / width, level / width
         slope = tl.where(h < 0, tail, 1 - tail) + 0.3989422804014327 * h * power
         dx = (dy - normal * along - level) * inverse * slope
         into_bias += tl.where(inside, dx, 0.0)
@@ -267,6 +271,11 @@ def _backward(  # type: ignore[no-untyped-def]
     tl.store(part, into_bias, mask=inside)
     tl.store(part + programs * groups * width, into_weight, mask=inside)
     tl.store(part + 2 * programs * groups * width, into_norm_bias, mask=inside)
+
+
+@triton.jit
+def _add_both(a, b, c, d):  # type: ignore[no-untyped-def]
+    return a + c, b + d
 
 
 @triton.jit

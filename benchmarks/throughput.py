@@ -6,10 +6,10 @@
     python -m benchmarks.throughput --cases small:2x32 --device cpu --vocab-size 1000 --updates 150
 
 Each case is a size of --family and a batch, sequences x tokens, with variants after it (see throughput_cases.py).
-Our side is the command line as anyone types it, on data that this script writes: loading, logging every 50 updates,
-clipping and the optimizer are in. The speed is the median of what it logs, without the first 50 updates. The other side
-is benchmarks/plain_loop.py, the same model on the same batch, in cases that it can train. bert_magneto is trained on
-samples that text fills.
+Our side is the command line as anyone types it, on data that this script writes: loading, logging every 50 updates
+(--interval), clipping and the optimizer are in. The speed is the median of what it logs, without the first figure. The
+other side is benchmarks/plain_loop.py, the same model on the same batch, in cases that it can train. bert_magneto is
+trained on samples that text fills.
 """
 
 import argparse
@@ -70,11 +70,11 @@ def write_data(folder: Path, tokens: int, vocab_size: int) -> None:
     builder.finalize(str(folder / "train.idx"))
 
 
-def train_words(case: Case, data: Path, options: argparse.Namespace) -> list[str]:
-    """The arguments of fairseq-train."""
+def train_words(case: Case, data: Path, options: argparse.Namespace, interval: int = INTERVAL) -> list[str]:
+    """The arguments of fairseq-train, which logs every ``interval`` updates."""
     words = [str(data), "--user-dir", plugin.user_dir(), *case.words(options)]
     words += ["--max-update", str(options.updates), "--lr", "1e-4", "--clip-norm", "1", "--no-save"]
-    words += ["--disable-validation", "--log-format", "json", "--log-interval", str(INTERVAL)]
+    words += ["--disable-validation", "--log-format", "json", "--log-interval", str(interval)]
     words += ["--cpu"] if options.device == "cpu" else [] if case.eager else ["--compile"]
     return [*words, *options.train_options]
 
@@ -96,7 +96,7 @@ def measure_ours(words: list[str], log: Path) -> Measured:
 
 
 def logged(text: str) -> list[dict[str, str]]:
-    """The figures that fairseq-train logs every INTERVAL updates (--log-format json), without the first."""
+    """The figures that fairseq-train logs (--log-format json), without the first."""
     return [json.loads(line) for line in re.findall(r"\| train_inner \| (\{.*\})", text)][1:]
 
 
@@ -143,7 +143,7 @@ def main(words: list[str]) -> int:
         with tempfile.TemporaryDirectory() as folder:
             data = Path(folder)
             write_data(data, case.text_of_update * (options.updates + 1), options.vocab_size)
-            train = train_words(case, data, options)
+            train = train_words(case, data, options, options.interval)
             print(f"throughput.py: fairseq-train {shlex.join(train)}", file=sys.stderr, flush=True)
             ours = measure_ours(train, options.logs / f"{case.name}.log")
             if options.profile:
@@ -188,12 +188,12 @@ def parse_options(words: list[str]) -> argparse.Namespace:
     add("--cases", type=Case.of, nargs="+", default=[Case.of(c) for c in CASES], help=f"({' '.join(CASES)})")
     add("--ours-alone", action="store_true", help="leave out the plain loop")
     add("--profile", action="store_true", help="also print where the time of five updates goes")
+    add("--interval", type=positive, default=INTERVAL, help=f"updates between the figures that are logged ({INTERVAL})")
     add("--logs", type=Path, default=Path(tempfile.gettempdir()), metavar="DIR", help="for the logs of fairseq-train")
     options = finished(parser, words)
-    if options.updates < 2 * INTERVAL:
-        parser.error(
-            f"--updates ({options.updates}) must be at least {2 * INTERVAL}: the first {INTERVAL} do not count"
-        )
+    first = options.interval
+    if options.updates < 2 * first:
+        parser.error(f"--updates ({options.updates}) must be at least {2 * first}: the first {first} do not count")
     return options
 
 

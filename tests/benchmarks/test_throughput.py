@@ -36,6 +36,23 @@ def test_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     assert commands[0][-2:] == ["--lr", "1"] and "gpt_magneto_small" in commands[0]
 
 
+def test_few_long_updates(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--interval says how many of them make a figure."""
+    given: list[list[str]] = []
+
+    def ours(words: list[str], log: Path) -> throughput.Measured:
+        given.append(words)
+        return throughput.Measured(1, 0)
+
+    monkeypatch.setattr(throughput, "measure_ours", ours)
+    few = ["--cases", CASE, "--device", "cpu", "--vocab-size", "100", "--ours-alone", "--updates", "6"]
+    assert throughput.main([*few, "--interval", "3"]) == 0
+    assert given[0][given[0].index("--log-interval") + 1] == "3"
+    with pytest.raises(SystemExit):
+        throughput.main(few)
+    assert "must be at least 100" in capsys.readouterr().err
+
+
 def test_data_is_as_long_as_the_updates(tmp_path: Path) -> None:
     from fairseq.data import Dictionary
     from fairseq.data.indexed_dataset import make_dataset

@@ -188,9 +188,10 @@ def test_packed_retention_by_kernels(
 
     def kernels(*tensors: Any, need_state: bool) -> Results:
         *inputs, state, packing = tensors
-        first = torch.zeros(inputs[0].size(1), dtype=torch.bool).index_fill(0, packing.offsets[:-1], True)
+        rows, length = inputs[0].shape[:2]
+        first = torch.zeros(rows * length, dtype=torch.bool).index_fill(0, packing.offsets[:-1], True)
         assert packing.chunks.places.size(1) == 2 and not need_state
-        return recurrent_retention(*inputs, document_starts=first[None], state=state)[0], None
+        return recurrent_retention(*inputs, document_starts=first.view(rows, length), state=state)[0], None
 
     monkeypatch.setattr(retention_forms, "_fla_refusal", lambda *_, **__: None)
     monkeypatch.setattr(retention_forms, "_chunk_kernels", kernels)

@@ -19,6 +19,7 @@ from torchscale_fairseq import RetNetConfig, RetNetDecoder
 from torchscale_fairseq.core.ops import fla_kernels, fla_launches, retention_forms
 from torchscale_fairseq.core.ops.documents import Documents, note_documents
 from torchscale_fairseq.core.ops.fla_launches import Sizes, tile_of_states
+from torchscale_fairseq.core.ops.fla_tuning import SIDES_OF_CHUNKS
 from torchscale_fairseq.core.ops.retention_packing import CHUNK
 
 LAYERS, HEADS, WIDTH = 2, 2, 32
@@ -94,6 +95,7 @@ def test_no_layer_asks_the_device(kernels: dict[str, Kernel], padded: bool) -> N
     forward, backward, *others = (kernel.started for kernel in kernels.values())
     assert [start["h"].shape for start in forward] == [(1, chunks, *state)] * 2 * LAYERS
     assert [start["dh"].shape for start in backward] == [(1, chunks, *state)] * LAYERS
+    assert {start[name].dtype for start in forward + backward for name in {"h", "dh"} & set(start)} == {torch.bfloat16}
     for start in forward + backward:
         assert start["grid"] == (documents * HEADS,)
         assert (start["T"], start["BT"], len(start["split_offsets"])) == (400, CHUNK, documents + 1)
@@ -137,6 +139,19 @@ def test_small_tiles_only_where_there_are_few_states() -> None:
         found[rows] = programs, tile["BK"], tile["BV"]
     assert found == {1: (192, 32, 64), 2: (192, 64, 64), 4: (384, 64, 64), 16: (1536, 64, 64)}
     assert tile_of_states(Sizes(1, 64, 1, 1, (1, 32, 32)), processors=132)[0] == 1
+
+
+def test_tiles_of_gradients(kernels: dict[str, Kernel]) -> None:
+    """They cover narrow heads and fit the shared memory."""
+    for arch, largest in (("hopper", 128), ("ada", 64), ("none", 32)):
+        sys.modules["fla.utils"].check_shared_mem = lambda which, _, arch=arch: which == arch  # type: ignore[attr-defined]
+        fla_launches.tile_of_chunks.cache_clear()
+        for name, sides in SIDES_OF_CHUNKS.items():
+            for key_dim, value_dim in ((256, 432), (20, 6)):
+                tile = fla_launches.tile_of_chunks(name, key_dim, value_dim, 0)
+                wanted = tuple(min(side, largest) for side in sides) if key_dim > 20 else (32, 16)
+                assert (tile["BK"], tile["BV"]) == wanted
+    fla_launches.tile_of_chunks.cache_clear()
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["rows", "packed"])

@@ -1,7 +1,8 @@
 """The kernels of flash-linear-attention for retention, started without waiting for the device and by compiled code.
 
 fla's own function interrupts compiled code. For packed sequences it also asks the device for the number of chunks three
-times in each layer; here the host brings that number along. Kernels and arguments are the same.
+times in each layer; here the host brings that number along. Kernels and arguments are the same, but for the states in
+the backward pass: they are kept in the dtype of the tokens, to which fla's kernels round them before they use them.
 """
 
 from typing import Any
@@ -117,8 +118,7 @@ def fla_forward(
     launches = Launches(query, key, value, decay, Sequences(offsets, first, places))
     sizes = launches.sizes
     after = key.new_empty((sizes.sequences, *sizes.state) if need_state else (0,), dtype=torch.float32)
-    state, last = None if state is None else state.contiguous(), after if need_state else None
-    before = launches.states(state, last, key.dtype)
+    before = launches.states(None if state is None else state.contiguous(), after if need_state else None)
     return launches.output(before), after
 
 
@@ -161,7 +161,7 @@ def fla_backward(
     query, key, value, gradient = query.contiguous(), key.contiguous(), value.contiguous(), gradient.contiguous()
     launches = Launches(query, key, value, decay, Sequences(offsets, first, places))
     state = None if state is None else state.contiguous()
-    before = launches.states(state, None, torch.float32)
+    before = launches.states(state, None)
     of_state = query.new_empty((0,) if state is None else state.shape, dtype=torch.float32)
     of_last = None if of_after is None else of_after.contiguous()
     of_before = launches.gradients_of_states(gradient, of_last, None if state is None else of_state)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .fla_tuning import TILE_OF_CHUNKS, TILES_OF_STATES
+from .fla_tuning import SIDES_OF_CHUNKS, TILE_OF_CHUNKS, TILES_OF_STATES
 from .retention_packing import CHUNK
 
 ARGUMENTS = {
@@ -128,28 +128,28 @@ class Launches:
             "STATE_V_FIRST": False,
         }
 
-    def states(self, state: Tensor | None, last: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """States before each chunk, (rows, chunks, heads, key_dim, value_dim), in a dtype.
+    def states(self, state: Tensor | None, last: Tensor | None) -> Tensor:
+        """States before each chunk, (rows, chunks, heads, key_dim, value_dim), in the dtype of the tokens.
 
         Args:
             state: before the sequences, (sequences, heads, key_dim, value_dim), float32; None for zeros.
             last: takes in the states after the sequences, unless it is None.
         """
-        before = self.key.new_empty(self.sizes.shape_of_states(), dtype=dtype)
+        before = self.key.new_empty(self.sizes.shape_of_states())
         arguments = {"k": self.key, "v": self.value, "h": before, "h0": state, "ht": last}
         given = {"USE_INITIAL_STATE": state is not None, "STORE_FINAL_STATE": last is not None}
         self._start_of_states("chunk_fwd_kernel_h", **arguments, **given)
         return before
 
     def gradients_of_states(self, gradient: Tensor, of_last: Tensor | None, of_state: Tensor | None) -> Tensor:
-        """Gradients of what ``states`` returns, in float32.
+        """Gradients of what ``states`` returns, in its dtype.
 
         Args:
             gradient: of the output.
             of_last: of the states after the sequences, if they are used.
             of_state: takes in those of the states before them, unless it is None.
         """
-        of_before = self.key.new_empty(self.sizes.shape_of_states(), dtype=torch.float32)
+        of_before = self.key.new_empty(self.sizes.shape_of_states())
         arguments = {"q": self.query, "do": gradient, "dh": of_before, "dht": of_last, "dh0": of_state}
         given = {"STORE_INITIAL_STATE_GRADIENT": of_state is not None, "USE_FINAL_STATE_GRADIENT": of_last is not None}
         constant = {"scale": 1.0, "HQ": self.sizes.state[0], "NG": 1}
@@ -166,9 +166,7 @@ class Launches:
     def gradients(self, gradient: Tensor, before: Tensor, of_before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of query, key and value, from those of the output and of the states before each chunk."""
         of_query, of_key, of_value = (torch.empty_like(x) for x in (self.query, self.key, self.value))
-        _, key_dim, value_dim = self.sizes.state
-        tile = _tile_of_chunks(key_dim, value_dim, self.key.device.index)
-        given = {"q": self.query, "k": self.key, "do": gradient, "dh": of_before, **tile}
+        given = {"q": self.query, "k": self.key, "do": gradient, "dh": of_before}
         found = {"v": self.value, "h": before, "dq": of_query, "dk": of_key, "dw": None, "dv": None, "dg": None}
         self._start_of_chunks("chunk_bwd_kernel_dqkwg", "K", **given, **found, B=self.sizes.rows, USE_DW=False)
         self._start_of_chunks("chunk_bwd_kernel_dv", "V", **given, dv=of_value)
@@ -182,13 +180,14 @@ class Launches:
 
     def _start_of_chunks(self, name: str, tiled: str, **arguments: Any) -> None:
         """A program per chunk, head, and tile of the keys' or values' channels."""
-        rows, chunks, heads = self.sizes.rows, self.sizes.chunks, self.sizes.state[0]
+        rows, chunks, (heads, *dims) = self.sizes.rows, self.sizes.chunks, self.sizes.state
+        tile = {} if name == _TUNED else tile_of_chunks(name, *dims, self.key.device.index)
 
         def grid(found: Any) -> tuple[int, int]:
             return -(-found[tiled] // found[f"B{tiled}"]) * chunks, rows * heads
 
         others = {"chunk_indices": self.where.places, "scale": 1.0, "HV": heads}
-        self._kernels[name][grid](**arguments, **others, **self._common)
+        self._kernels[name][grid](**arguments, **others, **tile, **self._common)
 
 
 def tile_of_states(sizes: Sizes, processors: int) -> tuple[int, dict[str, int]]:
@@ -212,11 +211,12 @@ def _processors(device: torch.device) -> int:
 
 
 @functools.cache
-def _tile_of_chunks(key_dim: int, value_dim: int, device: int | None) -> dict[str, int]:
-    """As large as the GPU's shared memory allows."""
+def tile_of_chunks(name: str, key_dim: int, value_dim: int, device: int | None) -> dict[str, int]:
+    """Tile of a kernel that computes gradients, within what the GPU's shared memory allows."""
     from fla.utils import check_shared_mem
 
     side = 128 if check_shared_mem("hopper", device) else 64 if check_shared_mem("ada", device) else 32
     warps, stages = TILE_OF_CHUNKS
-    keys, values = (min(max(1 << (width - 1).bit_length(), 16), side) for width in (key_dim, value_dim))
+    best = zip((key_dim, value_dim), SIDES_OF_CHUNKS[name], strict=True)
+    keys, values = (min(max(1 << (width - 1).bit_length(), 16), largest, side) for width, largest in best)
     return {"BK": keys, "BV": values, "num_warps": warps, "num_stages": stages}

@@ -10,6 +10,9 @@ TILES_OF_STATES = ((64, 64, 4, 3), (32, 64, 4, 3), (32, 32, 2, 3))
 small tiles occupy the card where heads are few."""
 TILE_OF_CHUNKS = (4, 2)
 """Warps and stages; likewise."""
+SIDES_OF_CHUNKS = {"chunk_bwd_kernel_dqkwg": (128, 64), "chunk_bwd_kernel_dv": (64, 128)}
+"""Tile of keys and values with which, in half precision, hardly a register is spilled on a Hopper GPU, and two or
+three programs share a processor; tiles of 128 by 128 leave room for one, which spills."""
 CANDIDATES: dict[str, tuple[tuple[int | None, ...], ...]] = {
     "chunk_fwd_kernel_h": TILES_OF_STATES,
     "chunk_bwd_kernel_dh": TILES_OF_STATES,

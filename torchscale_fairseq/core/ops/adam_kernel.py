@@ -24,7 +24,7 @@ BYTES_AT_ONCE = 16
 
 @dataclass(frozen=True)
 class Rates:
-    """What an update of Adam multiplies and adds, as numbers."""
+    """Numbers by which an update of Adam multiplies, and which it adds."""
 
     beta1: float
     beta2: float

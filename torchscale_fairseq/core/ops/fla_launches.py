@@ -74,9 +74,9 @@ class Sizes(NamedTuple):
 
     rows: int
     tokens: int
-    """Of a row."""
+    """Tokens of a row."""
     chunks: int
-    """Of a row."""
+    """Chunks of a row."""
     sequences: int
     """Rows, or packed sequences."""
     state: tuple[int, int, int]
@@ -92,7 +92,7 @@ class Sizes(NamedTuple):
         return cls(1, rows * tokens, where.places.size(0), where.offsets.size(0) - 1, state)
 
     def shape_of_states(self) -> tuple[int, ...]:
-        """Of those before each chunk."""
+        """(rows, chunks, heads, key_dim, value_dim)."""
         return (self.rows, self.chunks, *self.state)
 
 
@@ -164,7 +164,7 @@ class Launches:
         return output
 
     def gradients(self, gradient: Tensor, before: Tensor, of_before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of query, key and value, from those of the output and of the states before each chunk."""
+        """Gradients of query, key and value, from those of the output and of the states before each chunk."""
         of_query, of_key, of_value = (torch.empty_like(x) for x in (self.query, self.key, self.value))
         given = {"q": self.query, "k": self.key, "do": gradient, "dh": of_before}
         found = {"v": self.value, "h": before, "dq": of_query, "dk": of_key, "dw": None, "dv": None, "dg": None}

@@ -138,7 +138,7 @@ def _processors(x: Tensor) -> int:
 
 @triton.jit
 def _tail(h):  # type: ignore[no-untyped-def]
-    """What the standard normal has beyond |h|, to 1e-7 (Abramowitz and Stegun, 26.2.17), and exp(-h^2 / 2).
+    """The standard normal's tail beyond |h|, to 1e-7 (Abramowitz and Stegun, 26.2.17), and exp(-h^2 / 2).
 
     GELU needs the first and its slope, and both share an exponential, which erf and exp do not. On a GPU exp2 is
     one instruction and exp five, a reciprocal two by way of the root and ten by division.

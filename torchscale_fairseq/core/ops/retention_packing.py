@@ -136,7 +136,7 @@ class Packing:
         return x if self.real is None else x.flatten(0, 1).index_select(0, self.real).unsqueeze(0)
 
     def unpack(self, x: Tensor, batch: int, length: int) -> Tensor:
-        """What ``pack`` made to (batch, length, ...), with zeros for padding that was left out."""
+        """The inverse of ``pack``: to (batch, length, ...), with zeros for padding that was left out."""
         if self.real is None:
             return x
         x = x.squeeze(0)

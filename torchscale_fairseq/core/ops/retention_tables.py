@@ -60,7 +60,7 @@ class RetentionTables:
     query: tuple[Tensor, Tensor]
     key: tuple[Tensor, Tensor]
     rows: Tensor | None = None
-    """As for ``xpos.rotate``."""
+    """(batch, seq), which token of the only row of the tables each token is rotated as; None for its own."""
 
 
 def retention_tables(

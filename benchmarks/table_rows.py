@@ -81,7 +81,8 @@ def dilated(heads: int, *more: str) -> Row:
     )
 
 
-EXPERTS = "--updates 150 -- --optimizer adam --moe-freq 2 --moe-expert-count"
+EXPERTS = "--updates 150 -- --optimizer adam --criterion moe_linear_cross_entropy --moe-dropless --moe-freq 2"
+EXPERTS += " --moe-expert-count"
 FULLY_SHARDED = "-- --optimizer adam --ddp-backend fully_sharded --checkpoint-activations"
 XPOS = "-- --optimizer adam --xpos-scale-base 16384"
 LONG = f"--updates 100 {XPOS}"

@@ -20,7 +20,7 @@ from tests.fairseq_cli import (
     run_fairseq,
 )
 from tests.helpers import TOLERANCES, assert_close
-from tests.plugin.shrunk import shrunk
+from tests.plugin.shrunk import EXPERTS, shrunk
 from tests.plugin.small_language_model import batch, language_model
 from torchscale_fairseq import plugin
 from torchscale_fairseq.checkpoints.reading import load_checkpoint
@@ -58,9 +58,10 @@ def assert_trains_like(
     stock: str, model: str, data: dict[str, Path], folder: Path, tolerance: str, *flags: str
 ) -> None:
     """Four updates: the same losses and perplexities logged, the same weights saved."""
-    criterions = (stock, "linear_cross_entropy")
+    criterions = (stock, "moe_linear_cross_entropy" if stock.startswith("moe") else "linear_cross_entropy")
     runs = {name: train(data, model, folder / name, name, *flags).check() for name in criterions}
-    names = ("loss", "ppl", "nll_loss") if "--label-smoothing" in flags else ("loss", "ppl")
+    names: tuple[str, ...] = ("loss", "ppl", "nll_loss") if "--label-smoothing" in flags else ("loss", "ppl")
+    names += ("moe_gate_loss",) if stock.startswith("moe") else ()
     expected, actual = (logged(run.output, names) for run in runs.values())
     assert len(expected) >= 5 * len(names), "four updates and a validation"
     assert [name for name, _ in actual] == [name for name, _ in expected]
@@ -79,6 +80,10 @@ def test_trains_like_cross_entropy(model: str, data: dict[str, Path], tmp_path: 
 def test_trains_like_label_smoothed_cross_entropy(data: dict[str, Path], tmp_path: Path) -> None:
     flags = [*SGD, "--label-smoothing", "0.1", "--sentence-avg", "--update-freq", "2"]
     assert_trains_like("label_smoothed_cross_entropy", "mt_deepnorm_small", data, tmp_path, "float32", *flags)
+
+
+def test_trains_like_moe_cross_entropy(data: dict[str, Path], tmp_path: Path) -> None:
+    assert_trains_like("moe_cross_entropy", "gpt_deepnorm_small", data, tmp_path, "float32", *SGD, *EXPERTS)
 
 
 @pytest.mark.parametrize("flag", ["--fp16", "--bf16", pytest.param("--memory-efficient-fp16", marks=pytest.mark.slow)])

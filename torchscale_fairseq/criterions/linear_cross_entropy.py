@@ -37,6 +37,9 @@ class LinearCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         InputError: label_smoothing is no probability.
     """
 
+    name = "linear_cross_entropy"
+    """As --criterion has it."""
+
     def __init__(self, task: Any, sentence_avg: bool, label_smoothing: float):
         if not 0 <= label_smoothing <= 1:
             raise InputError(f"--label-smoothing ({label_smoothing}) must lie between 0 and 1.")
@@ -51,12 +54,12 @@ class LinearCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         """
         if finds_unused_parameters(model):
             raise InputError(
-                "--criterion linear_cross_entropy uses the output projection after the model's forward pass, where "
+                f"--criterion {self.name} uses the output projection after the model's forward pass, where "
                 "--find-unused-parameters does not see it; drop that option, or take --ddp-backend legacy_ddp, which "
                 "does without."
             )
         if not _gives_features(model):
-            raise InputError(_UNSUITABLE)
+            raise InputError(self._unsuitable())
         net_input = {**sample["net_input"], "features_only": True}
         return super().forward(model, {**sample, "net_input": net_input}, reduce)
 
@@ -66,21 +69,22 @@ class LinearCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         """Loss and negative log-likelihood from features (batch, seq, width)."""
         projection = getattr(sides_of(model).get("decoder"), "output_projection", None)
         if not isinstance(projection, nn.Linear):
-            raise InputError(_UNSUITABLE)
+            raise InputError(self._unsuitable())
         features, target = net_output[0].flatten(0, 1), model.get_targets(sample, net_output).flatten()
         options = {"bias": projection.bias, "ignore_index": self.padding_idx, "label_smoothing": self.eps}
         if not reduce:
             return linear_cross_entropy(features, projection.weight, target, **options)
         return summed_linear_cross_entropy(features, projection.weight, target, **options)
 
+    def _unsuitable(self) -> str:
+        return (
+            f"--criterion {self.name} needs a decoder with features_only and a linear output_projection, which this "
+            f"--arch lacks, or an adaptive softmax replaces; use --criterion "
+            f"{self.name.replace('linear_', '')} (adaptive_loss for the latter)."
+        )
+
 
 def _gives_features(model: Any) -> bool:
     """Whether the model's decoder can leave out its output projection."""
     decoder = sides_of(model).get("decoder")
     return decoder is not None and "features_only" in inspect.signature(decoder.forward).parameters
-
-
-_UNSUITABLE = (
-    "--criterion linear_cross_entropy needs a decoder with features_only and a linear output_projection, which this "
-    "--arch lacks, or an adaptive softmax replaces; use --criterion cross_entropy (adaptive_loss for the latter)."
-)

@@ -1,5 +1,5 @@
-"""``--criterion moe_cross_entropy``, ``moe_label_smoothed_cross_entropy``, the same ``_with_ctc``, and
-``masked_lm_moe_cross_entropy``: those of fairseq without the prefix, for models with experts."""
+"""``--criterion moe_cross_entropy``, ``moe_linear_cross_entropy``, ``moe_label_smoothed_cross_entropy``, also
+``_with_ctc``, and ``masked_lm_moe_cross_entropy``: those without the prefix, for models with experts."""
 
 from dataclasses import dataclass
 
@@ -16,11 +16,17 @@ from fairseq.criterions.label_smoothed_cross_entropy_with_ctc import (
 from fairseq.criterions.masked_lm import MaskedLmConfig, MaskedLmLoss
 
 from ._mixture import MixtureCriterion, MixtureOptions
+from .linear_cross_entropy import LinearCrossEntropyConfig, LinearCrossEntropyCriterion
 
 
 @dataclass
 class MoECrossEntropyConfig(MixtureOptions, CrossEntropyCriterionConfig):
     """Options of ``moe_cross_entropy``."""
+
+
+@dataclass
+class MoELinearCrossEntropyConfig(MixtureOptions, LinearCrossEntropyConfig):
+    """Options of ``moe_linear_cross_entropy``."""
 
 
 @dataclass
@@ -41,6 +47,13 @@ class MaskedLMMoECrossEntropyConfig(MixtureOptions, MaskedLmConfig):
 @register_criterion("moe_cross_entropy", dataclass=MoECrossEntropyConfig)
 class MoECrossEntropyCriterion(MixtureCriterion, CrossEntropyCriterion):
     """fairseq's ``cross_entropy`` with the experts' balance loss."""
+
+
+@register_criterion("moe_linear_cross_entropy", dataclass=MoELinearCrossEntropyConfig)
+class MoELinearCrossEntropyCriterion(MixtureCriterion, LinearCrossEntropyCriterion):
+    """``linear_cross_entropy`` with the experts' balance loss."""
+
+    name = "moe_linear_cross_entropy"
 
 
 @register_criterion("moe_label_smoothed_cross_entropy", dataclass=MoELabelSmoothedCrossEntropyConfig)

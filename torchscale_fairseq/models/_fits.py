@@ -16,6 +16,7 @@ _SEQUENCE = (
     "composite_loss",
     "linear_cross_entropy",
     "moe_cross_entropy",
+    "moe_linear_cross_entropy",
     "moe_label_smoothed_cross_entropy",
 )
 _MASKED = ("masked_lm", "masked_lm_moe_cross_entropy")
@@ -53,6 +54,7 @@ SPEECH: Fits = {
         "cross_entropy",
         "linear_cross_entropy",
         "moe_cross_entropy",
+        "moe_linear_cross_entropy",
         "moe_label_smoothed_cross_entropy",
         "moe_label_smoothed_cross_entropy_with_ctc",
     )

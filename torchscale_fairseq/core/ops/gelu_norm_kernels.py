@@ -258,10 +258,7 @@ def _backward(  # type: ignore[no-untyped-def]
         into_weight += dy * normal
         into_norm_bias += dy
         dy *= w
-        if AHEAD:
-            along, level = tl.reduce((dy * normal, dy), 0, _add_both)  # in half the barriers, with more registers
-        else:
-            along, level = tl.sum(dy * normal, 0), tl.sum(dy, 0)
+        along, level = _totals(dy * normal, dy, AHEAD)
         along, level = along / width, level / width
         slope = tl.where(h < 0, tail, 1 - tail) + 0.3989422804014327 * h * power
         dx = (dy - normal * along - level) * inverse * slope
@@ -271,6 +268,16 @@ def _backward(  # type: ignore[no-untyped-def]
     tl.store(part, into_bias, mask=inside)
     tl.store(part + programs * groups * width, into_weight, mask=inside)
     tl.store(part + 2 * programs * groups * width, into_norm_bias, mask=inside)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _totals(a, b, AT_ONCE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Sums of two rows; at once they need half the barriers, and more registers."""
+    if AT_ONCE:
+        total_a, total_b = tl.reduce((a, b), 0, _add_both)
+    else:
+        total_a, total_b = tl.sum(a, 0), tl.sum(b, 0)
+    return total_a, total_b
 
 
 @triton.jit

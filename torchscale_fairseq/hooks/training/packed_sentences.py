@@ -14,6 +14,7 @@ CRITERIONS = (
     "label_smoothed_cross_entropy",
     "linear_cross_entropy",
     "moe_cross_entropy",
+    "moe_linear_cross_entropy",
     "moe_label_smoothed_cross_entropy",
 )
 """Criterions whose loss is a sum over tokens."""

@@ -85,7 +85,7 @@ class Trainer(SavingTrainer):
         if has_experts and not isinstance(criterion, BalancesExperts) and self.is_data_parallel_master:
             logger.warning(
                 "--criterion %s leaves out the experts' balance loss (--moe-gate-loss-wt); moe_cross_entropy, "
-                "moe_label_smoothed_cross_entropy and masked_lm_moe_cross_entropy have it",
+                "moe_linear_cross_entropy, moe_label_smoothed_cross_entropy and masked_lm_moe_cross_entropy have it",
                 getattr(cfg.criterion, "_name", type(criterion).__name__),
             )
         half = cfg.common.fp16 or cfg.common.bf16 or cfg.common.amp

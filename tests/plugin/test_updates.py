@@ -55,7 +55,7 @@ def update_halves(
         return
     for half, copy, average, square in zip(halves, copies, averages, squares, strict=True):
         assert half.grad is not None
-        gradient = half.grad.float().flatten() / (1.0 if scale is None else scale)
+        gradient = half.grad.float().view_as(copy) / (1.0 if scale is None else scale)
         average.lerp_(gradient, 1 - rates.beta1)
         square.lerp_(gradient**2, 1 - rates.beta2)
         copy.mul_(1 - rates.decay).addcdiv_(average, square.sqrt() + rates.eps, value=-rates.step)

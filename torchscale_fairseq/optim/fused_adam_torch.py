@@ -245,7 +245,7 @@ def _fits(p: Tensor, halves: list[Tensor]) -> bool:
 
 def _cut(tensor: Tensor, halves: list[Tensor]) -> tuple[Tensor, ...]:
     """The parts of a copy, or of its states, one after the other."""
-    return tensor.view(-1).split([half.numel() for half in halves])
+    return (tensor,) if len(halves) == 1 else tensor.view(-1).split([half.numel() for half in halves])
 
 
 def _laid_out_as(model: Tensor, grad: Tensor | None) -> Tensor:

@@ -5,14 +5,15 @@ the parameter: 28 bytes an entry. Separate kernels convert the gradient to float
 and move 44.
 """
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
+from numpy.typing import NDArray
 from torch import Tensor
 
 BLOCK, WARPS = 2048, 8
@@ -53,27 +54,34 @@ def update_from_halves(
         scale: a scalar that gradients are divided by, float32.
         found_inf: a scalar; where it is not 0, nothing changes.
     """
-    alike: dict[bool, list[tuple[Tensor, ...]]] = defaultdict(list)
-    for half, copy, average, square in zip(halves, copies, averages, squares, strict=True):
-        assert half.grad is not None
-        tensors = copy, average, square, half, half.grad
-        alike[_are_aligned(tensors)].append(tensors)
-    for aligned, rows in alike.items():
-        _launch(rows, rates, scale, found_inf, aligned=aligned)
+    sizes = np.fromiter(map(Tensor.numel, halves), np.int64, len(halves))
+    rows = _addresses(halves, copies, averages, squares)
+    aligned = (rows % BYTES_AT_ONCE == 0).all(1) & (sizes % (BYTES_AT_ONCE // 2) == 0)
+    for all_aligned, chosen in ((True, aligned), (False, ~aligned)):
+        if chosen.any():
+            _launch(sizes[chosen], rows[chosen], halves[0], rates, scale, found_inf, aligned=all_aligned)
 
 
-def _are_aligned(tensors: tuple[Tensor, ...]) -> bool:
-    """Whether they begin where BYTES_AT_ONCE of them can be loaded at once, and end likewise."""
-    begin = all(tensor.data_ptr() % BYTES_AT_ONCE == 0 for tensor in tensors)
-    return begin and tensors[0].numel() % (BYTES_AT_ONCE // 2) == 0
+def _addresses(halves: Sequence[Tensor], *others: Sequence[Tensor]) -> NDArray[np.int64]:
+    """(parameters, 2 + others): where each parameter, its gradient and the others of it begin."""
+    gradients = [half.grad for half in halves if half.grad is not None]
+    columns = [list(map(Tensor.data_ptr, tensors)) for tensors in (halves, gradients, *others)]
+    return np.array(columns, np.int64).T
 
 
 def _launch(
-    rows: Sequence[tuple[Tensor, ...]], rates: Rates, scale: Tensor | None, found_inf: Tensor | None, *, aligned: bool
+    sizes: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    half: Tensor,
+    rates: Rates,
+    scale: Tensor | None,
+    found_inf: Tensor | None,
+    *,
+    aligned: bool,
 ) -> None:
-    half = rows[0][3]
-    owners, firsts, numbers = _blocks(tuple(row[0].numel() for row in rows), half.device)
-    addresses = _table(tuple(tuple(tensor.data_ptr() for tensor in row) for row in rows), half.device)
+    """Update parameters of these sizes, whose tensors begin at these addresses."""
+    owners, firsts, numbers = _blocks(sizes.tobytes(), half.device)
+    addresses = _table(rows.tobytes(), half.device)
     with torch.cuda.device_of(half):
         _kernel[(len(owners),)](
             owners,
@@ -97,18 +105,18 @@ def _launch(
 
 
 @lru_cache(maxsize=64)
-def _blocks(sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def _blocks(sizes: bytes, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Per program the parameter it updates a block of, int32; per parameter its first program and its entries."""
-    numbers = torch.tensor(sizes)
+    numbers = torch.frombuffer(bytearray(sizes), dtype=torch.int64)
     counts = (numbers + BLOCK - 1) // BLOCK
-    owners = torch.repeat_interleave(torch.arange(len(sizes), dtype=torch.int32), counts)
+    owners = torch.repeat_interleave(torch.arange(len(numbers), dtype=torch.int32), counts)
     return _sent(owners, device), _sent(counts.cumsum(0) - counts, device), _sent(numbers, device)
 
 
 @lru_cache(maxsize=64)
-def _table(addresses: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
-    """(parameters, 5), the addresses on the device. Gradients of recorded updates stay where they are."""
-    return _sent(torch.tensor(addresses), device)
+def _table(addresses: bytes, device: torch.device) -> Tensor:
+    """The addresses on the device. Gradients of recorded updates stay where they are."""
+    return _sent(torch.frombuffer(bytearray(addresses), dtype=torch.int64), device)
 
 
 def _sent(tensor: Tensor, device: torch.device) -> Tensor:
@@ -140,11 +148,11 @@ def _kernel(  # type: ignore[no-untyped-def]
     start = (program - tl.load(firsts + owner)) * BLOCK
     left = tl.load(numbers + owner) - start
     addresses += 5 * owner
-    copy = tl.load(addresses).to(tl.pointer_type(tl.float32)) + start
-    average = tl.load(addresses + 1).to(tl.pointer_type(tl.float32)) + start
-    square = tl.load(addresses + 2).to(tl.pointer_type(tl.float32)) + start
-    half = tl.load(addresses + 3).to(tl.pointer_type(HALF)) + start
-    gradient = tl.load(addresses + 4).to(tl.pointer_type(HALF)) + start
+    half = tl.load(addresses).to(tl.pointer_type(HALF)) + start
+    gradient = tl.load(addresses + 1).to(tl.pointer_type(HALF)) + start
+    copy = tl.load(addresses + 2).to(tl.pointer_type(tl.float32)) + start
+    average = tl.load(addresses + 3).to(tl.pointer_type(tl.float32)) + start
+    square = tl.load(addresses + 4).to(tl.pointer_type(tl.float32)) + start
     if ALIGNED:
         left = tl.multiple_of(left, 8)
         copy, average, square = tl.multiple_of(copy, 16), tl.multiple_of(average, 16), tl.multiple_of(square, 16)

@@ -264,8 +264,8 @@ def test_decays_of_the_paper() -> None:
 )
 def test_choice_of_form(length: int, chunkwise: bool, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    for name in ("recurrent", "parallel", "chunkwise"):
-        where = f"torchscale_fairseq.core.ops.retention_forms.{name}_retention"
+    for module, name in (("step", "recurrent"), ("forms", "parallel"), ("forms", "chunkwise")):
+        where = f"torchscale_fairseq.core.ops.retention_{module}.{name}_retention"
         monkeypatch.setattr(where, lambda *_, name=name, **__: calls.append(name))
     retention(*inputs(1, length, 1), log_decays(1, "powers"), chunkwise=chunkwise)
     assert calls == [expected]

@@ -91,6 +91,28 @@ def test_sequences_move_and_end(name: str) -> None:
     assert graphs.recorded >= 2
 
 
+@pytest.mark.parametrize("name", ["subln", "retnet"])
+@torch.no_grad()
+def test_large_content_of_sequences_that_stay_is_not_moved(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(static_state, "LARGE", 0)
+    model, target = MODELS[name](), tokens(3, 7)
+    moves: dict[tuple[int, ...], None] = {}
+    select = static_state._select
+
+    def noted(content: Tensor, axis: int, rows: Tensor) -> None:
+        moves[tuple(rows.tolist())] = None
+        select(content, axis, rows)
+
+    monkeypatch.setattr(static_state, "_select", noted)
+    recording(model)
+    state: dict[Any, Any] = {}
+    for end in (5, 6):
+        model(target[:, :end], incremental_state=state)
+    for order in ([0, 1, 2], [0, 2, 1], [0, 1]):
+        model.reorder_incremental_state(state, torch.tensor(order))
+    assert list(moves) == [(0, 2, 1), (0, 1)]
+
+
 @pytest.mark.parametrize("name", ["subln", "relative_bias", "xpos_deepnorm_sinusoidal"])
 @torch.no_grad()
 def test_beams_share_their_sentence(name: str) -> None:

@@ -57,7 +57,7 @@ def test_forms_agree(folder: Path) -> None:
 
 
 def test_a_form_that_differs_is_found(folder: Path) -> None:
-    wrong = "import torchscale_fairseq.core.ops.retention_forms as f; right = f.recurrent_retention\n"
+    wrong = "import torchscale_fairseq.core.ops.retention_step as f; right = f.recurrent_retention\n"
     wrong += "f.recurrent_retention = lambda q, *rest, **options: right(-q, *rest, **options)"
     done = forms(folder, "retnet", "gamma delta", 5, before=wrong)
     assert done.returncode == 1

@@ -239,12 +239,7 @@ class StaticKeyValues(StaticState):
 
     def _select(self, state: DecodingState, rows: Tensor) -> None:
         used = self.content[..., : state.length, :]
-        unchanged = (
-            rows.numel() * used[:, :, 0].nbytes > LARGE
-            and rows.numel() == state.layers[0].self_attn.batch_size
-            and torch.equal(rows, torch.arange(rows.numel(), device=rows.device))
-        )
-        if unchanged:
+        if _stay(rows, state, rows.numel() * used[:, :, 0].nbytes):
             return
         _select(used, 2, rows)
         if rows.numel() != state.layers[0].self_attn.batch_size:
@@ -289,6 +284,8 @@ class StaticRetention(StaticState):
         self._hold(state, rows)
 
     def _select(self, state: Any, rows: Tensor) -> None:
+        if _stay(rows, state, rows.numel() * self.content[:, 0].nbytes):
+            return
         _select(self.content, 1, rows)
         _select(self.seen, 0, rows)
         if rows.numel() != state.layers[0].self_attn.batch_size:
@@ -324,6 +321,18 @@ def _move(cache: KeyValueCache, key: Tensor, value: Tensor) -> None:
     key[:, :, : cache.length] = old_key.transpose(1, 2)
     value[:, :, : cache.length] = old_value.transpose(1, 2)
     cache.place(key, value, cache.length)
+
+
+def _stay(rows: Tensor, state: DecodingState, nbytes: int) -> bool:
+    """Whether an order is known to keep every row of a state in its place; asked of the device for large content.
+
+    Sampling moves nothing until a sentence ends, and moving rows reads and writes all of them twice.
+    """
+    return (
+        nbytes > LARGE
+        and rows.numel() == state.layers[0].self_attn.batch_size
+        and torch.equal(rows, torch.arange(rows.numel(), device=rows.device))
+    )
 
 
 def _select(content: Tensor, axis: int, rows: Tensor) -> None:

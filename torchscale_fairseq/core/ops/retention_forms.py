@@ -15,10 +15,10 @@ from .backend import AUTO, Backend, choose
 from .documents import known_documents
 from .fla_tuning import tune_less
 from .masks import is_traced
-from .retention import RetentionResult, chunkwise_retention, parallel_retention, recurrent_retention
+from .retention import RetentionResult, chunkwise_retention, parallel_retention
 from .retention_packing import Packing, Results, packed_retention
+from .retention_step import retention_step
 from .retention_tables import RetentionTables
-from .xpos import rotate
 
 CHUNKWISE_ABOVE = 384
 """Tokens above which the chunkwise form, at its default chunk size, is faster than the parallel one
@@ -62,9 +62,9 @@ def retention(
         InputError: the backend is unknown or cannot serve the request.
     """
     inputs = query, key, value, log_decay
-    request = RetentionRequest(*inputs, chunkwise, chunk_size, options, rotation, need_state, packing)
     if query.size(1) == 1:
-        return recurrent_retention(*request.tensors(), overwrite_state=overwrite_state, **options)
+        return retention_step(*inputs, rotation, overwrite_state=overwrite_state, **options)
+    request = RetentionRequest(*inputs, chunkwise, chunk_size, options, rotation, need_state, packing)
     chosen = choose(
         RETENTION,
         request,
@@ -93,10 +93,9 @@ class RetentionRequest:
 
     def tensors(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The first arguments of every form; a rotation results in this dtype, float32 at least by default."""
-        query, key, tables = self.query, self.key, self.rotation
-        if tables is not None:
-            query = rotate(query, tables.query, dtype, tables.rows)
-            key = rotate(key, tables.key, dtype, tables.rows)
+        query, key = self.query, self.key
+        if self.rotation is not None:
+            query, key = self.rotation.rotate(query, key, dtype)
         return query, key, self.value, self.log_decay
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .xpos import rotate
+
 
 def log_decays(heads: int, kind: str, device: torch.device | None = None) -> Tensor:
     """Natural log of each head's decay gamma, (heads,), float64.
@@ -61,6 +63,10 @@ class RetentionTables:
     key: tuple[Tensor, Tensor]
     rows: Tensor | None = None
     """(batch, seq), which token of the only row of the tables each token is rotated as; None for its own."""
+
+    def rotate(self, query: Tensor, key: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+        """Rotate and scale queries and keys, (batch, seq, heads, key_dim), into this dtype; by default the tables'."""
+        return rotate(query, self.query, dtype, self.rows), rotate(key, self.key, dtype, self.rows)
 
 
 def retention_tables(

@@ -19,6 +19,7 @@ from ..layers.dilated_attention import DilatedAttention
 from ..layers.moe import MixtureOfExperts
 from ..layers.static_state import Arena, Sizes, StaticState, move_out
 from ..ops.masks import marked
+from ..ops.side_by_side import with_sides
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +153,7 @@ def cuda_graph(step: Callable[[], Tensor], pool: Any) -> Replay:
     cudnn = torch.backends.cuda.cudnn_sdp_enabled()
     torch.backends.cuda.enable_cudnn_sdp(False)  # it plans for every shape
     try:
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(stream), with_sides():
             step()  # loads kernels, which cannot be loaded while a graph is captured
             torch.cuda.synchronize()
             graph.capture_begin(pool=pool, capture_error_mode="thread_local")

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..ops.gating import gate
 from ..ops.gelu_norm import gelu_norm, has_kernel
+from ..ops.side_by_side import side_by_side
 from .bit_linear import at_once
 from .linear import LinearFactory, dense
 
@@ -102,5 +103,5 @@ class GatedLinearUnit(FeedForwardNetwork):
 
     def inner(self, x: Tensor) -> Tensor:
         """(..., embed_dim) to the gated (..., ffn_dim)."""
-        first, second = at_once(x, self.fc1, self.gate) or (self.fc1(x), self.gate(x))
+        first, second = at_once(x, self.fc1, self.gate) or side_by_side(x, self.fc1, self.gate)
         return gate(self.activation, first, second)

@@ -9,6 +9,7 @@ from ..ops.gating import normalised_gate
 from ..ops.retention_forms import retention
 from ..ops.retention_packing import Packing
 from ..ops.retention_tables import RetentionTables
+from ..ops.side_by_side import side_by_side
 from .linear import LinearFactory, dense
 
 
@@ -102,12 +103,13 @@ class MultiScaleRetention(nn.Module):
         Returns:
             (batch, seq, embed_dim).
         """
-        value = self._heads(self.v_proj(x))
+        query, key, value, gate = side_by_side(x, self.q_proj, self.k_proj, self.v_proj, self.g_proj)
+        value = self._heads(value)
         if self.clamp_scores:  # a channel of ones sums the scores, in every form
             value = F.pad(value, (0, 1), value=1.0)
         output, content = retention(
-            self._heads(self.q_proj(x)),
-            self._heads(self.k_proj(x)),
+            self._heads(query),
+            self._heads(key),
             value,
             inputs.log_decay,
             rotation=inputs.tables,
@@ -125,7 +127,7 @@ class MultiScaleRetention(nn.Module):
             state.content = content
         if self.clamp_scores:
             output = output[..., :-1] / output[..., -1:].detach().abs().clamp_min(1.0)
-        return self.out_proj(normalised_gate(self.g_proj(x), output, self.norm_eps))
+        return self.out_proj(normalised_gate(gate, output, self.norm_eps))
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1))

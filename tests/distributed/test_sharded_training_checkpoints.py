@@ -21,6 +21,8 @@ LAST = "checkpoint_last.pt"
 FLAGS = [*ADAM, "--store-ema", "--ema-fp32"]
 ENDS_ITSELF = """
 import os, signal
+from torchscale_fairseq import plugin
+plugin.register()
 from torchscale_fairseq.hooks.sharding import asynchronous
 finish = asynchronous.PendingSave.finish
 def finish_or_die(self):
@@ -29,6 +31,18 @@ def finish_or_die(self):
         os.kill(os.getpid(), signal.SIGKILL)
     finish(self)
 asynchronous.PendingSave.finish = finish_or_die
+"""
+RESERVES = """
+from torchscale_fairseq import plugin
+plugin.register()
+from torchscale_fairseq.hooks.sharding import asynchronous
+begin = asynchronous.SliceWriter.begin
+def begin_with_what_there_is(self, tensors, folder):
+    reserved = self._copies
+    written = begin(self, tensors, folder)
+    print("there was", "memory" if reserved is self._copies else "none", flush=True)
+    return written
+asynchronous.SliceWriter.begin = begin_with_what_there_is
 """
 
 
@@ -126,11 +140,17 @@ def _results(output: str) -> list[str]:
     return re.findall(r"(?m)^[HP]-.*$|valid_nll_loss\S+ \S+|Loss \(base 2\): \S+", output)
 
 
+def test_memory_for_copies_is_reserved_before_the_first_save(data: Path, tmp_path: Path) -> None:
+    more = [*FLAGS, *SHARDED, "--async-checkpoint", "--save-interval-updates", "2", "--no-epoch-checkpoints"]
+    done = train(2, data, tmp_path, *more, before=RESERVES).check()
+    assert done.output.count("there was memory") >= 2 and "there was none" not in done.output
+
+
 def test_killed_in_a_save_leaves_the_one_before(data: Path, tmp_path: Path) -> None:
     more = [*FLAGS, *SHARDED, "--async-checkpoint", "--save-interval-updates", "1", "--no-epoch-checkpoints"]
     killed = train(2, data, tmp_path, *more, before=ENDS_ITSELF)
     assert killed.returncode
-    assert "@ 1 updates" in train(2, data, tmp_path, *more).check().output
+    assert "(epoch 1 @ 1 updates)" in train(2, data, tmp_path, *more).check().output, "as it is loaded"
 
 
 @pytest.mark.slow

@@ -27,6 +27,8 @@ mesh = init_device_mesh(device, (1,))
 plain = torch.arange(6.0, device=device)
 cut = distribute_tensor(torch.arange(12.0, device=device).view(4, 3), mesh, [Shard(0)])
 writer = SliceWriter()
+writer.reserve({"plain": plain, "cut": cut})
+reserved = writer._copies
 for save in range(3):
     tensors = {"plain": plain, "cut": cut}
     if save == 2:
@@ -37,6 +39,7 @@ for save in range(3):
     plain += 100
     cut.to_local().mul_(-3)
     written.result()
+    assert (writer._copies is reserved) == (save < 2), "every save uses the same memory"
     found = read_whole(folder / str(save))
     assert found.keys() == expected.keys(), found.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected), (save, found, expected)

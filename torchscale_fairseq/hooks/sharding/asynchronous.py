@@ -18,6 +18,7 @@ from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint import FileSystemWriter
 
 from torchscale_fairseq.checkpoints.distributed import SCRATCH, WRITERS
+from torchscale_fairseq.hooks.sharding.host_copies import HostCopies
 
 
 @cache
@@ -27,29 +28,52 @@ def _host_group() -> ProcessGroup:
 
 
 class SliceWriter:
-    """Copies tensors to host memory and writes the copies in threads.
-
-    Copies of a GPU's tensors lie in pinned memory, which is reserved by the first save and used by every other one: a
-    GPU writes to it several times as fast as to ordinary memory, but pinning takes longer than copying.
-    """
+    """Copies tensors to host memory and writes the copies in threads."""
 
     def __init__(self) -> None:
-        self._writer: FileSystemWriter | None = None
-        self._names: set[str] = set()
+        self._copies: HostCopies | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether memory for copies has been asked for."""
+        return self._copies is not None
+
+    def reserve(self, tensors: dict[str, Tensor]) -> None:
+        """Begin to reserve memory for copies of tensors, unless there is some. No save may be going on.
+
+        Args:
+            tensors: plain ones or DTensors.
+        """
+        if self._copies is None or not self._copies.fit(tensors):
+            self._copies = HostCopies(tensors)
 
     def begin(self, tensors: dict[str, Tensor], folder: Path) -> "Future[Any]":
         """Copy tensors, plain ones or DTensors, and begin to write them to a new folder; all processes call it at once.
         The tensors may change when this returns. The future is done when all processes have written theirs; another
         save must not begin before."""
-        if self._writer is None or tensors.keys() != self._names:
-            pinned = any(tensor.is_cuda for tensor in tensors.values())
-            self._writer = FileSystemWriter(folder, thread_count=WRITERS, cache_staged_state_dict=pinned)
-            self._names = set(tensors)
-        written: Any = dcp.async_save(
-            tensors, checkpoint_id=folder, storage_writer=self._writer, process_group=_host_group()
-        )
+        self.reserve(tensors)
+        assert self._copies is not None
+        writer = _CopyingWriter(folder, self._copies)
+        written: Any = dcp.async_save(tensors, checkpoint_id=folder, storage_writer=writer, process_group=_host_group())
         future: Future[Any] = written
         return future
+
+
+class _CopyingWriter(FileSystemWriter):
+    """Copies tensors before threads write them.
+
+    Args:
+        folder: new.
+        copies: with room for the tensors.
+    """
+
+    def __init__(self, folder: Path, copies: HostCopies):
+        super().__init__(folder, thread_count=WRITERS, per_thread_copy_ahead=0)  # copies are in host memory
+        self._copies = copies
+
+    def stage(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """Copy tensors to host memory."""
+        return dict(self._copies.take(state_dict))
 
 
 class PendingSave:

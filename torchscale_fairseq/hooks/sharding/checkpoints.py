@@ -43,11 +43,15 @@ class ShardedStates:
         Returns:
             The tensors, for all processes to write, and the folder.
         """
-        self._spread(state, whole_stacks=True)
-        tensors = distributed.pop_tensors(state)
+        tensors = self.tensors_of(state)
         target = distributed.new_folder(folder, update, device)
         state[distributed.ENTRY] = f"{distributed.FOLDER}/{target.name}"
         return tensors, target
+
+    def tensors_of(self, state: dict[str, Any]) -> dict[str, Tensor]:
+        """Take the tensors out of a state of fairseq's Trainer."""
+        self._spread(state, whole_stacks=True)
+        return distributed.pop_tensors(state)
 
     def gather(self, state: dict[str, Any]) -> None:
         """Make the tensors of a state whole; the experts of other processes are still missing. All processes call it

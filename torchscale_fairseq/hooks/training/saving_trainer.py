@@ -112,6 +112,15 @@ class SavingTrainer(ShardedTrainer):
         """Whether training goes on while a checkpoint is written."""
         return self._writes_folders and model_options(self.cfg.model).async_checkpoint
 
+    def train_step(self, samples: Any, raise_oom: bool = False) -> Any:
+        """Stock's. Before the second update, when the optimizer has its states, memory for copies of them begins to be
+        reserved."""
+        saves = self.saves_asynchronously and not self.cfg.checkpoint.no_save
+        if saves and not self._slice_writer.is_ready and self.get_num_updates():
+            self.consolidate_optimizer()
+            self._slice_writer.reserve(self._sharded_states.tensors_of(self.state_dict()))
+        return super().train_step(samples, raise_oom)
+
     def begin_saving(self, stock: Callable[..., Any], cfg: Any, epoch_itr: Any, val_loss: Any) -> None:
         """Begin what fairseq's ``save_checkpoint`` does, and finish it when the tensors are on the disk.
 

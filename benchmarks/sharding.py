@@ -34,6 +34,8 @@ LENGTH = 2048
 DICTIONARY = 49_992
 WARM_UP = 4
 """Updates that are not counted."""
+BETWEEN_SAVES = 40
+"""Updates before an asynchronous save: meanwhile memory is reserved, or the save before it is written."""
 MARK = "MEASURED "
 PROFILE = "--profile"
 LOGGED_AT_ONCE = ["--log-interval", "1"]
@@ -137,10 +139,11 @@ def thirteen(options: argparse.Namespace) -> None:
 
 def save(options: argparse.Namespace) -> None:
     """How long training stands still for a checkpoint of 7 billion parameters, and for two of 1.4 billion."""
-    common = ["--bf16", *SHARDED, *RECOMPUTING, "--save-interval-updates", "6"]
-    for size, flags, updates in (("1.4B", [*GPT_1_4B, *common], 12), ("gpt 7B", [*GPT_7B, *common], 6)):
-        for title, more in (("blocking", []), ("asynchronous", ["--async-checkpoint"])):
-            run = Run(f"{size}, {title}", [*flags, *more], 2, updates)
+    common = ["--bf16", *SHARDED, *RECOMPUTING]
+    for size, flags, saves in (("1.4B", GPT_1_4B, 2), ("gpt 7B", GPT_7B, 1)):
+        for title, more, between in (("blocking", [], 6), ("asynchronous", ["--async-checkpoint"], BETWEEN_SAVES)):
+            options_of_save = ["--save-interval-updates", str(between), *more]
+            run = Run(f"{size}, {title}", [*flags, *common, *options_of_save], 2, saves * between)
             if options.only in run.title and (found := measure(run, options, saving=True)):
                 stalls = ", ".join(f"{s:.1f}" for s in found.saves)
                 print(f"{run.title}: training stood still for {stalls} s", flush=True)

@@ -20,7 +20,7 @@ from tests.helpers import RELATIVE_ERROR_OF_KERNELS, assert_close
 from torchscale_fairseq.core.layers.attention import MultiheadAttention
 from torchscale_fairseq.core.layers.attention_inputs import AttentionInputs
 from torchscale_fairseq.core.ops import xpos
-from torchscale_fairseq.core.ops.xpos import rotate, xpos_tables
+from torchscale_fairseq.core.ops.xpos import rotate, rotate_both, xpos_tables
 
 pytestmark = KERNELS_RUN
 SHAPES = [(2, 63, 3, 32), (1, 50, 9, 256), (3, 1, 2, 20), (1, 77, 1, 432), (2, 5, 4, 2)]
@@ -71,6 +71,26 @@ def test_equals_the_definition(
     assert found[0].dtype == to and found[1].dtype == dtype
     assert_near(found[0], expected[0], dtype if to == torch.float32 else to)
     assert_near(found[1], expected[1], dtype)
+
+
+@pytest.mark.parametrize("dtype", RELATIVE_ERROR_OF_KERNELS, ids=str)
+@pytest.mark.parametrize("tables", TABLES)
+@pytest.mark.parametrize("shape", SHAPES[:3], ids=str)
+def test_both_at_once(shape: tuple[int, ...], tables: str, dtype: torch.dtype) -> None:
+    """One launch for queries and keys computes what one for each does, with tables as retention has them."""
+    batch, length, heads, head_dim = shape
+    query, key = drawn(2, batch, length, 2 * heads, head_dim).to(dtype)[:, :, :, heads:].unbind()
+    gradients = drawn(2, *shape).to(dtype).unbind()
+    rows, table_heads = batch if tables == "of rows" else 1, heads if tables == "of heads" else 1
+    of_query = drawn(2, rows, length, table_heads, head_dim // 2).unbind()
+    of_key = drawn(2, rows, length, 1, head_dim // 2).unbind()
+    others = (drawn(batch, length).abs() * length).long() % length if tables == "of other tokens" else None
+    leaves = [x.detach().requires_grad_() for x in (query, key)]
+    both = rotate_both(*leaves, of_query, of_key, dtype, others)
+    alone = [rotate(x, table, dtype, others) for x, table in zip(leaves, (of_query, of_key), strict=True)]
+    found, expected = (torch.autograd.grad(outputs, leaves, gradients) for outputs in (both, alone))
+    for one, other in zip((*both, *found), (*alone, *expected), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_gradient_of_any_layout() -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .xpos import rotate
+from .xpos import rotate_both
 
 
 def log_decays(heads: int, kind: str, device: torch.device | None = None) -> Tensor:
@@ -66,7 +66,7 @@ class RetentionTables:
 
     def rotate(self, query: Tensor, key: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
         """Rotate and scale queries and keys, (batch, seq, heads, key_dim), into this dtype; by default the tables'."""
-        return rotate(query, self.query, dtype, self.rows), rotate(key, self.key, dtype, self.rows)
+        return rotate_both(query, key, self.query, self.key, dtype, self.rows)
 
 
 def retention_tables(

@@ -28,38 +28,70 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, rows: Tensor | None, dtype: torc
         dtype: of the result.
         back: rotate by the opposite angles.
     """
-    batch, length, heads, width = x.shape
     result = torch.empty(x.shape, dtype=dtype, device=x.device)
-    pairs = triton.next_power_of_2(width // 2)
-    tokens = max(1, ENTRIES // (2 * pairs))
-    table = cos.expand(batch, length, heads, width // 2)
-    _rotate[(batch * triton.cdiv(length, tokens), triton.cdiv(heads, HEADS))](
-        x,
-        cos,
-        sin,
-        rows,
-        result,
-        *x.stride()[:3],
-        *table.stride()[:3],
-        length,
-        heads,
-        width,
-        -1.0 if back else 1.0,
-        TABLES=cos.size(2) > 1,
-        GIVEN=rows is not None,
-        TOKENS=tokens,
-        HEADS=HEADS,
-        PAIRS=pairs,
-    )
+    grid, sizes, tile = _sizes(x, rows, back)
+    _rotate_one[grid](*_operands(x, cos, sin, result), rows, *sizes, TABLES=cos.size(2) > 1, **tile)
     return result
 
 
+def _like_both(
+    query: Tensor,
+    key: Tensor,
+    query_cos: Tensor,
+    query_sin: Tensor,
+    key_cos: Tensor,
+    key_sin: Tensor,
+    rows: Tensor | None,
+    dtype: torch.dtype,
+    back: bool,
+) -> tuple[Tensor, Tensor]:
+    return query.new_empty(query.shape, dtype=dtype), key.new_empty(key.shape, dtype=dtype)
+
+
+@compiled_kernel(_like_both)
+def rotate_both(
+    query: Tensor,
+    key: Tensor,
+    query_cos: Tensor,
+    query_sin: Tensor,
+    key_cos: Tensor,
+    key_sin: Tensor,
+    rows: Tensor | None,
+    dtype: torch.dtype,
+    back: bool,
+) -> tuple[Tensor, Tensor]:
+    """``rotate`` of queries and keys of one shape, each by a table of its own, in one launch."""
+    queries, keys = (torch.empty(x.shape, dtype=dtype, device=x.device) for x in (query, key))
+    (tokens, heads), sizes, tile = _sizes(query, rows, back)
+    operands = *_operands(query, query_cos, query_sin, queries), *_operands(key, key_cos, key_sin, keys)
+    tables = {"OF_QUERY": query_cos.size(2) > 1, "OF_KEY": key_cos.size(2) > 1}
+    _rotate_both[(tokens, heads, 2)](*operands, rows, *sizes, **tables, **tile)
+    return queries, keys
+
+
+def _operands(x: Tensor, cos: Tensor, sin: Tensor, result: Tensor) -> tuple[Tensor | int, ...]:
+    """A tensor, its table, the result, and the strides of tensor and table."""
+    batch, token, head, _ = cos.stride()
+    return x, cos, sin, result, *x.stride()[:3], batch if cos.size(0) > 1 else 0, token, head
+
+
+def _sizes(
+    x: Tensor, rows: Tensor | None, back: bool
+) -> tuple[tuple[int, int], tuple[int | float, ...], dict[str, int]]:
+    """Programs, sizes with the sign of the angles, and the tile of a program."""
+    batch, length, heads, width = x.shape
+    pairs = triton.next_power_of_2(width // 2)
+    tokens = max(1, ENTRIES // (2 * pairs))
+    programs = batch * -(-length // tokens), -(-heads // HEADS)
+    tile = {"GIVEN": rows is not None, "TOKENS": tokens, "HEADS": HEADS, "PAIRS": pairs}
+    return programs, (length, heads, width, -1.0 if back else 1.0), tile
+
+
 @triton.jit  # type: ignore[untyped-decorator]
-def _rotate(  # type: ignore[no-untyped-def]
+def _rotate_one(  # type: ignore[no-untyped-def]
     x,
     cos,
     sin,
-    rows,
     result,
     batch_stride,
     token_stride,
@@ -67,6 +99,84 @@ def _rotate(  # type: ignore[no-untyped-def]
     table_batch,
     table_token,
     table_head,
+    rows,
+    length,
+    heads,
+    width,
+    sign,
+    TABLES: tl.constexpr,
+    GIVEN: tl.constexpr,
+    TOKENS: tl.constexpr,
+    HEADS: tl.constexpr,
+    PAIRS: tl.constexpr,
+):
+    _rotate(
+        x, cos, sin, result, batch_stride, token_stride, head_stride, table_batch, table_token, table_head,
+        rows, length, heads, width, sign, TABLES, GIVEN, TOKENS, HEADS, PAIRS,
+    )  # fmt: skip
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _rotate_both(  # type: ignore[no-untyped-def]
+    query,
+    query_cos,
+    query_sin,
+    queries,
+    query_batch,
+    query_token,
+    query_head,
+    query_table_batch,
+    query_table_token,
+    query_table_head,
+    key,
+    key_cos,
+    key_sin,
+    keys,
+    key_batch,
+    key_token,
+    key_head,
+    key_table_batch,
+    key_table_token,
+    key_table_head,
+    rows,
+    length,
+    heads,
+    width,
+    sign,
+    OF_QUERY: tl.constexpr,
+    OF_KEY: tl.constexpr,
+    GIVEN: tl.constexpr,
+    TOKENS: tl.constexpr,
+    HEADS: tl.constexpr,
+    PAIRS: tl.constexpr,
+):
+    if tl.program_id(2) == 0:
+        _rotate(
+            query, query_cos, query_sin, queries, query_batch, query_token, query_head,
+            query_table_batch, query_table_token, query_table_head, rows, length, heads, width, sign,
+            OF_QUERY, GIVEN, TOKENS, HEADS, PAIRS,
+        )  # fmt: skip
+    else:
+        _rotate(
+            key, key_cos, key_sin, keys, key_batch, key_token, key_head,
+            key_table_batch, key_table_token, key_table_head, rows, length, heads, width, sign,
+            OF_KEY, GIVEN, TOKENS, HEADS, PAIRS,
+        )  # fmt: skip
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _rotate(  # type: ignore[no-untyped-def]
+    x,
+    cos,
+    sin,
+    result,
+    batch_stride,
+    token_stride,
+    head_stride,
+    table_batch,
+    table_token,
+    table_head,
+    rows,
     length,
     heads,
     width,

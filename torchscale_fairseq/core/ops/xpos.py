@@ -114,6 +114,20 @@ def rotate(
     return torch.stack((even * cos - odd * sin, odd * cos + even * sin), -1).flatten(-2).to(dtype)
 
 
+def rotate_both(
+    query: Tensor,
+    key: Tensor,
+    of_query: tuple[Tensor, Tensor],
+    of_key: tuple[Tensor, Tensor],
+    dtype: torch.dtype | None = None,
+    rows: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``rotate`` of queries and of keys, each by a table of its own; by one kernel where they are of one shape."""
+    if query.shape == key.shape and _has_kernel(query, *of_query) and _has_kernel(key, *of_key):
+        return _Rotations.apply(query, key, *of_query, *of_key, rows, dtype or of_query[0].dtype)  # type: ignore[no-untyped-call]
+    return rotate(query, of_query, dtype, rows), rotate(key, of_key, dtype, rows)
+
+
 def _has_kernel(x: Tensor, cos: Tensor, sin: Tensor) -> bool:
     """In half precision on a GPU, also in compiled code: torch would interleave channels entry by entry there."""
     return (
@@ -141,3 +155,28 @@ class _Rotation(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
         cos, sin, rows = ctx.saved_tensors
         return kernels.rotate(gradient.contiguous(), cos, sin, rows, ctx.dtype, True), None, None, None, None
+
+
+class _Rotations(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        query_cos: Tensor,
+        query_sin: Tensor,
+        key_cos: Tensor,
+        key_sin: Tensor,
+        rows: Tensor | None,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.dtype = query.dtype
+        ctx.save_for_backward(query_cos, query_sin, key_cos, key_sin, rows)
+        return kernels.rotate_both(query, key, query_cos, query_sin, key_cos, key_sin, rows, dtype, False)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_queries: Tensor, of_keys: Tensor) -> tuple[Tensor | None, ...]:
+        tables = ctx.saved_tensors
+        gradients = kernels.rotate_both(of_queries.contiguous(), of_keys.contiguous(), *tables, ctx.dtype, True)
+        return *gradients, None, None, None, None, None, None

@@ -57,6 +57,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Kernel]]:
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(retention_forms, "_fla_refusal", lambda *_, **__: None)
     fla_launches.kernels.cache_clear()
+    monkeypatch.setattr(fla_launches, "_CHOSEN", {})
     yield made
     fla_launches.kernels.cache_clear()
 
@@ -93,7 +94,7 @@ def test_no_layer_asks_the_device(kernels: dict[str, Kernel], padded: bool) -> N
     chunks, documents = 2 + 3 + 2 + 2, 4  # of 70 and 130 tokens, and of 128 and 72
     state = (HEADS, WIDTH // HEADS, 2 * WIDTH // HEADS)
     forward, backward, *others = (kernel.started for kernel in kernels.values())
-    assert [start["h"].shape for start in forward] == [(1, chunks, *state)] * 2 * LAYERS
+    assert [start["h"].shape for start in forward] == [(1, chunks, *state)] * LAYERS
     assert [start["dh"].shape for start in backward] == [(1, chunks, *state)] * LAYERS
     assert {start[name].dtype for start in forward + backward for name in {"h", "dh"} & set(start)} == {torch.bfloat16}
     for start in forward + backward:
@@ -118,6 +119,40 @@ def test_packed_layers_do_no_more_than_rows(kernels: dict[str, Kernel]) -> None:
             counts.append(Counter(event.name for event in recorded.events() if event.name.startswith("aten::")))
     rows, packed_rows, more_rows, more_packed_rows = counts
     assert more_packed_rows - packed_rows == more_rows - rows
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "computed again"])
+def test_states_that_take_much_memory(kernels: dict[str, Kernel], kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are computed again in the backward pass, and others are not."""
+    size = 2 * 2 * HEADS * (WIDTH // HEADS) * (2 * WIDTH // HEADS) * 2  # of two rows with two chunks, in bytes
+    monkeypatch.setattr(fla_kernels, "LARGEST_KEPT", size if kept else size - 1)
+    train(torch.arange(100).expand(2, -1) == 0)
+    assert len(kernels["chunk_fwd_kernel_h"].started) == (LAYERS if kept else 2 * LAYERS)
+    for start in kernels["chunk_bwd_kernel_dqkwg"].started:
+        assert start["h"].shape == (1, 4, HEADS, WIDTH // HEADS, 2 * WIDTH // HEADS)
+
+
+def test_a_tuned_tile_is_kept(kernels: dict[str, Kernel]) -> None:
+    """The tuner, which costs the host time, is asked once for each size of heads."""
+
+    class Config:
+        """Settings as Triton's tuner reports them."""
+
+        def all_kwargs(self) -> dict[str, int]:
+            return {"BK": 32, "BV": 32, "num_warps": 2, "num_stages": 3}
+
+    tuner = Kernel(fla_launches.ARGUMENTS["chunk_fwd_kernel_o"])
+    tuner.best_config = Config()  # type: ignore[attr-defined]
+    found = fla_launches.kernels()
+    assert found is not None
+    found["tuner"] = tuner
+    log_decay = torch.tensor([-0.1, -0.2])
+    for width in (4, 4, 8, 4):
+        x = torch.zeros(1, 9, 2, width, dtype=torch.bfloat16)
+        retention_forms.retention(x, x, x, log_decay)
+    started = kernels["chunk_fwd_kernel_o"].started
+    assert [start["K"] for start in tuner.started] == [4, 8]
+    assert [(start["K"], start["BK"], start["num_warps"]) for start in started] == [(4, 32, 2)] * 2
 
 
 def test_rows_store_a_state_only_if_it_is_needed(kernels: dict[str, Kernel]) -> None:
@@ -167,7 +202,7 @@ def test_compiled_layers_are_one_graph(
         if packed:
             starts = torch.arange(100).expand(2, -1) % first == first - 1
         model(text, document_starts=starts)[0].sum().backward()
-    assert [len(kernel.started) for kernel in kernels.values()] == [4 * LAYERS, *[2 * LAYERS] * 4]
+    assert [len(kernel.started) for kernel in kernels.values()] == [2 * LAYERS] * 5
 
 
 @pytest.mark.parametrize("name", fla_launches.ARGUMENTS)

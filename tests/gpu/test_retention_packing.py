@@ -104,6 +104,13 @@ def test_equals_float64(kind: str) -> None:
     assert_equal(results("fla", DTYPE, options), results("exact", torch.float64, options))
 
 
+def test_states_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the backward pass, since they take much memory."""
+    monkeypatch.setattr(fla_kernels, "LARGEST_KEPT", 0)
+    options = masks("documents")
+    assert_equal(results("fla", DTYPE, options), results("exact", torch.float64, options))
+
+
 @on_a_gpu
 @pytest.mark.parametrize("widths", [(256, 432), (256, 512), (128, 256)], ids=str)
 def test_wide_heads(widths: tuple[int, int]) -> None:

@@ -82,11 +82,11 @@ def test_both_at_once(shape: tuple[int, ...], tables: str, dtype: torch.dtype) -
     query, key = drawn(2, batch, length, 2 * heads, head_dim).to(dtype)[:, :, :, heads:].unbind()
     gradients = drawn(2, *shape).to(dtype).unbind()
     rows, table_heads = batch if tables == "of rows" else 1, heads if tables == "of heads" else 1
-    of_query = drawn(2, rows, length, table_heads, head_dim // 2).unbind()
-    of_key = drawn(2, rows, length, 1, head_dim // 2).unbind()
+    (cos, sin), (key_cos, key_sin) = (drawn(2, rows, length, n, head_dim // 2).unbind() for n in (table_heads, 1))
+    of_query, of_key = (cos, sin), (key_cos, key_sin)
     others = (drawn(batch, length).abs() * length).long() % length if tables == "of other tokens" else None
     leaves = [x.detach().requires_grad_() for x in (query, key)]
-    both = rotate_both(*leaves, of_query, of_key, dtype, others)
+    both = rotate_both(leaves[0], leaves[1], of_query, of_key, dtype, others)
     alone = [rotate(x, table, dtype, others) for x, table in zip(leaves, (of_query, of_key), strict=True)]
     found, expected = (torch.autograd.grad(outputs, leaves, gradients) for outputs in (both, alone))
     for one, other in zip((*both, *found), (*alone, *expected), strict=True):

@@ -2,9 +2,11 @@
 
 fla's own function interrupts compiled code. For packed sequences it also asks the device for the number of chunks three
 times in each layer; here the host brings that number along. Kernels and arguments are the same, but for the states in
-the backward pass: they are kept in the dtype of the tokens, to which fla's kernels round them before they use them.
+the backward pass: they are kept in the dtype of the tokens, to which fla's kernels round them before they use them, and
+computed again only where they take much memory.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -16,6 +18,8 @@ from .fla_launches import Launches, Sequences, Sizes, kernels
 from .retention_packing import Packing, Results
 
 _LOG2_E = 1.4426950408889634
+LARGEST_KEPT = 256 << 20
+"""Bytes of a layer's states up to which they are kept for the backward pass."""
 
 
 def are_known() -> bool:
@@ -71,17 +75,17 @@ class _Retention(torch.autograd.Function):
         need_state: bool,
     ) -> tuple[Tensor, Tensor]:
         tensors = query, key, value, decay, state, offsets, first, places
-        ctx.save_for_backward(*tensors)
+        output, after, before = fla_forward(*tensors, need_state)
+        ctx.save_for_backward(*tensors, before)
         ctx.need_state = need_state
-        return fla_forward(*tensors, need_state)
+        return output, after
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, of_after: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, decay, state, offsets, first, places = ctx.saved_tensors
-        of_last = of_after if ctx.need_state else None
-        *of_tokens, of_state = fla_backward(query, key, value, decay, state, offsets, first, places, gradient, of_last)
-        return (*of_tokens, None, None if state is None else of_state, None, None, None, None)
+        saved = ctx.saved_tensors
+        *of_tokens, of_state = fla_backward(*(*saved, gradient, of_after if ctx.need_state else None))
+        return (*of_tokens, None, None if saved[4] is None else of_state, None, None, None, None)
 
 
 def _like_outputs(
@@ -94,10 +98,15 @@ def _like_outputs(
     first: Tensor | None,
     places: Tensor | None,
     need_state: bool,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     sizes = Sizes.of(key, value, Sequences(offsets, first, places))
     after = (sizes.sequences, *sizes.state) if need_state else (0,)
-    return value.new_empty(value.shape), value.new_empty(after, dtype=torch.float32)
+    before = sizes.shape_of_states() if _are_kept(sizes, key) else (0,)
+    return value.new_empty(value.shape), value.new_empty(after, dtype=torch.float32), key.new_empty(before)
+
+
+def _are_kept(sizes: Sizes, key: Tensor) -> bool:
+    return math.prod(sizes.shape_of_states()) * key.element_size() <= LARGEST_KEPT
 
 
 @compiled_kernel(_like_outputs)
@@ -111,15 +120,15 @@ def fla_forward(
     first: Tensor | None,
     places: Tensor | None,
     need_state: bool,
-) -> tuple[Tensor, Tensor]:
-    """Output and states after the last tokens, which are empty unless needed; arguments as for ``retention_by_fla``,
-    with decays to base 2."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output, states after the last tokens, which are empty unless needed, and states before each chunk, which are
+    empty if they are to be computed again; arguments as for ``retention_by_fla``, with decays to base 2."""
     query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
     launches = Launches(query, key, value, decay, Sequences(offsets, first, places))
     sizes = launches.sizes
     after = key.new_empty((sizes.sequences, *sizes.state) if need_state else (0,), dtype=torch.float32)
     before = launches.states(None if state is None else state.contiguous(), after if need_state else None)
-    return launches.output(before), after
+    return launches.output(before), after, before if _are_kept(sizes, key) else key.new_empty(0)
 
 
 def _like_inputs(
@@ -131,6 +140,7 @@ def _like_inputs(
     offsets: Tensor | None,
     first: Tensor | None,
     places: Tensor | None,
+    before: Tensor,
     gradient: Tensor,
     of_after: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -149,19 +159,22 @@ def fla_backward(
     offsets: Tensor | None,
     first: Tensor | None,
     places: Tensor | None,
+    before: Tensor,
     gradient: Tensor,
     of_after: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value and state, the last of them empty without a state.
 
     Args:
+        before: states before each chunk; empty: they are computed again.
         gradient: of the output.
         of_after: of the states after the last tokens, if they are used.
     """
     query, key, value, gradient = query.contiguous(), key.contiguous(), value.contiguous(), gradient.contiguous()
     launches = Launches(query, key, value, decay, Sequences(offsets, first, places))
     state = None if state is None else state.contiguous()
-    before = launches.states(state, None)
+    if before.numel() == 0:
+        before = launches.states(state, None)
     of_state = query.new_empty((0,) if state is None else state.shape, dtype=torch.float32)
     of_last = None if of_after is None else of_after.contiguous()
     of_before = launches.gradients_of_states(gradient, of_last, None if state is None else of_state)

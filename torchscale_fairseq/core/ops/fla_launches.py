@@ -36,8 +36,10 @@ ARGUMENTS = {
     ),
 }
 """Kernels and their arguments in fla-core 0.6; they are internal to fla."""
-_TUNED = "chunk_fwd_kernel_o"
-"""The kernel whose tile Triton chooses, among few."""
+_TUNED, _TUNER = "chunk_fwd_kernel_o", "tuner"
+"""The kernel whose tile Triton chooses, among few, and its name with the tuner around it."""
+_CHOSEN: dict[tuple[Any, ...], dict[str, Any]] = {}
+"""Tiles that were chosen, by sizes; a tuner costs the host more than the launch itself."""
 
 
 @functools.cache
@@ -51,10 +53,10 @@ def kernels() -> dict[str, Any] | None:
     found = {name: getattr(chunk_h, name, None) or getattr(chunk_o, name, None) for name in ARGUMENTS}
     if any(list(getattr(found[name], "arg_names", ())) != names.split() for name, names in ARGUMENTS.items()):
         return None
-    return {name: _bare(kernel, tuned=name == _TUNED) for name, kernel in found.items()}
+    return {name: _bare(kernel) for name, kernel in found.items()} | {_TUNER: _bare(found[_TUNED], tuned=True)}
 
 
-def _bare(kernel: Any, *, tuned: bool) -> Any:
+def _bare(kernel: Any, *, tuned: bool = False) -> Any:
     """A kernel without heuristics, and without its tuner unless it is to be tuned."""
     while hasattr(getattr(kernel, "fn", None), "arg_names") and not (tuned and hasattr(kernel, "configs")):
         kernel = kernel.fn
@@ -180,14 +182,18 @@ class Launches:
 
     def _start_of_chunks(self, name: str, tiled: str, **arguments: Any) -> None:
         """A program per chunk, head, and tile of the keys' or values' channels."""
-        rows, chunks, (heads, *dims) = self.sizes.rows, self.sizes.chunks, self.sizes.state
-        tile = {} if name == _TUNED else tile_of_chunks(name, *dims, self.key.device.index)
+        rows, chunks, (heads, *dims), device = self.sizes.rows, self.sizes.chunks, self.sizes.state, self.key.device
+        of_request = self.key.dtype, device, self.sizes.state
+        tile = _CHOSEN.get(of_request) if name == _TUNED else tile_of_chunks(name, *dims, device.index)
 
         def grid(found: Any) -> tuple[int, int]:
             return -(-found[tiled] // found[f"B{tiled}"]) * chunks, rows * heads
 
         others = {"chunk_indices": self.where.places, "scale": 1.0, "HV": heads}
-        self._kernels[name][grid](**arguments, **others, **tile, **self._common)
+        kernel = self._kernels[_TUNER if tile is None else name]
+        kernel[grid](**arguments, **others, **(tile or {}), **self._common)
+        if tile is None and hasattr(kernel, "best_config"):
+            _CHOSEN[of_request] = kernel.best_config.all_kwargs()
 
 
 def tile_of_states(sizes: Sizes, processors: int) -> tuple[int, dict[str, int]]:

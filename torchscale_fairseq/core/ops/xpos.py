@@ -177,6 +177,5 @@ class _Rotations(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_queries: Tensor, of_keys: Tensor) -> tuple[Tensor | None, ...]:
-        tables = ctx.saved_tensors
-        gradients = kernels.rotate_both(of_queries.contiguous(), of_keys.contiguous(), *tables, ctx.dtype, True)
-        return *gradients, None, None, None, None, None, None
+        arguments = (of_queries.contiguous(), of_keys.contiguous(), *ctx.saved_tensors, ctx.dtype, True)
+        return *kernels.rotate_both(*arguments), None, None, None, None, None, None

@@ -1,6 +1,5 @@
 """fairseq's masked_lm in shapes that recur and without waits: against stock's, which the CPU takes otherwise."""
 
-from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -9,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 pytest.importorskip("fairseq")
 
 from tests.fairseq_cli import run_gloo
 from tests.helpers import assert_close
+from tests.plugin.reads import Reads
 from tests.plugin.shrunk import EXPERTS, shrunk
 from tests.plugin.trainers import MASKED, make_trainer, masked_batch, update
 from torchscale_fairseq.hooks.training import masked_tokens
@@ -161,20 +160,6 @@ def test_two_processes_train_like_stock(language_data: Path, tmp_path: Path) -> 
     found, expected = (torch.load(tmp_path / name)["masked"] for name in ("cpu", "cuda"))
     for name in ("losses", "norms"):
         assert found[name] == pytest.approx(expected[name], rel=1e-6, abs=1e-6)
-
-
-class Reads(TorchDispatchMode):
-    """Counts what a host waits for on a device: numbers that are read, and shapes that depend on values."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        by_mask = func is torch.ops.aten.index.Tensor and any(i is not None and i.dtype == torch.bool for i in args[1])
-        if by_mask or func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
-            self.found[func.name()] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def test_nothing_waits_for_the_device(language_data: Path, tmp_path: Path, on_cpu: None) -> None:

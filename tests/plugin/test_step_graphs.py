@@ -17,7 +17,7 @@ from torchscale_fairseq import LongViTClassifier, LongViTConfig
 from torchscale_fairseq.core.config import ViTConfig
 from torchscale_fairseq.criterions.image_classification import ImageClassificationCriterion, ImageClassificationOptions
 from torchscale_fairseq.hooks.training.masked_tokens import COUNT, Count
-from torchscale_fairseq.hooks.training.padding import is_free_of_padding
+from torchscale_fairseq.hooks.training.padding import is_free_of_padding, note_no_padding
 from torchscale_fairseq.hooks.training.step_graphs import MOST, RECENT, SEEN, StepGraphs, can_record
 from torchscale_fairseq.models.vit import ViTModel
 
@@ -68,7 +68,7 @@ class Run:
     def step(self, rows: int = 2, *, padded: bool = False, ignore_grad: bool = False, masked: int | None = None) -> Any:
         tokens = torch.zeros(rows, 3)
         if not padded:
-            tokens.has_no_padding = True  # type: ignore[attr-defined]
+            note_no_padding(tokens)
         sample = {"net_input": {"src_tokens": tokens}, "target": torch.ones(rows, 3), "ntokens": 3 * rows}
         sample |= {} if masked is None else {COUNT: Count(masked)}
         return self.graphs(sample, self.model, None, self.optimizer, 0, ignore_grad)

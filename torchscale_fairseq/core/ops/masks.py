@@ -1,5 +1,7 @@
 """Masks that callers give, and the two questions about their content that decide how much is computed."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -42,22 +44,40 @@ _is_exporting = _is_exporting_now if hasattr(torch.compiler, "is_exporting") els
 """Before torch 2.7 the two cannot be told apart."""
 
 
+@dataclass(frozen=True)
+class Padding:
+    """Properties of a padding mask that decide how much is computed, where they are known without the device."""
+
+    somewhere: bool = False
+    """It marks something."""
+    before_tokens: bool = False
+    """Some real token stands right of padding."""
+    inside: bool = False
+    """Padding stands between real tokens of a row."""
+
+
 def marked(mask: Tensor | None) -> Tensor | None:
-    """The mask, or None if it marks nothing; waits for the device, except for ``empty_mask``. While tensors have no
-    values, the mask."""
-    if mask is None or _is_known_to_be_empty(mask):
-        return None
+    """The mask, or None if it marks nothing; waits for the device, unless that is known. While tensors have no values,
+    the mask."""
+    known = None if mask is None else known_padding(mask)
+    if mask is None or known is not None:
+        return mask if known is not None and known.somewhere else None
     return mask if is_traced() or mask.any() else None
 
 
 def empty_mask(shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """A mask of False everywhere, of which ``marked`` knows that until it is changed."""
-    mask = torch.zeros(shape, dtype=torch.bool, device=device)
+    """A mask of False everywhere, of which that is known until it is changed."""
+    return know_padding(torch.zeros(shape, dtype=torch.bool, device=device), Padding())
+
+
+def know_padding(mask: Tensor, padding: Padding) -> Tensor:
+    """Remember what a mask marks until it is changed. Returns it."""
     if not (torch.compiler.is_compiling() or torch.jit.is_tracing() or mask.is_inference()):
-        mask.empty_version = mask._version  # type: ignore[attr-defined]
+        mask.known_padding = mask._version, padding  # type: ignore[attr-defined]
     return mask
 
 
-def _is_known_to_be_empty(mask: Tensor) -> bool:
-    version = getattr(mask, "empty_version", None)
-    return version is not None and version == int(mask._version)
+def known_padding(mask: Tensor) -> Padding | None:
+    """The properties of a mask, if they are known; else None."""
+    version, padding = getattr(mask, "known_padding", (None, None))
+    return padding if version is not None and version == int(mask._version) else None

@@ -6,7 +6,7 @@ Position tables have TorchScale's and fairseq's layout: row 1 belongs to padding
 import torch
 from torch import Tensor
 
-from .masks import is_traced
+from .masks import Padding, is_traced, known_padding, marked
 
 PADDING_POSITION = 1
 FIRST_POSITION = 2
@@ -45,14 +45,29 @@ def relative_positions(padding_mask: Tensor) -> Tensor:
 
 def has_padding_before_tokens(padding_mask: Tensor) -> bool:
     """Whether some real token stands right of padding, so that a causal token could see padding. True while tensors
-    have no values to be read."""
+    have no values to be read. Waits for the device, unless that is known."""
+    known = known_padding(padding_mask)
+    if known is not None:
+        return known.before_tokens
     return is_traced() or bool((padding_mask[:, :-1] & ~padding_mask[:, 1:]).any())
 
 
 def has_padding_inside(padding_mask: Tensor) -> bool:
-    """Whether padding stands between real tokens of a row. True while tensors have no values to be read."""
+    """Whether padding stands between real tokens of a row. True while tensors have no values to be read. Waits for the
+    device, unless that is known."""
+    known = known_padding(padding_mask)
+    if known is not None:
+        return known.inside
     if is_traced():
         return True
     real = ~padding_mask
     starts = real & torch.nn.functional.pad(padding_mask[:, :-1], (1, 0), value=True)
     return bool((starts.sum(1) > 1).any())
+
+
+def padding_of(padding_mask: Tensor) -> Padding:
+    """The properties of a mask, (batch, seq), True for padding. Waits for the device that it lies on."""
+    if marked(padding_mask) is None:
+        return Padding()
+    before_tokens = has_padding_before_tokens(padding_mask)
+    return Padding(True, before_tokens, before_tokens and has_padding_inside(padding_mask))

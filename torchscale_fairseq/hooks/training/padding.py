@@ -1,14 +1,17 @@
-"""Knowing whether a batch has padding without asking the device, where the host had the batch before."""
+"""Knowing where a batch has padding without asking the device, where the host had the batch before."""
 
 from typing import Any
 
 from torch import Tensor
 
+from torchscale_fairseq.core.ops.masks import Padding, know_padding
+from torchscale_fairseq.core.ops.positions import padding_of
+
 TOKENS = ("src_tokens", "prev_output_tokens")
 
 
 def note_padding(on_host: Any, on_device: Any, pad: int) -> None:
-    """Remember of a batch's token tensors which have no padding.
+    """Remember of a batch's token tensors where they have padding.
 
     Args:
         on_host, on_device: the same batch of fairseq's; anything but a dictionary is left alone.
@@ -18,8 +21,8 @@ def note_padding(on_host: Any, on_device: Any, pad: int) -> None:
         return
     for name in TOKENS:
         tokens = on_host.get("net_input", {}).get(name)
-        if tokens is not None and not (tokens == pad).any():
-            note_no_padding(on_device["net_input"][name])
+        if tokens is not None:
+            on_device["net_input"][name].noted_padding = padding_of(tokens == pad)
 
 
 def is_free_of_padding(batch: Any) -> bool:
@@ -31,15 +34,22 @@ def is_free_of_padding(batch: Any) -> bool:
 
 def padding_mask(tokens: Tensor, pad: int) -> Tensor | None:
     """True for padding, shaped like tokens; None if there is known to be none."""
-    return None if has_no_padding(tokens) else tokens.eq(pad)
+    noted = _noted(tokens)
+    if noted is None:
+        return tokens.eq(pad)
+    return know_padding(tokens.eq(pad), noted) if noted.somewhere else None
 
 
 def has_no_padding(tokens: Tensor) -> bool:
     """Whether a tensor of tokens is known to have no padding."""
-    return getattr(tokens, "has_no_padding", False)
+    return _noted(tokens) == Padding()
 
 
 def note_no_padding(tokens: Tensor) -> Tensor:
     """Remember that a tensor of tokens has no padding. Returns it."""
-    tokens.has_no_padding = True  # type: ignore[attr-defined]
+    tokens.noted_padding = Padding()  # type: ignore[attr-defined]
     return tokens
+
+
+def _noted(tokens: Tensor) -> Padding | None:
+    return getattr(tokens, "noted_padding", None)

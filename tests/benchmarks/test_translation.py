@@ -3,8 +3,13 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("fairseq")
+
+from fairseq.data import Dictionary
+from fairseq.data.indexed_dataset import MMapIndexedDatasetBuilder
+from fairseq.tasks.translation import load_langpair_dataset
 
 from benchmarks import translation
 
@@ -15,7 +20,32 @@ Translated 2 sentences (8 tokens) in 1.0s (%d.00 sentences/s, 8.00 tokens/s)
 """
 
 
-def test_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Two pairs of sentences, of at most 3 and 5 tokens."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "dict.en.txt").write_text("")
+    for language, lengths in {"en": (3, 4), "de": (2, 5)}.items():
+        builder = MMapIndexedDatasetBuilder(str(folder / f"train.en-de.{language}.bin"))
+        for length in lengths:
+            builder.add_item(torch.arange(length))
+        builder.finalize(str(folder / f"train.en-de.{language}.idx"))
+    return folder
+
+
+def test_the_training_set_is_repeated_until_it_is_long_enough(data: Path, tmp_path: Path) -> None:
+    """Five batches of 6 tokens are 30, and the set has 8."""
+    folder = tmp_path / "repeated"
+    translation.repeat_training_set(data, folder, 5, 6)
+    words = Dictionary()
+    limits = {"left_pad_source": True, "left_pad_target": False, "max_source_positions": 9, "max_target_positions": 9}
+    pairs = ("train", "en", words, "de", words)
+    found = load_langpair_dataset(str(folder), *pairs, combine=True, dataset_impl="mmap", upsample_primary=1, **limits)
+    assert found.src_sizes.tolist() == 4 * [3, 4] and found.tgt_sizes.tolist() == 4 * [2, 5]
+
+
+def test_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], data: Path) -> None:
     """Stock runs without this package; the first interval does not count; generation follows the last training."""
     commands: list[list[str]] = []
 
@@ -25,11 +55,12 @@ def test_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
         return LOG % (speed, speed)
 
     monkeypatch.setattr(translation, "run", run)
-    assert translation.main([str(tmp_path), "--device", "cpu", "--max-tokens", "64", "128"]) == 0
+    assert translation.main([str(data), "--device", "cpu", "--max-tokens", "64", "128", "--compile"]) == 0
     text = capsys.readouterr().out
     assert "| training, --max-tokens 64, tokens/s | 100 | 300 | 3.00 |" in text
     assert "| generation, beam 5, sentences/s | 100 | 300 | 3.00 |" in text
     assert [words[0] for words in commands] == ["train"] * 4 + ["generate"] * 2
+    assert ["--compile" in words for words in commands] == [False, True] * 2 + [False] * 2
 
 
 def test_the_log_is_shown_as_it_comes(capsys: pytest.CaptureFixture[str]) -> None:

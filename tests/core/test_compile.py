@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tests.core.models import SIZES, VOCABULARY, randomize, tokens
+from tests.core.models import SIZES, VOCABULARY, encoder_decoder, randomize, tokens
 from tests.helpers import assert_close
 from torchscale_fairseq import Decoder, DecoderConfig, Encoder, EncoderConfig, RetNetConfig, RetNetDecoder
 from torchscale_fairseq.core.architectures.layer_sequence import ONE_REGION
@@ -233,3 +233,16 @@ def test_generated_code() -> None:
     torch._dynamo.reset()
     plain, compiled = decoders()
     same_values_and_gradients(plain, compiled, lambda m: m(tokens(2, 9))[0])
+
+
+def test_shapes_of_translation(traced_whole: list[int]) -> None:
+    """The first shape is compiled for itself, and the second one for all; each with padding of the source and without.
+    Layers share their code."""
+    model = encoder_decoder(compile=True, encoder_layers=3, decoder_layers=3).train()
+    for seed in range(12):
+        source, target = tokens(3 + seed % 5, 4 + 3 * seed, seed), tokens(3 + seed % 5, 5 + seed, seed)
+        padding = torch.zeros_like(source, dtype=torch.bool)
+        padding[0, :1] = seed % 2 == 1
+        encoded = model.encoder(source, encoder_padding_mask=padding)
+        model.decoder(target, encoder_out=encoded)[0].square().mean().backward()
+    assert traced_whole[0] <= 2 * 4

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .fla_tuning import SIDES_OF_CHUNKS, TILE_OF_CHUNKS, TILES_OF_STATES
+from .quick_launch import launch
 from .retention_packing import CHUNK
 
 ARGUMENTS = {
@@ -178,7 +179,7 @@ class Launches:
         """A program per sequence, head, and tile of the state."""
         programs, tile = tile_of_states(self.sizes, _processors(self.key.device))
         others = {"gk": None, "gv": None, "USE_GK": False, "USE_GV": False, "BS": CHUNK}
-        self._kernels[name][programs,](**arguments, **others, split_offsets=self.where.first, **tile, **self._common)
+        self._start(name, (programs,), {**arguments, **others, "split_offsets": self.where.first}, tile)
 
     def _start_of_chunks(self, name: str, tiled: str, **arguments: Any) -> None:
         """A program per chunk, head, and tile of the keys' or values' channels."""
@@ -189,11 +190,20 @@ class Launches:
         def grid(found: Any) -> tuple[int, int]:
             return -(-found[tiled] // found[f"B{tiled}"]) * chunks, rows * heads
 
-        others = {"chunk_indices": self.where.places, "scale": 1.0, "HV": heads}
-        kernel = self._kernels[_TUNER if tile is None else name]
-        kernel[grid](**arguments, **others, **(tile or {}), **self._common)
-        if tile is None and hasattr(kernel, "best_config"):
-            _CHOSEN[of_request] = kernel.best_config.all_kwargs()
+        given = {**arguments, "chunk_indices": self.where.places, "scale": 1.0, "HV": heads}
+        if tile is not None:
+            self._start(name, grid({**tile, **self._common}), given, tile)
+            return
+        tuner = self._kernels[_TUNER]
+        tuner[grid](**given, **self._common)
+        if hasattr(tuner, "best_config"):
+            _CHOSEN[of_request] = tuner.best_config.all_kwargs()
+
+    def _start(self, name: str, grid: tuple[int, ...], arguments: dict[str, Any], tile: dict[str, Any]) -> None:
+        """With the arguments in the kernel's order."""
+        kernel, given = self._kernels[name], {**arguments, **self._common, **tile}
+        ordered = {argument: given[argument] for argument in kernel.arg_names}
+        launch(kernel, grid, settings={key: x for key, x in tile.items() if key not in ordered}, **ordered)
 
 
 def tile_of_states(sizes: Sizes, processors: int) -> tuple[int, dict[str, int]]:

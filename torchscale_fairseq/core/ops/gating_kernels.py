@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .quick_launch import launch
+
 BLOCK = 2048
 GELU, RELU, SILU = 0, 1, 2
 
@@ -69,7 +71,8 @@ def normalised_gate(x: Tensor, heads: Tensor, eps: float) -> Tensor:
     result = torch.empty_like(x)
     rows, width, tile = _rows(heads)
     with torch.cuda.device_of(x):
-        _normalised_forward[(triton.cdiv(rows, tile["ROWS"]),)](x, heads, result, rows, width, eps, **tile)
+        grid = (-(-rows // tile["ROWS"]),)
+        launch(_normalised_forward, grid, x, heads, result, rows, width, eps, **tile, settings={})
     return result
 
 
@@ -78,9 +81,8 @@ def normalised_gate_backward(gradient: Tensor, x: Tensor, heads: Tensor, eps: fl
     into_x, into_heads = torch.empty_like(x), torch.empty_like(heads)
     rows, width, tile = _rows(heads)
     with torch.cuda.device_of(x):
-        _normalised_backward[(triton.cdiv(rows, tile["ROWS"]),)](
-            gradient, x, heads, into_x, into_heads, rows, width, eps, **tile
-        )
+        tensors = gradient, x, heads, into_x, into_heads
+        launch(_normalised_backward, (-(-rows // tile["ROWS"]),), *tensors, rows, width, eps, **tile, settings={})
     return into_x, into_heads
 
 

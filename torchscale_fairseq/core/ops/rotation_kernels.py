@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .compiled_kernel import compiled_kernel
+from .quick_launch import launch
 
 ENTRIES = 2048
 """Entries of one head in a program's tile, so that a thread reads sixteen bytes at a time."""
@@ -30,7 +31,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, rows: Tensor | None, dtype: torc
     """
     result = torch.empty(x.shape, dtype=dtype, device=x.device)
     grid, sizes, tile = _sizes(x, rows, back)
-    _rotate_one[grid](*_operands(x, cos, sin, result), rows, *sizes, TABLES=cos.size(2) > 1, **tile)
+    operands = _operands(x, cos, sin, result)
+    launch(_rotate_one, grid, *operands, rows, *sizes, TABLES=cos.size(2) > 1, **tile, settings={})
     return result
 
 
@@ -65,7 +67,7 @@ def rotate_both(
     (tokens, heads), sizes, tile = _sizes(query, rows, back)
     operands = *_operands(query, query_cos, query_sin, queries), *_operands(key, key_cos, key_sin, keys)
     tables = {"OF_QUERY": query_cos.size(2) > 1, "OF_KEY": key_cos.size(2) > 1}
-    _rotate_both[(tokens, heads, 2)](*operands, rows, *sizes, **tables, **tile)
+    launch(_rotate_both, (tokens, heads, 2), *operands, rows, *sizes, **tables, **tile, settings={})
     return queries, keys
 
 

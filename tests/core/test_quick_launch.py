@@ -1,0 +1,93 @@
+"""Launches of compiled kernels without Triton's look at their arguments."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from torchscale_fairseq.core.ops import quick_launch
+from torchscale_fairseq.core.ops.quick_launch import launch
+
+X = torch.zeros(16)
+
+
+class Compiled:
+    """Code that Triton compiled."""
+
+    packed_metadata = ()
+
+    def __init__(self) -> None:
+        self.started: list[Any] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        return lambda *values: self.started.append((grid[:3], values))
+
+
+class Kernel:
+    """A function decorated with ``triton.jit``."""
+
+    arg_names = ["x", "count", "SIZE"]  # noqa: RUF012
+
+    def __init__(self) -> None:
+        self.made: list[Compiled] = []
+
+    def __getitem__(self, _: tuple[int, ...]) -> Any:
+        def start(*_: Any, **__: Any) -> Compiled:
+            self.made.append(Compiled())
+            return self.made[-1]
+
+        return start
+
+
+@pytest.fixture(autouse=True)
+def nothing_known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No launches are remembered, and Triton is new enough."""
+    monkeypatch.setattr(quick_launch, "_compiled", {})
+    monkeypatch.setattr(quick_launch, "_takes_all_arguments", lambda: True)
+    yield
+
+
+def test_the_second_launch_starts_what_the_first_compiled() -> None:
+    kernel, other = Kernel(), torch.ones(16)
+    launch(kernel, (3,), X, 5, SIZE=8, settings={"num_warps": 4})
+    launch(kernel, (7, 2), other, 5, SIZE=8, settings={"num_warps": 4})
+    (compiled,) = kernel.made
+    ((grid, values),) = compiled.started
+    assert grid == (7, 2, 1)
+    assert values[0] is other and values[1:] == (5, 8)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"x": X[1:]},
+        {"x": X.double()},
+        {"count": 16},
+        {"count": 1},
+        {"SIZE": 4},
+        {"settings": {"num_warps": 8}},
+    ],
+    ids=["not aligned", "dtype", "multiple of 16", "one", "constant", "setting"],
+)
+def test_triton_looks_at_other_arguments(changed: dict[str, Any]) -> None:
+    """It compiles other code for them."""
+    kernel = Kernel()
+    for given in ({}, changed):
+        asked = {"x": X, "count": 5, "SIZE": 8, "settings": {"num_warps": 4}, **given}
+        launch(kernel, (3,), asked["x"], asked["count"], SIZE=asked["SIZE"], settings=asked["settings"])
+    assert len(kernel.made) == 2 and not kernel.made[0].started
+
+
+def test_arguments_in_another_order_are_left_to_triton() -> None:
+    kernel = Kernel()
+    for _ in range(2):
+        launch(kernel, (3,), X, SIZE=8, count=5, settings={})
+    assert len(kernel.made) == 2
+
+
+def test_no_endless_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quick_launch, "MOST", 10)
+    for count in range(100):
+        launch(Kernel(), (3,), X, count, SIZE=8, settings={})
+        assert len(quick_launch._compiled) <= 10

@@ -11,7 +11,7 @@ pytest.importorskip("fairseq")
 from torch import nn
 
 from tests.checkpoints import assert_same_weights
-from tests.distributed.short_training import words
+from tests.distributed.short_training import UPDATES, words
 from tests.emulated_graphs import EMULATING
 from tests.fairseq_cli import run_fairseq, run_gloo, run_processes, tiny_language_data
 from torchscale_fairseq.hooks.training import late_reduction
@@ -29,6 +29,18 @@ def reduce_and_tell(self):
     print(f"summed late {self.accumulate_grads}", flush=True)
 late_reduction.LateReduction.all_reduce_grads = reduce_and_tell
 """
+FROM_HALVES = """
+from torchscale_fairseq import plugin
+plugin.register()
+from tests.plugin.halves import update_halves
+from torchscale_fairseq.optim import fused_adam_torch
+def update_and_tell(*tensors):
+    update_halves(*tensors)
+    print("read halves", flush=True)
+fused_adam_torch.DEVICES = ("cpu",)
+fused_adam_torch.update_from_halves = update_and_tell
+"""
+"""As on a GPU."""
 
 
 @pytest.mark.parametrize("freq", [1, 2])
@@ -40,6 +52,17 @@ def test_two_processes_train_what_one_does(freq: int, tmp_path: Path) -> None:
     done = run_processes(2, "train", two, before=AS_IF_RECORDED).check()
     assert done.output.count("summed late False") == 4
     assert_same_weights(tmp_path / "one", tmp_path / "two", 1e-5)
+
+
+@pytest.mark.parametrize("late", [AS_IF_RECORDED, ""], ids=["after", "in the backward pass"])
+def test_the_optimizer_reads_sums_in_half_precision(late: str, tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    data = tiny_language_data(tmp_path)
+    options = ["--bf16", "--optimizer", "fused_adam_torch", "--clip-norm", "0.5", "--dropout", "0"]
+    for name, before in (("usual", ""), ("halves", FROM_HALVES)):
+        done = run_processes(2, "train", [*words(data, tmp_path / name), *options], before=before + late).check()
+    assert done.output.count("read halves") == 2 * UPDATES
+    assert_same_weights(tmp_path / "usual", tmp_path / "halves", 1e-4)
 
 
 @pytest.mark.parametrize("backend", ["pytorch_ddp", "legacy_ddp"])
@@ -54,14 +77,17 @@ def test_recorded_updates_are_those_of_one_process(backend: str, tmp_path: Path)
     assert_same_weights(tmp_path / "one", tmp_path / "two", 1e-5)
 
 
-def test_gradients_are_averaged() -> None:
+@pytest.mark.parametrize("at_once", [2**26, 28, 1])
+def test_gradients_are_averaged(at_once: int) -> None:
     """Of two types and layouts, and where a process or both have none; a parameter that does not learn gets none."""
     done = run_gloo(
         2,
-        """
+        f"""
         import torch
         from torch import nn
+        from torchscale_fairseq.hooks.training import late_reduction
         from torchscale_fairseq.hooks.training.late_reduction import LateReduction
+        late_reduction.AT_ONCE = {at_once}
 
         rank = torch.distributed.get_rank()
         model = nn.ParameterList([nn.Parameter(torch.ones(shape)) for shape in ((2, 3), (5,), (), (4,), (3,))])

@@ -1,6 +1,6 @@
 """Updates that do not wait for the device, against stock's: losses, logs, and what happens when one goes wrong."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +14,7 @@ from fairseq.logging import metrics
 from fairseq.optim.adam import Adam, FairseqAdam
 
 from tests.helpers import assert_close
+from tests.plugin.halves import update_halves
 from tests.plugin.shrunk import EXPERTS
 from tests.plugin.stock_updates import OPTIMIZERS, RELATIVE, as_stock, assert_losses_of_stock, logged
 from tests.plugin.trainers import make_batch, make_trainer, update
@@ -39,27 +40,6 @@ def test_losses_are_those_of_stock(
     optimizer: str, precision: str, updates: int, language_data: Path, tmp_path: Path
 ) -> None:
     assert_losses_of_stock(optimizer, precision, updates, language_data, tmp_path)
-
-
-def update_halves(
-    halves: Sequence[torch.Tensor],
-    copies: Sequence[torch.Tensor],
-    averages: Sequence[torch.Tensor],
-    squares: Sequence[torch.Tensor],
-    rates: Any,
-    scale: torch.Tensor | None = None,
-    found_inf: torch.Tensor | None = None,
-) -> None:
-    """What the kernel of ``adam_kernel`` computes on a GPU."""
-    if found_inf is not None and found_inf:
-        return
-    for half, copy, average, square in zip(halves, copies, averages, squares, strict=True):
-        assert half.grad is not None
-        gradient = half.grad.float().view_as(copy) / (1.0 if scale is None else scale)
-        average.lerp_(gradient, 1 - rates.beta1)
-        square.lerp_(gradient**2, 1 - rates.beta2)
-        copy.mul_(1 - rates.decay).addcdiv_(average, square.sqrt() + rates.eps, value=-rates.step)
-        half.copy_(copy.view_as(half))
 
 
 @pytest.fixture

@@ -6,11 +6,12 @@ torch's DistributedDataParallel sums them while the backward pass goes on, from 
 """
 
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from fairseq.distributed import LegacyDistributedDataParallel
-from fairseq.distributed import utils as distributed_utils
 from torch import Tensor, nn
 
 OVERLAPPING = ("c10d", "pytorch_ddp")
@@ -18,6 +19,8 @@ LATE = ("no_c10d", "legacy_ddp")
 MOST_BYTES = 2**30
 """Gradients of a model that OVERLAPPING backends leave to this module. Larger ones need more time on the links than a
 recorded update saves."""
+AT_ONCE = 2**26
+"""Bytes of gradients that are copied together and summed, while the next ones are copied."""
 
 
 def can_sum_late(cfg: Any, model: nn.Module) -> bool:
@@ -54,10 +57,29 @@ class LateReduction(LegacyDistributedDataParallel):
             if p.requires_grad:
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
                 alike[p.grad.dtype].append(p.grad)
-        for gradients in alike.values():
-            flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-            flat /= self.world_size
-            distributed_utils.all_reduce(flat, self.process_group)
-            parts = flat.split([gradient.numel() for gradient in gradients])
-            views = [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)]
-            torch._foreach_copy_(gradients, views)
+        sums = [self._begin(part) for gradients in alike.values() for part in _parts(gradients)]
+        for part, flat, work in sums:
+            work.wait()
+            pieces = flat.split([gradient.numel() for gradient in part])
+            torch._foreach_copy_(part, [piece.view_as(gradient) for piece, gradient in zip(pieces, part, strict=True)])
+
+    def _begin(self, part: list[Tensor]) -> tuple[list[Tensor], Tensor, Any]:
+        """Begin to average gradients of one type. Returns them, their averages as soon as the work is done, and the
+        work."""
+        flat = torch.cat([gradient.reshape(-1) for gradient in part])
+        flat /= self.world_size
+        return part, flat, dist.all_reduce(flat, group=self.process_group, async_op=True)
+
+
+def _parts(gradients: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Gradients in runs of AT_ONCE bytes, or one that has more alone."""
+    part: list[Tensor] = []
+    taken = 0
+    for gradient in gradients:
+        if part and taken + gradient.nbytes > AT_ONCE:
+            yield part
+            part, taken = [], 0
+        part.append(gradient)
+        taken += gradient.nbytes
+    if part:
+        yield part

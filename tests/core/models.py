@@ -5,7 +5,16 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from torchscale_fairseq import Decoder, DecoderConfig, Encoder, EncoderConfig, EncoderDecoder, EncoderDecoderConfig
+from torchscale_fairseq import (
+    Decoder,
+    DecoderConfig,
+    Encoder,
+    EncoderConfig,
+    EncoderDecoder,
+    EncoderDecoderConfig,
+    RetNetConfig,
+    RetNetDecoder,
+)
 
 VOCABULARY = 40
 SIZES: dict[str, Any] = {"embed_dim": 24, "ffn_embed_dim": 32, "attention_heads": 4, "layers": 3}
@@ -99,3 +108,17 @@ def encoder_decoder(**variant: Any) -> EncoderDecoder:
 def tokens(batch: int, length: int, seed: int = 0) -> torch.Tensor:
     """Random tokens without padding, (batch, length)."""
     return torch.randint(4, VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def retnet(**options: Any) -> RetNetDecoder:
+    """A small one in float64."""
+    sizes: dict[str, Any] = {
+        "decoder_embed_dim": 24,
+        "decoder_value_embed_dim": 48,
+        "decoder_ffn_embed_dim": 32,
+        "decoder_layers": 2,
+    }
+    config = RetNetConfig(vocab_size=VOCABULARY, decoder_retention_heads=4, **sizes, **options)
+    model = RetNetDecoder(config)
+    randomize(model)
+    return model.double()  # forms of retention round differently

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.core.test_step_graphs import retnet
+from tests.core.models import retnet
 from tests.helpers import assert_close
 from torchscale_fairseq.core.ops import side_by_side as module
 from torchscale_fairseq.core.ops.side_by_side import side_by_side, with_sides

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from tests.core.decoding import mask_of, single_steps
-from tests.core.models import VARIANTS, VOCABULARY, decoder, encoder_decoder, randomize, tokens
+from tests.core.models import VARIANTS, decoder, encoder_decoder, retnet, tokens
 from tests.helpers import assert_close
-from torchscale_fairseq import RetNetConfig, RetNetDecoder
 from torchscale_fairseq.core.architectures.step_graphs import StepGraphs
 from torchscale_fairseq.core.layers import cache, static_state
 
@@ -36,19 +35,6 @@ def recording(model: Any) -> StepGraphs:
     graphs = StepGraphs(again)
     model.record_steps(graphs)
     return graphs
-
-
-def retnet(**options: Any) -> RetNetDecoder:
-    sizes: dict[str, Any] = {
-        "decoder_embed_dim": 24,
-        "decoder_value_embed_dim": 48,
-        "decoder_ffn_embed_dim": 32,
-        "decoder_layers": 2,
-    }
-    config = RetNetConfig(vocab_size=VOCABULARY, decoder_retention_heads=4, **sizes, **options)
-    model = RetNetDecoder(config)
-    randomize(model)
-    return model.double()  # forms of retention round differently
 
 
 MODELS: dict[str, Callable[[], Any]] = {

@@ -93,6 +93,22 @@ def test_both_at_once(shape: tuple[int, ...], tables: str, dtype: torch.dtype) -
         assert torch.equal(one, other)
 
 
+def test_both_at_once_in_compiled_code() -> None:
+    query, key = drawn(2, 2, 9, 3, 8).bfloat16().unbind()
+    cos, sin = drawn(2, 1, 9, 3, 4).unbind()
+    leaves = [x.detach().requires_grad_() for x in (query, key)]
+
+    def turn(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        return rotate_both(query, key, (cos, sin), (cos[:, :, :1], sin[:, :, :1]), torch.bfloat16)
+
+    results = []
+    for form in (turn, torch.compile(turn, backend="aot_eager", fullgraph=True)):
+        outputs = form(leaves[0], leaves[1])
+        results.append([*outputs, *torch.autograd.grad(outputs, leaves, (key, query))])
+    for found, expected in zip(results[1], results[0], strict=True):
+        assert torch.equal(found, expected)
+
+
 def test_gradient_of_any_layout() -> None:
     """Attention returns gradients with heads before tokens."""
     x = drawn(2, 7, 3, 8).bfloat16().requires_grad_()

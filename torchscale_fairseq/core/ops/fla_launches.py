@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .fla_tuning import SIDES_OF_CHUNKS, TILE_OF_CHUNKS, TILES_OF_STATES
+from .fla_tuning import SIDES_OF_CHUNKS, TILE_OF_CHUNKS, TILES_OF_STATES, candidates_of, inner
 from .quick_launch import launch
 from .retention_packing import CHUNK
 
@@ -59,7 +59,7 @@ def kernels() -> dict[str, Any] | None:
 
 def _bare(kernel: Any, *, tuned: bool = False) -> Any:
     """A kernel without heuristics, and without its tuner unless it is to be tuned."""
-    while hasattr(getattr(kernel, "fn", None), "arg_names") and not (tuned and hasattr(kernel, "configs")):
+    while hasattr(inner(kernel), "arg_names") and not (tuned and candidates_of(kernel)):
         kernel = kernel.fn
     return kernel
 

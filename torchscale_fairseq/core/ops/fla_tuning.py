@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 TILES_OF_STATES = ((64, 64, 4, 3), (32, 64, 4, 3), (32, 32, 2, 3))
@@ -34,15 +34,24 @@ def tune_less() -> None:
 
         for module in (chunk_h, chunk_o):
             for kernel, candidates in CANDIDATES.items():
-                _keep(getattr(getattr(module, kernel, None), "fn", None), candidates)
+                _keep(inner(getattr(module, kernel, None)), candidates)
 
 
 def _keep(tuner: Any, candidates: tuple[tuple[int | None, ...], ...]) -> None:
     """Reduce the candidates of one of Triton's autotuners; anything else is left alone."""
-    configs = getattr(tuner, "configs", ())
-    fewer = [c for c in configs if (*_tile(c.kwargs), c.num_warps, c.num_stages) in candidates]
+    fewer = [c for c in candidates_of(tuner) if (*_tile(c.kwargs), c.num_warps, c.num_stages) in candidates]
     if fewer:
         tuner.configs = fewer
+
+
+def inner(kernel: Any) -> Any:
+    """The tuner, heuristics or kernel that one of Triton's wrappers holds; None of anything else."""
+    return getattr(kernel, "fn", None)
+
+
+def candidates_of(tuner: Any) -> Sequence[Any]:
+    """The settings among which one of Triton's autotuners chooses; none of anything else."""
+    return getattr(tuner, "configs", ())
 
 
 def _tile(given: Mapping[str, int]) -> tuple[int | None, int | None]:

@@ -38,6 +38,7 @@ from torchscale_fairseq.hooks.training.layer_decay import check_layer_decay, sca
 from torchscale_fairseq.hooks.training.packed_sentences import check_packed_sentences
 from torchscale_fairseq.hooks.training.saving_trainer import SavingTrainer
 from torchscale_fairseq.hooks.training.step_graphs import StepGraphs, can_record
+from torchscale_fairseq.hooks.training.whole_layers import keep_layers_whole
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +78,7 @@ class Trainer(SavingTrainer):
         """Whether updates are recorded as CUDA graphs."""
         if self._records:
             task.train_step = StepGraphs(task.train_step)
+        keep_layers_whole(model)
         self._claim_save_dir()
         self.finished = False
         """Whether the run had reached its end when it was resumed; see ``finished.py``."""

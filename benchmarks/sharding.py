@@ -248,7 +248,7 @@ class Recorder:
 
     def __init__(self, on_gpu: bool):
         self.on_gpu = on_gpu
-        self.found: dict[str, Any] = {"seconds": [], "saves": [], "losses": [], "norms": [], "flops": 0.0}
+        self.found: dict[str, Any] = {"seconds": [], "saves": [], "losses": [], "norms": [], "flops": 0.0, "peak": 0}
 
     def building(self, stock: Callable[..., Any]) -> Callable[..., Any]:
         """``fairseq.models.build_model`` of a run that is not sharded, with the values of one that is."""
@@ -266,8 +266,6 @@ class Recorder:
         """``Trainer.train_step``."""
 
         def train_step(trainer: Any, samples: Any, *arguments: Any, **keywords: Any) -> Any:
-            if self.on_gpu and not self.found["seconds"]:
-                torch.cuda.reset_peak_memory_stats()
             start = time.perf_counter()
             output = stock(trainer, samples, *arguments, **keywords)
             self.found["seconds"].append(time.perf_counter() - start)
@@ -279,6 +277,15 @@ class Recorder:
             return output
 
         return train_step
+
+    def resetting(self, stock: Callable[..., Any]) -> Callable[..., Any]:
+        """``torch.cuda.reset_peak_memory_stats``, which fairseq calls after each update."""
+
+        def reset_peak_memory_stats(*arguments: Any) -> None:
+            self.found["peak"] = max(self.found["peak"], torch.cuda.max_memory_allocated())
+            stock(*arguments)
+
+        return reset_peak_memory_stats
 
     def saving(self, stock: Callable[..., Any]) -> Callable[..., Any]:
         """``checkpoint_utils.save_checkpoint``."""
@@ -293,9 +300,8 @@ class Recorder:
 
     def report(self) -> str:
         """A line for ``measure``."""
-        peak = torch.cuda.max_memory_allocated() if self.on_gpu else 0
         read = {kept: list(map(float, self.found[kept])) for kept in ("losses", "norms")}
-        return f"{MARK}{json.dumps({'rank': int(os.environ['RANK']), 'peak': peak, **self.found, **read})}\n"
+        return f"{MARK}{json.dumps({'rank': int(os.environ['RANK']), **self.found, **read})}\n"
 
 
 def work(words: list[str]) -> None:
@@ -315,6 +321,7 @@ def work(words: list[str]) -> None:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
     else:
         trainer.Trainer.train_step = recorder.updating(trainer.Trainer.train_step)
+    torch.cuda.reset_peak_memory_stats = recorder.resetting(torch.cuda.reset_peak_memory_stats)
     checkpoint_utils.save_checkpoint = recorder.saving(checkpoint_utils.save_checkpoint)
     sys.argv = ["fairseq-train", *words]
     train.cli_main()

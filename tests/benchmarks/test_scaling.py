@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("fairseq")
 
@@ -130,3 +131,13 @@ def test_everything_at_a_small_size(tmp_path: Path, capsys: pytest.CaptureFixtur
     seen = capsys.readouterr()
     assert "not measured" not in seen.out and "ended with its message" in seen.out
     assert scaling.main(words) == 0 and not capsys.readouterr().err
+
+
+def test_peak_is_of_all_updates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """fairseq starts to count anew after each."""
+    recorder, peaks = Recorder(on_gpu=True), iter([3, 5, 1])
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: next(peaks))
+    reset = recorder.resetting(lambda *_: None)
+    for _ in range(3):
+        reset()
+    assert recorder.found["peak"] == 5

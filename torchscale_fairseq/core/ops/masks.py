@@ -34,14 +34,10 @@ def is_traced() -> bool:
     return _is_exporting() or torch.jit.is_tracing()
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _is_exporting_now() -> bool:
-    """torch.compile calls this instead of tracing it, since torch 2.11 traces ``is_exporting`` as true."""
-    return torch.compiler.is_exporting()
-
-
-_is_exporting = _is_exporting_now if hasattr(torch.compiler, "is_exporting") else torch.compiler.is_compiling
-"""Before torch 2.7 the two cannot be told apart."""
+def _is_exporting() -> bool:
+    if hasattr(torch.compiler, "_is_exporting_flag"):
+        return bool(torch.compiler._is_exporting_flag)  # torch.compile of torch 2.11 takes is_exporting() for true
+    return torch.compiler.is_compiling()  # before torch 2.7, which cannot tell the two apart
 
 
 @dataclass(frozen=True)

@@ -208,6 +208,7 @@ def test_packed_retention_by_kernels(
     assert 1 <= traced_whole[0] <= 2  # for one number of documents, then for any
 
 
+@pytest.mark.skipif(not hasattr(torch.compiler, "is_exporting"), reason="torch 2.6 compiles what disabled code calls")
 def test_experts_by_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the host counts the rows of experts, other counts need no other compiled code."""
     graphs = [0]

@@ -19,6 +19,11 @@ ALLOWED = {
     ("torchscale_fairseq.hooks.sharding.building", "_deferred"),
     # what the end of the process has to wait for, which no object outlives
     ("torchscale_fairseq.hooks.stock.batches", "_reading"),
+    # caches that functools cannot fill: Triton compiles, or chooses, within the launch whose result is kept
+    ("torchscale_fairseq.core.ops.quick_launch", "_compiled"),
+    ("torchscale_fairseq.core.ops.fla_launches", "_CHOSEN"),
+    # set by a context manager while a step is recorded, for whatever layers the model calls
+    ("torchscale_fairseq.core.ops.side_by_side", "_sides"),
 }
 FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 

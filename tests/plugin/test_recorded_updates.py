@@ -56,4 +56,4 @@ def test_texts(
     recorded, found = train()
     assert recorded.task.train_step.recordings >= accumulated
     assert isinstance(recorded.task.train_step, trainer_module.StepGraphs)
-    assert_close(found, usual, "float32")
+    assert_close(found, usual, "bfloat16" if precision else "float32")  # sums begin at other addresses

@@ -32,7 +32,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, rows: Tensor | None, dtype: torc
     result = torch.empty(x.shape, dtype=dtype, device=x.device)
     grid, sizes, tile = _sizes(x, rows, back)
     operands = _operands(x, cos, sin, result)
-    launch(_rotate_one, grid, *operands, rows, *sizes, TABLES=cos.size(2) > 1, **tile, settings={})
+    launch(_rotate, grid, *operands, rows, *sizes, TABLES=cos.size(2) > 1, **tile, settings={})
     return result
 
 
@@ -87,35 +87,6 @@ def _sizes(
     programs = batch * -(-length // tokens), -(-heads // HEADS)
     tile = {"GIVEN": rows is not None, "TOKENS": tokens, "HEADS": HEADS, "PAIRS": pairs}
     return programs, (length, heads, width, -1.0 if back else 1.0), tile
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _rotate_one(  # type: ignore[no-untyped-def]
-    x,
-    cos,
-    sin,
-    result,
-    batch_stride,
-    token_stride,
-    head_stride,
-    table_batch,
-    table_token,
-    table_head,
-    rows,
-    length,
-    heads,
-    width,
-    sign,
-    TABLES: tl.constexpr,
-    GIVEN: tl.constexpr,
-    TOKENS: tl.constexpr,
-    HEADS: tl.constexpr,
-    PAIRS: tl.constexpr,
-):
-    _rotate(
-        x, cos, sin, result, batch_stride, token_stride, head_stride, table_batch, table_token, table_head,
-        rows, length, heads, width, sign, TABLES, GIVEN, TOKENS, HEADS, PAIRS,
-    )  # fmt: skip
 
 
 @triton.jit  # type: ignore[untyped-decorator]

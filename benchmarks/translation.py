@@ -148,6 +148,8 @@ def parse_options(words: list[str]) -> argparse.Namespace:
         parser.error(
             f"--updates ({options.updates}) must be at least {2 * INTERVAL}: the first {INTERVAL} do not count"
         )
+    if not options.data.is_dir():
+        parser.error(f"data ({options.data}) is no folder; torchscale-fairseq data prepare-translation makes one")
     options.device_flags = ["--cpu"] if options.device == "cpu" else ["--fp16"]
     return options
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.fx.experimental import symbolic_shapes
 
 from tests.helpers import assert_close
 from torchscale_fairseq.core.ops import backends
@@ -164,3 +165,25 @@ def test_cudnn_serves_long_keys_alone(length: int, chosen_from: bool, monkeypatc
     with pytest.raises(RuntimeError, match="out of memory"):
         backends._by_torch(None, OnGpu(length), None)  # type: ignore[arg-type]
     assert torch.backends.cuda.cudnn_sdp_enabled() is before
+
+
+@pytest.mark.skipif(not hasattr(symbolic_shapes, "has_static_value"), reason="torch does not tell")
+def test_cudnn_serves_no_code_for_many_shapes() -> None:
+    """It would plan anew for each of them."""
+    chosen_from = []
+
+    def choose(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        class Run(torch.fx.Interpreter):
+            def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+                if target is torch.nn.functional.scaled_dot_product_attention:
+                    chosen_from.append(torch.backends.cuda.cudnn_sdp_enabled())
+                return super().call_function(target, args, kwargs)
+
+        return Run(graph).run
+
+    compiled = torch.compile(lambda x: attention(x, x, x)[0], backend=choose, fullgraph=True)
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    for batch, length in ((2, 5), (3, 7), (4, 9)):
+        compiled(torch.randn(batch, length, 2, 8))
+        assert torch.backends.cuda.cudnn_sdp_enabled() is before
+    assert chosen_from == [before, False, False]

@@ -5,15 +5,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .attention import EVERYTHING, AttentionMask, AttentionRequest, AttentionResult, naive_attention
 from .backend import Backend, choose
 from .flash_attention import FlashAttn
+from .masks import is_traced
 from .packed_attention import attention_by_documents, varlen_attention, varlen_refusal
 
 CUDNN_FROM = 2048
 """Least number of keys for which torch may choose cuDNN's attention. From that number on it is the fastest; but it
-plans for every new shape, 0.1 s and more on an H100, and shorter batches seldom have the same shape twice."""
+plans for every new shape, 0.1 s and more on an H100, and shorter batches seldom have the same shape twice. Code that is
+compiled for one shape may choose it for any number, code for many shapes for none."""
+WITHOUT_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def attention(
@@ -128,14 +132,26 @@ def _sdpa(request: AttentionRequest) -> AttentionResult:
 
 def _by_torch(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
     """``F.scaled_dot_product_attention``, without cuDNN's kernels where they do not pay."""
-    any_kernel = torch.compiler.is_compiling() or not key.is_cuda or key.size(2) >= CUDNN_FROM
-    if any_kernel or not torch.backends.cuda.cudnn_sdp_enabled():
+    if torch.compiler.is_compiling():
+        if is_traced() or _is_fixed(*query.shape, key.size(2)):
+            return F.scaled_dot_product_attention(query, key, value, **options)
+        with sdpa_kernel(WITHOUT_CUDNN):
+            return F.scaled_dot_product_attention(query, key, value, **options)
+    if not key.is_cuda or key.size(2) >= CUDNN_FROM or not torch.backends.cuda.cudnn_sdp_enabled():
         return F.scaled_dot_product_attention(query, key, value, **options)
     torch.backends.cuda.enable_cudnn_sdp(False)
     try:
         return F.scaled_dot_product_attention(query, key, value, **options)
     finally:
         torch.backends.cuda.enable_cudnn_sdp(True)
+
+
+def _is_fixed(*sizes: int) -> bool:
+    """Whether compiled code is for these sizes alone, as far as torch tells: before torch 2.7 it does not."""
+    from torch.fx.experimental import symbolic_shapes  # takes a while to load
+
+    tells = getattr(symbolic_shapes, "has_static_value", None)
+    return tells is None or all(map(tells, sizes))
 
 
 def _sdpa_of_blocks(request: AttentionRequest) -> Tensor:

@@ -16,8 +16,9 @@ from benchmarks.report import OFFICIAL, OURS, DisagreementError, Row
 from benchmarks.retention_steps import ALLOWED, ATTENTION, Case, Step, step
 from torchscale_fairseq.core.layers.attention import MultiheadAttention
 from torchscale_fairseq.core.layers.attention_inputs import AttentionInputs
-from torchscale_fairseq.core.layers.retention import MultiScaleRetention, RetentionInputs
-from torchscale_fairseq.core.ops.retention_tables import log_decays, retention_tables, token_counts
+from torchscale_fairseq.core.layers.retention import MultiScaleRetention
+from torchscale_fairseq.core.layers.retention_inputs import RetentionInputs
+from torchscale_fairseq.core.ops.retention_tables import log_decays, token_counts
 
 PLAIN, FLA = "ours, plain torch", "flash-linear-attention"
 """The sides that are ours without fla's kernel, and fla's own layer."""
@@ -144,20 +145,30 @@ def _forward_of(layer: MultiScaleRetention, case: Case, dtype: torch.dtype, comp
 def retention_inputs(
     case: Case, dtype: torch.dtype, *, seen: int = 0, inclusive: bool = False, **masks: Tensor
 ) -> RetentionInputs:
-    """The inputs that the layers of a RetNet share.
+    """The inputs that the layers of a RetNet share, as it makes them once per forward pass.
 
     Args:
         case: sizes and length.
         dtype: of the layer.
-        seen: tokens before these.
+        seen: tokens before these, of which there is a state.
         inclusive: as for ``retention_tables``.
-        masks: ``padding_mask`` and ``document_starts``, as for ``RetentionInputs``.
+        masks: ``padding_mask`` and ``document_starts``, as for ``RetentionInputs.of``.
     """
     log_decay = log_decays(case.heads, "powers", torch.device(case.device))
     earlier = torch.full((1,), seen, dtype=torch.long, device=case.device)
     counts = token_counts(case.length, earlier, **masks)
-    tables = retention_tables(counts, log_decay, case.width // case.heads, dtype=dtype, inclusive=inclusive)
-    return RetentionInputs(tables, log_decay, masks.get("padding_mask"), masks.get("document_starts"))
+    x = torch.empty(1, case.length, case.width, dtype=dtype, device=case.device)
+    key_dim = case.width // case.heads
+    return RetentionInputs.of(
+        x,
+        counts,
+        log_decay,
+        key_dim,
+        padding_mask=masks.get("padding_mask"),
+        document_starts=masks.get("document_starts"),
+        has_state=seen > 0,
+        inclusive=inclusive,
+    )
 
 
 def _official(case: Case, ours: MultiScaleRetention, dtype: torch.dtype) -> tuple[nn.Module, Forward]:

@@ -20,6 +20,8 @@ from torchscale_fairseq.core.ops import fla_kernels, fla_launches, retention_for
 from torchscale_fairseq.core.ops.documents import Documents, note_documents
 from torchscale_fairseq.core.ops.fla_launches import Sizes, tile_of_states
 from torchscale_fairseq.core.ops.fla_tuning import SIDES_OF_CHUNKS
+from torchscale_fairseq.core.ops.masks import know_padding
+from torchscale_fairseq.core.ops.positions import padding_of
 from torchscale_fairseq.core.ops.retention_packing import CHUNK
 
 LAYERS, HEADS, WIDTH = 2, 2, 32
@@ -106,19 +108,43 @@ def test_no_layer_asks_the_device(kernels: dict[str, Kernel], padded: bool) -> N
     assert [len(started) for started in others] == [LAYERS] * 3
 
 
-def test_packed_layers_do_no_more_than_rows(kernels: dict[str, Kernel]) -> None:
-    """The host, which has to start all operations, calls the same ones in each layer."""
+def operators_of_a_layer(**options: Any) -> Counter[str]:
+    """What torch is called for in the forward and backward pass of each layer."""
     counts = []
     for layers in (1, 3):
-        for packed in (False, True):
-            model = build(layers=layers).to(torch.bfloat16)
-            starts = torch.arange(100).expand(2, -1) % 30 == 0
-            known = note_documents(starts, Documents.of(starts)) if packed else None
-            with profile(activities=[ProfilerActivity.CPU]) as recorded:
-                model(torch.zeros(2, 100, dtype=torch.long), document_starts=known)[0].sum().backward()
-            counts.append(Counter(event.name for event in recorded.events() if event.name.startswith("aten::")))
-    rows, packed_rows, more_rows, more_packed_rows = counts
-    assert more_packed_rows - packed_rows == more_rows - rows
+        model, text = build(layers=layers).to(torch.bfloat16), torch.zeros(2, 100, dtype=torch.long)
+        states: dict[str, Any] = {"incremental_state": {}} if options.get("prompt") else {}
+        given = {name: mask for name, mask in options.items() if name != "prompt"}
+        with profile(activities=[ProfilerActivity.CPU]) as recorded:
+            model(text, **given, **states)[0].sum().backward()
+        counts.append(Counter(event.name for event in recorded.events() if event.name.startswith("aten::")))
+    return counts[1] - counts[0]
+
+
+def test_layers_do_no_more_than_for_rows_without_padding_and_documents(kernels: dict[str, Kernel]) -> None:
+    """The host, which has to start all operations, starts the same ones."""
+    token = torch.arange(100).expand(2, -1)
+    known, rows = note_documents(token % 30 == 0, Documents.of(token % 30 == 0)), operators_of_a_layer()
+    assert rows["aten::mm"] > 0
+    assert operators_of_a_layer(document_starts=known) == rows
+    assert operators_of_a_layer(self_attn_padding_mask=token < 50) == rows
+
+
+@pytest.mark.parametrize("prompt", [False, True])
+def test_layers_share_where_sequences_lie(kernels: dict[str, Kernel], prompt: bool) -> None:
+    """Padding within rows, or before a state that is kept, is looked for once per forward pass."""
+    of_each = operators_of_a_layer(self_attn_padding_mask=torch.arange(100).expand(2, -1) == 50, prompt=prompt)
+    assert not {"aten::unique_consecutive", "aten::nonzero", "aten::_local_scalar_dense"} & set(of_each)
+
+
+def test_padding_at_the_ends_of_rows_is_left_in_them(kernels: dict[str, Kernel]) -> None:
+    """The kernels are started as for rows without padding, and the device is not asked."""
+    token = torch.arange(200)
+    mask = (token < torch.tensor([[30], [0]])) | (token >= torch.tensor([[150], [190]]))
+    model, text = build().to("meta", torch.bfloat16), torch.zeros(2, 200, dtype=torch.long, device="meta")
+    model(text, self_attn_padding_mask=know_padding(mask.to("meta"), padding_of(mask)))[0].sum().backward()
+    for kernel in kernels.values():
+        assert [(start["cu_seqlens"], start["IS_VARLEN"]) for start in kernel.started] == [(None, False)] * LAYERS
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["kept", "computed again"])

@@ -82,16 +82,6 @@ def test_equals_the_definition(padding: str, documents: bool, with_state: bool, 
             assert_close(actual * real[..., None, None], wanted * real[..., None, None], "float64")
 
 
-def test_layers_share_a_packing_until_a_mask_changes() -> None:
-    starts = torch.zeros(2, 5, dtype=torch.bool)
-    first = Packing.shared(None, starts)
-    assert Packing.shared(None, starts) is first
-    assert Packing.shared(torch.zeros_like(starts), starts) is not first
-    first = Packing.shared(None, starts)
-    starts[1, 2] = True
-    assert Packing.shared(None, starts).offsets.tolist() == [0, 5, 7, 10]
-
-
 def test_padding_is_a_document_of_its_own_where_the_host_knows_them(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     query, key, value = (torch.randn(2, 9, 2, n, dtype=torch.float64, requires_grad=True) for n in (4, 4, 6))

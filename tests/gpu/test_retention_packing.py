@@ -149,19 +149,24 @@ def test_does_not_wait_for_the_device() -> None:
 
 
 @on_a_gpu
-@pytest.mark.parametrize("packed", [False, True], ids=["rows", "packed"])
-def test_compiled_layers(packed: bool) -> None:
-    """Logits and gradients of a model, by an operator that torch.compile leaves alone."""
+@pytest.mark.parametrize("kind", ["rows", "documents", "left padding", "right padding"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_models(compiled: bool, kind: str) -> None:
+    """Logits of real tokens and gradients, also by an operator that torch.compile leaves alone."""
     torch.manual_seed(0)
     config = RetNetConfig(
         vocab_size=40, decoder_embed_dim=128, decoder_value_embed_dim=256, decoder_layers=2, decoder_retention_heads=2
     )
     exact = RetNetDecoder(replace(config, retention_backend="torch")).double().to(DEVICE)
-    compiled = RetNetDecoder(replace(config, compile=True, retention_backend="fla")).to(DEVICE, DTYPE)
-    compiled.load_state_dict(exact.state_dict())
+    fast = RetNetDecoder(replace(config, compile=compiled, retention_backend="fla")).to(DEVICE, DTYPE)
+    fast.load_state_dict(exact.state_dict())
     text, results = torch.randint(4, 40, (3, LENGTH), device=DEVICE), []
-    for model in (exact, compiled):
-        logits, _ = model(text, document_starts=masks("documents")["document_starts"] if packed else None)
+    given = {} if kind == "rows" else masks(kind)
+    padding = given.pop("padding_mask", None)
+    for model in (exact, fast):
+        logits, _ = model(text, self_attn_padding_mask=padding, **given)
+        if padding is not None:
+            logits = logits.masked_fill(padding.unsqueeze(-1), 0.0)
         logits.double().square().mean().backward()
         results.append((logits.double(), torch.cat([p.grad.flatten().double() for p in model.parameters()])))
     for expected, found in zip(*results, strict=True):

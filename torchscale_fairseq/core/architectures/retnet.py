@@ -3,7 +3,6 @@
 "Retentive Network: A Successor to Transformer for Large Language Models", arXiv:2307.08621.
 """
 
-from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -12,12 +11,12 @@ from torch import Tensor, nn
 from ..layers.attention_inputs import AttentionInputs
 from ..layers.cache import NO_STATE, DecodingState, KeyValueCache, LayerState
 from ..layers.moe import RoutingReport
-from ..layers.retention import RetentionInputs, RetentionState
+from ..layers.retention import RetentionState
+from ..layers.retention_inputs import RetentionInputs
 from ..layers.static_state import Arena, Sizes, StaticRetention, StaticState
 from ..ops.documents import known_documents
 from ..ops.masks import as_mask, marked
-from ..ops.retention_forms import packing_for
-from ..ops.retention_tables import log_decays, retention_tables, token_counts
+from ..ops.retention_tables import log_decays, token_counts
 from .causal import CausalStack
 from .factory import LayerFactory
 from .layer import Layer
@@ -137,8 +136,9 @@ class RetNetDecoder(CausalStack):
         embedding = self._embed(prev_output_tokens[:, past:], token_embeddings)
         x = self._add_positions(embedding, prev_output_tokens, past + embedding.size(1))
         memory = self._memory(encoder_out, state)
-        retention = self._retention_inputs(x, state, self_attn_padding_mask, document_starts)
-        not_routed = None if self.config.torchscale_compatible else retention.padding_mask
+        masks = _masks_of_new_tokens(x.size(1), self_attn_padding_mask, document_starts)
+        retention = self._retention_inputs(x, state, *masks)
+        not_routed = None if self.config.torchscale_compatible else masks[0]
         return self._decode(
             x, retention, memory, not_routed, state=state, encoder_out=encoder_out, features_only=features_only
         )
@@ -151,7 +151,7 @@ class RetNetDecoder(CausalStack):
     def static_step(self, static: StaticRetention) -> Tensor:
         """Logits (rows, 1, vocabulary) of the tokens in a static state, which takes them in."""
         x = self._add_positions(self._embed(static.tokens, None), static.tokens, 0)
-        retention = self._inputs_of(token_counts(1, static.seen), x)
+        retention = self._inputs_of(token_counts(1, static.seen), x, has_state=True)
         memory = None
         if static.memory is not None:
             memory = AttentionInputs(memory=static.memory.content, bias=static.memory.bias)
@@ -169,43 +169,49 @@ class RetNetDecoder(CausalStack):
     ) -> RetentionInputs:
         """Rotations, decays and masks of these tokens for the retention of all layers; the state counts them as seen
         afterwards."""
-        padding_mask = as_mask(padding_mask, "self_attn_padding_mask")
-        document_starts = as_mask(document_starts, "document_starts")
-        if document_starts is None or known_documents(document_starts) is None:
-            padding_mask, document_starts = (_of_new_tokens(m, x.size(1)) for m in (padding_mask, document_starts))
         seen = torch.zeros(1, dtype=torch.long, device=x.device)
         if state is not None and state.seen is not None:
             seen = state.seen
-        counts = token_counts(x.size(1), seen, padding_mask=padding_mask, document_starts=document_starts)
-        largest = x.size(1) if x.is_cuda and state is None and counts.size(0) > 1 else None
-        inputs = self._inputs_of(counts, x, padding_mask, document_starts, largest)
+        masks = {"padding_mask": padding_mask, "document_starts": document_starts}
+        counts = token_counts(x.size(1), seen, **masks)
+        inputs = self._inputs_of(counts, x, has_state=state is not None, **masks)
         if state is not None:
             state.seen = counts[:, -1]
-        elif self.config.compile:
-            masks = {"padding_mask": padding_mask, "document_starts": document_starts}
-            inputs = replace(inputs, packing=packing_for(x, self.config.retention_backend, **masks))
         return inputs
 
-    def _inputs_of(
-        self,
-        counts: Tensor,
-        x: Tensor,
-        padding_mask: Tensor | None = None,
-        document_starts: Tensor | None = None,
-        largest: int | None = None,
-    ) -> RetentionInputs:
-        """Inputs for tokens with these counts (``token_counts``), of which the largest may be known."""
+    def _inputs_of(self, counts: Tensor, x: Tensor, **options: Any) -> RetentionInputs:
+        """Inputs for tokens with these counts (``token_counts``); options as for ``RetentionInputs.of``."""
         config, heads = self.config, self.config.decoder_retention_heads
         log_decay = log_decays(heads, config.retention_decay, x.device)
-        key_dim, inclusive = config.decoder_embed_dim // heads, config.torchscale_compatible
-        tables = retention_tables(counts, log_decay, key_dim, dtype=x.dtype, inclusive=inclusive, largest=largest)
-        wide = torch.promote_types(x.dtype, torch.float32)  # as every layer computes with them
-        return RetentionInputs(tables, log_decay.to(wide), padding_mask, document_starts)
+        return RetentionInputs.of(
+            x,
+            counts,
+            log_decay,
+            config.decoder_embed_dim // heads,
+            inclusive=config.torchscale_compatible,
+            backend=config.retention_backend,
+            **options,
+        )
+
+
+def _masks_of_new_tokens(
+    new_tokens: int, padding_mask: Tensor | None, document_starts: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """The last columns of masks, or None where nothing is marked. Waits for the device, unless that is known.
+
+    Raises:
+        InputError: a mask holds floats.
+    """
+    padding_mask = as_mask(padding_mask, "self_attn_padding_mask")
+    document_starts = as_mask(document_starts, "document_starts")
+    if document_starts is not None and known_documents(document_starts) is not None:
+        return padding_mask, document_starts
+    return _of_new_tokens(padding_mask, new_tokens), _of_new_tokens(document_starts, new_tokens)
 
 
 def _of_new_tokens(mask: Tensor | None, new_tokens: int) -> Tensor | None:
-    """The last columns of a mask, or None if nothing is marked there. Waits for the device."""
-    return None if mask is None else marked(mask[:, -new_tokens:])
+    """The last columns of a mask, or None if nothing is marked there."""
+    return None if mask is None else marked(mask if mask.size(1) == new_tokens else mask[:, -new_tokens:])
 
 
 def _take_official_constants(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:

@@ -1,32 +1,13 @@
 """Multi-scale retention."""
 
-from dataclasses import dataclass
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops.gating import normalised_gate
 from ..ops.retention_forms import retention
-from ..ops.retention_packing import Packing
-from ..ops.retention_tables import RetentionTables
 from ..ops.side_by_side import side_by_side
 from .linear import LinearFactory, dense
-
-
-@dataclass(frozen=True)
-class RetentionInputs:
-    """Inputs of retention besides the tokens' vectors; made once per forward pass, for all layers."""
-
-    tables: RetentionTables
-    """Rotate and scale queries and keys."""
-    log_decay: Tensor
-    """(heads,), natural log of each head's decay."""
-    padding_mask: Tensor | None = None
-    """(batch, seq), True for padding."""
-    document_starts: Tensor | None = None
-    """(batch, seq), True where a new document begins."""
-    packing: Packing | None = None
-    """Where the sequences of both masks lie, for compiled layers."""
+from .retention_inputs import RetentionInputs
 
 
 class RetentionState:

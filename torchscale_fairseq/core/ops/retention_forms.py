@@ -52,7 +52,8 @@ def retention(
             flash-linear-attention); or auto, the first that serves the request.
         overwrite_state: of single tokens, as for ``recurrent_retention``.
         need_state: whether the state after the last token is needed; fla's kernel stores none without it.
-        packing: of the masks, from ``packing_for``; None: made where it is needed, which interrupts compiled code.
+        packing: of the masks, from ``packing_for`` with the same arguments; None: made where it is needed, which
+            interrupts compiled code.
 
     Returns:
         Output and state, as every form; the output of fla's kernel is in the dtype of the values. The state may be
@@ -155,31 +156,34 @@ def fla_retention(
 
 
 def packing_for(
-    x: Tensor, backend: str, *, padding_mask: Tensor | None, document_starts: Tensor | None
+    x: Tensor,
+    backend: str,
+    *,
+    padding_mask: Tensor | None,
+    document_starts: Tensor | None,
+    need_state: bool,
 ) -> Packing | None:
-    """Where the sequences lie that fla's kernels are to compute, for layers that are compiled and cannot count them.
+    """Where the sequences lie that fla's kernels are to compute, for all layers: compiled ones cannot count them.
 
     Args:
         x: input of the layers.
-        backend: as for ``retention``.
-        padding_mask, document_starts: as for every form.
+        backend, padding_mask, document_starts, need_state: as for ``retention``.
 
     Returns:
-        None for rows without padding and documents, and where another backend serves them. The states after such
-        sequences are not those after the rows.
+        None for rows without padding and documents, and where another backend serves them.
     """
     if (padding_mask is None and document_starts is None) or backend not in (AUTO, Fla.name):
         return None
     if _fla_refusal(x, padding_mask, document_starts) is not None:
         return None
-    return _counted(padding_mask, document_starts, need_state=False)
+    return _counted(padding_mask, document_starts, need_state=need_state)
 
 
 def _counted(padding_mask: Tensor | None, document_starts: Tensor | None, *, need_state: bool) -> Packing:
     """Sequences with their chunks. Padding makes up documents of its own where the host knows them."""
     if not need_state and document_starts is not None and known_documents(document_starts) is not None:
         padding_mask = None
-    packing = Packing.shared(padding_mask, document_starts)
+    packing = Packing.of(padding_mask, document_starts)
     _ = packing.chunks
     return packing
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,26 +33,6 @@ class Chunks(NamedTuple):
     """(chunks, 2), the sequence of each chunk, and the chunk's number in it."""
 
 
-class _Masks(NamedTuple):
-    """Masks and the numbers of the changes made to them in place."""
-
-    masks: tuple[Tensor | None, Tensor | None]
-    versions: tuple[int, ...]
-
-    @classmethod
-    def of(cls, *masks: Tensor | None) -> "_Masks | None":
-        """None where torch does not count changes."""
-        given = [mask for mask in masks if mask is not None]
-        if any(mask.is_inference() for mask in given):
-            return None
-        return cls((masks[0], masks[1]), tuple(mask._version for mask in given))
-
-    def are_those_of(self, other: "_Masks") -> bool:
-        """Both have the same tensors, unchanged."""
-        same = all(one is another for one, another in zip(self.masks, other.masks, strict=True))
-        return same and self.versions == other.versions
-
-
 @dataclass(frozen=True)
 class Packing:
     """Which tokens make up which sequence. A sequence is a run of tokens of a row and a document: the real ones, or
@@ -73,17 +53,6 @@ class Packing:
     """(sequences,), True where the state of the row after the batch is that of the sequence."""
     is_kept: Tensor
     """(batch,), True for rows whose state stays as it was, since they have neither real tokens nor documents."""
-    _latest: ClassVar["tuple[_Masks, Packing] | None"] = None
-
-    @classmethod
-    def shared(cls, padding_mask: Tensor | None, document_starts: Tensor | None) -> "Packing":
-        """``of``, made once for all layers of a forward pass, which pass the same masks on."""
-        masks = _Masks.of(padding_mask, document_starts)
-        if masks is None:
-            return cls.of(padding_mask, document_starts)
-        if cls._latest is None or not masks.are_those_of(cls._latest[0]):
-            cls._latest = masks, cls.of(padding_mask, document_starts)
-        return cls._latest[1]
 
     @classmethod
     def of(cls, padding_mask: Tensor | None, document_starts: Tensor | None) -> "Packing":

@@ -77,6 +77,7 @@ def retention_tables(
     dtype: torch.dtype,
     inclusive: bool,
     largest: int | None = None,
+    hidden: Tensor | None = None,
 ) -> RetentionTables:
     """Tables for one forward pass; every layer shares them.
 
@@ -89,12 +90,15 @@ def retention_tables(
         key_dim: channels of a head, even.
         dtype: of the model.
         largest: of the counts, where it is known; one table for all rows is read faster than one for each.
+        hidden: (batch, seq), True for padding, whose keys become zeros: no token sees them.
         inclusive: angles from 1 down to 1 / 10000 inclusive, as in TorchScale's code, in place of RoPE's.
     """
     if largest is not None:
-        all_counts = torch.arange(1, largest + 1, device=counts.device).unsqueeze(0)
-        tables = retention_tables(all_counts, log_decay, key_dim, dtype=dtype, inclusive=inclusive)
-        return replace(tables, rows=counts.clamp_min(1) - 1)
+        all_counts = torch.arange(1, largest + 2, device=counts.device).unsqueeze(0)
+        last = all_counts > largest
+        tables = retention_tables(all_counts, log_decay, key_dim, dtype=dtype, inclusive=inclusive, hidden=last)
+        rows = counts.clamp_min(1) - 1
+        return replace(tables, rows=rows if hidden is None else rows.masked_fill(hidden, largest))
     wide = torch.promote_types(dtype, torch.float32)
     pairs = key_dim // 2
     exponents = torch.arange(pairs, dtype=wide, device=counts.device) / (max(pairs - 1, 1) if inclusive else pairs)
@@ -103,5 +107,6 @@ def retention_tables(
     cos, sin = angles.cos(), angles.sin()
     log_decay = log_decay.to(wide)[:, None]
     decay_sum = torch.expm1(counts * log_decay) / torch.expm1(log_decay)
-    query_scale, key_scale = decay_sum.rsqrt(), key_dim**-0.5
+    query_scale, scale = decay_sum.rsqrt(), key_dim**-0.5
+    key_scale = scale if hidden is None else scale * (~hidden)[..., None, None].to(wide)
     return RetentionTables((cos * query_scale, sin * query_scale), (cos * key_scale, sin * key_scale))

@@ -27,6 +27,7 @@ from fairseq_cli import train
 from benchmarks.training_profile import profiled
 from torchscale_fairseq import plugin
 from torchscale_fairseq.core.deferred_values import DeferredValues, draw_deferred
+from torchscale_fairseq.hooks.sharding.memory import sharded_memory, sizes_of
 
 PEAK = 989e12
 """FLOP/s of an H100 or H200 in bfloat16."""
@@ -37,6 +38,7 @@ WARM_UP = 4
 BETWEEN_SAVES = 40
 """Updates before an asynchronous save: meanwhile memory is reserved, or the save before it is written."""
 MARK = "MEASURED "
+STALL = "SAVED "
 PROFILE = "--profile"
 LOGGED_AT_ONCE = ["--log-interval", "1"]
 """Options of runs whose every loss counts; others log an update when the next one is made."""
@@ -67,6 +69,8 @@ class Measured(NamedTuple):
     norms: list[float]
     saves: list[float]
     flops: float
+    planned: float = 0.0
+    """Bytes by the table of docs/scaling.md; 0 of a run that is not sharded."""
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -144,9 +148,8 @@ def save(options: argparse.Namespace) -> None:
         for title, more, between in (("blocking", [], 6), ("asynchronous", ["--async-checkpoint"], BETWEEN_SAVES)):
             options_of_save = ["--save-interval-updates", str(between), *more]
             run = Run(f"{size}, {title}", [*flags, *common, *options_of_save], 2, saves * between)
-            if options.only in run.title and (found := measure(run, options, saving=True)):
-                stalls = ", ".join(f"{s:.1f}" for s in found.saves)
-                print(f"{run.title}: training stood still for {stalls} s", flush=True)
+            if options.only in run.title:
+                measure(run, options, saving=True)
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
@@ -170,10 +173,11 @@ def report(run: Run, options: argparse.Namespace) -> bool:
         print(f"{run.title}, {run.batch} x {LENGTH} tokens per GPU: did not fit or failed", flush=True)
         return False
     tokens = run.batch * (LENGTH if not options.cpu else 16)
+    planned = f" ({found.planned / 2**30:.1f} by the table)" if found.planned else ""
     print(
         f"{run.title}, {run.batch} x {LENGTH} tokens per GPU: {found.seconds:.3f} s, {tokens / found.seconds:,.0f} "
         f"tokens/s and GPU, {100 * found.flops / found.seconds / PEAK:.1f} % of 989 TFLOP/s, "
-        f"{found.peak_bytes / 2**30:.1f} GiB; losses {found.losses[0]} to {found.losses[-1]}",
+        f"{found.peak_bytes / 2**30:.1f} GiB{planned}; losses {found.losses[0]} to {found.losses[-1]}",
         flush=True,
     )
     return True
@@ -188,16 +192,30 @@ def measure(
         if options.dry_run:
             print(shlex.join(words))
             return None
-        done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "4"})
+        status, output = _run(words, run.title)
     if options.profile:
-        print(f"{run.title}, {run.batch} x {LENGTH} tokens per GPU\n{done.stdout}", flush=True)
-    found = None if done.returncode else measured(done.stdout)
-    if found is None and (done.returncode or not options.profile):
-        lines = [
-            line for line in (done.stdout + done.stderr).splitlines() if "Error" in line or "fairseq-train:" in line
-        ]
-        print("\n".join(lines[-4:]) or done.stderr[-1500:], flush=True)
+        print(f"{run.title}, {run.batch} x {LENGTH} tokens per GPU\n{output}", flush=True)
+    found = None if status else measured(output)
+    if found is None and (status or not options.profile):
+        lines = [line for line in output.splitlines() if "Error" in line or "fairseq-train:" in line]
+        print("\n".join(lines[-4:]) or output[-1500:], flush=True)
     return found
+
+
+def _run(words: list[str], title: str) -> tuple[int, str]:
+    """The status and output of a program. The times of its saves are printed as they come, since a run that is ended
+    while it writes would lose them."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "4"}
+    lines = []
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
+    ) as program:
+        assert program.stdout is not None
+        for line in program.stdout:
+            lines.append(line)
+            if STALL in line:
+                print(f"{title}: {line.split(STALL, 1)[1].strip()}", flush=True)
+    return program.returncode, "".join(lines)
 
 
 def measured(output: str) -> Measured | None:
@@ -213,6 +231,7 @@ def measured(output: str) -> Measured | None:
         first["norms"],
         first["saves"],
         first["flops"],
+        first["planned"],
     )
 
 
@@ -249,6 +268,7 @@ class Recorder:
     def __init__(self, on_gpu: bool):
         self.on_gpu = on_gpu
         self.found: dict[str, Any] = {"seconds": [], "saves": [], "losses": [], "norms": [], "flops": 0.0, "peak": 0}
+        self.found["planned"] = 0.0
 
     def building(self, stock: Callable[..., Any]) -> Callable[..., Any]:
         """``fairseq.models.build_model`` of a run that is not sharded, with the values of one that is."""
@@ -274,6 +294,7 @@ class Recorder:
                 self.found[kept].append(metrics.get_meter("train_inner", name).val)
             if trainer._speed is not None and not self.found["flops"]:
                 self.found["flops"] = float(trainer._speed.measure(samples)[1])
+                self.found["planned"] = planned_bytes(trainer, samples[0])
             return output
 
         return train_step
@@ -294,6 +315,9 @@ class Recorder:
             start = time.perf_counter()
             result = stock(*arguments, **keywords)
             self.found["saves"].append(time.perf_counter() - start)
+            if os.environ["RANK"] == "0" and not arguments[0].no_save:
+                sys.stdout.write(f"{STALL}training stood still for {self.found['saves'][-1]:.1f} s\n")
+                sys.stdout.flush()
             return result
 
         return save_checkpoint
@@ -302,6 +326,24 @@ class Recorder:
         """A line for ``measure``."""
         read = {kept: list(map(float, self.found[kept])) for kept in ("losses", "norms")}
         return f"{MARK}{json.dumps({'rank': int(os.environ['RANK']), **self.found, **read})}\n"
+
+
+def planned_bytes(trainer: trainer.Trainer, sample: dict[str, Any]) -> float:
+    """Memory of a process by the table of docs/scaling.md; 0 if the model is not sharded."""
+    cfg = trainer.cfg
+    if cfg.distributed_training.ddp_backend != "fully_sharded":
+        return 0.0
+    parameters, per_layer, layers = sizes_of(trainer.get_model())
+    return sharded_memory(
+        parameters,
+        per_layer=per_layer,
+        layers=layers,
+        processes=trainer.data_parallel_world_size,
+        compute_bytes=2 if cfg.common.bf16 else 4,
+        tokens=sample["net_input"]["src_tokens"].numel(),
+        width=cfg.model.decoder_embed_dim,
+        recompute=cfg.model.checkpoint_activations,
+    ).total
 
 
 def work(words: list[str]) -> None:

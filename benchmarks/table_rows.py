@@ -112,7 +112,7 @@ TRAINING = [
         "translation",
         "mt_deepnorm against stock transformer, --fp16, training and beam search",
         "1.5; 2",
-        ("ratio",),
+        ("mt_deepnorm", "compiled"),
         ["translation", "DATA"],
         ["translation", "DATA", *shlex.split("--device cpu --small --max-tokens 512 --updates 100")],
         seconds=590,

@@ -4,13 +4,14 @@
     torchscale-fairseq data prepare-translation --source-lang en --target-lang de --train data/catalog.en-de/train \\
       --valid data/catalog.en-de/valid --test data/catalog.en-de/test --output data/catalog.en-de.bin --vocab-size 4000
     python -m benchmarks.translation data/catalog.en-de.bin                  # on a GPU, --fp16
-    python -m benchmarks.translation data/catalog.en-de.bin --compile        # our side's layers compiled
+    python -m benchmarks.translation data/catalog.en-de.bin --sides transformer compiled --no-generation
     python -m benchmarks.translation data/catalog.en-de.bin --device cpu --max-tokens 512 --updates 100 --small
 
-Both sides are 6 + 6 layers of width 512 with tied embeddings on the same batches of sentences of uneven length. Stock
-runs without this package. The training set is repeated until an epoch is longer than a training, which else would stop
-at each end of one to save a checkpoint and to start reading again. Training speed is the median of the logged words per
-second, without the first 50 updates; generation is beam search, 5 wide, over the test set.
+The sides are stock's ``transformer``, ``mt_deepnorm``, and ``compiled``: the same with --compile, which generates as
+without it. All are 6 + 6 layers of width 512 with tied embeddings on the same batches of sentences of uneven length.
+Stock runs without this package. The training set is repeated until an epoch is longer than a training, which would
+otherwise stop at each end of one to save a checkpoint and to start reading again. Training speed is the median of the
+logged words per second, without the first 50 updates; generation is beam search, 5 wide, over the test set.
 """
 
 import argparse
@@ -33,11 +34,8 @@ from benchmarks.report import machine, versions
 from benchmarks.throughput import INTERVAL, logged
 from torchscale_fairseq import plugin
 
-SIDES = {
-    "transformer": [],
-    "mt_deepnorm": ["--user-dir", plugin.user_dir()],
-}
-"""Architectures, and what their commands have besides."""
+STOCK, OURS, COMPILED = "transformer", "mt_deepnorm", "compiled"
+SIDES = (STOCK, OURS, COMPILED)
 SMALL = ["--encoder-embed-dim", "32", "--decoder-embed-dim", "32", "--encoder-layers", "1", "--decoder-layers", "1"]
 UPDATES_LEFT_OUT = 20
 """Batches of an epoch beyond the updates that are measured: --fp16 skips some while it finds its loss scale."""
@@ -64,11 +62,17 @@ def repeat_training_set(data: Path, folder: Path, batches: int, max_tokens: int)
             (folder / path.name.replace("train", f"train{number}", 1)).symlink_to(path.resolve())
 
 
-def train(arch: str, folder: Path, data: Path, max_tokens: int, options: argparse.Namespace) -> float:
+def plugin_flags(side: str) -> list[str]:
+    """The flags by which a command finds this package, where the side is of it."""
+    return [] if side == STOCK else ["--user-dir", plugin.user_dir()]
+
+
+def train(side: str, folder: Path, data: Path, max_tokens: int, options: argparse.Namespace) -> float:
     """Train to a checkpoint in the folder; target tokens per second."""
-    words = ["train", str(data), "--arch", arch, *SIDES[arch], "--share-all-embeddings", "--dropout", "0.1"]
+    words = ["train", str(data), "--arch", STOCK if side == STOCK else OURS, *plugin_flags(side)]
+    words += ["--compile"] if side == COMPILED else []
+    words += ["--share-all-embeddings", "--dropout", "0.1"]
     words += ["--upsample-primary", "1"]  # fairseq's default of -1 takes no set that has several parts
-    words += ["--compile"] if options.compile and SIDES[arch] else []
     words += ["--optimizer", "adam", "--lr", "5e-4", "--clip-norm", "1", "--max-tokens", str(max_tokens)]
     words += ["--criterion", "label_smoothed_cross_entropy", "--label-smoothing", "0.1", "--warmup-updates", "100"]
     words += ["--lr-scheduler", "inverse_sqrt", "--max-update", str(options.updates), "--save-dir", str(folder)]
@@ -77,9 +81,10 @@ def train(arch: str, folder: Path, data: Path, max_tokens: int, options: argpars
     return statistics.median(float(line["wps"]) for line in logged(run(words)))
 
 
-def generate(arch: str, folder: Path, options: argparse.Namespace) -> float:
+def generate(side: str, folder: Path, options: argparse.Namespace) -> float:
     """Sentences per second."""
-    words = ["generate", str(options.data), *SIDES[arch], "--path", str(folder / "checkpoint_last.pt"), "--beam", "5"]
+    words = ["generate", str(options.data), *plugin_flags(side), "--path", str(folder / "checkpoint_last.pt")]
+    words += ["--beam", "5"]
     words += ["--max-len-a", "1.5", "--max-len-b", "10", "--batch-size", "64", *options.device_flags]
     return float(re.findall(r"Translated .* \(([\d.]+) sentences/s", run(words))[-1])
 
@@ -113,23 +118,29 @@ def main(words: list[str]) -> int:
     rows = []
     for max_tokens in options.max_tokens:
         with tempfile.TemporaryDirectory() as folder:
-            folders, data = {arch: Path(folder) / arch for arch in SIDES}, Path(folder) / "data"
+            folders, data = {side: Path(folder) / side for side in options.sides}, Path(folder) / "data"
             repeat_training_set(options.data, data, options.updates + UPDATES_LEFT_OUT, max_tokens)
-            speeds = [train(arch, folders[arch], data, max_tokens, options) for arch in SIDES]
-            rows.append(row(f"training, --max-tokens {max_tokens}, tokens/s", *speeds))
-            if max_tokens == options.max_tokens[-1]:
-                speeds = [generate(arch, folders[arch], options) for arch in SIDES]
-                rows.append(row("generation, beam 5, sentences/s", *speeds))
+            speeds = {side: train(side, folders[side], data, max_tokens, options) for side in options.sides}
+            rows.append(row(f"training, --max-tokens {max_tokens}, tokens/s", speeds, options.sides))
+            if max_tokens == options.max_tokens[-1] and not options.no_generation:
+                generating = [side for side in options.sides if side != COMPILED]
+                speeds = {side: generate(side, folders[side], options) for side in generating}
+                rows.append(row("generation, beam 5, sentences/s", speeds, options.sides))
     print(f"`{shlex.join(['python', '-m', 'benchmarks.translation', *words])}`\n")
     print(f"{machine(options.device)}; {versions()}\n")
-    print("\n".join([f"| | {' | '.join(SIDES)} | ratio |", "|---|---|---|---|", *rows]))
+    print("\n".join([f"| | {' | '.join(options.sides)} |", f"|---|{'---|' * len(options.sides)}", *rows]))
     return 0
 
 
-def row(title: str, stock: float, ours: float) -> str:
-    """A line of the table."""
-    print(f"{title}: {stock:,.1f}, {ours:,.1f}", file=sys.stderr, flush=True)
-    return f"| {title} | {stock:,.0f} | {ours:,.0f} | {ours / stock:.2f} |"
+def row(title: str, speeds: dict[str, float], sides: list[str]) -> str:
+    """A line of the table, which also goes to stderr: speeds of sides, and how many times stock's they are."""
+    cells = {side: f"{speed:,.0f}" for side, speed in speeds.items()}
+    for side in speeds:
+        if STOCK in speeds and side != STOCK:
+            cells[side] += f" ({speeds[side] / speeds[STOCK]:.2f})"
+    line = f"| {title} | {' | '.join(cells.get(side, '') for side in sides)} |"
+    print(line, file=sys.stderr, flush=True)
+    return line
 
 
 def parse_options(words: list[str]) -> argparse.Namespace:
@@ -141,7 +152,8 @@ def parse_options(words: list[str]) -> argparse.Namespace:
     add("--device", choices=("cpu", "cuda"), default="cuda", help="(cuda)")
     add("--max-tokens", type=positive, nargs="+", default=[4096, 16384], help="of a batch (4096 16384)")
     add("--updates", type=positive, default=300, help="of each training (300)")
-    add("--compile", action="store_true", help="compile the layers of this package's side")
+    add("--sides", nargs="+", choices=SIDES, default=list(SIDES), help=f"what to measure ({' '.join(SIDES)})")
+    add("--no-generation", action="store_true", help="measure training alone")
     add("--small", action="store_true", help="1 + 1 layers of width 32")
     options = parser.parse_args(words)
     if options.updates < 2 * INTERVAL:

@@ -45,22 +45,36 @@ def test_the_training_set_is_repeated_until_it_is_long_enough(data: Path, tmp_pa
     assert found.src_sizes.tolist() == 4 * [3, 4] and found.tgt_sizes.tolist() == 4 * [2, 5]
 
 
-def test_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], data: Path) -> None:
-    """Stock runs without this package; the first interval does not count; generation follows the last training."""
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Commands of fairseq that are run, with made-up speeds."""
     commands: list[list[str]] = []
 
     def run(words: list[str]) -> str:
         commands.append(words)
-        speed = 300 if "--user-dir" in words else 100
+        speed = 500 if "--compile" in words else 300 if "--user-dir" in words else 100
         return LOG % (speed, speed)
 
     monkeypatch.setattr(translation, "run", run)
-    assert translation.main([str(data), "--device", "cpu", "--max-tokens", "64", "128", "--compile"]) == 0
+    return commands
+
+
+def test_table(commands: list[list[str]], capsys: pytest.CaptureFixture[str], data: Path) -> None:
+    """Stock runs without this package; the first interval does not count; generation follows the last training."""
+    assert translation.main([str(data), "--device", "cpu", "--max-tokens", "64", "128"]) == 0
     text = capsys.readouterr().out
-    assert "| training, --max-tokens 64, tokens/s | 100 | 300 | 3.00 |" in text
-    assert "| generation, beam 5, sentences/s | 100 | 300 | 3.00 |" in text
-    assert [words[0] for words in commands] == ["train"] * 4 + ["generate"] * 2
-    assert ["--compile" in words for words in commands] == [False, True] * 2 + [False] * 2
+    assert "| | transformer | mt_deepnorm | compiled |\n|---|---|---|---|\n" in text
+    assert "| training, --max-tokens 64, tokens/s | 100 | 300 (3.00) | 500 (5.00) |" in text
+    assert "| generation, beam 5, sentences/s | 100 | 300 (3.00) |  |" in text
+    assert [words[0] for words in commands] == ["train"] * 6 + ["generate"] * 2
+    assert ["--compile" in words for words in commands] == [False, False, True] * 2 + [False] * 2
+
+
+def test_sides(commands: list[list[str]], capsys: pytest.CaptureFixture[str], data: Path) -> None:
+    words = ["--device", "cpu", "--max-tokens", "64", "--sides", "compiled", "mt_deepnorm", "--no-generation"]
+    assert translation.main([str(data), *words]) == 0
+    assert "| training, --max-tokens 64, tokens/s | 500 | 300 |" in capsys.readouterr().out
+    assert len(commands) == 2
 
 
 def test_the_log_is_shown_as_it_comes(capsys: pytest.CaptureFixture[str]) -> None:

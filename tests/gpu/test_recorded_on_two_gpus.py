@@ -1,4 +1,4 @@
-"""Updates that two GPUs record as CUDA graphs, and whose gradients they sum afterwards."""
+"""Updates that two GPUs record as CUDA graphs, and whose gradients they sum during replays or after them."""
 
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from tests.distributed.short_training import words
 from tests.fairseq_cli import run_processes, tiny_language_data
 from tests.gpu.devices import visible
 from tests.gpu.replays import TELLING
+from torchscale_fairseq.hooks.training.gradient_sums import EXTERNAL
 
 pytestmark = [
     pytest.mark.gpu,
@@ -21,24 +22,30 @@ OPTIONS = ["--optimizer", "sgd", "--lr", "0.1", "--dropout", "0", "--compile", "
 OPTIONS += ["--criterion", "linear_cross_entropy", "--disable-validation"]
 
 
-def train(folder: Path, name: str, gpus: int, *flags: str) -> int:
-    """Train with so many GPUs. Returns the number of replays."""
+SUMMING = """
+from torchscale_fairseq.hooks.training.gradient_sums import GradientSums
+sum_after = GradientSums._sum_after
+def sum_after_and_tell(self, mark):
+    print("summed early", flush=True)
+    sum_after(self, mark)
+GradientSums._sum_after = sum_after_and_tell
+"""
+"""Code for processes of fairseq-train: each bucket that is summed during a replay prints a line."""
+
+
+def train(folder: Path, name: str, gpus: int, *flags: str) -> str:
+    """Train with so many GPUs. Returns what the processes print."""
     given = [word for word in words(tiny_language_data(folder), folder / name) if word != "--cpu"]
     given += [*OPTIONS, *flags]
-    done = run_processes(gpus, "train", given, before=TELLING, environment=visible(gpus), timeout=120)
-    return done.check().output.count("replayed")
+    before = TELLING if gpus == 1 else TELLING + SUMMING
+    return run_processes(gpus, "train", given, before=before, environment=visible(gpus), timeout=120).check().output
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """In whose part "one" there are the weights of one GPU."""
-    folder = tmp_path_factory.mktemp("recorded")
-    train(folder, "one", 1, "--update-freq", "2")
-    return folder
-
-
-@pytest.mark.parametrize("backend", ["pytorch_ddp", "legacy_ddp"])
-def test_two_gpus_train_what_one_does(backend: str, folder: Path) -> None:
-    replays = train(folder, backend, 2, "--ddp-backend", backend)
-    assert replays >= 4
-    assert_same_weights(folder / "one", folder / backend, 1e-4)
+@pytest.mark.parametrize(("backend", "freq"), [("pytorch_ddp", 1), ("pytorch_ddp", 2), ("legacy_ddp", 1)], ids=str)
+def test_two_gpus_train_what_one_does(backend: str, freq: int, tmp_path: Path) -> None:
+    train(tmp_path, "one", 1, "--update-freq", str(2 * freq))
+    two = ("--update-freq", str(freq), "--ddp-backend", backend, "--bucket-cap-mb", "0")
+    output = train(tmp_path, "two", 2, *two)
+    assert output.count("replayed") >= 4
+    assert ("summed early" in output) is (EXTERNAL and backend == "pytorch_ddp")
+    assert_same_weights(tmp_path / "one", tmp_path / "two", 1e-4)

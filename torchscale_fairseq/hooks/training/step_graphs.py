@@ -4,12 +4,13 @@ Python starts about a thousand kernels per update. A GPU finishes those of a sma
 them. A CUDA graph records the kernels once and starts all of them in one call. A recording holds for one shape, so
 language models, causal or masked, that read rows of equal length profit, and so do ViTs. Other batches run as they
 would without this module. Among them are those with padding, of which the model asks the device where it lies, and
-those of packed documents, whose number changes. Several processes record what each computes alone, and then sum their
-gradients (``late_reduction.py``).
+those of packed documents, whose number changes. Several processes record what each computes alone, and sum their
+gradients next to the replays (``gradient_sums.py``).
 """
 
 import logging
 from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +30,7 @@ from torchscale_fairseq.core.layers.experts import Experts
 from torchscale_fairseq.core.ops.expert_rows import rows_refusal
 from torchscale_fairseq.hooks.contracts import ComputesAlike, sides_of
 from torchscale_fairseq.hooks.training.documents import has_documents
-from torchscale_fairseq.hooks.training.late_reduction import can_sum_late
+from torchscale_fairseq.hooks.training.gradient_sums import GradientSums, can_sum
 from torchscale_fairseq.hooks.training.masked_tokens import Count, reads_positions
 from torchscale_fairseq.hooks.training.padding import has_no_padding, is_free_of_padding, note_no_padding
 
@@ -58,7 +59,7 @@ def can_record(cfg: Any, model: nn.Module, criterion: nn.Module, device: torch.d
     return (
         device.type == "cuda"
         and bool(getattr(cfg.model, "compile", False))
-        and (cfg.distributed_training.distributed_world_size == 1 or _communicates_late(cfg, model))
+        and (cfg.distributed_training.distributed_world_size == 1 or _exchanges_gradients(cfg, model))
         and cfg.distributed_training.ddp_backend != "fully_sharded"
         and not cfg.common.amp
         and not cfg.ema.store_ema
@@ -83,9 +84,9 @@ def _fit(model: nn.Module, criterion: nn.Module) -> bool:
     )
 
 
-def _communicates_late(cfg: Any, model: nn.Module) -> bool:
-    """Whether processes exchange nothing before the gradients are complete."""
-    return can_sum_late(cfg, model) and not any(isinstance(module, Experts) for module in model.modules())
+def _exchanges_gradients(cfg: Any, model: nn.Module) -> bool:
+    """Whether processes exchange nothing but gradients that are complete."""
+    return can_sum(cfg) and not any(isinstance(module, Experts) for module in model.modules())
 
 
 def _waits(module: nn.Module, dtype: torch.dtype | None, device: torch.device) -> bool:
@@ -106,6 +107,8 @@ class Recording:
     """Loss, sample size and logging outputs. The graph writes the tensors in it; a Count is the batch's."""
     gradients: list[Tensor | None]
     """Per parameter, also written by the graph."""
+    marks: list[Any]
+    """For sums of the gradients over processes."""
 
     def replay(self, inputs: list[Any], params: list[nn.Parameter]) -> Any:
         """The outputs for another batch of the shape; the parameters have its gradients."""
@@ -150,20 +153,40 @@ class StepGraphs:
         def train_step(batch: Any) -> Any:
             return self._train_step(batch, model, criterion, optimizer, update_num, ignore_grad)
 
+        sums = _sums_of(model)
+        marks: list[Any] = []
         watched = bool(model._forward_hooks)  # by NanDetector, which a replay would not call
-        if ignore_grad or self._stopped or watched or not is_free_of_padding(sample) or has_documents(sample):
-            return train_step(sample)
-        self._params = self._params or list(model.parameters())
-        key = self._key(sample, optimizer)
-        self._batches += 1
-        if key in self._recordings:
-            self._used[key] = self._batches
-            outputs = self._recordings[key].replay(pytree.tree_leaves(sample), self._params)
+        try:
+            if ignore_grad or self._stopped or watched or not is_free_of_padding(sample) or has_documents(sample):
+                return train_step(sample)
+            self._params = self._params or list(model.parameters())
+            recording = self._recording_of(self._key(sample, optimizer), sample, train_step, sums)
+            if recording is None:
+                return train_step(sample)
+            marks = recording.marks
+            outputs = recording.replay(pytree.tree_leaves(sample), self._params)
             optimizer._needs_sync = True  # set by FP16Optimizer.backward, which a replay does not call
             return outputs
-        if not self._has_room() or not self._recurs(key):
-            return train_step(sample)
-        return self._record(key, sample, train_step)
+        finally:
+            if sums is not None:
+                sums.sum_rest(marks)
+
+    def _recording_of(
+        self, key: Hashable, sample: Any, train_step: Callable[[Any], Any], sums: GradientSums | None
+    ) -> Recording | None:
+        """The recording of batches like this one, made now if it is time; None if the batch runs as usual."""
+        self._batches += 1
+        if key not in self._recordings:
+            if not self._has_room() or not self._recurs(key):
+                return None
+            recording = self._record(sample, train_step, sums)
+            if recording is None:
+                self._stop()
+                return None
+            del self._seen[key]
+            self._recordings[key] = recording
+        self._used[key] = self._batches
+        return self._recordings[key]
 
     def _has_room(self) -> bool:
         """Whether one more can be recorded, after dropping one that is no longer used: after a few changes of the loss
@@ -192,28 +215,26 @@ class StepGraphs:
         place = None if gradient is None else gradient.data_ptr()
         return _description(sample), place, scale
 
-    def _record(self, key: Hashable, sample: Any, train_step: Callable[[Any], Any]) -> Any:
+    def _record(self, sample: Any, train_step: Callable[[Any], Any], sums: GradientSums | None) -> Recording | None:
+        """A recording of a batch, or None if memory does not suffice."""
         inputs, structure = pytree.tree_flatten(sample)
         static, before = [_static(leaf) for leaf in inputs], [p.grad for p in self._params]
         graph = torch.cuda.CUDAGraph()
         pool = next((recording.graph.pool() for recording in self._recordings.values()), None)
+        marking: AbstractContextManager[list[Any]] = nullcontext([]) if sums is None else sums.recording()
         try:
             # loaders pin memory meanwhile
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            with marking as marks, torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 outputs = pytree.tree_map(_detached, train_step(pytree.tree_unflatten(static, structure)))
         except torch.OutOfMemoryError:
             for p, gradient in zip(self._params, before, strict=True):
                 p.grad = gradient  # a capture computes nothing, so that new gradients hold anything
-            self._stop()
-            return train_step(sample)
+            return None
         except RuntimeError as error:
             raise RuntimeError(
                 "an update cannot be recorded as a CUDA graph; drop --compile to train without"
             ) from error
-        del self._seen[key]
-        self._used[key] = self._batches
-        self._recordings[key] = recording = Recording(graph, static, outputs, [p.grad for p in self._params])
-        return recording.replay(inputs, self._params)
+        return Recording(graph, static, outputs, [p.grad for p in self._params], marks)
 
     def _stop(self) -> None:
         logger.warning("CUDA graphs do not fit into the device's memory next to the model; training goes on without.")
@@ -222,6 +243,12 @@ class StepGraphs:
         self._seen.clear()
         self._stopped = True
         torch.cuda.empty_cache()
+
+
+def _sums_of(model: Any) -> GradientSums | None:
+    """The wrapper of a model that sums its gradients over processes; None in one process."""
+    wrapper = getattr(model, "module", None)
+    return wrapper if isinstance(wrapper, GradientSums) else None
 
 
 def _description(part: Any) -> Hashable:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from fairseq import checkpoint_utils
-from fairseq.distributed import ModuleProxyWrapper
 from fairseq.logging import metrics
 
 from torchscale_fairseq.checkpoints.reading import CheckpointError, Parts, describe_mismatch
@@ -33,7 +32,7 @@ from torchscale_fairseq.hooks.sharding.options import in_float32
 from torchscale_fairseq.hooks.sharding.training import sharded_training
 from torchscale_fairseq.hooks.stock import precision
 from torchscale_fairseq.hooks.training.adapters import check_adapters
-from torchscale_fairseq.hooks.training.late_reduction import LateReduction
+from torchscale_fairseq.hooks.training.gradient_sums import sum_gradients
 from torchscale_fairseq.hooks.training.layer_decay import check_layer_decay, scale_steps
 from torchscale_fairseq.hooks.training.packed_sentences import check_packed_sentences
 from torchscale_fairseq.hooks.training.saving_trainer import SavingTrainer
@@ -103,10 +102,10 @@ class Trainer(SavingTrainer):
 
     @property
     def model(self) -> Any:
-        """The model in the wrapper that reduces its gradients: after the backward pass, if updates are recorded."""
+        """The model in the wrapper that sums its gradients, which is ours if updates are recorded."""
         if self._wrapped_model is None and self._records and self.use_distributed_wrapper:
-            late = LateReduction(self._model.to(self.device), self.data_parallel_process_group)
-            self._wrapped_model = ModuleProxyWrapper(late)
+            model, group = self._model.to(self.device), self.data_parallel_process_group
+            self._wrapped_model = sum_gradients(self.cfg, model, group)
         return super().model
 
     def _build_optimizer(self) -> None:

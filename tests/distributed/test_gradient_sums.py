@@ -1,0 +1,221 @@
+"""Gradients that processes average in buckets, as recorded updates on several GPUs need it."""
+
+import textwrap
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fairseq")
+
+from tests.checkpoints import assert_same_weights
+from tests.distributed.short_training import words
+from tests.emulated_graphs import EMULATING
+from tests.fairseq_cli import run_fairseq, run_gloo, run_processes, tiny_language_data
+from torchscale_fairseq.hooks.training.gradient_sums import can_sum
+from torchscale_fairseq.hooks.training.step_graphs import SEEN
+
+AS_IF_RECORDED = """
+from torchscale_fairseq import plugin
+plugin.register()
+from torchscale_fairseq.hooks.training import trainer
+trainer.can_record = lambda *_: True
+"""
+FROM_HALVES = """
+from torchscale_fairseq import plugin
+plugin.register()
+from tests.plugin.halves import update_halves
+from torchscale_fairseq.optim import fused_adam_torch
+def update_and_tell(*tensors):
+    update_halves(*tensors)
+    print("read halves", flush=True)
+fused_adam_torch.DEVICES = ("cpu",)
+fused_adam_torch.update_from_halves = update_and_tell
+"""
+"""As on a GPU."""
+
+SMALL_BUCKETS = ["--bucket-cap-mb", "0"]
+"""Of one parameter each."""
+GLOO = """
+import torch
+from torch import nn
+from torchscale_fairseq.hooks.training import gradient_sums
+from torchscale_fairseq.hooks.training.gradient_sums import GradientSums
+
+rank, world = torch.distributed.get_rank(), torch.distributed.group.WORLD
+events = []
+average = gradient_sums._average
+def average_and_note(gradients, group):
+    events.append(tuple(gradients[0].shape))
+    return average(gradients, group)
+gradient_sums._average = average_and_note
+
+def model_of(*widths):
+    layers = [nn.Linear(n, m, bias=False) for n, m in zip(widths[:-1], widths[1:])]
+    for layer in layers:
+        nn.init.ones_(layer.weight)
+    return nn.Sequential(*layers)
+
+def backward(wrapper, factor):
+    wrapper(torch.full((1, 2), float(factor))).sum().backward()
+"""
+"""Small linear models, all of whose gradients are proportional to the input; ``events`` notes sums as they begin."""
+
+
+def gloo(code: str) -> None:
+    """Run lines of Python after GLOO in two processes."""
+    assert run_gloo(2, GLOO + textwrap.dedent(code)).check().stdout.count("passed") == 2
+
+
+@pytest.mark.parametrize("backend", ["pytorch_ddp", "legacy_ddp"])
+@pytest.mark.parametrize("freq", [1, 2])
+def test_two_processes_train_what_one_does(freq: int, backend: str, tmp_path: Path) -> None:
+    data = tiny_language_data(tmp_path)
+    options = ["--optimizer", "sgd", "--lr", "0.1", "--max-update", "2", "--dropout", "0", *SMALL_BUCKETS]
+    run_fairseq("train", [*words(data, tmp_path / "one"), *options, "--update-freq", 2 * freq]).check()
+    two = [*words(data, tmp_path / "two"), *options, "--update-freq", freq, "--ddp-backend", backend]
+    run_processes(2, "train", two, before=AS_IF_RECORDED).check()
+    assert_same_weights(tmp_path / "one", tmp_path / "two", 1e-5)
+
+
+@pytest.mark.parametrize("ours", [AS_IF_RECORDED, ""], ids=["ours", "torch's"])
+def test_the_optimizer_reads_averages_in_half_precision(ours: str, tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    data = tiny_language_data(tmp_path)
+    options = ["--bf16", "--optimizer", "fused_adam_torch", "--clip-norm", "0.5", "--dropout", "0"]
+    options += ["--max-update", str(SEEN)]
+    for name, before in (("usual", ""), ("halves", FROM_HALVES)):
+        done = run_processes(2, "train", [*words(data, tmp_path / name), *options], before=before + ours).check()
+    assert done.output.count("read halves") == 2 * SEEN
+    assert_same_weights(tmp_path / "usual", tmp_path / "halves", 1e-4)
+
+
+@pytest.mark.parametrize("backend", ["pytorch_ddp", "legacy_ddp"])
+@pytest.mark.parametrize("freq", [1, 2])
+def test_recorded_updates_are_those_of_one_process(freq: int, backend: str, tmp_path: Path) -> None:
+    data = tiny_language_data(tmp_path)
+    options = ["--optimizer", "sgd", "--lr", "0.1", "--max-update", "12", "--dropout", "0", "--disable-validation"]
+    options += ["--criterion", "linear_cross_entropy", *SMALL_BUCKETS]
+    run_fairseq("train", [*words(data, tmp_path / "one"), *options, "--update-freq", 2 * freq]).check()
+    two = [*words(data, tmp_path / "two"), *options, "--update-freq", freq, "--ddp-backend", backend]
+    replays = run_processes(2, "train", two, before=EMULATING).check().output.count("replayed")
+    assert replays >= 4
+    assert_same_weights(tmp_path / "one", tmp_path / "two", 1e-5)
+
+
+@pytest.mark.parametrize("bucket_bytes", [2**26, 28, 0])
+@pytest.mark.parametrize("early", [True, False])
+def test_gradients_are_averaged(early: bool, bucket_bytes: int) -> None:
+    """Of two types and layouts, and where a process or both have none; a parameter that does not learn gets none."""
+    gloo(
+        f"""
+        model = nn.ParameterList([nn.Parameter(torch.ones(shape)) for shape in ((2, 3), (5,), (), (4,), (3,))])
+        model[1].data = model[1].bfloat16()
+        model[4].requires_grad_(False)
+        laid_out = torch.arange(6.0).view(3, 2).t()
+        model[0].grad = laid_out * (rank + 1)
+        model[1].grad = torch.full((5,), rank + 1.0).bfloat16()
+        if rank:
+            model[2].grad = torch.tensor(3.0)
+        wrapper = GradientSums(model, world, early={early}, bucket_bytes={bucket_bytes})
+        with wrapper.no_sync():
+            wrapper.sum_rest()
+            wrapper.all_reduce_grads()
+        assert torch.equal(model[0].grad, laid_out * (rank + 1))
+        wrapper.sum_rest()
+        wrapper.all_reduce_grads()
+        assert torch.equal(model[0].grad, laid_out * 1.5) and float(model[2].grad) == 1.5
+        assert torch.equal(model[1].grad, torch.full((5,), 1.5).bfloat16())
+        assert torch.equal(model[3].grad, torch.zeros(4)) and model[4].grad is None
+        """
+    )
+
+
+def test_sums_begin_in_the_backward_pass() -> None:
+    """But for micro batches before the last one, whose gradients they add up."""
+    gloo(
+        """
+        model = model_of(2, 3, 4)
+        model[0].register_full_backward_hook(lambda *_: events.append("first layer"))
+        wrapper = GradientSums(model, world, early=True, bucket_bytes=0)
+        with wrapper.no_sync():
+            backward(wrapper, rank)
+            wrapper.sum_rest()
+        assert events == ["first layer"]
+        backward(wrapper, rank)
+        assert events[1:] == [(4, 3), "first layer", (3, 2)]
+        wrapper.sum_rest()
+        wrapper.all_reduce_grads()
+        assert len(events) == 4
+        assert torch.equal(model[0].weight.grad, torch.full((3, 2), 4.0))
+        """
+    )
+
+
+def test_one_process_replays_what_another_computes_as_usual() -> None:
+    """The second bucket has no gradient in the recording, so that it and the third one are summed at its end."""
+    gloo(
+        """
+        gradient_sums.EXTERNAL = True
+        model = model_of(2, 3, 4, 5)
+        model.insert(2, nn.Linear(7, 1))
+        wrapper = GradientSums(model, world, early=True, bucket_bytes=0)
+        marks = []
+        compute = lambda: model[3](model[1](model[0](torch.full((1, 2), rank + 1.0)))).sum().backward()
+        if rank:
+            with wrapper.recording() as marks:
+                compute()
+            assert marks == [None] and not events
+        else:
+            compute()
+            assert events == [(5, 4)]
+        wrapper.sum_rest(marks)
+        figures = torch.ones(1)
+        torch.distributed.all_reduce(figures)
+        wrapper.all_reduce_grads()
+        assert events == [(5, 4), (1,), (1, 7), (4, 3), (3, 2)] and float(figures) == 2
+        assert torch.equal(model[0].weight.grad, torch.full((3, 2), 30.0))
+        assert torch.equal(model[2].weight.grad, torch.zeros(1, 7))
+        """
+    )
+
+
+def test_gradients_that_are_forgotten_while_they_are_summed_return() -> None:
+    """As of a process whose device runs out of memory."""
+    gloo(
+        """
+        model = model_of(2, 3)
+        wrapper = GradientSums(model, world, early=True, bucket_bytes=0)
+        for _ in range(2):
+            model.zero_grad()
+            backward(wrapper, rank)
+            model.zero_grad()
+            wrapper.all_reduce_grads()
+            assert torch.equal(model[0].weight.grad, torch.full((3, 2), 0.5))
+        """
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, True),
+        ({"ddp_backend": "legacy_ddp"}, True),
+        ({"ddp_backend": "slowmo"}, False),
+        ({"ddp_backend": "fully_sharded"}, False),
+        ({"ddp_comm_hook": "fp16"}, False),
+        ({"broadcast_buffers": True}, False),
+        ({"use_bmuf": True}, False),
+        ({"heartbeat_timeout": 60}, False),
+    ],
+    ids=str,
+)
+def test_which_runs_leave_their_gradients_to_us(changes: dict[str, Any], expected: bool) -> None:
+    given = {"ddp_backend": "pytorch_ddp", "ddp_comm_hook": "none", "broadcast_buffers": False, "use_bmuf": False}
+    given |= {"heartbeat_timeout": -1} | changes
+    use_bmuf = given.pop("use_bmuf")
+    cfg = SimpleNamespace(
+        distributed_training=SimpleNamespace(**given), optimization=SimpleNamespace(use_bmuf=use_bmuf)
+    )
+    assert can_sum(cfg) is expected

@@ -10,9 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ..ops.gating import gate
 from ..ops.gelu_norm import gelu_norm, has_kernel
-from ..ops.side_by_side import side_by_side
 from .bit_linear import at_once
-from .linear import LinearFactory, dense
+from .linear import LinearFactory, dense, projected
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "swish": F.silu}
 
@@ -103,5 +102,5 @@ class GatedLinearUnit(FeedForwardNetwork):
 
     def inner(self, x: Tensor) -> Tensor:
         """(..., embed_dim) to the gated (..., ffn_dim)."""
-        first, second = at_once(x, self.fc1, self.gate) or side_by_side(x, self.fc1, self.gate)
+        first, second = at_once(x, self.fc1, self.gate) or projected(x, self.fc1, self.gate)
         return gate(self.activation, first, second)

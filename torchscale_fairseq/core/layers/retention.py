@@ -5,8 +5,7 @@ from torch import Tensor, nn
 
 from ..ops.gating import normalised_gate
 from ..ops.retention_forms import retention
-from ..ops.side_by_side import side_by_side
-from .linear import LinearFactory, dense
+from .linear import LinearFactory, dense, projected
 from .retention_inputs import RetentionInputs
 
 
@@ -84,7 +83,7 @@ class MultiScaleRetention(nn.Module):
         Returns:
             (batch, seq, embed_dim).
         """
-        query, key, value, gate = side_by_side(x, self.q_proj, self.k_proj, self.v_proj, self.g_proj)
+        query, key, value, gate = projected(x, self.q_proj, self.k_proj, self.v_proj, self.g_proj)
         value = self._heads(value)
         if self.clamp_scores:  # a channel of ones sums the scores, in every form
             value = F.pad(value, (0, 1), value=1.0)

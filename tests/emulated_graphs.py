@@ -25,7 +25,7 @@ class EmulatedGraph:
     """In the place of torch.cuda.CUDAGraph."""
 
     def __init__(self) -> None:
-        self.calls: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], Any]] = []
+        self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
 
     @torch.no_grad()
     def replay(self) -> None:
@@ -33,12 +33,21 @@ class EmulatedGraph:
         print("replayed", flush=True)
         for function, args, kwargs, results in self.calls:
             again = function(*args, **kwargs)
+            if function.namespace == "c10d":
+                _finish(again)
             for result, value in zip(pytree.tree_leaves(results), pytree.tree_leaves(again), strict=True):
                 if isinstance(result, Tensor) and result.data_ptr() != value.data_ptr():
                     result.copy_(value)
 
     def pool(self) -> None:
         """None, as no memory is used twice here."""
+
+
+def _finish(results: Any) -> None:
+    """Wait for what processes exchange, of which an operation returned results."""
+    for work in pytree.tree_leaves(results):
+        if isinstance(work, torch.ScriptObject):
+            work.wait()  # type: ignore[attr-defined]
 
 
 class Capture(TorchDispatchMode):

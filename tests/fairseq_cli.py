@@ -135,6 +135,17 @@ def run_gloo(processes: int, code: str, *, timeout: int = 120) -> Finished:
     return _run_forked(processes, f"{meet}{textwrap.dedent(code)}\nprint('passed', flush=True)", timeout)
 
 
+def run_nccl(processes: int, code: str, *, environment: Mapping[str, str], timeout: int = 120) -> Finished:
+    """The same in one NCCL group, each process with a GPU of its own.
+
+    Args:
+        environment: in which these GPUs are visible.
+    """
+    meet = f"import os, torch.distributed\nos.environ.update({dict(environment)!r})\n"
+    meet += "torch.cuda.set_device(int(os.environ['RANK']))\ntorch.distributed.init_process_group('nccl')\n"
+    return _run_forked(processes, f"{meet}{textwrap.dedent(code)}\nprint('passed', flush=True)", timeout)
+
+
 def _run_forked(processes: int, code: str, timeout: int) -> Finished:
     """Run lines of Python in several processes that know of each other as torchrun's do, and end when one fails."""
     code = f"""

@@ -79,8 +79,6 @@ class Experts(nn.Module):
 
     def rows_refusal(self) -> str | None:
         """Why these experts need the counts of their rows on the host; None if kernels leave them on the device."""
-        if self.split.size > 1:
-            return "does not serve experts of several processes"
         first = self.fc1
         if not isinstance(first, GroupedLinear) or type(first) is not GroupedLinear:
             return f"does not serve {type(first).__name__}"

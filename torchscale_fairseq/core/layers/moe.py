@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from ..ops.backend import log_choice
 from ..ops.expert_rows import Places, mix_rows, rows_refusal, take_rows
 from ..ops.masks import is_traced
-from ..ops.routing import Routing, balance_loss, capacity_of, route, statistics, z_loss
+from ..ops.routing import Choices, Routing, balance_loss, capacity_of, route, statistics, z_loss
 from ..ops.segments import Segments
-from ..parallel.dispatch import dispatcher_for
+from ..parallel.dispatch import Dispatcher, LocalDispatcher, dispatcher_for
+from ..parallel.gathering import gather_choices, gathers, sum_for_owners
 from .experts import Experts
 
 
@@ -103,28 +104,36 @@ class MixtureOfExperts(nn.Module):
 
     def _mix(self, tokens: Tensor, padding: Tensor | None) -> tuple[Tensor, RoutingReport]:
         routing, report = self._route(tokens, padding)
-        if self._stays_on_device(tokens):
-            places = Places.of(routing)
-            outputs = self.experts(take_rows(tokens, places), Segments(routing.load, routing.most))
-            return mix_rows(outputs, routing.gate, places), report
+        split = self.experts.split
+        if not gathers(split):
+            return self._mix_choices(tokens, routing, self.dispatcher), report
+        everyones, choices = gather_choices(tokens, routing, split)
+        return sum_for_owners(self._mix_choices(everyones, choices, LocalDispatcher()), split), report
+
+    def _mix_choices(self, tokens: Tensor, choices: Choices, dispatcher: Dispatcher) -> Tensor:
+        """The experts' weighted outputs, (tokens, width), as far as the dispatcher reaches experts."""
+        if self._stays_on_device(tokens, dispatcher):
+            places = Places.of(choices)
+            outputs = self.experts(take_rows(tokens, places), Segments(choices.load, choices.most))
+            return mix_rows(outputs, choices.gate, places)
         if not torch.compiler.is_compiling() or is_traced():
-            return self._mix_by_counts(tokens, routing), report
+            return self._mix_by_counts(tokens, choices, dispatcher)
         # counts that the host reads differ in each batch, and compiled code would be written anew for them
         from ..ops.uncompiled import run_uncompiled
 
-        output: Tensor = run_uncompiled(self._mix_by_counts, tokens, routing)
-        return output, report
+        output: Tensor = run_uncompiled(self._mix_by_counts, tokens, choices, dispatcher)
+        return output
 
-    def _mix_by_counts(self, tokens: Tensor, routing: Routing) -> Tensor:
-        """The experts' weighted outputs, (tokens, width), with the numbers of their rows on the host."""
-        dispatched = self.dispatcher.dispatch(tokens[routing.token], routing.load)
-        outputs = self.dispatcher.collect(self.experts(dispatched.rows, dispatched.segments), dispatched)
-        weighted = outputs * routing.weight.to(outputs.dtype).unsqueeze(1)
-        return torch.zeros_like(tokens, dtype=outputs.dtype).index_add(0, routing.token, weighted)
+    def _mix_by_counts(self, tokens: Tensor, choices: Choices, dispatcher: Dispatcher) -> Tensor:
+        """``_mix_choices`` with the numbers of the experts' rows on the host."""
+        dispatched = dispatcher.dispatch(tokens[choices.token], choices.load)
+        outputs = dispatcher.collect(self.experts(dispatched.rows, dispatched.segments), dispatched)
+        weighted = outputs * choices.weight.to(outputs.dtype).unsqueeze(1)
+        return torch.zeros_like(tokens, dtype=outputs.dtype).index_add(0, choices.token, weighted)
 
-    def _stays_on_device(self, tokens: Tensor) -> bool:
+    def _stays_on_device(self, tokens: Tensor, dispatcher: Dispatcher) -> bool:
         """Whether the counts of the experts' rows need not come to the host. The log says once why they do on a GPU."""
-        refusal = rows_refusal(tokens.dtype, tokens.device) or self.experts.rows_refusal()
+        refusal = rows_refusal(tokens.dtype, tokens.device) or dispatcher.refusal or self.experts.rows_refusal()
         if refusal is not None and tokens.is_cuda and not torch.compiler.is_compiling():
             log_choice("experts", "rows counted on the host", (("the kernel path", refusal),))
         return refusal is None and len(tokens) > 0

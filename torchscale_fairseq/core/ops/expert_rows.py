@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from .gelu_norm import TRITON
 from .grouped_products import has_grouped_kernel
-from .routing import Routing
+from .routing import Choices
 
 if TRITON:
     from . import expert_rows_kernels as kernels
@@ -26,14 +26,14 @@ class Places:
     come last."""
 
     @classmethod
-    def of(cls, routing: Routing) -> "Places":
-        """The places of a routing, with as many rows as it can fill."""
-        row = routing.row
+    def of(cls, choices: Choices) -> "Places":
+        """The places of choices, with as many rows as they can fill."""
+        row = choices.row
         flat = row.reshape(-1).long()
-        choice = row.new_full((routing.most + 1,), -1)  # the last one for choices that are not kept
+        choice = row.new_full((choices.most + 1,), -1)  # the last one for choices that are not kept
         numbers = torch.arange(flat.numel(), dtype=torch.int32, device=row.device)
-        choice.scatter_(0, torch.where(flat < 0, routing.most, flat), numbers)
-        return cls(row, choice[: routing.most])
+        choice.scatter_(0, torch.where(flat < 0, choices.most, flat), numbers)
+        return cls(row, choice[: choices.most])
 
 
 def take_rows(tokens: Tensor, places: Places) -> Tensor:

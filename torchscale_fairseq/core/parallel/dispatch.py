@@ -34,6 +34,9 @@ class Dispatched:
 class LocalDispatcher:
     """All experts are here: nothing moves."""
 
+    refusal: str | None = None
+    """Why the counts of rows cannot stay on the device; None if they can."""
+
     def dispatch(self, rows: Tensor, load: Tensor) -> Dispatched:
         """Rows (rows, width) of which load (experts,) says how many each expert gets."""
         return Dispatched(rows, Segments(load))
@@ -45,6 +48,8 @@ class LocalDispatcher:
 
 class AllToAllDispatcher:
     """Experts are split over processes: rows go out in one all-to-all and come back in one more."""
+
+    refusal = "does not serve experts of several processes, unless these are few and their batches of one size"
 
     def __init__(self, split: ExpertSplit):
         self.split = split
@@ -72,6 +77,9 @@ class AllToAllDispatcher:
         return all_to_all(arrived, dispatched.received, dispatched.sent, exchange_group(self.split))
 
 
-def dispatcher_for(split: ExpertSplit) -> LocalDispatcher | AllToAllDispatcher:
-    """The dispatcher that serves a split."""
+Dispatcher = LocalDispatcher | AllToAllDispatcher
+
+
+def dispatcher_for(split: ExpertSplit) -> Dispatcher:
+    """The dispatcher that serves a split, whatever the sizes of the processes' batches."""
     return LocalDispatcher() if split.size == 1 else AllToAllDispatcher(split)

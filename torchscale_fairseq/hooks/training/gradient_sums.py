@@ -20,6 +20,8 @@ import torch.distributed as dist
 from fairseq.distributed import LegacyDistributedDataParallel, ModuleProxyWrapper
 from torch import Tensor, nn
 
+from torchscale_fairseq.core.parallel.expert_parameters import is_expert
+
 EARLY = ("c10d", "pytorch_ddp")
 LATE = ("no_c10d", "legacy_ddp")
 EXTERNAL = "external" in signature(torch.cuda.Event.__new__).parameters
@@ -71,8 +73,8 @@ class _Bucket:
 
 class GradientSums(LegacyDistributedDataParallel):
     """A model in several processes that hold equal parameters, whose gradients are averaged in place. A parameter
-    without a gradient counts as zero. All processes sum the same buckets in the same order, whatever each of them
-    records.
+    without a gradient counts as zero. Experts, which may differ, are left alone. All processes sum the same buckets in
+    the same order, whatever each of them records.
 
     Args:
         module: the model.
@@ -83,7 +85,7 @@ class GradientSums(LegacyDistributedDataParallel):
 
     def __init__(self, module: nn.Module, process_group: Any, *, early: bool, bucket_bytes: float):
         super().__init__(module, process_group)
-        learning = [p for p in module.parameters() if p.requires_grad]
+        learning = [p for p in module.parameters() if p.requires_grad and not is_expert(p)]
         self._buckets = list(_buckets(reversed(learning), bucket_bytes))
         self._works: list[Any] = []
         """The sums that have begun, of one bucket after the other."""

@@ -5,7 +5,8 @@ them. A CUDA graph records the kernels once and starts all of them in one call. 
 language models, causal or masked, that read rows of equal length profit, and so do ViTs. Other batches run as they
 would without this module. Among them are those with padding, of which the model asks the device where it lies, and
 those of packed documents, whose number changes. Several processes record what each computes alone, and sum their
-gradients next to the replays (``gradient_sums.py``).
+gradients next to the replays (``gradient_sums.py``). If they distribute experts, a recording also holds the exchange of
+tokens, which takes batches of one size in all processes (``hooks/experts/equal_batches.py``).
 """
 
 import logging
@@ -27,8 +28,8 @@ from torchscale_fairseq.core.architectures.encoder import Encoder
 from torchscale_fairseq.core.architectures.vit import ViTClassifier
 from torchscale_fairseq.core.layers.dilated_attention import DilatedAttention
 from torchscale_fairseq.core.layers.experts import Experts
-from torchscale_fairseq.core.ops.expert_rows import rows_refusal
 from torchscale_fairseq.hooks.contracts import ComputesAlike, sides_of
+from torchscale_fairseq.hooks.experts.equal_batches import reads_counts
 from torchscale_fairseq.hooks.training.documents import has_documents
 from torchscale_fairseq.hooks.training.gradient_sums import GradientSums, can_sum
 from torchscale_fairseq.hooks.training.masked_tokens import Count, reads_positions
@@ -59,13 +60,13 @@ def can_record(cfg: Any, model: nn.Module, criterion: nn.Module, device: torch.d
     return (
         device.type == "cuda"
         and bool(getattr(cfg.model, "compile", False))
-        and (cfg.distributed_training.distributed_world_size == 1 or _exchanges_gradients(cfg, model))
+        and (cfg.distributed_training.distributed_world_size == 1 or can_sum(cfg))
         and cfg.distributed_training.ddp_backend != "fully_sharded"
         and not cfg.common.amp
         and not cfg.ema.store_ema
         and _fit(model, criterion)
         and not utils.has_parameters(criterion)  # a replay would leave them without gradients
-        and not any(_waits(module, torch.bfloat16 if cfg.common.bf16 else None, device) for module in model.modules())
+        and not any(_waits(module, cfg, device) for module in model.modules())
     )
 
 
@@ -84,15 +85,10 @@ def _fit(model: nn.Module, criterion: nn.Module) -> bool:
     )
 
 
-def _exchanges_gradients(cfg: Any, model: nn.Module) -> bool:
-    """Whether processes exchange nothing but gradients that are complete."""
-    return can_sum(cfg) and not any(isinstance(module, Experts) for module in model.modules())
-
-
-def _waits(module: nn.Module, dtype: torch.dtype | None, device: torch.device) -> bool:
-    """Whether a module waits for the device in training."""
+def _waits(module: nn.Module, cfg: Any, device: torch.device) -> bool:
+    """Whether a module waits for the device in training, even if all processes have batches of one size."""
     if isinstance(module, Experts):
-        return dtype is None or bool(module.rows_refusal() or rows_refusal(dtype, device))
+        return reads_counts(module, cfg, device)
     return isinstance(module, DilatedAttention)
 
 

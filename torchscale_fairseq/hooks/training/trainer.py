@@ -20,6 +20,7 @@ from torchscale_fairseq.core.parallel.fully_sharded import CuttingCopies
 from torchscale_fairseq.hooks import sequence_parallel as sequence
 from torchscale_fairseq.hooks.contracts import AdaptsCheckpoints, BalancesExperts
 from torchscale_fairseq.hooks.experts import checkpoints as expert_checkpoints
+from torchscale_fairseq.hooks.experts.equal_batches import EqualBatches, compares_batches
 from torchscale_fairseq.hooks.experts.options import prepare_options
 from torchscale_fairseq.hooks.generation import evaluation
 from torchscale_fairseq.hooks.monitoring.layer_norms import LayerNorms
@@ -75,8 +76,11 @@ class Trainer(SavingTrainer):
             self._grad_norm_buf = None  # for comparing norms, which are sums over all processes here
         self._records = can_record(cfg, model, criterion, self.device)
         """Whether updates are recorded as CUDA graphs."""
+        usual = task.train_step
         if self._records:
-            task.train_step = StepGraphs(task.train_step)
+            task.train_step = StepGraphs(usual)
+        if compares_batches(cfg, model, self.device):
+            task.train_step = EqualBatches(usual, task.train_step)
         keep_layers_whole(model)
         self._claim_save_dir()
         self.finished = False

@@ -3,6 +3,7 @@
     python -m benchmarks.throughput                                 # the four sizes of docs/performance.md, on a GPU
     python -m benchmarks.throughput --cases base:16x1024 --profile  # and where the time of five updates goes
     python -m benchmarks.throughput --cases base:16x1024,fp16 base:16x1024,bert_magneto,dropout=0.1
+    python -m benchmarks.throughput --cases xl:8x2048 xl:8x2048,gpus=2 --ours-alone --updates 60 --interval 20
     python -m benchmarks.throughput --cases small:2x32 --device cpu --vocab-size 1000 --updates 150
 
 Each case is a size of --family and a batch, sequences x tokens, with variants after it (see throughput_cases.py).

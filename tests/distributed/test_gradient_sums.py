@@ -181,18 +181,33 @@ def test_one_process_replays_what_another_computes_as_usual() -> None:
     )
 
 
-def test_gradients_that_are_forgotten_while_they_are_summed_return() -> None:
-    """As of a process whose device runs out of memory."""
+def test_a_process_without_memory_takes_part_in_the_sums() -> None:
+    """As if fairseq had no batch for it: it forgets its gradients, and gets those of the others."""
     gloo(
         """
-        model = model_of(2, 3)
-        wrapper = GradientSums(model, world, early=True, bucket_bytes=0)
+        from types import SimpleNamespace
+        from fairseq.distributed import ModuleProxyWrapper
+        from torchscale_fairseq.hooks.training.step_graphs import StepGraphs
+
+        model = model_of(2, 3, 4)
+        wrapper = ModuleProxyWrapper(GradientSums(model, world, early=True, bucket_bytes=0))
+        def train_step(sample, model, *_):
+            if rank:
+                raise torch.OutOfMemoryError("out of memory")
+            backward(model, 1)
+        graphs = StepGraphs(train_step)
         for _ in range(2):
             model.zero_grad()
-            backward(wrapper, rank)
-            model.zero_grad()
+            try:
+                graphs({}, wrapper, None, SimpleNamespace(), 0, ignore_grad=True)
+            except torch.OutOfMemoryError:
+                model.zero_grad()
+            figures = torch.ones(1)
+            torch.distributed.all_reduce(figures)
             wrapper.all_reduce_grads()
-            assert torch.equal(model[0].weight.grad, torch.full((3, 2), 0.5))
+            assert float(figures) == 2
+            assert torch.equal(model[0].weight.grad, torch.full((3, 2), 2.0))
+            assert torch.equal(model[1].weight.grad, torch.full((4, 3), 1.0))
         """
     )
 

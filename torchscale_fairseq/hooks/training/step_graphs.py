@@ -151,26 +151,31 @@ class StepGraphs:
 
         sums = _sums_of(model)
         marks: list[Any] = []
-        watched = bool(model._forward_hooks)  # by NanDetector, which a replay would not call
         try:
-            if ignore_grad or self._stopped or watched or not is_free_of_padding(sample) or has_documents(sample):
-                return train_step(sample)
-            self._params = self._params or list(model.parameters())
-            recording = self._recording_of(self._key(sample, optimizer), sample, train_step, sums)
+            recording = None if ignore_grad else self._recording_of(sample, model, optimizer, train_step, sums)
             if recording is None:
-                return train_step(sample)
-            marks = recording.marks
-            outputs = recording.replay(pytree.tree_leaves(sample), self._params)
-            optimizer._needs_sync = True  # set by FP16Optimizer.backward, which a replay does not call
-            return outputs
-        finally:
+                outputs = train_step(sample)
+            else:
+                marks = recording.marks
+                outputs = recording.replay(pytree.tree_leaves(sample), self._params)
+                optimizer._needs_sync = True  # set by FP16Optimizer.backward, which a replay does not call
+        except torch.OutOfMemoryError:  # which stock survives, while other processes sum the gradients of this batch
             if sums is not None:
-                sums.sum_rest(marks)
+                sums.sum_rest()
+            raise
+        if sums is not None:
+            sums.sum_rest(marks)
+        return outputs
 
     def _recording_of(
-        self, key: Hashable, sample: Any, train_step: Callable[[Any], Any], sums: GradientSums | None
+        self, sample: Any, model: Any, optimizer: Any, train_step: Callable[[Any], Any], sums: GradientSums | None
     ) -> Recording | None:
         """The recording of batches like this one, made now if it is time; None if the batch runs as usual."""
+        watched = bool(model._forward_hooks)  # by NanDetector, which a replay would not call
+        if self._stopped or watched or not is_free_of_padding(sample) or has_documents(sample):
+            return None
+        self._params = self._params or list(model.parameters())
+        key = self._key(sample, optimizer)
         self._batches += 1
         if key not in self._recordings:
             if not self._has_room() or not self._recurs(key):

@@ -28,14 +28,16 @@ class CausalStack(Stack):
         """
         self._step_graphs = graphs or StepGraphs()
 
-    def _finish_decoder(self, output_projection: nn.Module | None, *, one_region: bool = False) -> None:
+    def _finish_decoder(
+        self, output_projection: nn.Module | None, *, one_region: bool = False, uneven: bool = False
+    ) -> None:
         """Add the output projection, the one given or the config's, initialise and compile."""
         assert not isinstance(self.config, EncoderConfig)
         shared = self.config.shares_output_embedding
         self.output_projection = self._output_projection(
             output_projection, "share_decoder_input_output_embed", shared=shared
         )
-        self._finish(one_region=one_region)
+        self._finish(one_region=one_region, uneven=uneven)
 
     def output_layer(self, features: Tensor) -> Tensor:
         """Features (..., width) to logits, if there is an output projection."""

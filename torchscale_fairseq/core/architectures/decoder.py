@@ -15,6 +15,7 @@ from ..layers.static_state import Arena, Sizes, StaticKeyValues, StaticState
 from ..ops.documents import Documents
 from ..ops.masks import as_mask, marked
 from ..ops.packed_attention import with_row_bias
+from ..ops.padding_bias import with_padding_bias
 from ..ops.positions import FIRST_POSITION, has_padding_before_tokens
 from ..parallel.sequence import SequenceSlice
 from .causal import CausalStack
@@ -85,7 +86,8 @@ class Decoder(CausalStack):
         self.cross_attn_relative_position = (
             self.factory.relative_bias(bidirectional=True) if official and is_encoder_decoder else None
         )
-        self._finish_decoder(output_projection, one_region=spec.memory_width is None)
+        has_memory = spec.memory_width is not None
+        self._finish_decoder(output_projection, one_region=not has_memory, uneven=has_memory)
 
     def build_layer(self, factory: LayerFactory, depth: int) -> Layer:
         """A ``DecoderLayer``."""
@@ -236,8 +238,10 @@ class Decoder(CausalStack):
         inputs = self._memory(encoder_out, state)
         if inputs is not None and encoder_out is not None and tokens.documents is not None:
             inputs = _of_own_documents(inputs, tokens.documents, encoder_out.get("documents"))
-        if self.cross_attn_relative_position is None or inputs is None or inputs.memory is None:
+        if inputs is None or inputs.memory is None:
             return inputs
+        if self.cross_attn_relative_position is None:
+            return with_padding_bias(inputs, inputs.memory.dtype)
         queries = torch.arange(past, tokens.total, device=inputs.memory.device)[None]
         keys = torch.arange(inputs.memory.size(1), device=inputs.memory.device)[None]
         return replace(inputs, bias=self.cross_attn_relative_position(queries, keys))

@@ -13,6 +13,7 @@ from ..layers.moe import RoutingReport
 from ..layers.multiway import apply, at_split
 from ..ops.masks import as_mask, empty_mask, marked
 from ..ops.packed_attention import with_row_bias
+from ..ops.padding_bias import with_padding_bias
 from ..parallel.sequence import SequenceSlice
 from .factory import LayerFactory
 from .layer import Layer
@@ -72,7 +73,7 @@ class Encoder(Stack):
             shared = isinstance(config, EncoderConfig) and config.share_encoder_input_output_embed
             output_projection = self._output_projection(output_projection, option, shared=shared)
         self.output_projection = output_projection
-        self._finish(one_region=not is_encoder_decoder)
+        self._finish(one_region=not is_encoder_decoder, uneven=is_encoder_decoder)
 
     def build_layer(self, factory: LayerFactory, depth: int) -> Layer:
         """An ``EncoderLayer``."""
@@ -221,7 +222,9 @@ class Encoder(Stack):
             split_position=split,
             sequence_slice=sequence_slice,
         )
-        return with_row_bias(inputs, dtype)
+        inputs = with_row_bias(inputs, dtype)
+        is_dense = self.spec.attention is not None and not self.spec.attention.segment_lengths
+        return with_padding_bias(inputs, dtype) if is_dense else inputs
 
 
 def _refuse_with_documents(*arguments: Any) -> None:

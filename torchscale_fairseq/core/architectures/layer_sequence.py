@@ -59,17 +59,19 @@ class LayerSequence(nn.ModuleList):
             reports.append(report)
         return outputs, reports
 
-    def compile_layers(self, *, together: bool) -> None:
+    def compile_layers(self, *, together: bool, uneven: bool = False) -> None:
         """Compile the layers.
 
         Args:
             together: as one region, if there are at most ``ONE_REGION``. Layers with experts or dilated attention,
                 which run in part outside of compiled code, are compiled one by one anyway.
+            uneven: batches seldom have a shape twice, so that code is for many shapes from the first batch on. Else the
+                first shape has code of its own, which is the fastest.
         """
         apart = any(isinstance(module, MixtureOfExperts | DilatedAttention) for module in self.modules())
         deep = len(self) > ONE_REGION and self._share_code()
         for module in [self] if together and not apart and not deep else self:
-            module.compile()
+            module.compile(dynamic=True if uneven else None)
 
     def _share_code(self) -> bool:
         """Whether code that is compiled for one layer serves the others."""

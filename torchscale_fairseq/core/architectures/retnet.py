@@ -16,6 +16,7 @@ from ..layers.retention_inputs import RetentionInputs
 from ..layers.static_state import Arena, Sizes, StaticRetention, StaticState
 from ..ops.documents import known_documents
 from ..ops.masks import as_mask, marked
+from ..ops.padding_bias import with_padding_bias
 from ..ops.retention_tables import log_decays, token_counts
 from .causal import CausalStack
 from .factory import LayerFactory
@@ -136,6 +137,7 @@ class RetNetDecoder(CausalStack):
         embedding = self._embed(prev_output_tokens[:, past:], token_embeddings)
         x = self._add_positions(embedding, prev_output_tokens, past + embedding.size(1))
         memory = self._memory(encoder_out, state)
+        memory = None if memory is None else with_padding_bias(memory, x.dtype)
         masks = _masks_of_new_tokens(x.size(1), self_attn_padding_mask, document_starts)
         retention = self._retention_inputs(x, state, *masks)
         not_routed = None if self.config.torchscale_compatible else masks[0]

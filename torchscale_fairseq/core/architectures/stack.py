@@ -81,11 +81,11 @@ class Stack(nn.Module):
             raise ValueError(f"{option} needs embed_tokens, the embedding to share.")
         return self.build_output_projection(self.embed_tokens if shared else None)
 
-    def _finish(self, *, one_region: bool = False) -> None:
-        """Initialise, and compile the layers, together if they can be one region, if the config asks for it."""
+    def _finish(self, *, one_region: bool = False, uneven: bool = False) -> None:
+        """Initialise, and compile the layers if the config asks for it, as ``LayerSequence.compile_layers`` says."""
         initialize(self.spec, self, self.layers)
         if self.config.compile:
-            self.layers.compile_layers(together=one_region)
+            self.layers.compile_layers(together=one_region, uneven=uneven)
 
     @property
     def position_limit(self) -> int:

@@ -125,7 +125,8 @@ class MultiheadAttention(nn.Module):
         beams = query.size(0) // key.size(0)
         if beams > 1:
             query = query.reshape(key.size(0), -1, *query.shape[2:])
-            inputs = replace(inputs, bias=None if inputs.bias is None else inputs.bias.repeat(1, 1, beams, 1))
+            if inputs.bias is not None and inputs.bias.size(2) > 1:
+                inputs = replace(inputs, bias=inputs.bias.repeat(1, 1, beams, 1))
         return self._attention(query, key, value, inputs)
 
     def _of_itself(self, x: Tensor, split_position: int | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -50,6 +50,8 @@ class Padding:
     """Some real token stands right of padding."""
     inside: bool = False
     """Padding stands between real tokens of a row."""
+    whole_rows: bool = False
+    """Some row holds nothing else."""
 
 
 def marked(mask: Tensor | None) -> Tensor | None:

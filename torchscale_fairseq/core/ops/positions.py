@@ -70,4 +70,5 @@ def padding_of(padding_mask: Tensor) -> Padding:
     if marked(padding_mask) is None:
         return Padding()
     before_tokens = has_padding_before_tokens(padding_mask)
-    return Padding(True, before_tokens, before_tokens and has_padding_inside(padding_mask))
+    inside = before_tokens and has_padding_inside(padding_mask)
+    return Padding(True, before_tokens, inside, whole_rows=bool(padding_mask.all(1).any()))

@@ -212,6 +212,38 @@ def test_a_process_without_memory_takes_part_in_the_sums() -> None:
     )
 
 
+def test_a_model_that_is_watched_is_not_recorded() -> None:
+    """fairseq's NanDetector watches the model within its wrappers. Recording it would fail here."""
+    gloo(
+        """
+        from types import SimpleNamespace
+        from fairseq.distributed import ModuleProxyWrapper
+        from torchscale_fairseq.hooks.training.padding import note_no_padding
+        from torchscale_fairseq.hooks.training.step_graphs import SEEN, StepGraphs
+
+        model = model_of(2, 3)
+        wrapper = ModuleProxyWrapper(GradientSums(model, world, early=True, bucket_bytes=0))
+        sample = {"net_input": {"src_tokens": note_no_padding(torch.zeros(1, 2))}}
+        graphs = StepGraphs(lambda sample, model, *_: backward(model, 1))
+        def update():
+            graphs(sample, wrapper, None, SimpleNamespace(), 0)
+            wrapper.all_reduce_grads()
+            model.zero_grad()
+        handle = model.register_forward_hook(lambda *_: None)
+        for _ in range(SEEN + 1):
+            update()
+        handle.remove()
+        for _ in range(SEEN):
+            update()
+        try:
+            update()
+            raise SystemExit("nothing is recorded")
+        except RuntimeError:
+            pass
+        """
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [

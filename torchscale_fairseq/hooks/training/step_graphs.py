@@ -171,7 +171,8 @@ class StepGraphs:
         self, sample: Any, model: Any, optimizer: Any, train_step: Callable[[Any], Any], sums: GradientSums | None
     ) -> Recording | None:
         """The recording of batches like this one, made now if it is time; None if the batch runs as usual."""
-        watched = bool(model._forward_hooks)  # by NanDetector, which a replay would not call
+        bare = model if sums is None else sums.module
+        watched = bool(bare._forward_hooks)  # by NanDetector, which a replay would not call
         if self._stopped or watched or not is_free_of_padding(sample) or has_documents(sample):
             return None
         self._params = self._params or list(model.parameters())

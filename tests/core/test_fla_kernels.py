@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from tests.helpers import assert_close
 from torchscale_fairseq import RetNetConfig, RetNetDecoder
 from torchscale_fairseq.core.ops import fla_kernels, fla_launches, retention_forms
 from torchscale_fairseq.core.ops.documents import Documents, note_documents
@@ -135,6 +136,16 @@ def test_layers_share_where_sequences_lie(kernels: dict[str, Kernel], prompt: bo
     """Padding within rows, or before a state that is kept, is looked for once per forward pass."""
     of_each = operators_of_a_layer(self_attn_padding_mask=torch.arange(100).expand(2, -1) == 50, prompt=prompt)
     assert not {"aten::unique_consecutive", "aten::nonzero", "aten::_local_scalar_dense"} & set(of_each)
+
+
+def test_layers_share_their_decays(kernels: dict[str, Kernel]) -> None:
+    """Logarithms to the base that the kernels take are computed once, and again only if decays change."""
+    train(torch.arange(100).expand(2, -1) == 0)
+    assert len({id(start["g_gamma"]) for kernel in kernels.values() for start in kernel.started}) == 1
+    kernel, x, log_decay = kernels["chunk_fwd_kernel_h"], torch.zeros(1, 9, 2, 4, dtype=torch.bfloat16), -torch.ones(2)
+    for factor in (1, 2):
+        retention_forms.retention(x, x, x, log_decay.mul_(factor))
+        assert_close(kernel.started[-1]["g_gamma"].exp2(), log_decay.exp(), "float32")
 
 
 def test_padding_at_the_ends_of_rows_is_left_in_them(kernels: dict[str, Kernel]) -> None:

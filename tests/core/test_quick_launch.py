@@ -1,13 +1,15 @@
 """Launches of compiled kernels without Triton's look at their arguments."""
 
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from torchscale_fairseq.core.ops import quick_launch
-from torchscale_fairseq.core.ops.quick_launch import launch
+from torchscale_fairseq.core.ops.quick_launch import Repeats, launch
 
 X = torch.zeros(16)
 
@@ -91,3 +93,47 @@ def test_no_endless_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     for count in range(100):
         launch(Kernel(), (3,), X, count, SIZE=8, settings={})
         assert len(quick_launch._compiled) <= 10
+
+
+def kept(repeats: Repeats, key: str = "a", **tensors: Tensor | None) -> Compiled:
+    """A launch that is known, of a kernel with a number between its two tensors."""
+    compiled = Compiled()
+    repeats.keep(key, compiled, (3,), {"x": X, "count": 5, "y": X, **tensors}, ["y", "x"])
+    return compiled
+
+
+def test_a_launch_starts_again_with_other_tensors() -> None:
+    repeats, x, y = Repeats(), torch.ones(16), torch.zeros(8)
+    compiled = kept(repeats)
+    assert repeats.start("a", [y, x]) and repeats.start("a", [None, y])
+    (grid, first), (_, second) = compiled.started
+    assert grid == (3, 1, 1)
+    assert first[0] is x and first[1] == 5 and first[2] is y
+    assert second[0] is y and second[2] is None
+
+
+def test_only_launches_that_are_alike_start_again() -> None:
+    repeats = Repeats()
+    compiled = kept(repeats)
+    assert not repeats.start("b", [X, X])
+    assert not repeats.start("a", [X, X[1:]])  # compiled for addresses that are multiples of 16
+    kept(repeats, "c", x=X[1:])
+    assert not repeats.start("c", [X, X])
+    assert not compiled.started
+
+
+def test_a_launch_that_is_known_keeps_no_tensor_alive() -> None:
+    repeats, x = Repeats(), torch.ones(16)
+    alive = weakref.ref(x)
+    kept(repeats, x=x)
+    assert repeats.start("a", [X, X])
+    del x
+    assert alive() is None
+
+
+def test_no_endless_memory_of_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quick_launch, "MOST", 10)
+    repeats = Repeats()
+    for key in map(str, range(100)):
+        kept(repeats, key)
+        assert len(repeats._known) <= 10

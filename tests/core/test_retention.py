@@ -305,7 +305,9 @@ def test_what_the_fla_backend_serves(
     monkeypatch.setattr(retention_forms, "_HAS_FLA", True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(major=major))
     monkeypatch.setattr(retention_forms, "_import_failure", lambda: None)
+    retention_forms._capability.cache_clear()
     refusal = retention_forms._fla_refusal(on_gpu(dtype), **dict.fromkeys(masks, torch.ones(1, 1)), state=None)
+    retention_forms._capability.cache_clear()
     assert (refusal is None) if message is None else re.search(message, refusal)
 
 

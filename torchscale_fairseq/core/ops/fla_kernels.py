@@ -55,9 +55,20 @@ def retention_by_fla(
         Output, shaped like value and of its dtype, and states, float32, or None.
     """
     places = (None, None, None) if packing is None else (packing.offsets, *packing.chunks)
-    tensors = query, key, value, log_decay * _LOG2_E, state, *places
+    tensors = query, key, value, _to_base_2(log_decay), state, *places
     output, after = _Retention.apply(*tensors, need_state)  # type: ignore[no-untyped-call]
     return output, after if need_state else None
+
+
+def _to_base_2(log_decay: Tensor) -> Tensor:
+    """Logarithms to base 2, kept with the tensor of which they are until it is changed, since layers share it."""
+    if torch.compiler.is_compiling() or log_decay.requires_grad or log_decay.is_inference():
+        return log_decay * _LOG2_E
+    version, found = getattr(log_decay, "to_base_2", (None, log_decay))
+    if version != log_decay._version:
+        found = log_decay * _LOG2_E
+        log_decay.to_base_2 = log_decay._version, found  # type: ignore[attr-defined]
+    return found
 
 
 class _Retention(torch.autograd.Function):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .fla_tuning import SIDES_OF_CHUNKS, TILE_OF_CHUNKS, TILES_OF_STATES, candidates_of, inner
-from .quick_launch import launch
+from .quick_launch import Repeats, launch
 from .retention_packing import CHUNK
 
 ARGUMENTS = {
@@ -41,6 +41,7 @@ _TUNED, _TUNER = "chunk_fwd_kernel_o", "tuner"
 """The kernel whose tile Triton chooses, among few, and its name with the tuner around it."""
 _CHOSEN: dict[tuple[Any, ...], dict[str, Any]] = {}
 """Tiles that were chosen, by sizes; a tuner costs the host more than the launch itself."""
+_REPEATS = Repeats()
 
 
 @functools.cache
@@ -116,10 +117,9 @@ class Launches:
         assert found is not None
         self._kernels = found
         heads, key_dim, value_dim = self.sizes.state
-        self._common: dict[str, Any] = {
+        self._tensors = {"g_gamma": decay, "cu_seqlens": where.offsets}
+        self._constants: dict[str, Any] = {
             "g": None,
-            "g_gamma": decay,
-            "cu_seqlens": where.offsets,
             "T": self.sizes.tokens,
             "H": heads,
             "K": key_dim,
@@ -139,9 +139,9 @@ class Launches:
             last: takes in the states after the sequences, unless it is None.
         """
         before = self.key.new_empty(self.sizes.shape_of_states())
-        arguments = {"k": self.key, "v": self.value, "h": before, "h0": state, "ht": last}
+        tensors = {"k": self.key, "v": self.value, "h": before, "h0": state, "ht": last}
         given = {"USE_INITIAL_STATE": state is not None, "STORE_FINAL_STATE": last is not None}
-        self._start_of_states("chunk_fwd_kernel_h", **arguments, **given)
+        self._start_of_states("chunk_fwd_kernel_h", tensors, **given)
         return before
 
     def gradients_of_states(self, gradient: Tensor, of_last: Tensor | None, of_state: Tensor | None) -> Tensor:
@@ -153,36 +153,42 @@ class Launches:
             of_state: takes in those of the states before them, unless it is None.
         """
         of_before = self.key.new_empty(self.sizes.shape_of_states())
-        arguments = {"q": self.query, "do": gradient, "dh": of_before, "dht": of_last, "dh0": of_state}
+        tensors = {"q": self.query, "do": gradient, "dh": of_before, "dht": of_last, "dh0": of_state}
         given = {"STORE_INITIAL_STATE_GRADIENT": of_state is not None, "USE_FINAL_STATE_GRADIENT": of_last is not None}
         constant = {"scale": 1.0, "HQ": self.sizes.state[0], "NG": 1}
-        self._start_of_states("chunk_bwd_kernel_dh", **arguments, **given, **constant)
+        self._start_of_states("chunk_bwd_kernel_dh", tensors, **given, **constant)
         return of_before
 
     def output(self, before: Tensor) -> Tensor:
         """From the states before each chunk."""
         output = torch.empty_like(self.value)
-        tokens = {"q": self.query, "k": self.key, "v": self.value, "h": before, "o": output}
-        self._start_of_chunks(_TUNED, "V", **tokens)
+        self._start_of_chunks(_TUNED, "V", {"q": self.query, "k": self.key, "v": self.value, "h": before, "o": output})
         return output
 
     def gradients(self, gradient: Tensor, before: Tensor, of_before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of query, key and value, from those of the output and of the states before each chunk."""
         of_query, of_key, of_value = (torch.empty_like(x) for x in (self.query, self.key, self.value))
         given = {"q": self.query, "k": self.key, "do": gradient, "dh": of_before}
-        found = {"v": self.value, "h": before, "dq": of_query, "dk": of_key, "dw": None, "dv": None, "dg": None}
-        self._start_of_chunks("chunk_bwd_kernel_dqkwg", "K", **given, **found, B=self.sizes.rows, USE_DW=False)
-        self._start_of_chunks("chunk_bwd_kernel_dv", "V", **given, dv=of_value)
+        found = {"v": self.value, "h": before, "dq": of_query, "dk": of_key}
+        none = {"dw": None, "dv": None, "dg": None, "USE_DW": False}
+        self._start_of_chunks("chunk_bwd_kernel_dqkwg", "K", {**given, **found}, B=self.sizes.rows, **none)
+        self._start_of_chunks("chunk_bwd_kernel_dv", "V", {**given, "dv": of_value})
         return of_query, of_key, of_value
 
-    def _start_of_states(self, name: str, **arguments: Any) -> None:
+    def _start_of_states(self, name: str, tensors: dict[str, Tensor | None], **constants: Any) -> None:
         """A program per sequence, head, and tile of the state."""
+        tensors = {**tensors, **self._tensors, "split_offsets": self.where.first}
+        if self._start_again(name, tensors):
+            return
         programs, tile = tile_of_states(self.sizes, _processors(self.key.device))
         others = {"gk": None, "gv": None, "USE_GK": False, "USE_GV": False, "BS": CHUNK}
-        self._start(name, (programs,), {**arguments, **others, "split_offsets": self.where.first}, tile)
+        self._start(name, (programs,), tensors, {**constants, **others}, tile)
 
-    def _start_of_chunks(self, name: str, tiled: str, **arguments: Any) -> None:
+    def _start_of_chunks(self, name: str, tiled: str, tensors: dict[str, Tensor | None], **constants: Any) -> None:
         """A program per chunk, head, and tile of the keys' or values' channels."""
+        tensors = {**tensors, **self._tensors, "chunk_indices": self.where.places}
+        if self._start_again(name, tensors):
+            return
         rows, chunks, (heads, *dims), device = self.sizes.rows, self.sizes.chunks, self.sizes.state, self.key.device
         of_request = self.key.dtype, device, self.sizes.state
         tile = _CHOSEN.get(of_request) if name == _TUNED else tile_of_chunks(name, *dims, device.index)
@@ -190,20 +196,37 @@ class Launches:
         def grid(found: Any) -> tuple[int, int]:
             return -(-found[tiled] // found[f"B{tiled}"]) * chunks, rows * heads
 
-        given = {**arguments, "chunk_indices": self.where.places, "scale": 1.0, "HV": heads}
+        constants = {**constants, "scale": 1.0, "HV": heads}
         if tile is not None:
-            self._start(name, grid({**tile, **self._common}), given, tile)
+            self._start(name, grid({**tile, **self._constants}), tensors, constants, tile)
             return
         tuner = self._kernels[_TUNER]
-        tuner[grid](**given, **self._common)
+        tuner[grid](**tensors, **constants, **self._constants)
         if hasattr(tuner, "best_config"):
             _CHOSEN[of_request] = tuner.best_config.all_kwargs()
 
-    def _start(self, name: str, grid: tuple[int, ...], arguments: dict[str, Any], tile: dict[str, Any]) -> None:
+    def _start(
+        self,
+        name: str,
+        grid: tuple[int, ...],
+        tensors: dict[str, Tensor | None],
+        constants: dict[str, Any],
+        tile: dict[str, Any],
+    ) -> None:
         """With the arguments in the kernel's order."""
-        kernel, given = self._kernels[name], {**arguments, **self._common, **tile}
+        kernel, given = self._kernels[name], {**tensors, **constants, **self._constants, **tile}
         ordered = {argument: given[argument] for argument in kernel.arg_names}
-        launch(kernel, grid, settings={key: x for key, x in tile.items() if key not in ordered}, **ordered)
+        compiled = launch(kernel, grid, settings={key: x for key, x in tile.items() if key not in ordered}, **ordered)
+        if compiled is not None:
+            _REPEATS.keep(self._request(name, tensors), compiled, grid, ordered, tensors)
+
+    def _start_again(self, name: str, tensors: dict[str, Tensor | None]) -> bool:
+        """Whether a launch like this one is known; then it has been started."""
+        return _REPEATS.start(self._request(name, tensors), tensors.values())
+
+    def _request(self, name: str, tensors: dict[str, Tensor | None]) -> tuple[Any, ...]:
+        """All that grid, tile and constants follow from."""
+        return name, self.key.get_device(), self.sizes, *[None if x is None else x.dtype for x in tensors.values()]
 
 
 def tile_of_states(sizes: Sizes, processors: int) -> tuple[int, dict[str, int]]:

@@ -295,11 +295,17 @@ def _fla_refusal(
         return f"needs a GPU, not {value.device.type}"
     if value.dtype not in (torch.float16, torch.bfloat16):
         return f"needs fp16 or bf16, not {value.dtype}, whose products it would round to TF32"
-    if torch.cuda.get_device_properties(value.device).major < 8:
+    if _capability(value.device) < 8:
         return "needs a GPU of compute capability 8.0 or later"
     if is_traced() and (padding_mask is not None or document_starts is not None):
         return "knows no padding and no packed documents in exported code"
     return None if torch.compiler.is_compiling() else _import_failure()
+
+
+@functools.cache
+def _capability(device: torch.device) -> int:
+    """The first number of a GPU's compute capability."""
+    return int(torch.cuda.get_device_properties(device).major)
 
 
 @functools.cache

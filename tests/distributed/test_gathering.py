@@ -93,24 +93,25 @@ for options in ({}, {"capacity_factor": None, "top_k": 3}, {"capacity_factor": 0
     run_gloo(2, LAYER + "import pytest\nmonkeypatch = pytest.MonkeyPatch()\n" + code).check()
 
 
-def test_compiles_in_one_graph() -> None:
-    """Code for batches of one size, and other code for others, each without breaks as far as nothing is read."""
+def test_compiled_code_is_for_one_way() -> None:
+    """Code for batches of one size, in one graph as far as nothing is read, and other code for others."""
     code = """
 import pytest
 from tests.expert_rows_on_cpu import keep_counts_on_device
 
 keep_counts_on_device(lambda *member: pytest.MonkeyPatch().setattr(*member, raising=False))
-layer = share_of(mixture(4)).train()
 x, weight = batches(torch.float64)
-with equal_batches():
+for fullgraph, ways in (True, [True]), (False, [True, False, True]):
+    layer = share_of(mixture(4)).train()
     expected = results(layer, x[rank], weight[rank])
-layer.zero_grad()
-layer.compile(fullgraph=True, backend="aot_eager")
-with equal_batches():
-    found = results(layer, x[rank], weight[rank])
-assert_close(found[0], expected[0], "float64", "output")
-assert_close(found[2], expected[2], "float64", "gradient of tokens")
-for name, gradient in expected[3].items():
-    assert_close(found[3][name], gradient, "float64", name)
+    layer.compile(fullgraph=fullgraph, backend="aot_eager")
+    for equal in ways:
+        layer.zero_grad()
+        with equal_batches(equal):
+            found = results(layer, x[rank], weight[rank])
+        assert_close(found[0], expected[0], "float64", "output")
+        assert_close(found[2], expected[2], "float64", "gradient of tokens")
+        for name, gradient in expected[3].items():
+            assert_close(found[3][name], gradient, "float64", name)
 """
     run_gloo(2, LAYER + code).check()

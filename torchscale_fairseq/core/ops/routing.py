@@ -8,6 +8,7 @@ GShard, arXiv:2006.16668, sec. 2.2; Switch Transformer, arXiv:2101.03961, sec. 2
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,21 +16,58 @@ from torch import Tensor
 POLICIES = ("all", "sampling", "random")
 
 
-@dataclass(frozen=True)
-class Choices:
-    """Pairs of a token and an expert, in the order of the experts' rows."""
+class Choices(Protocol):
+    """Pairs of a token and an expert, as far as rows are taken there and back. Those that are kept have rows, in the
+    order of the experts."""
 
+    @property
+    def gate(self) -> Tensor:
+        """(tokens, k), weight of the expert's output. Carries the gradient."""
+
+    @property
+    def load(self) -> Tensor:
+        """(experts,), kept choices per expert."""
+
+    @property
+    def most(self) -> int:
+        """Upper bound of the number of kept choices, known without waiting for the device."""
+
+    @property
+    def row(self) -> Tensor:
+        """(tokens, k) int32, the row of each choice, -1 for choices that are not kept."""
+
+    @property
+    def token(self) -> Tensor:
+        """(kept choices,), the token of each row; waits for the device."""
+
+    @property
+    def weight(self) -> Tensor:
+        """(kept choices,), the gate of each row; waits for the device."""
+
+
+@dataclass(frozen=True)
+class Routing:
+    """The decision for a batch: choices among all experts."""
+
+    expert: Tensor
+    """(tokens, k), the chosen experts."""
     gate: Tensor
-    """(tokens, k), weight of the output of each token's choices. Carries the gradient."""
+    """(tokens, k), weight of the expert's output; zero where the choice is not kept. Carries the gradient."""
+    candidate: Tensor
+    """(tokens, k), True where the token requests a place."""
     kept: Tensor
-    """(tokens, k), True for choices that have a row."""
+    """(tokens, k), True where it got one."""
     queue: Tensor
     """(k * tokens,), indices into the choices in the order (k, tokens), sorted by expert, then by their turn; those of
     no candidates come last."""
     load: Tensor
     """(experts,), kept choices per expert."""
+    probability: Tensor
+    """(tokens, experts), softmax of the router's scores."""
     most: int
     """Upper bound of the number of kept choices, known without waiting for the device."""
+    capacity: int | None
+    """Places per expert; None: one for everybody."""
 
     @cached_property
     def order(self) -> Tensor:
@@ -46,39 +84,12 @@ class Choices:
     @property
     def token(self) -> Tensor:
         """(kept choices,), the token of each, in the same order."""
-        return self.order % self.kept.size(0)
+        return self.order % self.expert.size(0)
 
     @property
     def weight(self) -> Tensor:
         """(kept choices,), the gate of each, in the same order."""
         return self.gate.T.reshape(-1)[self.order]
-
-
-@dataclass(frozen=True)
-class Routing(Choices):
-    """The decision for a batch. The gate is zero where a choice is not kept."""
-
-    expert: Tensor
-    """(tokens, k), the chosen experts."""
-    candidate: Tensor
-    """(tokens, k), True where the token requests a place."""
-    probability: Tensor
-    """(tokens, experts), softmax of the router's scores."""
-    capacity: int | None
-    """Places per expert; None: one for everybody."""
-
-
-def choices_among(expert: Tensor, gate: Tensor, experts: int, most: int) -> Choices:
-    """The choices that some experts serve, by an earlier decision.
-
-    Args:
-        expert: (tokens, k), by their place among these experts; anything outside of 0 to experts - 1 is another's.
-        gate: (tokens, k), weights.
-        experts: their number.
-        most: upper bound of the number of choices.
-    """
-    kept, queue, load = _admit(expert, (expert >= 0) & (expert < experts), experts, None, None)
-    return Choices(gate, kept, queue, load, most)
 
 
 def capacity_of(tokens: int, experts: int, *, top_k: int, factor: float) -> int:
@@ -127,7 +138,7 @@ def route(
     if not normalize_before_dropping and top_k > 1:
         gate = _normalized(gate)
     most = expert.numel() if capacity is None else min(expert.numel(), logits.size(1) * capacity)
-    return Routing(gate, kept, queue, load, most, expert, candidate, probability, capacity)
+    return Routing(expert, gate, candidate, kept, queue, load, probability, most, capacity)
 
 
 def balance_loss(routing: Routing, probability: Tensor | None = None) -> Tensor:

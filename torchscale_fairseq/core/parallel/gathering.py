@@ -17,7 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..ops.compiled_kernel import compiled_kernel
-from ..ops.routing import Choices, Routing, choices_among
+from ..ops.merged_choices import MergedChoices, merge_choices
+from ..ops.routing import Routing
 from .groups import ExpertSplit, exchange_group
 
 MOST_PROCESSES = 4
@@ -25,7 +26,7 @@ MOST_PROCESSES = 4
 without a capacity, each makes room for the choices of all processes."""
 
 
-# new names since torch 2.12
+# the first names are those of newer versions of torch, which warn of the others
 _all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
@@ -55,7 +56,7 @@ def gathers(split: ExpertSplit) -> bool:
     return _Batches.equal and can_gather(split)
 
 
-def gather_choices(tokens: Tensor, routing: Routing, split: ExpertSplit) -> tuple[Tensor, Choices]:
+def gather_choices(tokens: Tensor, routing: Routing, split: ExpertSplit) -> tuple[Tensor, MergedChoices]:
     """All tokens, and which of their choices this process's experts serve. All processes call it together.
 
     Args:
@@ -64,16 +65,18 @@ def gather_choices(tokens: Tensor, routing: Routing, split: ExpertSplit) -> tupl
         split: of the experts.
 
     Returns:
-        (all tokens, width), and choices among the local experts, with a row of all tokens' gates each.
+        (all tokens, width), and their choices among the local experts.
     """
-    wanted = torch.where(routing.kept, routing.expert, -1).int()
-    everyones, gate, expert = _GatherTokens.apply(  # type: ignore[no-untyped-call]
-        tokens.contiguous(), routing.gate.contiguous(), wanted.contiguous(), _numbers(split)
+    numbers = torch.cat((routing.row.flatten(), routing.load.int()))
+    everyones, gate, numbers = _GatherTokens.apply(  # type: ignore[no-untyped-call]
+        tokens.contiguous(), routing.gate.contiguous(), numbers, _numbers(split)
     )
-    most = split.size * len(tokens) * min(wanted.size(1), split.local)
+    row, load = numbers.view(split.size, -1).split((routing.gate.numel(), split.count), 1)
+    most = len(everyones) * min(routing.gate.size(1), split.local)
     if routing.capacity is not None:
         most = min(most, split.size * split.local * routing.capacity)
-    return everyones, choices_among(expert - split.first, gate, split.local, most)
+    local = range(split.first, split.first + split.local)
+    return everyones, merge_choices(row.unflatten(1, routing.gate.shape), load, gate, local, most)
 
 
 def sum_for_owners(outputs: Tensor, split: ExpertSplit) -> Tensor:
@@ -119,12 +122,12 @@ class _GatherTokens(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, tokens: Tensor, gate: Tensor, wanted: Tensor, split: list[int]
+        ctx: Any, tokens: Tensor, gate: Tensor, numbers: Tensor, split: list[int]
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.split = split
-        everyones, gates, experts = gather_equal(tokens, [gate, wanted], split)
-        ctx.mark_non_differentiable(experts)
-        return everyones, gates, experts
+        everyones, gates, all_numbers = gather_equal(tokens, [gate, numbers], split)
+        ctx.mark_non_differentiable(all_numbers)
+        return everyones, gates, all_numbers
 
     @staticmethod
     def backward(ctx: Any, into_tokens: Tensor, into_gate: Tensor, _: Any) -> tuple[Tensor, Tensor, None, None]:

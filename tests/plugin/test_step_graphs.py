@@ -11,6 +11,7 @@ from torch import nn
 
 pytest.importorskip("fairseq")
 
+from tests.fairseq_cli import run_python
 from tests.plugin.shrunk import EXPERTS
 from tests.plugin.trainers import MASKED, make_trainer
 from torchscale_fairseq import LongViTClassifier, LongViTConfig
@@ -265,3 +266,21 @@ def test_a_recording_that_fails_says_what_to_do(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.cuda, "graph", failing)
     with pytest.raises(RuntimeError, match="drop --compile"):
         run.step()
+
+
+def test_recordings_end_before_their_process() -> None:
+    """Before modules are taken apart, with them groups of processes. The first of the functions that Python calls at
+    its exit is the last one to be called."""
+    done = run_python(
+        """
+        import atexit, os, sys
+        atexit.register(lambda: (sys.stdout.flush(), os._exit(0)))
+        from torchscale_fairseq.hooks.training.step_graphs import StepGraphs
+        class Recording:
+            def __del__(self):
+                print("freed")
+        graphs = StepGraphs(None)
+        graphs._recordings["shape"] = Recording()
+        """
+    )
+    assert done.check().stdout == "freed\n"

@@ -10,6 +10,7 @@ tokens, which takes batches of one size in all processes (``hooks/experts/equal_
 """
 
 import logging
+import weakref
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -135,6 +136,8 @@ class StepGraphs:
         self._used: dict[Hashable, int] = {}
         self._params: list[nn.Parameter] = []
         self._stopped = False
+        # at the exit too: NCCL waits in the end until no graph holds its operations (pytorch/pytorch#115388)
+        weakref.finalize(self, self._recordings.clear)
 
     @property
     def recordings(self) -> int:

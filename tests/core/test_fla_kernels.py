@@ -17,12 +17,13 @@ from torch.profiler import ProfilerActivity, profile
 
 from tests.helpers import assert_close
 from torchscale_fairseq import RetNetConfig, RetNetDecoder
-from torchscale_fairseq.core.ops import fla_kernels, fla_launches, retention_forms
+from torchscale_fairseq.core.ops import fla_kernels, fla_launches, quick_launch, retention_forms
 from torchscale_fairseq.core.ops.documents import Documents, note_documents
 from torchscale_fairseq.core.ops.fla_launches import Sizes, tile_of_states
 from torchscale_fairseq.core.ops.fla_tuning import SIDES_OF_CHUNKS
 from torchscale_fairseq.core.ops.masks import know_padding
 from torchscale_fairseq.core.ops.positions import padding_of
+from torchscale_fairseq.core.ops.quick_launch import Repeats
 from torchscale_fairseq.core.ops.retention_packing import CHUNK
 
 LAYERS, HEADS, WIDTH = 2, 2, 32
@@ -34,12 +35,15 @@ class Kernel:
     def __init__(self, names: str) -> None:
         self.arg_names = names.split()
         self.started: list[dict[str, Any]] = []
+        self.compiled: Any = None
+        """What a start returns."""
 
     def __getitem__(self, grid: Any) -> Any:
-        def start(**arguments: Any) -> None:
+        def start(**arguments: Any) -> Any:
             tile = {"BK": 64, "BV": 64, **arguments}
             assert set(tile) - {"num_warps", "num_stages"} == set(self.arg_names)
             self.started.append({**tile, "grid": grid(tile) if callable(grid) else grid})
+            return self.compiled
 
         return start
 
@@ -61,6 +65,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Kernel]]:
     monkeypatch.setattr(retention_forms, "_fla_refusal", lambda *_, **__: None)
     fla_launches.kernels.cache_clear()
     monkeypatch.setattr(fla_launches, "_CHOSEN", {})
+    monkeypatch.setattr(fla_launches, "_REPEATS", Repeats())
     yield made
     fla_launches.kernels.cache_clear()
 
@@ -136,6 +141,46 @@ def test_layers_share_where_sequences_lie(kernels: dict[str, Kernel], prompt: bo
     """Padding within rows, or before a state that is kept, is looked for once per forward pass."""
     of_each = operators_of_a_layer(self_attn_padding_mask=torch.arange(100).expand(2, -1) == 50, prompt=prompt)
     assert not {"aten::unique_consecutive", "aten::nonzero", "aten::_local_scalar_dense"} & set(of_each)
+
+
+class Compiled:
+    """Code that Triton compiled, started as ``compiled[grid](...)``."""
+
+    packed_metadata = ()
+
+    def __init__(self) -> None:
+        self.started: list[tuple[Any, ...]] = []
+
+    def __getitem__(self, grid: Any) -> Any:
+        return lambda *values: self.started.append((grid, *values))
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["rows", "packed"])
+def test_requests_of_the_same_sizes_start_again(
+    kernels: dict[str, Kernel], packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With addresses in the places of the tensors, and all else as at first."""
+    monkeypatch.setattr(quick_launch, "_compiled", {})
+    monkeypatch.setattr(quick_launch, "_takes_all_arguments", lambda: True)
+    monkeypatch.setattr(fla_launches, "_CHOSEN", {(torch.bfloat16, torch.device("cpu"), (2, 4, 6)): {"BK": 4, "BV": 2}})
+    for kernel in kernels.values():
+        kernel.compiled = Compiled()
+    log_decay, starts = torch.tensor([-0.1, -0.2]), torch.arange(9).expand(2, -1) % 4 == 0
+    known = note_documents(starts, Documents.of(starts)) if packed else None
+    for _ in range(2):
+        q, k, v = (torch.zeros(2, 9, 2, width, dtype=torch.bfloat16, requires_grad=True) for width in (4, 4, 6))
+        given, state = {"q": q, "k": k, "v": v}, torch.zeros(2, 2, 4, 6, requires_grad=True)
+        output, after = retention_forms.retention(q, k, v, log_decay, state=state, document_starts=known)
+        assert after is not None
+        (output.sum() + after.sum()).backward()
+    for kernel in kernels.values():
+        (first,), ((grid, *values),) = kernel.started, kernel.compiled.started
+        assert grid == (*first["grid"], 1, 1)
+        for name, value in zip(kernel.arg_names, values, strict=True):
+            if isinstance(first[name], Tensor):
+                assert value % 16 == 0 and (name not in given or value == given[name].data_ptr())
+            else:
+                assert value == first[name]
 
 
 def test_layers_share_their_decays(kernels: dict[str, Kernel]) -> None:

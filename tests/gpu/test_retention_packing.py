@@ -72,10 +72,10 @@ def masks(kind: str) -> dict[str, Tensor]:
 
 
 def results(
-    backend: str, dtype: torch.dtype, options: dict[str, Any], widths: tuple[int, int] = (64, 128)
+    backend: str, dtype: torch.dtype, options: dict[str, Any], widths: tuple[int, int] = (64, 128), seed: int = 0
 ) -> list[Tensor]:
     """Output, state and gradients of real tokens, for heads of these widths of keys and values."""
-    generator = torch.Generator(DEVICE).manual_seed(0)
+    generator = torch.Generator(DEVICE).manual_seed(seed)
     keys, values = widths
     shapes = [(3, LENGTH, 4, keys), (3, LENGTH, 4, keys), (3, LENGTH, 4, values), (3, 4, keys, values)]
     drawn = [torch.randn(s, generator=generator, device=DEVICE).bfloat16() / 8 for s in shapes]
@@ -109,6 +109,15 @@ def test_states_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fla_kernels, "LARGEST_KEPT", 0)
     options = masks("documents")
     assert_equal(results("fla", DTYPE, options), results("exact", torch.float64, options))
+
+
+@on_a_gpu
+def test_started_again() -> None:
+    """By what was compiled and launched for other tensors of the same sizes."""
+    options = masks("documents")
+    for seed in range(3):
+        found = results("fla", DTYPE, options, seed=seed)
+        assert_equal(found, results("exact", torch.float64, options, seed=seed))
 
 
 @on_a_gpu

@@ -77,9 +77,15 @@ def test_equals_the_definition(
 @pytest.mark.parametrize("tables", TABLES)
 @pytest.mark.parametrize("shape", SHAPES[:3], ids=str)
 def test_both_at_once(shape: tuple[int, ...], tables: str, dtype: torch.dtype) -> None:
-    """One launch for queries and keys computes what one for each does, with tables as retention has them."""
+    """One launch for queries and keys computes what one for each does, with tables as retention has them, and again for
+    others of the same sizes."""
+    for scale in (1, 2, 3):
+        assert_both_at_once(shape, tables, dtype, scale)
+
+
+def assert_both_at_once(shape: tuple[int, ...], tables: str, dtype: torch.dtype, scale: float) -> None:
     batch, length, heads, head_dim = shape
-    query, key = drawn(2, batch, length, 2 * heads, head_dim).to(dtype)[:, :, :, heads:].unbind()
+    query, key = (scale * drawn(2, batch, length, 2 * heads, head_dim)).to(dtype)[:, :, :, heads:].unbind()
     gradients = drawn(2, *shape).to(dtype).unbind()
     rows, table_heads = batch if tables == "of rows" else 1, heads if tables == "of heads" else 1
     (cos, sin), (key_cos, key_sin) = (drawn(2, rows, length, n, head_dim // 2).unbind() for n in (table_heads, 1))

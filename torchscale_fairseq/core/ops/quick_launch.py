@@ -1,7 +1,8 @@
 """Launches of Triton's kernels that cost the host less than Triton's own, for small models, which the host limits.
 
 At each launch Triton looks at every argument to find the code that was compiled for such arguments. Here one look-up
-finds it, once Triton has compiled it and launched it first.
+finds it, once Triton has compiled it and launched it first. Compiled code is given addresses in place of tensors, each
+of which it would ask the driver about.
 """
 
 import functools
@@ -29,11 +30,12 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, settings: dict[s
         What Triton compiled, or None if it does not take all arguments in their order.
     """
     values = (*arguments, *others.values())
-    kinds = [(x.dtype, x.data_ptr() % 16 == 0) if isinstance(x, Tensor) else x for x in values]
+    plain = [x.data_ptr() if isinstance(x, Tensor) else x for x in values]
+    kinds = [x if x is y else (x.dtype, y % 16 == 0) for x, y in zip(values, plain, strict=True)]
     key = (id(kernel), values[0].get_device(), *settings.values(), *kinds)
     compiled = _compiled.get(key)
     if compiled is not None:
-        _started(compiled, grid)(*values)
+        _started(compiled, grid)(*plain)
         return compiled
     found = kernel[grid](*arguments, **others, **settings)
     if hasattr(found, "packed_metadata") and _takes_all_arguments() and kernel.arg_names[-len(others) :] == [*others]:
@@ -63,9 +65,10 @@ class Repeats:
         start, arguments, places = known
         arguments = arguments.copy()
         for place, tensor in zip(places, tensors, strict=True):
-            if tensor is not None and tensor.data_ptr() % 16:
-                return False
-            arguments[place] = tensor
+            if tensor is not None:
+                arguments[place] = address = tensor.data_ptr()
+                if address % 16:
+                    return False
         start(*arguments)
         return True
 
@@ -76,7 +79,8 @@ class Repeats:
 
         Args:
             key, tensors: as for ``start``; tensors by name.
-            compiled, grid, arguments: of ``launch``, with all arguments by name.
+            compiled, grid: of ``launch``.
+            arguments: likewise, all by name and in the kernel's order.
         """
         names, given = list(arguments), [arguments[name] for name in tensors]
         if any(x is not None and x.data_ptr() % 16 for x in given):

@@ -6,12 +6,13 @@ import triton.language as tl
 from torch import Tensor
 
 from .compiled_kernel import compiled_kernel
-from .quick_launch import launch
+from .quick_launch import Repeats, launch
 
 ENTRIES = 2048
 """Entries of one head in a program's tile, so that a thread reads sixteen bytes at a time."""
 HEADS = 4
 """Heads that a program rotates by the table that it has read."""
+_REPEATS = Repeats()
 
 
 def _like_x(x: Tensor, cos: Tensor, sin: Tensor, rows: Tensor | None, dtype: torch.dtype, back: bool) -> Tensor:
@@ -64,10 +65,20 @@ def rotate_both(
 ) -> tuple[Tensor, Tensor]:
     """``rotate`` of queries and keys of one shape, each by a table of its own, in one launch."""
     queries, keys = (torch.empty(x.shape, dtype=dtype, device=x.device) for x in (query, key))
+    tensors = query, query_cos, query_sin, queries, key, key_cos, key_sin, keys, rows
+    layouts = [(x.shape, x.stride()) for x in (query, query_cos, key, key_cos)]
+    request = (query.get_device(), query.dtype, key.dtype, query_cos.dtype, dtype, back, rows is None, *layouts)
+    if _REPEATS.start(request, tensors):
+        return queries, keys
     (tokens, heads), sizes, tile = _sizes(query, rows, back)
-    operands = *_operands(query, query_cos, query_sin, queries), *_operands(key, key_cos, key_sin, keys)
-    tables = {"OF_QUERY": query_cos.size(2) > 1, "OF_KEY": key_cos.size(2) > 1}
-    launch(_rotate_both, (tokens, heads, 2), *operands, rows, *sizes, **tables, **tile, settings={})
+    operands = *_operands(query, query_cos, query_sin, queries), *_operands(key, key_cos, key_sin, keys), rows, *sizes
+    constants = {"OF_QUERY": query_cos.size(2) > 1, "OF_KEY": key_cos.size(2) > 1, **tile}
+    grid = tokens, heads, 2
+    compiled = launch(_rotate_both, grid, *operands, **constants, settings={})
+    if compiled is not None:
+        names = _rotate_both.arg_names
+        arguments = dict(zip(names, (*operands, *constants.values()), strict=True))
+        _REPEATS.keep(request, compiled, grid, arguments, [*names[:4], *names[10:14], "rows"])
     return queries, keys
 
 

@@ -1,6 +1,7 @@
 """Products of one input with several weights: torch's values and gradients, with fewer sums."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -48,6 +49,21 @@ class Doubled(nn.Linear):
         return 2 * super().forward(x)
 
 
+class Quantized(Tensor):
+    """A weight that has a product of its own, and no others."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func not in (torch.mm, torch.Tensor.t)
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def quantized() -> nn.Module:
+    layer = nn.Linear(4, 3, bias=False)
+    layer.weight = nn.Parameter(torch.randn(3, 4).as_subclass(Quantized))
+    return layer
+
+
 def hooked(layer: nn.Module) -> nn.Module:
     layer.register_forward_hook(lambda _, __, output: 3 * output)
     return layer
@@ -61,8 +77,9 @@ def hooked(layer: nn.Module) -> nn.Module:
         lambda: hooked(nn.Linear(4, 3, bias=False)),
         lambda: torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, 3, bias=False)),
         nn.Identity,
+        quantized,
     ],
-    ids=["bias", "subclass", "hook", "parametrization", "no layer"],
+    ids=["bias", "subclass", "hook", "parametrization", "no layer", "weight of another kind"],
 )
 def test_layers_that_do_more_are_called(make: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "_trains_eagerly", lambda _: True)

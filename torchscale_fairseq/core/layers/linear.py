@@ -56,6 +56,7 @@ def _is_a_product(layer: nn.Module, dtype: torch.dtype) -> bool:
     return (
         type(layer) is nn.Linear
         and layer.bias is None
+        and type(layer.weight) in (nn.Parameter, Tensor)  # others, such as quantized ones, know how to multiply
         and layer.weight.dtype == dtype
         and not (layer._forward_pre_hooks or layer._forward_hooks)
         and not (layer._backward_pre_hooks or layer._backward_hooks)

@@ -24,6 +24,8 @@ OPTIONS += ["--criterion", "linear_cross_entropy", "--disable-validation"]
 
 
 SUMMING = """
+from torchscale_fairseq import plugin
+plugin.register()
 from torchscale_fairseq.hooks.training.gradient_sums import GradientSums
 sum_after = GradientSums._sum_after
 def sum_after_and_tell(self, mark):

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from ..ops.drop_path import drop_path
@@ -52,7 +53,7 @@ class Residual(nn.Module):
         update = self.dropout(output)
         if self.training and self.drop_path_rate > 0:
             update = drop_path(update, self.drop_path_rate)
-        x = x + update if self.alpha == 1.0 else self.alpha * x + update
+        x = x + update if self.alpha == 1.0 else torch.add(update, x, alpha=self.alpha)
         return x if self.pre_norm else norm(x)
 
     def extra_repr(self) -> str:

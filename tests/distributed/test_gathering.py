@@ -98,7 +98,10 @@ def test_compiled_code_is_for_one_way() -> None:
     code = """
 import pytest
 from tests.expert_rows_on_cpu import keep_counts_on_device
+from torchscale_fairseq.core.parallel import gathering
 
+gathered, gather = [], gathering._all_gather
+gathering._all_gather = lambda *arguments, **more: gathered.append(1) or gather(*arguments, **more)
 keep_counts_on_device(lambda *member: pytest.MonkeyPatch().setattr(*member, raising=False))
 x, weight = batches(torch.float64)
 for fullgraph, ways in (True, [True]), (False, [True, False, True]):
@@ -107,8 +110,10 @@ for fullgraph, ways in (True, [True]), (False, [True, False, True]):
     layer.compile(fullgraph=fullgraph, backend="aot_eager")
     for equal in ways:
         layer.zero_grad()
+        gathered.clear()
         with equal_batches(equal):
             found = results(layer, x[rank], weight[rank])
+        assert bool(gathered) is equal
         assert_close(found[0], expected[0], "float64", "output")
         assert_close(found[2], expected[2], "float64", "gradient of tokens")
         for name, gradient in expected[3].items():

@@ -10,6 +10,7 @@ Axes: (tokens) of this process; (all tokens) of all processes, in the order of t
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,19 +32,23 @@ _all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_i
 _reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
+@dataclass
 class _Batches:
-    equal = False
+    equal: bool = False
+
+
+_batches = _Batches()  # compiled code heeds changes of an object, not those of a class on all versions of torch
 
 
 @contextmanager
 def equal_batches(equal: bool = True) -> Iterator[None]:
     """Within the block, all processes have batches of one size, without padding, or not. Whoever computes meanwhile
     goes by it, backward passes in threads of torch included."""
-    before, _Batches.equal = _Batches.equal, equal
+    before, _batches.equal = _batches.equal, equal
     try:
         yield
     finally:
-        _Batches.equal = before
+        _batches.equal = before
 
 
 def can_gather(split: ExpertSplit) -> bool:
@@ -53,7 +58,7 @@ def can_gather(split: ExpertSplit) -> bool:
 
 def gathers(split: ExpertSplit) -> bool:
     """Whether the tokens of the current batches are gathered."""
-    return _Batches.equal and can_gather(split)
+    return _batches.equal and can_gather(split)
 
 
 def gather_choices(tokens: Tensor, routing: Routing, split: ExpertSplit) -> tuple[Tensor, MergedChoices]:
@@ -76,7 +81,7 @@ def gather_choices(tokens: Tensor, routing: Routing, split: ExpertSplit) -> tupl
     if routing.capacity is not None:
         most = min(most, split.size * split.local * routing.capacity)
     local = range(split.first, split.first + split.local)
-    return everyones, merge_choices(row.unflatten(1, routing.gate.shape), load, gate, local, most)
+    return everyones, merge_choices(row.unflatten(1, routing.gate.shape).contiguous(), load, gate, local, most)
 
 
 def sum_for_owners(outputs: Tensor, split: ExpertSplit) -> Tensor:

@@ -22,8 +22,9 @@ ALLOWED = {
     # caches that functools cannot fill: Triton compiles, or chooses, within the launch whose result is kept
     ("torchscale_fairseq.core.ops.quick_launch", "_compiled"),
     ("torchscale_fairseq.core.ops.fla_launches", "_CHOSEN"),
-    # set by a context manager while a step is recorded, for whatever layers the model calls
+    # set by a context manager around a step, for whatever layers the model calls, in threads of torch's too
     ("torchscale_fairseq.core.ops.side_by_side", "_sides"),
+    ("torchscale_fairseq.core.parallel.gathering", "_batches"),
 }
 FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 

@@ -238,12 +238,13 @@ def test_generated_code() -> None:
     same_values_and_gradients(plain, compiled, lambda m: m(tokens(2, 9))[0])
 
 
+@pytest.mark.parametrize("rows", [3, SIZES["embed_dim"]], ids=["few", "width"])
 @pytest.mark.parametrize("host_knows", [True, False])
-def test_shapes_of_translation(host_knows: bool, traced_whole: list[int]) -> None:
+def test_shapes_of_translation(host_knows: bool, rows: int, traced_whole: list[int]) -> None:
     """Nothing is compiled after two batches: one with padding of the source, one without. Layers share their code."""
     model = encoder_decoder(compile=True, encoder_layers=3, decoder_layers=3).train()
     for seed in range(12):
-        source, target = tokens(3 + seed % 5, 4 + 3 * seed, seed), tokens(3 + seed % 5, 5 + seed, seed)
+        source, target = tokens(rows + seed % 5, 4 + 3 * seed, seed), tokens(rows + seed % 5, 5 + seed, seed)
         padding = torch.zeros_like(source, dtype=torch.bool)
         padding[0, :1] = seed % 2 == 1
         if host_knows:

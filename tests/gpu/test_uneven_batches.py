@@ -19,17 +19,19 @@ pytestmark = [
 ]
 DEVICE = "cuda"
 BATCHES = 12
-RELATIVE_ERROR = 2e-2
-"""In the mean: some forty roundings of float16 through four layers and back."""
+LOSS_SCALE = 64
+"""Gradients of a mean are too small for float16."""
+TIMES_USUAL = 2
+"""Compiled code rounds less often, but in another order."""
 MOST_PIECES = 2 * 3
 """Per side code for batches without padding, and for those with it, where rows of masks are aligned and where not."""
 
 
-def build(**options: Any) -> EncoderDecoder:
+def build(dtype: torch.dtype = torch.float16, **options: Any) -> EncoderDecoder:
     sizes = {"embed_dim": 64, "ffn_embed_dim": 96, "attention_heads": 2, "layers": 2}
     of_sides: dict[str, Any] = {f"{side}_{k}": v for side in ("encoder", "decoder") for k, v in sizes.items()}
     config = EncoderDecoderConfig(vocab_size=VOCABULARY, deepnorm=True, subln=False, **of_sides, **options)
-    return randomize(EncoderDecoder(config)).to(DEVICE, torch.float16).train()
+    return randomize(EncoderDecoder(config)).to(DEVICE, dtype).train()
 
 
 def results(model: EncoderDecoder) -> list[Tensor]:
@@ -42,24 +44,29 @@ def results(model: EncoderDecoder) -> list[Tensor]:
         noted = know_padding(padding.to(DEVICE), padding_of(padding))
         encoded = model.encoder(source.to(DEVICE), encoder_padding_mask=noted)
         logits, _ = model.decoder(target.to(DEVICE), encoder_out=encoded)
-        logits.float().logsumexp(-1).mean().backward()
+        (LOSS_SCALE * logits.float().logsumexp(-1).mean()).backward()
         found.append(logits.detach())
     gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
     return [*found, torch.cat(gradients)]  # those of the keys' biases are zero but for rounding
 
 
+def errors(found: list[Tensor], exact: list[Tensor]) -> list[Tensor]:
+    """Relative, in the mean."""
+    return [
+        (one.double() - other.double()).norm() / other.double().norm() for one, other in zip(found, exact, strict=True)
+    ]
+
+
 def test_compiled_translation() -> None:
-    """It computes what layers do that are not compiled. New shapes compile nothing, and no kernel of cuDNN, which would
-    plan for each, serves them."""
+    """It is as close to float32 as layers that are not compiled. New shapes compile nothing, and no kernel of cuDNN,
+    which would plan for each, serves them."""
     torch._dynamo.reset()
     counters.clear()
-    plain, compiled = build(), build(compile=True)
-    compiled.load_state_dict(plain.state_dict())
-    expected = results(plain)
+    exact, plain, compiled = build(torch.float32), build(), build(compile=True)
+    expected = results(exact)
     with torch._inductor.config.patch(force_disable_caches=True):
         found, written = run_and_get_code(results, compiled)
-    for one, other in zip(found, expected, strict=True):
-        error = (one.double() - other.double()).norm() / other.double().norm()
-        assert error < RELATIVE_ERROR
+    for error, usual in zip(errors(found, expected), errors(results(plain), expected), strict=True):
+        assert error < TIMES_USUAL * usual
     assert 0 < counters["stats"]["unique_graphs"] <= MOST_PIECES
-    assert written and not any("cudnn" in code for code in written)
+    assert written and not any("product_cudnn" in code for code in written)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.core.mixtures import options
+from tests.gpu.expert_networks import BOUND, NETWORKS, results
 from tests.gpu.memory import poison
 from torchscale_fairseq.core.layers.experts import Experts
 from torchscale_fairseq.core.layers.moe import MixtureOfExperts
@@ -21,15 +22,6 @@ pytestmark = [
         not torch.cuda.is_available() or torch.cuda.get_device_capability() < (9, 0), reason="no Hopper GPU"
     ),
 ]
-BOUND = 2e-2
-"""Relative RMS error of bfloat16 against float64, through two products, a norm and the sum of the choices."""
-NETWORKS: dict[str, dict[str, Any]] = {
-    "gated": {"gated": True, "norm": None, "activation_fn": "swish"},
-    "gated, RMSNorm": {"gated": True, "norm": "rmsnorm", "activation_fn": "gelu"},
-    "SubLN": {"gated": False, "norm": "layernorm", "activation_fn": "gelu"},
-    "SiLU, LayerNorm": {"gated": False, "norm": "layernorm", "activation_fn": "swish"},
-    "plain": {"gated": False, "norm": None, "activation_fn": "gelu"},
-}
 CASES = [  # tokens, experts, width, inner width, routing
     (63, 4, 64, 96, {}),
     (500, 8, 264, 328, {"capacity_factor": None}),
@@ -58,17 +50,6 @@ def layer(tokens: int, experts: int, width: int, inner: int, network: str, routi
     for parameter in networks.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     return MixtureOfExperts(GivenScores(tokens, experts), networks, options(use_fp32=True, **routing)).bfloat16()
-
-
-def results(module: MixtureOfExperts, x: Tensor) -> dict[str, Tensor]:
-    """Output and gradients."""
-    x = x.clone().requires_grad_()
-    y = module(x)[0]
-    direction = torch.linspace(-9, 9, y.numel(), device=y.device, dtype=torch.float64).sin().view_as(y).to(y.dtype)
-    (y * direction).sum().backward()
-    gradients = {name: parameter.grad for name, parameter in module.named_parameters()}
-    assert x.grad is not None
-    return {"output": y.detach(), "input": x.grad, **{k: v for k, v in gradients.items() if v is not None}}
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

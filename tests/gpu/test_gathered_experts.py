@@ -19,7 +19,7 @@ LAYERS = """
 import torch
 import torch.distributed as dist
 from tests.core.mixtures import options
-from tests.gpu.test_expert_rows import BOUND, NETWORKS, results
+from tests.gpu.expert_networks import BOUND, NETWORKS, results
 from torchscale_fairseq.core.layers.experts import Experts
 from torchscale_fairseq.core.layers.moe import MixtureOfExperts
 from torchscale_fairseq.core.layers.router import LinearRouter

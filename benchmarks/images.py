@@ -100,8 +100,11 @@ def loader_speed(words: list[str], batch: int, workers: int) -> float:
     from fairseq import tasks
     from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
+    from torchscale_fairseq.hooks.runs.launch import forget_inherited_start_method
+
     logging.disable(logging.INFO)
     plugin.register()
+    forget_inherited_start_method()  # else the workers would start as those of no training do
     cfg = convert_namespace_to_omegaconf(parsers.parse_args_and_arch(parsers.get_training_parser(), words))
     task = tasks.setup_task(cfg.task)
     task.load_dataset("train")

@@ -1,5 +1,6 @@
 """Several processes on the CPU: starting them, and what they exchange."""
 
+import os
 import shutil
 import socket
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 
 from tests.distributed.process_pair import TWO_PROCESSES
 from tests.fairseq_cli import (
+    ENVIRONMENT,
     FEW_UPDATES,
     TINY_TRANSFORMER,
     TORCHRUN,
@@ -105,6 +107,19 @@ def test_two_processes_resume_like_one(train: list[str], tmp_path: Path) -> None
     resumed = run_program([*torchrun, *together]).check()
     assert "Loaded checkpoint" in resumed.output and "training on 2 devices" in resumed.output
     compare(weights(one), weights(two))
+
+
+def test_workers_import_nothing_anew(train: list[str], tmp_path: Path) -> None:
+    """fairseq-train starts two processes, and neither starts an interpreter for the worker of its loader."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\nif '--multiprocessing-fork' in sys.orig_argv: print('an interpreter')"
+    )
+    environment = {"PYTHONPATH": os.pathsep.join([str(tmp_path), ENVIRONMENT["PYTHONPATH"]]), "PYTHONUNBUFFERED": "1"}
+    words = [*train, "--num-workers", "1", "--max-update", "2", "--no-save", "--cpu"]
+    words += ["--distributed-world-size", "2", "--disable-validation", "--user-dir", str(USER_DIR)]
+    done = run_program(["fairseq-train", *words], environment=environment).check()
+    assert "training on 2 devices" in done.output
+    assert done.stdout.count("an interpreter") == 2
 
 
 def compare(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:

@@ -103,6 +103,11 @@ PATCHES: tuple[Patch | Setting, ...] = (
         for command in evaluation.COMMANDS
     ),
     # processes
+    Setting(
+        launch.start_workers_as_one_process_does,
+        "a worker imports everything anew",
+        "workers of loaders start one after the other",
+    ),
     Patch(
         distributed_utils,
         "call_main",

@@ -5,6 +5,7 @@ without a GPU it refuses, divides by zero, or starts none.
 """
 
 import logging
+import multiprocessing
 import os
 import socket
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import torch
 from fairseq.distributed import utils as distributed_utils
 from torch.multiprocessing.spawn import spawn
 
+from torchscale_fairseq.hooks.patching import running
 from torchscale_fairseq.hooks.runs import preemption
 
 logger = logging.getLogger(__name__)
@@ -50,6 +52,22 @@ def launch_processes_on_cpu(stock: Callable[..., Any]) -> Callable[..., Any]:
             return spawn(start, args=(main, cfg, {**kwargs, "start_rank": first_rank}), nprocs=processes)
 
     return call_main
+
+
+def start_workers_as_one_process_does() -> None:
+    """Let processes that fairseq-train has started start a loader's workers as it would in one process.
+
+    They inherit the method ``spawn`` from torch. By it, a worker imports torch, fairseq and this package anew, and the
+    next worker waits for that, in every epoch.
+    """
+    if running("train") is not None:
+        forget_inherited_start_method()
+
+
+def forget_inherited_start_method() -> None:
+    """Start processes by the method of the operating system in a process that was itself started by ``spawn``."""
+    if multiprocessing.parent_process() is not None:
+        multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
 
 
 def _join_torchrun(training: Any) -> None:

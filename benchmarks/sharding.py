@@ -35,7 +35,7 @@ LENGTH = 2048
 DICTIONARY = 49_992
 WARM_UP = 4
 """Updates that are not counted."""
-BETWEEN_SAVES = 40
+BETWEEN_SAVES = 60
 """Updates before an asynchronous save: meanwhile memory is reserved, or the save before it is written."""
 MARK = "MEASURED "
 STALL = "SAVED "

@@ -212,6 +212,58 @@ def test_a_process_without_memory_takes_part_in_the_sums() -> None:
     )
 
 
+def test_a_batch_without_memory_adds_nothing() -> None:
+    """Not even gradients that it has computed. What it held is free when zeros are made for it."""
+    gloo(
+        """
+        import weakref
+        from types import SimpleNamespace
+        from fairseq.distributed import ModuleProxyWrapper
+        from torchscale_fairseq.hooks.training.step_graphs import StepGraphs
+
+        model = model_of(2, 3, 4)
+        wrapper = ModuleProxyWrapper(GradientSums(model, world, early=False, bucket_bytes=0))
+        held = []
+        def train_step(sample, model, *_):
+            activations = torch.ones(1)
+            held.append(weakref.ref(activations))
+            backward(model, 1)
+            if rank:
+                raise RuntimeError("CUDA error: out of memory")
+        def average_and_look(gradients, group):
+            assert held[0]() is None
+            return average(gradients, group)
+        gradient_sums._average = average_and_look
+        try:
+            StepGraphs(train_step)({}, wrapper, None, SimpleNamespace(), 0, ignore_grad=True)
+        except RuntimeError:
+            model.zero_grad()
+        figures = torch.ones(1)
+        torch.distributed.all_reduce(figures)
+        wrapper.all_reduce_grads()
+        assert float(figures) == 2
+        assert torch.equal(model[0].weight.grad, torch.full((3, 2), 2.0))
+        """
+    )
+
+
+def test_a_micro_batch_without_memory_leaves_the_sums_of_the_update() -> None:
+    gloo(
+        """
+        model = model_of(2, 3)
+        wrapper = GradientSums(model, world, early=True, bucket_bytes=0)
+        try:
+            with wrapper.no_sync():
+                if rank:
+                    raise torch.OutOfMemoryError
+        except torch.OutOfMemoryError:
+            pass
+        backward(wrapper, rank)
+        assert events == [(3, 2)]
+        """
+    )
+
+
 def test_a_model_that_is_watched_is_not_recorded() -> None:
     """fairseq's NanDetector watches the model within its wrappers. Recording it would fail here."""
     gloo(

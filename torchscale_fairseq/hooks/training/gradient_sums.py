@@ -83,6 +83,8 @@ class GradientSums(LegacyDistributedDataParallel):
         bucket_bytes: of gradients that are summed together, unless one has more.
     """
 
+    accumulate_grads: bool
+
     def __init__(self, module: nn.Module, process_group: Any, *, early: bool, bucket_bytes: float):
         super().__init__(module, process_group)
         learning = [p for p in module.parameters() if p.requires_grad and not is_expert(p)]
@@ -97,6 +99,15 @@ class GradientSums(LegacyDistributedDataParallel):
         for bucket in self._buckets if early else []:
             for p in bucket.params:
                 p.register_post_accumulate_grad_hook(partial(self._computed, bucket))
+
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Stock's, which a batch that runs out of memory would leave on."""
+        before, self.accumulate_grads = self.accumulate_grads, True
+        try:
+            yield
+        finally:
+            self.accumulate_grads = before
 
     @contextmanager
     def recording(self) -> Iterator[list[Any]]:
@@ -123,6 +134,15 @@ class GradientSums(LegacyDistributedDataParallel):
             self._sum_after(mark)
         while len(self._works) < len(self._buckets):
             self._sum_next()
+
+    def sum_zeros(self) -> None:
+        """``sum_rest`` for a process that has forgotten its gradients, after a batch that ran out of memory."""
+        if self.accumulate_grads:
+            return
+        for bucket in self._buckets[len(self._works) :]:
+            for p in bucket.params:
+                p.grad = None
+        self.sum_rest()
 
     def all_reduce_grads(self) -> None:
         """Let the device wait for the averages, and begin those of buckets that have not begun. fairseq's optimizers

@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from traceback import clear_frames
 from typing import Any
 
 import torch
@@ -162,9 +163,11 @@ class StepGraphs:
                 marks = recording.marks
                 outputs = recording.replay(pytree.tree_leaves(sample), self._params)
                 optimizer._needs_sync = True  # set by FP16Optimizer.backward, which a replay does not call
-        except torch.OutOfMemoryError:  # which stock survives, while other processes sum the gradients of this batch
-            if sums is not None:
-                sums.sum_rest()
+        except RuntimeError as error:
+            # stock survives a lack of memory, while other processes sum the gradients of this batch
+            if sums is not None and "out of memory" in str(error):
+                clear_frames(error.__traceback__)  # which hold what the batch has computed
+                sums.sum_zeros()
             raise
         if sums is not None:
             sums.sum_rest(marks)

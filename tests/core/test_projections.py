@@ -69,23 +69,41 @@ def hooked(layer: nn.Module) -> nn.Module:
     return layer
 
 
+def with_forward_of_its_own() -> nn.Module:
+    layer = nn.Linear(4, 3, bias=False)
+    vars(layer)["forward"] = lambda x: 3 * F.linear(x, layer.weight)
+    return layer
+
+
 @pytest.mark.parametrize(
     "make",
     [
         lambda: nn.Linear(4, 3),
+        with_forward_of_its_own,
         lambda: Doubled(4, 3, bias=False),
         lambda: hooked(nn.Linear(4, 3, bias=False)),
         lambda: torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, 3, bias=False)),
         nn.Identity,
         quantized,
     ],
-    ids=["bias", "subclass", "hook", "parametrization", "no layer", "weight of another kind"],
+    ids=["bias", "forward of its own", "subclass", "hook", "parametrization", "no layer", "weight of another kind"],
 )
 def test_layers_that_do_more_are_called(make: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "_trains_eagerly", lambda _: True)
     plain, other, x = nn.Linear(4, 3, bias=False), make(), torch.randn(2, 4)
     for found, layer in zip(projected(x, plain, other), (plain, other), strict=True):
         assert torch.equal(found, layer(x))
+
+
+def test_hooks_of_all_modules_see_each_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "_trains_eagerly", lambda _: True)
+    layers, seen = [nn.Linear(4, 3, bias=False) for _ in range(2)], []
+    hook = nn.modules.module.register_module_forward_hook(lambda layer, *_: seen.append(layer))
+    try:
+        projected(torch.randn(2, 4), *layers)
+    finally:
+        hook.remove()
+    assert seen == layers
 
 
 def test_layers_of_another_dtype_say_so(monkeypatch: pytest.MonkeyPatch) -> None:

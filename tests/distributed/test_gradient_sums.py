@@ -13,6 +13,7 @@ from tests.checkpoints import assert_same_weights
 from tests.distributed.short_training import words
 from tests.emulated_graphs import EMULATING
 from tests.fairseq_cli import run_fairseq, run_gloo, run_processes, tiny_language_data
+from tests.printed import printed
 from torchscale_fairseq.hooks.training.gradient_sums import can_sum
 from torchscale_fairseq.hooks.training.step_graphs import SEEN
 
@@ -35,6 +36,17 @@ fused_adam_torch.update_from_halves = update_and_tell
 """
 """As on a GPU."""
 
+WITHOUT_MEMORY = """
+import os, torch
+from fairseq.tasks.fairseq_task import FairseqTask
+step, batches = FairseqTask.train_step, []
+def train_step(*arguments, **keywords):
+    batches.append(1)
+    if os.environ["RANK"] == "1" and len(batches) == {batch}:
+        raise torch.OutOfMemoryError("out of memory")
+    return step(*arguments, **keywords)
+FairseqTask.train_step = train_step
+"""
 SMALL_BUCKETS = ["--bucket-cap-mb", "0"]
 """Of one parameter each."""
 GLOO = """
@@ -245,6 +257,26 @@ def test_a_batch_without_memory_adds_nothing() -> None:
         assert torch.equal(model[0].weight.grad, torch.full((3, 2), 2.0))
         """
     )
+
+
+@pytest.mark.parametrize("before", [EMULATING, ""], ids=["recorded", "stock's"])
+@pytest.mark.parametrize("optimizer", ["sgd", "fused_adam_torch"])
+def test_training_goes_on_after_a_batch_without_memory(optimizer: str, before: str, tmp_path: Path) -> None:
+    """Figures are summed, at once or late, without those of the batch; fairseq compares the norms. In the last update
+    of the epoch one process has no batch."""
+    options = [*words(tiny_language_data(tmp_path), tmp_path), "--optimizer", optimizer, *SMALL_BUCKETS]
+    options += ["--max-update", "5", "--ddp-backend", "legacy_ddp", "--criterion", "linear_cross_entropy"]
+    done = run_processes(2, "train", options, before=WITHOUT_MEMORY.format(batch=3) + before).check()
+    assert printed(done.output, "wpb", "train_inner") == [128, 128, 64, 128, 64]
+    assert ("replayed" in done.output) == (before == EMULATING)
+
+
+def test_a_process_without_memory_for_its_first_batch_ends(tmp_path: Path) -> None:
+    options = [*words(tiny_language_data(tmp_path), tmp_path), "--optimizer", "sgd"]
+    done = run_processes(2, "train", options, before=WITHOUT_MEMORY.format(batch=1) + AS_IF_RECORDED)
+    assert done.returncode
+    assert "OutOfMemoryError" in done.output
+    assert "gloo::EnforceNotMet" not in done.output
 
 
 def test_a_micro_batch_without_memory_leaves_the_sums_of_the_update() -> None:

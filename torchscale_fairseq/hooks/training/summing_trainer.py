@@ -52,6 +52,8 @@ class SummingTrainer(DeferringTrainer):
     _summed: SummedFigures | None = None
     """Figures of the update that is being made."""
     _unlogged: Unlogged | None = None
+    _alike: tuple[dict[str, Any], Any] | None = None
+    """Figures and sample size of a batch. A process whose batches all run out of memory sums zeros of their kind."""
     _meters_run = False
     """Whether an update has been logged: fairseq's meters of speed begin to measure then."""
 
@@ -67,8 +69,10 @@ class SummingTrainer(DeferringTrainer):
         """Called after ``take_sums`` for an update whose figures are logged an update later."""
 
     def train_step(self, samples: Any, raise_oom: bool = False) -> Any:
-        """Stock's. The first update of a run is logged at once."""
-        output = super().train_step(samples, raise_oom)
+        """Stock's. The first update of a run is logged at once. One of several processes that runs out of memory there
+        does not try to go on, as it does not know which figures the others sum."""
+        unprepared = self.data_parallel_world_size > 1 and self._alike is None
+        output = super().train_step(samples, raise_oom or unprepared)
         if not self._meters_run and self._unlogged is not None and not self.check_last_update():
             return None
         return output
@@ -97,6 +101,11 @@ class SummingTrainer(DeferringTrainer):
         """Stock's, with ``own_numbers``. In an update whose sums are read later: the number of batches without memory
         is this process's, and the training time that of the update before; fairseq reads neither in an update."""
         own, self._summed = self.own_numbers(), None
+        if self._model.training and logging_outputs:
+            self._alike = logging_outputs[0], extra[0]
+        elif self._model.training and self._alike is not None:
+            (figures, sample_size), ignore = self._alike, True
+            logging_outputs, extra = [figures], (0 * sample_size, *extra[1:])
         if not self._sums_can_wait:
             outputs, sums = super()._aggregate_logging_outputs(logging_outputs, *extra, *own, ignore=ignore)
             self.take_sums(sums[len(extra) :])

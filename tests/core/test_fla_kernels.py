@@ -193,6 +193,16 @@ def test_layers_share_their_decays(kernels: dict[str, Kernel]) -> None:
         assert_close(kernel.started[-1]["g_gamma"].exp2(), log_decay.exp(), "float32")
 
 
+def test_decays_of_inference_serve_a_later_training(kernels: dict[str, Kernel]) -> None:
+    x, log_decay = torch.zeros(1, 9, 2, 4, dtype=torch.bfloat16), -torch.ones(2)
+    with torch.inference_mode():
+        retention_forms.retention(x, x, x, log_decay)
+        given = log_decay.clone()
+    for decays in (log_decay, given):
+        retention_forms.retention(x, x, x.clone().requires_grad_(), decays)
+    assert len(kernels["chunk_fwd_kernel_h"].started) == 3
+
+
 def test_padding_at_the_ends_of_rows_is_left_in_them(kernels: dict[str, Kernel]) -> None:
     """The kernels are started as for rows without padding, and the device is not asked."""
     token = torch.arange(200)

@@ -61,8 +61,13 @@ def retention_by_fla(
 
 
 def _to_base_2(log_decay: Tensor) -> Tensor:
-    """Logarithms to base 2, kept with the tensor of which they are until it is changed, since layers share it."""
-    if torch.compiler.is_compiling() or log_decay.requires_grad or log_decay.is_inference():
+    """Logarithms to base 2, kept with the tensor of which they are until it is changed, since layers share it.
+
+    What inference mode computes is not kept: no later training could use it.
+    """
+    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
+        return log_decay * _LOG2_E
+    if log_decay.requires_grad or log_decay.is_inference():
         return log_decay * _LOG2_E
     version, found = getattr(log_decay, "to_base_2", (None, log_decay))
     if version != log_decay._version:

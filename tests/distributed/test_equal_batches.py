@@ -78,6 +78,21 @@ def test_processes_train_what_one_does(
     assert_logged_alike(done.output, (alone / "output.txt").read_text(), ["gnorm"])
 
 
+def test_one_process_leaves_parameters_without_gradients(data: Path, tmp_path: Path) -> None:
+    """Their sums begin before those of the figures all the same, also for batches that differ."""
+    unused = """
+import os, torch
+from torch.nn.functional import layer_norm
+if os.environ["RANK"] == "1":
+    torch.nn.LayerNorm.forward = lambda self, x: layer_norm(
+        x, self.normalized_shape, self.weight.detach(), self.bias.detach(), self.eps
+    )
+"""
+    before = EMULATING + GATHERING + ON_DEVICE + unused
+    options = [*OPTIONS, "--bucket-cap-mb", "0", "--max-update", "6"]
+    run_processes(2, "train", [*words(data, tmp_path), *options], before=before).check()
+
+
 def test_batches_are_compared_by_shape_and_padding() -> None:
     """Each process says what its batch is like; both learn whether to go by it."""
     code = """

@@ -238,14 +238,17 @@ def test_nothing_is_counted_when_no_more_can_be_recorded() -> None:
     assert not run.graphs._seen
 
 
-def test_a_full_device_ends_recording(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError("CUDA error: out of memory")], ids=repr)
+def test_a_full_device_ends_recording(
+    error: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     run = Run()
     for _ in range(SEEN):
         run.step()
 
     def full(*_: Any, **__: Any) -> Any:
         run.model.weight.grad = torch.full_like(run.model.weight, torch.nan)
-        raise torch.OutOfMemoryError
+        raise error
 
     monkeypatch.setattr(torch.cuda, "graph", full)
     for _ in range(3):

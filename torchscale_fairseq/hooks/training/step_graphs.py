@@ -146,9 +146,22 @@ class StepGraphs:
         return len(self._recordings)
 
     def __call__(
-        self, sample: Any, model: Any, criterion: Any, optimizer: Any, update_num: int, ignore_grad: bool = False
+        self,
+        sample: Any,
+        model: Any,
+        criterion: Any,
+        optimizer: Any,
+        update_num: int,
+        ignore_grad: bool = False,
+        *,
+        recordable: bool = True,
     ) -> Any:
-        """Stock's arguments and results."""
+        """Stock's arguments and results.
+
+        Args:
+            recordable: replay or record the batch if its shape recurs. If not, only its gradients are summed as those
+                of others are.
+        """
 
         def train_step(batch: Any) -> Any:
             return self._train_step(batch, model, criterion, optimizer, update_num, ignore_grad)
@@ -156,7 +169,9 @@ class StepGraphs:
         sums = _sums_of(model)
         marks: list[Any] = []
         try:
-            recording = None if ignore_grad else self._recording_of(sample, model, optimizer, train_step, sums)
+            recording = None
+            if recordable and not ignore_grad:
+                recording = self._recording_of(sample, model, optimizer, train_step, sums)
             if recording is None:
                 outputs = train_step(sample)
             else:
@@ -165,7 +180,7 @@ class StepGraphs:
                 optimizer._needs_sync = True  # set by FP16Optimizer.backward, which a replay does not call
         except RuntimeError as error:
             # stock survives a lack of memory, while other processes sum the gradients of this batch
-            if sums is not None and "out of memory" in str(error):
+            if sums is not None and _lacks_memory(error):
                 clear_frames(error.__traceback__)  # which hold what the batch has computed
                 sums.sum_zeros()
             raise
@@ -234,11 +249,11 @@ class StepGraphs:
             # loaders pin memory meanwhile
             with marking as marks, torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 outputs = pytree.tree_map(_detached, train_step(pytree.tree_unflatten(static, structure)))
-        except torch.OutOfMemoryError:
-            for p, gradient in zip(self._params, before, strict=True):
-                p.grad = gradient  # a capture computes nothing, so that new gradients hold anything
-            return None
         except RuntimeError as error:
+            if _lacks_memory(error):
+                for p, gradient in zip(self._params, before, strict=True):
+                    p.grad = gradient  # a capture computes nothing, so that new gradients hold anything
+                return None
             raise RuntimeError(
                 "an update cannot be recorded as a CUDA graph; drop --compile to train without"
             ) from error
@@ -257,6 +272,11 @@ def _sums_of(model: Any) -> GradientSums | None:
     """The wrapper of a model that sums its gradients over processes; None in one process."""
     wrapper = getattr(model, "module", None)
     return wrapper if isinstance(wrapper, GradientSums) else None
+
+
+def _lacks_memory(error: RuntimeError) -> bool:
+    """Whether an error is one of torch's memory, or of CUDA's, which also makes room for graphs."""
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error)
 
 
 def _description(part: Any) -> Hashable:

@@ -78,7 +78,8 @@ class Trainer(SavingTrainer):
         """Whether updates are recorded as CUDA graphs."""
         usual = task.train_step
         if self._records:
-            task.train_step = StepGraphs(usual)
+            task.train_step = graphs = StepGraphs(usual)
+            usual = partial(graphs, recordable=False)
         if compares_batches(cfg, model, self.device):
             task.train_step = EqualBatches(usual, task.train_step)
         keep_layers_whole(model)

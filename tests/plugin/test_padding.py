@@ -94,8 +94,10 @@ def test_nothing_is_asked_and_nothing_changes(source: str, target: str, options:
         assert torch.equal(one.nan_to_num(), other.nan_to_num())  # norms of empty rows may overflow
 
 
-def test_layers_share_a_mask(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a batch that is noted, no layer makes one of its own; rows of the shared one lie apart as kernels want."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_layers_share_a_mask(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a batch that is noted, no layer makes one of its own; rows of the shared one lie apart as kernels want. Under
+    autocast, too, it is of the queries' dtype."""
     masks = []
 
     def watched(*_: Any, **options: Any) -> Tensor:
@@ -107,11 +109,12 @@ def test_layers_share_a_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     noted = batch("left", "right")
     note_padding(noted, noted, PAD)
     model = build()
-    model(**noted["net_input"])
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        model(**noted["net_input"])
     given = [mask for mask in masks if mask is not None]
     assert len(given) == len(model.encoder.layers) + len(model.decoder.layers)
     assert len({mask.data_ptr() for mask in given}) == 2
-    assert all(mask.dtype == torch.float32 and mask.stride() == (8, 8, 8, 1) for mask in given)
+    assert all(mask.dtype == dtype and mask.stride() == (8, 8, 8, 1) for mask in given)
 
 
 def test_beams_share_a_mask() -> None:

@@ -21,12 +21,15 @@ def with_padding_bias(mask: MaskT, dtype: torch.dtype) -> MaskT:
     Args:
         mask: of dense attention. It stays as it is if it is causal, has a bias or documents, or if it is not known
             without the device that every row has a token.
-        dtype: of the queries.
+        dtype: of the queries where nothing is autocast.
     """
     padding = mask.key_padding_mask
     known = None if padding is None else known_padding(padding)
     if padding is None or known is None or known.whole_rows or mask.causal or mask.bias is not None or mask.documents:
         return mask
+    device = padding.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):  # the meta device knows neither
+        dtype = torch.get_autocast_dtype(device)
     batch, length = padding.shape
     room = length + ALIGNMENT - length % ALIGNMENT
     bias = torch.zeros(batch, 1, 1, room, dtype=dtype, device=padding.device)[..., :length]

@@ -11,6 +11,7 @@ from torch import nn
 
 pytest.importorskip("fairseq")
 
+from tests.emulated_graphs import emulate
 from tests.fairseq_cli import run_python
 from tests.plugin.shrunk import EXPERTS
 from tests.plugin.trainers import MASKED, make_trainer
@@ -287,3 +288,22 @@ def test_recordings_end_before_their_process() -> None:
         """
     )
     assert done.check().stdout == "freed\n"
+
+
+def test_a_parameter_that_some_batches_leave_unused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first gradient in an update replaces none, the second one is added to it."""
+    emulate(monkeypatch.setattr)
+    model = nn.ParameterList([nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))])
+
+    def train_step(sample: Any, *_: Any) -> Any:
+        loss = sum(p for p in model[: sample["used"]])
+        loss.backward()
+        return loss, 1, {}
+
+    graphs = StepGraphs(train_step)
+    tokens = note_no_padding(torch.zeros(1, 2))
+    for _ in range(2 * GOING):
+        model.zero_grad()
+        for used in (1, 2, 2):
+            graphs({"net_input": {"src_tokens": tokens}, "used": used}, model, None, SimpleNamespace(), 0)
+        assert [float(p.grad) for p in model] == [3, 2]

@@ -233,9 +233,10 @@ class StepGraphs:
         """Everything that is fixed in a recording: shapes and numbers of the batch, where gradients are accumulated,
         and the factor on the loss."""
         scaler = getattr(optimizer, "scaler", None)
-        gradient = next((p.grad for p in self._params if p.grad is not None), None)  # a frozen parameter has none
+        learnt = tuple(p.grad is not None for p in self._params)  # not those that are frozen, or unused so far
+        gradient = self._params[learnt.index(True)].grad if any(learnt) else None
         scale = None if scaler is None else float(scaler.loss_scale)
-        place = None if gradient is None else gradient.data_ptr()
+        place = None if gradient is None else (gradient.data_ptr(), learnt)
         return _description(sample), place, scale
 
     def _record(self, sample: Any, train_step: Callable[[Any], Any], sums: GradientSums | None) -> Recording | None:

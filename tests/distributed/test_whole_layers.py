@@ -22,7 +22,7 @@ def cut_and_tell(self, graph, inputs):
     return cut(self, graph, inputs)
 DDPOptimizer.compile_fn = cut_and_tell
 compile_module = torch.nn.Module.compile
-torch.nn.Module.compile = lambda module: compile_module(module, backend="eager")
+torch.nn.Module.compile = lambda module, **options: compile_module(module, backend="eager", **options)
 """
 
 

@@ -53,9 +53,10 @@ def test_a_missing_package_is_named(
     assert "which is not installed: pip install " in done.last_line and remedy in done.last_line
 
 
-def test_a_reader_that_leaves_is_no_error() -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_leaves_is_no_error(unbuffered: str) -> None:
     words = ["bash", "-c", '"$@" | :; exit ${PIPESTATUS[0]}', "bash", *TOOL, "data", "encode-text", "--help"]
-    assert run_program(words).stderr == ""
+    assert run_program(words, environment={"PYTHONUNBUFFERED": unbuffered}).stderr == ""
 
 
 def test_environment_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,7 +118,14 @@ def main(words: Sequence[str] | None = None) -> NoReturn:
     Args:
         words: the command line without the program; None: that of the process.
     """
-    options = make_parser().parse_args(words)
+    run_command(functools.partial(_parse_and_run, words))
+
+
+def _parse_and_run(words: Sequence[str] | None) -> NoReturn:
+    try:
+        options = make_parser().parse_args(words)
+    finally:
+        sys.stdout.flush()  # of help, whose reader may have left
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # as Ctrl-C, remove what is half written
     run_command(functools.partial(_run, options), options.program)
 

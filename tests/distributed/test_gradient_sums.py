@@ -144,6 +144,23 @@ def test_gradients_are_averaged(early: bool, bucket_bytes: int) -> None:
     )
 
 
+def test_processes_begin_with_the_weights_of_the_first() -> None:
+    """But for experts, and not where torch's DistributedDataParallel is not asked for."""
+    gloo(
+        """
+        from torchscale_fairseq.core.parallel.expert_parameters import mark_expert
+        for early in (True, False):
+            model = nn.ParameterList([torch.full((3,), rank + 1.0), torch.full((2,), rank + 1.0)])
+            model.register_buffer("counts", torch.full((4,), rank + 1))
+            mark_expert(model[1], None)
+            GradientSums(model, world, early=early, bucket_bytes=0)
+            assert model[1].tolist() == [rank + 1.0] * 2
+            assert model[0].tolist() == [1.0 if early else rank + 1.0] * 3
+            assert model.counts.tolist() == [1 if early else rank + 1] * 4
+        """
+    )
+
+
 def test_sums_begin_in_the_backward_pass() -> None:
     """But for micro batches before the last one, whose gradients they add up."""
     gloo(

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from fairseq.distributed import LegacyDistributedDataParallel, ModuleProxyWrapper
 from torch import Tensor, nn
+from torch.distributed.utils import _sync_module_states
 
 from torchscale_fairseq.core.parallel.expert_parameters import is_expert
 
@@ -27,6 +28,9 @@ LATE = ("no_c10d", "legacy_ddp")
 EXTERNAL = "external" in signature(torch.cuda.Event.__new__).parameters
 """Whether this torch records events that a stream outside of a recording can wait for (2.9). If not, the sums of a
 replay begin at its end."""
+
+SENT_AT_ONCE = 250 * 2**20
+"""Bytes of weights that are sent together, as by torch's DistributedDataParallel."""
 
 
 def can_sum(cfg: Any) -> bool:
@@ -79,7 +83,8 @@ class GradientSums(LegacyDistributedDataParallel):
     Args:
         module: the model.
         process_group: the processes.
-        early: sum during the backward pass; else after it.
+        early: as torch's DistributedDataParallel, give all processes the first one's weights, and sum during the
+            backward pass; else as fairseq's legacy one, sum after it.
         bucket_bytes: of gradients that are summed together, unless one has more.
     """
 
@@ -87,6 +92,9 @@ class GradientSums(LegacyDistributedDataParallel):
 
     def __init__(self, module: nn.Module, process_group: Any, *, early: bool, bucket_bytes: float):
         super().__init__(module, process_group)
+        if early:
+            experts = [name for name, p in module.named_parameters() if is_expert(p)]
+            _sync_module_states(module, process_group, SENT_AT_ONCE, 0, experts)
         learning = [p for p in module.parameters() if p.requires_grad and not is_expert(p)]
         self._buckets = list(_buckets(reversed(learning), bucket_bytes))
         self._works: list[Any] = []

@@ -107,6 +107,7 @@ def test_speed_is_averaged_over_processes(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(Trainer, "data_parallel_world_size", 2)
     monkeypatch.setattr(Trainer, "_sums_can_wait", False)
     trainer = Trainer.__new__(Trainer)
+    trainer._model = SimpleNamespace(training=False)
     trainer._sharing, trainer._signals, trainer._own_work = None, None, [10.0, 2.0]
     assert trainer._aggregate_logging_outputs([], 1) == ([], [2])
     assert trainer._work == [20.0, 4.0]

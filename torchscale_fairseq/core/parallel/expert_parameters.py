@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .groups import ExpertSplit
 
@@ -36,6 +36,11 @@ class ExpertGradients:
 def is_expert(parameter: Tensor) -> bool:
     """Whether a parameter belongs to experts, of this package or of fairseq."""
     return hasattr(parameter, "expert")
+
+
+def expert_names(model: nn.Module) -> list[str]:
+    """Names of a model's parameters that belong to experts."""
+    return [name for name, p in model.named_parameters() if is_expert(p)]
 
 
 def mark_of(parameter: Tensor) -> Any:

@@ -21,14 +21,13 @@ from fairseq.distributed import LegacyDistributedDataParallel, ModuleProxyWrappe
 from torch import Tensor, nn
 from torch.distributed.utils import _sync_module_states
 
-from torchscale_fairseq.core.parallel.expert_parameters import is_expert
+from torchscale_fairseq.core.parallel.expert_parameters import expert_names, is_expert
 
 EARLY = ("c10d", "pytorch_ddp")
 LATE = ("no_c10d", "legacy_ddp")
 EXTERNAL = "external" in signature(torch.cuda.Event.__new__).parameters
 """Whether this torch records events that a stream outside of a recording can wait for (2.9). If not, the sums of a
 replay begin at its end."""
-
 SENT_AT_ONCE = 250 * 2**20
 """Bytes of weights that are sent together, as by torch's DistributedDataParallel."""
 
@@ -93,8 +92,7 @@ class GradientSums(LegacyDistributedDataParallel):
     def __init__(self, module: nn.Module, process_group: Any, *, early: bool, bucket_bytes: float):
         super().__init__(module, process_group)
         if early:
-            experts = [name for name, p in module.named_parameters() if is_expert(p)]
-            _sync_module_states(module, process_group, SENT_AT_ONCE, 0, experts)
+            _sync_module_states(module, process_group, SENT_AT_ONCE, 0, expert_names(module))
         learning = [p for p in module.parameters() if p.requires_grad and not is_expert(p)]
         self._buckets = list(_buckets(reversed(learning), bucket_bytes))
         self._works: list[Any] = []

@@ -15,7 +15,7 @@ from torchscale_fairseq.checkpoints.reading import CheckpointError, Parts, descr
 from torchscale_fairseq.core.architectures.layer_decay import learning_rate_factors
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.layers.experts import Experts
-from torchscale_fairseq.core.parallel.expert_parameters import is_expert
+from torchscale_fairseq.core.parallel.expert_parameters import expert_names
 from torchscale_fairseq.core.parallel.fully_sharded import CuttingCopies
 from torchscale_fairseq.hooks import sequence_parallel as sequence
 from torchscale_fairseq.hooks.contracts import AdaptsCheckpoints, BalancesExperts
@@ -64,8 +64,7 @@ class Trainer(SavingTrainer):
         if has_experts:
             prepare_options(cfg, several_processes=self._split is not None)
         if self._split is not None:
-            experts = [name for name, p in model.named_parameters() if is_expert(p)]
-            model._ddp_params_and_buffers_to_ignore = experts
+            model._ddp_params_and_buffers_to_ignore = expert_names(model)
         self._sharing = sequence.sharing_of(cfg, task, model)
         """Sequence parallelism of this run, or None."""
         self._sharded = sharded_training(cfg, task, model, criterion)

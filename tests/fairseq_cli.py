@@ -158,6 +158,7 @@ def _run_forked(processes: int, code: str, timeout: int) -> Finished:
         running.append(os.fork())
         if running[-1] == 0:
             signal.alarm({timeout})  # of its parent, which fork does not pass on
+            sys.stdout.reconfigure(line_buffering=True, write_through=False)  # whole lines, as all write to one file
             os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE="{processes}", RANK=str(rank))
             exec({textwrap.dedent(code)!r})
             sys.stdout.flush()

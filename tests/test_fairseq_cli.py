@@ -29,6 +29,19 @@ def test_processes_end_when_their_time_is_over(tmp_path: Path) -> None:
             time.sleep(0.1)
 
 
+def test_processes_write_whole_lines() -> None:
+    """Another process of the group writes to the file in between."""
+    code = """
+    import os, sys
+    written = os.fstat(1).st_size
+    print("half", end=" ")
+    assert os.fstat(1).st_size == written
+    print("whole")
+    assert os.fstat(1).st_size == written + len("half whole" + os.linesep)
+    """
+    assert run_gloo(1, code).check().stdout == "half whole\npassed\n"
+
+
 def test_packages_are_found_where_the_tests_find_them(tmp_path: Path) -> None:
     """fairseq itself may be in a folder that PYTHONPATH alone names."""
     (tmp_path / "elsewhere.py").touch()

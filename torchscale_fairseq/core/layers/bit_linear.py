@@ -24,6 +24,7 @@ from ..ops.segments import Segments
 from ..ops.ternary_linear import TernaryLinear, has_kernel, ternary_linear
 from ..parallel.groups import ExpertSplit
 from .grouped import GroupedLinear, GroupedNorm
+from .hooked import is_hooked
 from .norm import build_norm
 
 
@@ -159,16 +160,18 @@ class PackedBitLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features)."""
-        together = at_once(x, self)
-        if together is not None:
-            return together[0]
+        parameters = self.ternary(x)
+        if parameters is not None:
+            return ternary_linear(x, [parameters], self.kind.eps, self.kind.recipe)[0]
         weight = self.weight(x.dtype)
         return F.linear(self.kind.eight_bits(self.norm(x), activated=self.activated, training=False), weight)
 
     def ternary(self, x: Tensor) -> TernaryLinear | None:
         """Parameters for the kernel; None if it does not serve this layer and input."""
-        weight, norm, is_ternary = self.weight, self.norm, self.kind.scheme == "b1.58"
-        if is_ternary and type(norm) is nn.RMSNorm and not self.training and has_kernel(x, norm.weight):
+        weight, norm = self.weight, self.norm
+        if self.kind.scheme != "b1.58" or self.training or is_hooked(norm):
+            return None
+        if type(norm) is nn.RMSNorm and has_kernel(x, norm.weight):
             return TernaryLinear(norm.weight, weight.packed, weight.scale)
         return None
 
@@ -183,7 +186,7 @@ def at_once(x: Tensor, *layers: nn.Module) -> tuple[Tensor, ...] | None:
     Returns:
         (..., out_features) of each layer.
     """
-    packed = [layer for layer in layers if type(layer) is PackedBitLinear]
+    packed = [layer for layer in layers if type(layer) is PackedBitLinear and not is_hooked(layer)]
     parameters = [found for found in (layer.ternary(x) for layer in packed) if found is not None]
     if len(parameters) < len(layers) or any(one.packed.shape != parameters[0].packed.shape for one in parameters):
         return None

@@ -23,6 +23,7 @@ from ..parallel.fully_sharded import unbind_experts
 from ..parallel.groups import ExpertSplit
 from .feed_forward import ACTIVATIONS
 from .grouped import GroupedLinear, GroupedNorm
+from .hooked import is_hooked
 
 
 class Experts(nn.Module):
@@ -117,6 +118,7 @@ class Experts(nn.Module):
             and norm is not None
             and norm.bias is not None
             and not (self.training and self.dropout.p)
+            and not (is_hooked(self.fc1) or is_hooked(norm))
         )
 
 

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from ..ops.gating import gate
 from ..ops.gelu_norm import gelu_norm, has_kernel
 from .bit_linear import at_once
+from .hooked import is_hooked
 from .linear import LinearFactory, dense, projected
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "swish": F.silu}
@@ -63,6 +64,7 @@ class FeedForwardNetwork(nn.Module):
             and self.activation is F.gelu
             and type(self.ffn_layernorm) is nn.LayerNorm
             and not (self.training and self.activation_dropout.p)
+            and not (is_hooked(self.fc1) or is_hooked(self.ffn_layernorm))
         )
 
     def inner(self, x: Tensor) -> Tensor:

@@ -5,10 +5,10 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as modules
 
 from ..ops.projections import projections
 from ..ops.side_by_side import side_by_side
+from .hooked import is_hooked
 
 
 class LinearFactory(Protocol):
@@ -59,9 +59,5 @@ def _is_a_product(layer: nn.Module, dtype: torch.dtype) -> bool:
         and layer.bias is None
         and type(layer.weight) in (nn.Parameter, Tensor)  # others, such as quantized ones, know how to multiply
         and layer.weight.dtype == dtype
-        and "forward" not in vars(layer)  # set by a caller
-        and not (layer._forward_pre_hooks or layer._forward_hooks)
-        and not (layer._backward_pre_hooks or layer._backward_hooks)
-        and not (modules._global_forward_pre_hooks or modules._global_forward_hooks)  # of all modules
-        and not (modules._global_backward_pre_hooks or modules._global_backward_hooks)
+        and not is_hooked(layer)
     )

@@ -1,0 +1,22 @@
+"""Layers that a caller has changed, whose work other code may not take over."""
+
+from torch import nn
+from torch.nn.modules import module as modules
+
+
+def is_hooked(layer: nn.Module) -> bool:
+    """Whether a call of a layer does more than, or something other than, the forward of its class.
+
+    Code that reads the weights of such a layer, and computes its output along with other things, would pass over that.
+    """
+    return bool(
+        "forward" in layer.__dict__  # set by a caller
+        or layer._forward_pre_hooks
+        or layer._forward_hooks
+        or layer._backward_pre_hooks
+        or layer._backward_hooks
+        or modules._global_forward_pre_hooks  # of all modules
+        or modules._global_forward_hooks
+        or modules._global_backward_pre_hooks
+        or modules._global_backward_hooks
+    )

@@ -8,9 +8,17 @@ import torch
 from PIL import Image
 
 from tests.data.image_files import GREY, KINDS, SIDE, SMOOTH, largest_error
+from torchscale_fairseq.data.images import ordinary
 from torchscale_fairseq.data.images.patches import ImagePatches
 from torchscale_fairseq.data.images.reading import load_image
 from torchscale_fairseq.data.problems import DataError
+
+
+@pytest.fixture(params=["ordinary", "large"], autouse=True)
+def size_of_images(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All tests read their images in both ways."""
+    if request.param == "large":
+        monkeypatch.setattr(ordinary, "MOST_PIXELS", 0)
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from tests.fairseq_cli import run_python
 from torchscale_fairseq.data.drawn_order import drawn_evenly
+from torchscale_fairseq.data.images import ordinary
 from torchscale_fairseq.data.images.dataset import ImageDataset
 from torchscale_fairseq.data.images.folders import read_classes, read_folders
 from torchscale_fairseq.data.images.patches import ImagePatches
-from torchscale_fairseq.data.images.reading import open_image
 from torchscale_fairseq.data.images.views import Augmentation, View
 from torchscale_fairseq.data.problems import DataError
 
@@ -131,9 +131,61 @@ def test_stretched_crops(image: Path) -> None:
     aspects = [v.aspect for v in views]
     assert 0.75 <= min(aspects) < 0.76 and 1.32 < max(aspects) <= 4 / 3
     assert {v.columns_reversed for v in views} == {True, False} and not any(v.rows_reversed for v in views)
-    middle = open_image(image, SIDE, 2 * SIDE).crop(0, SIDE // 2, SIDE, SIDE)
-    expected = np.frombuffer(middle.write_to_memory(), np.uint8).reshape(SIDE, SIDE, 3)
-    assert np.array_equal(read(image, view=View(top=0.25, side=0.5**0.5, aspect=2.0)), expected)
+    middle = Image.fromarray(painted(SIDE, SIDE, 3)[12:36]).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    found = read(image, view=View(top=0.25, side=0.5**0.5, aspect=2.0))
+    assert np.abs(found.astype(int) - np.asarray(middle)).max() <= 1
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No image is small enough to be decoded whole."""
+    monkeypatch.setattr(ordinary, "MOST_PIXELS", 0)
+
+
+@pytest.mark.parametrize("colours", [{}, {"brightness": 1.3, "contrast": 0.8, "saturation": 0.5}], ids=str)
+@pytest.mark.parametrize("turn", [{}, {"transposed": True, "rows_reversed": True}, {"columns_reversed": True}], ids=str)
+def test_both_ways_of_reading(
+    turn: dict[str, Any], colours: dict[str, Any], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """A smooth image, two thirds of whose width and three quarters of whose height are scaled down."""
+    Image.fromarray(painted(6, 9, 3)).resize((288, 192), Image.Resampling.BICUBIC).save(tmp_path / "smooth.png")
+    view = View(left=1 / 12, top=1 / 8, side=0.5**0.5, aspect=8 / 9, **turn, **colours)
+    decoded_whole = read(tmp_path / "smooth.png", view=view).astype(int)
+    request.getfixturevalue("large")
+    a_row_at_a_time = read(tmp_path / "smooth.png", view=view)
+    assert np.abs(decoded_whole - a_row_at_a_time).mean() < 1
+
+
+@pytest.mark.usefixtures("large")
+def test_slices_of_a_large_image(image: Path) -> None:
+    """As of one that is decoded whole."""
+    test_slices_of_a_view(image)
+
+
+@pytest.mark.parametrize(("side", "scale"), [(400, 1), (201, 1), (200, 2), (101, 2), (100, 4), (50, 8), (20, 8)])
+def test_a_jpeg_file_is_decoded_at_reduced_scale(
+    side: int, scale: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole of 900 x 800 pixels, of which half the width and half the height are seen."""
+    shapes, cut = [], View.cut
+
+    def watched(view: View, pixels: Tensor) -> Tensor:
+        shapes.append(tuple(pixels.shape))
+        return cut(view, pixels)
+
+    monkeypatch.setattr(View, "cut", watched)
+    Image.fromarray(painted(800, 900, 3)).save(tmp_path / "large.jpg")
+    ordinary.read_ordinary(tmp_path / "large.jpg", side, View(side=0.5))
+    assert shapes == [(3, 800 // scale, 900 // scale)]
+
+
+def test_which_images_are_large(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ordinary.read_ordinary(image, ordinary.LARGEST_SIDE, View()) is not None
+    assert ordinary.read_ordinary(image, ordinary.LARGEST_SIDE + 1, View()) is None
+    monkeypatch.setattr(ordinary, "MOST_PIXELS", SIDE**2)
+    assert ordinary.read_ordinary(image, SIDE, View()) is not None
+    monkeypatch.setattr(ordinary, "MOST_PIXELS", SIDE**2 - 1)
+    assert ordinary.read_ordinary(image, SIDE, View()) is None
 
 
 def dataset(images: list[Path], **options: object) -> ImageDataset:

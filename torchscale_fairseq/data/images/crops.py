@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchscale_fairseq.data.images.views import Augmentation, View
+from torchscale_fairseq.data.images.views import Augmentation
 
 SIGMAS = (0.1, 2.0)
 """Smallest and largest standard deviation of the blur, in pixels (DINO, arXiv:2104.14294, after BYOL, arXiv:2006.07733,
@@ -47,29 +47,15 @@ class CropKind:
         sigma = rng.uniform(*SIGMAS)
         if is_gray:
             view = dataclasses.replace(view, saturation=0.0)
-        pixels = _coloured(_cut(image, view, self.size), view)
+        part, size = view.cut(image)[None].float(), (self.size, self.size)
+        pixels = F.interpolate(part, size, mode="bilinear", antialias=True, align_corners=False)[0]
+        pixels = view.coloured(pixels)
         if is_blurred:
             pixels = blurred(pixels, sigma)
         pixels = pixels.round().clamp(0, 255)
         if is_solarized:
             pixels = torch.where(pixels >= SOLARIZED_FROM, 255 - pixels, pixels)
-        return _turned(pixels.to(torch.uint8), view)
-
-
-def _cut(image: Tensor, view: View, size: int) -> Tensor:
-    """The part of an image that is seen, scaled to (3, size, size) in float32."""
-    whole = image.size(-1)
-    width, height = (max(1, round(share * whole)) for share in (view.width, view.height))
-    left, top = min(round(view.left * whole), whole - width), min(round(view.top * whole), whole - height)
-    part = image[None, :, top : top + height, left : left + width].float()
-    return F.interpolate(part, (size, size), mode="bilinear", antialias=True, align_corners=False)[0]
-
-
-def _coloured(pixels: Tensor, view: View) -> Tensor:
-    if not view.has_other_colours:
-        return pixels
-    matrix, offset = view.colours()
-    return (torch.einsum("oc,chw->ohw", torch.tensor(matrix), pixels) + offset).clamp(0, 255)
+        return view.turned(pixels.to(torch.uint8))
 
 
 def blurred(pixels: Tensor, sigma: float) -> Tensor:
@@ -84,9 +70,3 @@ def blurred(pixels: Tensor, sigma: float) -> Tensor:
     weights = (weights / weights.sum()).to(pixels.dtype)
     padded = F.pad(pixels[:, None], (radius,) * 4, mode="replicate")
     return F.conv2d(F.conv2d(padded, weights.view(1, 1, -1, 1)), weights.view(1, 1, 1, -1))[:, 0]
-
-
-def _turned(pixels: Tensor, view: View) -> Tensor:
-    if view.transposed:
-        pixels = pixels.transpose(1, 2)
-    return pixels.flip([1] * view.rows_reversed + [2] * view.columns_reversed)

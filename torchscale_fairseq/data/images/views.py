@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 GREY = (0.2126, 0.7152, 0.0722)
 """Shares of red, green and blue in brightness (ITU-R BT.709)."""
@@ -48,6 +50,33 @@ class View:
         grey = np.tile(GREY, (3, 1))
         matrix = self.contrast * self.brightness * (self.saturation * np.eye(3) + (1 - self.saturation) * grey)
         return matrix.tolist(), (1 - self.contrast) * 127.5
+
+    def cut(self, pixels: Tensor) -> Tensor:
+        """The part of (channels, height, width), whole pixels, at least one."""
+        left, width = _interval(self.left, self.width, pixels.size(2))
+        top, height = _interval(self.top, self.height, pixels.size(1))
+        return pixels[:, top : top + height, left : left + width]
+
+    def coloured(self, pixels: Tensor) -> Tensor:
+        """(..., 3, height, width), uint8 or float, in the colours of the view."""
+        if not self.has_other_colours:
+            return pixels
+        matrix, offset = self.colours()
+        mixed = torch.einsum("oc,...chw->...ohw", torch.tensor(matrix), pixels.float()).add_(offset).clamp_(0, 255)
+        return mixed if pixels.is_floating_point() else mixed.round_().to(pixels.dtype)
+
+    def turned(self, pixels: Tensor) -> Tensor:
+        """(..., height, width), seen from the view's side."""
+        if self.transposed:
+            pixels = pixels.transpose(-2, -1)
+        reversed_axes = [-2] * self.rows_reversed + [-1] * self.columns_reversed
+        return pixels.flip(reversed_axes) if reversed_axes else pixels
+
+
+def _interval(start: float, length: float, whole: int) -> tuple[int, int]:
+    """Start and length in pixels of a part of ``whole`` pixels."""
+    pixels = max(1, round(length * whole))
+    return min(round(start * whole), whole - pixels), pixels
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from tests.core.models import SIZES, VOCABULARY, encoder_decoder, randomize, tokens
 from tests.helpers import assert_close
 from torchscale_fairseq import Decoder, DecoderConfig, Encoder, EncoderConfig, RetNetConfig, RetNetDecoder
+from torchscale_fairseq.core.architectures import layer_sequence
+from torchscale_fairseq.core.architectures.encoder_decoder import EncoderDecoder
 from torchscale_fairseq.core.architectures.layer_sequence import ONE_REGION
 from torchscale_fairseq.core.ops import retention_forms, xpos
 from torchscale_fairseq.core.ops.documents import Documents, note_documents
@@ -238,17 +240,58 @@ def test_generated_code() -> None:
     same_values_and_gradients(plain, compiled, lambda m: m(tokens(2, 9))[0])
 
 
-@pytest.mark.parametrize("rows", [3, SIZES["embed_dim"]], ids=["few", "width"])
-@pytest.mark.parametrize("host_knows", [True, False])
-def test_shapes_of_translation(host_knows: bool, rows: int, traced_whole: list[int]) -> None:
-    """Nothing is compiled after two batches: one with padding of the source, one without. Layers share their code."""
-    model = encoder_decoder(compile=True, encoder_layers=3, decoder_layers=3).train()
-    for seed in range(12):
-        source, target = tokens(rows + seed % 5, 4 + 3 * seed, seed), tokens(rows + seed % 5, 5 + seed, seed)
-        padding = torch.zeros_like(source, dtype=torch.bool)
-        padding[0, :1] = seed % 2 == 1
-        if host_knows:
-            know_padding(padding, padding_of(padding))
-        encoded = model.encoder(source, encoder_padding_mask=padding)
-        model.decoder(target, encoder_out=encoded)[0].square().mean().backward()
-        assert traced_whole[0] <= 2 * min(seed + 1, 2)
+@pytest.mark.parametrize(
+    ("rows", "options"),
+    [
+        (3, {}),
+        (3, {"host_knows": True}),
+        (SIZES["embed_dim"], {}),
+        (SIZES["embed_dim"], {"host_knows": True, "apart": True}),
+        (4, {"xpos": True}),  # as many sentences as tokens of the source
+        (5, {"xpos": True, "apart": True}),  # and of the target
+    ],
+    ids=str,
+)
+def test_shapes_of_translation(
+    rows: int, options: dict[str, bool], traced_whole: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is compiled after two batches: one with padding of the source, one without. Layers share their code.
+
+    Sizes of the first batch that are equal by chance, or equal to the width, change nothing.
+    """
+    if "apart" in options:
+        monkeypatch.setattr(layer_sequence, "ONE_REGION", 0)
+    xpos = "xpos" in options
+    model = encoder_decoder(compile=True, encoder_layers=3, decoder_layers=3, xpos_rel_pos=xpos).train()
+    for batch in range(12):
+        translate(model, rows, batch, "host_knows" in options)
+        assert traced_whole[0] <= 2 * min(batch + 1, 2)
+
+
+def translate(model: EncoderDecoder, rows: int, batch: int, host_knows: bool = False) -> torch.Tensor:
+    """Logits of a batch, whose shape its number decides, and gradients; every second batch has padding."""
+    source, target = (tokens(rows + batch % 5, length, batch) for length in (4 + 3 * batch, 5 + batch))
+    padding = torch.zeros_like(source, dtype=torch.bool)
+    padding[0, :1] = batch % 2 == 1
+    if host_knows:
+        know_padding(padding, padding_of(padding))
+    output = model.decoder(target, encoder_out=model.encoder(source, encoder_padding_mask=padding))[0]
+    if torch.is_grad_enabled():
+        output.square().mean().backward()
+    return output
+
+
+@pytest.mark.skipif(not hasattr(torch.compiler, "is_exporting"), reason="torch 2.6 compiles what disabled code calls")
+def test_layers_of_all_kinds_stay_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On both sides, with and without experts, for batches with and without padding, in training and validation."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch._dynamo.config, "cache_size_limit", 8)  # torch's own
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    stock = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda module, **o: stock(module, backend="eager", **o))
+    model = encoder_decoder(compile=True, encoder_layers=2, decoder_layers=2, moe_freq=2, moe_expert_count=3)
+    for batch in range(4):
+        translate(model.train(), 3, batch)
+    with torch.no_grad():
+        for batch in range(4):
+            translate(model.eval(), 3, batch)

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..layers.attention_inputs import AttentionInputs
 from ..layers.cache import LayerState
 from ..layers.dilated_attention import DilatedAttention
 from ..layers.moe import MixtureOfExperts, RoutingReport
@@ -18,6 +17,10 @@ ONE_REGION = 12
 its code; layers of one kind that are compiled one by one share theirs, and the first update of a deep model comes
 sooner."""
 
+PIECES = 16
+"""Most pieces of code that a function may come to before torch leaves it uncompiled: for layers of encoder and decoder,
+with and without experts, for batches with and without padding, in training and in validation."""
+
 
 class LayerSequence(nn.ModuleList):
     """A module list that can be called, so that its layers can be compiled as one region.
@@ -25,9 +28,6 @@ class LayerSequence(nn.ModuleList):
     A compiled layer costs the host about as much time as a dozen kernels; a region costs that once for all layers. Deep
     models, whose device has more to do meanwhile, gain little by that.
     """
-
-    _uneven = False
-    """Layers are compiled for many shapes."""
 
     def forward(
         self,
@@ -49,8 +49,6 @@ class LayerSequence(nn.ModuleList):
         Returns:
             The outputs; and each layer's report of its experts' routing, if it has experts.
         """
-        if self._uneven and states is None:
-            _fix_width(x, *(one.memory for one in inputs if isinstance(one, AttentionInputs)))
         outputs, reports = [x], []
         for index, layer in enumerate(self):
             if states is not None:
@@ -74,25 +72,20 @@ class LayerSequence(nn.ModuleList):
             uneven: batches seldom have a shape twice, so that code is for many shapes from the first batch on. Else the
                 first shape has code of its own, which is the fastest.
         """
+        from torch._dynamo import config  # takes seconds to load
+        from torch.fx.experimental import _config as symbols
+
+        config.cache_size_limit = max(config.cache_size_limit, PIECES)
         apart = any(isinstance(module, MixtureOfExperts | DilatedAttention) for module in self.modules())
         deep = len(self) > ONE_REGION and self._share_code()
-        self._uneven = uneven
+        if uneven:
+            symbols.use_duck_shape = False  # or sizes that are equal in the first batch by chance would have to stay so
         for module in [self] if together and not apart and not deep else self:
             module.compile(dynamic=True if uneven else None)
 
     def _share_code(self) -> bool:
         """Whether code that is compiled for one layer serves the others."""
         return len({module.drop_path_rate for module in self.modules() if isinstance(module, Residual)}) == 1
-
-
-def _fix_width(*tensors: Tensor | None) -> None:
-    """Tell torch that the last sizes are the model's. It takes sizes for one that are the same in the first batch, and
-    that batch's number of sentences for the only one if it is the width."""
-    from torch._dynamo import mark_static  # takes seconds to load
-
-    for tensor in tensors:
-        if tensor is not None:
-            mark_static(tensor, tensor.dim() - 1)
 
 
 def routing_outputs(

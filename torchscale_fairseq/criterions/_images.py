@@ -11,6 +11,9 @@ from torch import Tensor
 from torchscale_fairseq.hooks.contracts import PredictsTargets
 from torchscale_fairseq.hooks.sequence_parallel import SLICE
 
+COUNT = "count_"
+"""Begins names of what ``ImageCriterion.counts`` returns, in logging outputs."""
+
 
 def predicts(task: Any) -> str:
     """The kind of target that a task has: classes, labels (any number of them per example) or times."""
@@ -52,7 +55,7 @@ class ImageCriterion(FairseqCriterion):
         images = sample["nsentences"]
         logged: dict[str, Any] = {"loss": loss.detach(), "nsentences": images, "sample_size": images}
         logged["ntokens"] = sample["ntokens"]
-        logged["counts"] = {name: share * count for name, count in self.counts(scores, targets).items()}
+        logged |= {f"{COUNT}{name}": share * count for name, count in self.counts(scores, targets).items()}
         if not model.training:
             own = slice(0 if part is None or part.rank == 0 else images, None)
             logged["scores"], logged["targets"] = scores.detach()[own].cpu(), targets[own].cpu()
@@ -64,9 +67,10 @@ class ImageCriterion(FairseqCriterion):
         images = sum(log["sample_size"] for log in logging_outputs)
         loss = total(log["loss"] for log in logging_outputs)
         metrics.log_scalar("loss", loss / images, images, round=4)
-        for name in logging_outputs[0]["counts"]:
-            count = total(log["counts"][name] for log in logging_outputs)
-            metrics.log_scalar(name, 100.0 * count / images, images, round=2)
+        for name in logging_outputs[0]:
+            if name.startswith(COUNT):
+                count = total(log[name] for log in logging_outputs)
+                metrics.log_scalar(name.removeprefix(COUNT), 100.0 * count / images, images, round=2)
         if "scores" in logging_outputs[0]:
             for name in ("scores", "targets"):
                 metrics.log_concat_tensor(f"_{name}", torch.cat([log[name] for log in logging_outputs]))
@@ -87,7 +91,6 @@ class ImageCriterion(FairseqCriterion):
         scores, targets = meters["_scores"].tensor, meters["_targets"].tensor
         return float("nan") if scores is None else cls.measure(scores, targets)[name]
 
-    @staticmethod
-    def logging_outputs_can_be_summed() -> bool:
-        """Scores cannot."""
-        return False
+    def logging_outputs_can_be_summed(self) -> bool:
+        """Those of training; the scores of a validation cannot."""
+        return self.training

@@ -52,10 +52,9 @@ class ImageTextContrastiveCriterion(FairseqCriterion):
             for name in RECALLS:
                 metrics.log_derived(name, lambda meters, name=name: _recalls(meters)[name])
 
-    @staticmethod
-    def logging_outputs_can_be_summed() -> bool:
-        """Embeddings cannot."""
-        return False
+    def logging_outputs_can_be_summed(self) -> bool:
+        """Those of training; the embeddings of a validation cannot."""
+        return self.training
 
 
 def _group() -> Any:

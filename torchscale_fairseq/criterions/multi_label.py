@@ -41,9 +41,9 @@ class MultiLabelCriterion(ImageCriterion):
         return {"accuracy": (scores > 0).eq(targets > 0).float().mean(-1).sum()}
 
     def forward(self, model: Any, sample: Any, reduce: bool = True) -> tuple[Tensor, int, dict[str, Any]]:
-        """As of ``ImageCriterion``; logs the labels' names, too."""
+        """As of ``ImageCriterion``; a validation logs the labels' names, too."""
         loss, size, logged = super().forward(model, sample, reduce)
-        return loss, size, {**logged, "labels": self.task.state.labels}
+        return loss, size, logged if model.training else {**logged, "labels": self.task.state.labels}
 
     @classmethod
     def figures_of(cls, logged: dict[str, Any]) -> dict[str, str]:

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.core.models import decoder, retnet, tokens
+from tests.helpers import assert_close
 from torchscale_fairseq.core.layers import bit_linear, feed_forward
 from torchscale_fairseq.core.layers.attention import MultiheadAttention
 from torchscale_fairseq.core.layers.bit_linear import BitKind, PackedBitLinear, at_once
@@ -32,7 +34,7 @@ def refuse(*_: Any) -> Any:
 
 
 @CHANGES
-@pytest.mark.parametrize("name", ["fc1", "ffn_layernorm"])
+@pytest.mark.parametrize("name", ["fc1", "activation_dropout", "ffn_layernorm"])
 def test_feed_forward_networks(name: str, change: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     network, x = FeedForwardNetwork(4, 8, inner_norm=nn.LayerNorm(8)), torch.randn(2, 4)
     change(network.get_submodule(name))
@@ -56,8 +58,28 @@ def test_compiled_attention(change: Callable[..., None], monkeypatch: pytest.Mon
     assert torch.equal(layer(x), expected)
 
 
+class Quantized(OnGpu):
+    """Can multiply, and nothing else."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func is not torch.cat
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_quantized_weights_of_compiled_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer: Any = MultiheadAttention(4, 2)
+    x = torch.randn(2, 3, 4)
+    expected = layer._of_itself(x, None)
+    for part in (layer.q_proj, layer.k_proj, layer.v_proj):
+        part.weight = nn.Parameter(part.weight.data.as_subclass(Quantized))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    for actual, right in zip(layer._of_itself(x.as_subclass(OnGpu), None), expected, strict=True):
+        assert torch.equal(actual, right)
+
+
 @CHANGES
-@pytest.mark.parametrize("name", ["fc1", "ffn_layernorm"])
+@pytest.mark.parametrize("name", ["fc1", "dropout", "ffn_layernorm"])
 def test_experts(name: str, change: Callable[..., None]) -> None:
     """Their kernel needs a GPU."""
     options: dict[str, Any] = {"gated": False, "activation_fn": "gelu", "dropout": 0.0, "norm": "layernorm"}
@@ -80,3 +102,22 @@ def test_packed_layers(change: Callable[..., None], monkeypatch: pytest.MonkeyPa
     assert torch.equal(second(x), 3 * x[:, :4])
     change(first.norm)
     assert not torch.equal(first(x), x[:, :4])
+    assert second.ternary(x) is not None
+    change(second.weight)
+    assert second.ternary(x) is None
+
+
+@pytest.mark.parametrize("make", [decoder, retnet], ids=["attention", "retention"])
+@torch.no_grad()
+def test_layers_in_steps_of_decoding(make: Callable[[], Any]) -> None:
+    """Their code is not the compiled one there, which is for whole sequences."""
+    model, target, state = make(), tokens(3, 6), dict[Any, Any]()
+    calls: list[nn.Module] = []
+    model.layers.register_forward_hook(lambda layers, *_: calls.append(layers))
+    model.layers[0].register_forward_hook(lambda _, __, output: (3 * output[0], output[1]))
+    full, _ = model(target)
+    for module in (model.layers, model.layers[0]):
+        module._compiled_call_impl = refuse
+    steps = [model(target[:, :end], incremental_state=state)[0][:, -1:] for end in range(1, 7)]
+    assert_close(torch.cat(steps, 1), full, "float32")
+    assert len(calls) == 7

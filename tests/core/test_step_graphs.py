@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.core.decoding import mask_of, single_steps
 from tests.core.models import VARIANTS, decoder, encoder_decoder, retnet, tokens
@@ -170,6 +170,42 @@ def test_weights_may_change_and_models_be_copied() -> None:
         assert_close(single_steps(other, target), full, "float32")
     assert graphs.recorded >= 1
     assert pickle.loads(pickle.dumps(graphs)).recorded == 0
+
+
+class Negative(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return -weight
+
+
+@pytest.mark.parametrize("kind", ["forward", "parametrization"])
+@torch.no_grad()
+def test_layers_may_change_after_steps_are_recorded(kind: str) -> None:
+    """What was recorded before is not replayed, though all weights are where they were."""
+    made: list[Callable[[], Tensor]] = []
+    replayed: list[Callable[[], Tensor]] = []
+
+    def record(step: Callable[[], Tensor], pool: Any) -> Callable[[], Tensor]:
+        def replay() -> Tensor:
+            replayed.append(step)
+            return step()
+
+        made.append(step)
+        return replay
+
+    model, target = retnet(), tokens(3, 9)
+    model.record_steps(StepGraphs(record))
+    single_steps(model, target)
+    before, layer = list(made), model.get_submodule("layers.0.retention.out_proj")
+    assert replayed
+    replayed.clear()
+    if kind == "forward":
+        usual = layer.forward
+        vars(layer)["forward"] = lambda x: -usual(x)
+    else:
+        nn.utils.parametrize.register_parametrization(layer, "weight", Negative())
+    model.eval()
+    assert_close(single_steps(model, target), model(target)[0], "float64")
+    assert not any(step in before for step in replayed)
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """The base of causal decoders with attention or retention: embedding, loop over layers, output layer, state."""
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 from ..config import EncoderConfig
 from ..layers.attention_inputs import AttentionInputs
 from ..layers.cache import DecodingState, LayerState, reorder_incremental_state
+from ..layers.hooked import call_uncompiled
 from ..ops.masks import as_mask, marked
 from .layer_sequence import routing_outputs
 from .stack import Stack
@@ -106,7 +108,8 @@ class CausalStack(Stack):
             features_only: skip the output layer.
         """
         states = None if state is None else state.layers
-        run = self.layers if state is None else self.layers.forward  # a step is too small to profit from compiled code
+        # a step is too small to profit from compiled code
+        run = self.layers if state is None else partial(call_uncompiled, self.layers)
         inner_states, reports = run(x, *inputs, states=states, recompute=self.config.checkpoint_activations)
         if state is not None:
             state.length += x.size(1)

@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..layers.cache import LayerState
 from ..layers.dilated_attention import DilatedAttention
+from ..layers.hooked import call_uncompiled
 from ..layers.moe import MixtureOfExperts, RoutingReport
 from ..layers.residual import Residual
 
@@ -52,9 +53,8 @@ class LayerSequence(nn.ModuleList):
         outputs, reports = [x], []
         for index, layer in enumerate(self):
             if states is not None:
-                # a step is too small to profit from compiled code; hooks gather the parameters of a sharded layer
-                compute = layer if layer._forward_pre_hooks else layer.forward
-                x, report = compute(x, *inputs, states[index])
+                # a step is too small to profit from compiled code
+                x, report = call_uncompiled(layer, x, *inputs, states[index])
             elif recompute and torch.is_grad_enabled():
                 x, report = checkpoint(layer, x, *inputs, use_reentrant=False)
             else:

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..layers.attention import MultiheadAttention
 from ..layers.cache import DecodingState
 from ..layers.dilated_attention import DilatedAttention
+from ..layers.hooked import is_hooked
 from ..layers.moe import MixtureOfExperts
 from ..layers.static_state import Arena, Sizes, StaticState, move_out
 from ..ops.masks import marked
@@ -44,7 +45,8 @@ class StepGraphs:
         self._arena: Arena | None = None
         self._pool: Any = None
         self._recorded: dict[Sizes, tuple[StaticState, Replay]] = {}
-        self._weights: list[int] = []
+        self._made_of: tuple[list[int], list[type[nn.Module]]] = [], []
+        """Where the decoder's weights lie, and the classes of its modules."""
         self._owner: Callable[[], DecodingState | None] = lambda: None
         self._stopped = False
 
@@ -100,9 +102,10 @@ class StepGraphs:
         """Move a state to where a recorded step works. False if there is no memory for that."""
         move_out(state)
         weights = [x.data_ptr() for x in (*decoder.parameters(), *decoder.buffers())]
-        if weights != self._weights:
+        made_of = weights, [type(module) for module in decoder.modules()]
+        if made_of != self._made_of:
             self._recorded.clear()
-            self._weights = weights
+            self._made_of = made_of
         if needed not in self._recorded:
             while len(self._recorded) >= MOST:
                 del self._recorded[next(iter(self._recorded))]
@@ -135,7 +138,7 @@ def _is_recordable(decoder: Any) -> bool:
             return False
         if isinstance(module, MultiheadAttention) and module.backend not in ("sdpa", "naive"):
             return False
-        if module._forward_hooks or module._forward_pre_hooks:
+        if is_hooked(module):
             return False
     parts = decoder.embed_tokens, decoder.output_projection
     return None not in parts and getattr(decoder, "cross_attn_relative_position", None) is None

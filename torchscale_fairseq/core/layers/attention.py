@@ -12,7 +12,7 @@ from ..ops.xpos import XPosTables, rotate
 from .attention_inputs import FULL_ATTENTION, AttentionInputs
 from .bit_linear import at_once
 from .cache import KeyValueCache
-from .hooked import is_hooked
+from .hooked import is_plain_linear
 from .linear import LinearFactory, dense
 from .multiway import apply, single_or_multiway
 
@@ -135,9 +135,10 @@ class MultiheadAttention(nn.Module):
 
         Code compiled for a GPU computes one product instead of three; packed weights take one launch.
         """
-        parts = [p for p in (self.q_proj, self.k_proj, self.v_proj) if type(p) is nn.Linear and p.bias is not None]
-        joins = len(parts) == 3 and x.is_cuda and torch.compiler.is_compiling()
-        if joins and not any(map(is_hooked, parts)):
+        joins = x.is_cuda and torch.compiler.is_compiling()
+        projections = (self.q_proj, self.k_proj, self.v_proj) if joins else ()
+        parts = [p for p in projections if is_plain_linear(p) and p.bias is not None]
+        if len(parts) == 3:
             weight, bias = torch.cat([p.weight for p in parts]), torch.cat([p.bias for p in parts])
             query, key, value = map(self._heads, F.linear(x, weight, bias).chunk(3, -1))
             return query, key, value

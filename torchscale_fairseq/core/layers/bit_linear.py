@@ -169,7 +169,7 @@ class PackedBitLinear(nn.Module):
     def ternary(self, x: Tensor) -> TernaryLinear | None:
         """Parameters for the kernel; None if it does not serve this layer and input."""
         weight, norm = self.weight, self.norm
-        if self.kind.scheme != "b1.58" or self.training or is_hooked(norm):
+        if self.kind.scheme != "b1.58" or self.training or is_hooked(weight) or is_hooked(norm):
             return None
         if type(norm) is nn.RMSNorm and has_kernel(x, norm.weight):
             return TernaryLinear(norm.weight, weight.packed, weight.scale)

@@ -115,10 +115,10 @@ class Experts(nn.Module):
         return (
             self.gate is None
             and self.activation is F.gelu
-            and norm is not None
+            and type(norm) is GroupedNorm
             and norm.bias is not None
             and not (self.training and self.dropout.p)
-            and not (is_hooked(self.fc1) or is_hooked(norm))
+            and not any(map(is_hooked, (self.fc1, self.dropout, norm)))
         )
 
 

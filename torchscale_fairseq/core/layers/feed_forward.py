@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from ..ops.gating import gate
 from ..ops.gelu_norm import gelu_norm, has_kernel
 from .bit_linear import at_once
-from .hooked import is_hooked
+from .hooked import is_hooked, is_plain_linear
 from .linear import LinearFactory, dense, projected
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "swish": F.silu}
@@ -59,12 +59,12 @@ class FeedForwardNetwork(nn.Module):
         """Whether nothing but a bias, GELU and LayerNorm lies between the two projections."""
         return (
             type(self) is FeedForwardNetwork
-            and type(self.fc1) is nn.Linear
+            and is_plain_linear(self.fc1)
             and self.fc1.bias is not None
             and self.activation is F.gelu
             and type(self.ffn_layernorm) is nn.LayerNorm
             and not (self.training and self.activation_dropout.p)
-            and not (is_hooked(self.fc1) or is_hooked(self.ffn_layernorm))
+            and not (is_hooked(self.activation_dropout) or is_hooked(self.ffn_layernorm))
         )
 
     def inner(self, x: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ class FeedForwardNetwork(nn.Module):
         return torch.cat(outputs).view_as(x)
 
     def _at_once(self, x: Tensor) -> Tensor:
-        if self._is_plain and has_kernel(x, self.ffn_dim):
+        if has_kernel(x, self.ffn_dim) and self._is_plain:
             first, norm = cast(nn.Linear, self.fc1), cast(nn.LayerNorm, self.ffn_layernorm)
             return self.fc2(gelu_norm(F.linear(x, first.weight), first.bias, norm.weight, norm.bias, norm.eps))
         x = self.activation_dropout(self.inner(x))

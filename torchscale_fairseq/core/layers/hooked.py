@@ -1,6 +1,8 @@
 """Layers that a caller has changed, whose work other code may not take over."""
 
-from torch import nn
+from typing import Any, TypeGuard
+
+from torch import Tensor, nn
 from torch.nn.modules import module as modules
 
 
@@ -20,3 +22,17 @@ def is_hooked(layer: nn.Module) -> bool:
         or modules._global_backward_pre_hooks
         or modules._global_backward_hooks
     )
+
+
+def is_plain_linear(layer: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether a layer multiplies by its weight, adds its bias if it has one, and does nothing else."""
+    return (
+        type(layer) is nn.Linear
+        and type(layer.weight) in (nn.Parameter, Tensor)  # others, such as quantized ones, know how to multiply
+        and not is_hooked(layer)
+    )
+
+
+def call_uncompiled(module: nn.Module, *arguments: Any, **keywords: Any) -> Any:
+    """The output of a module, whose hooks are called, by its own forward rather than by code compiled for it."""
+    return module._call_impl(*arguments, **keywords)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..ops.projections import projections
 from ..ops.side_by_side import side_by_side
-from .hooked import is_hooked
+from .hooked import is_plain_linear
 
 
 class LinearFactory(Protocol):
@@ -54,10 +54,4 @@ def _trains_eagerly(x: Tensor) -> bool:
 
 def _is_a_product(layer: nn.Module, dtype: torch.dtype) -> bool:
     """Whether a layer multiplies by its weight and does nothing else."""
-    return (
-        type(layer) is nn.Linear
-        and layer.bias is None
-        and type(layer.weight) in (nn.Parameter, Tensor)  # others, such as quantized ones, know how to multiply
-        and layer.weight.dtype == dtype
-        and not is_hooked(layer)
-    )
+    return is_plain_linear(layer) and layer.bias is None and layer.weight.dtype == dtype

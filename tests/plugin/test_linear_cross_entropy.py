@@ -117,6 +117,32 @@ def test_values_gradients_and_logs(reduce: bool, sentence_avg: bool, bias: bool)
         assert_close(actual, expected, "float32")
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("reduce", [False, True])
+def test_a_projection_that_is_more_than_a_product_is_called(reduce: bool, smoothing: float) -> None:
+    """A hook, and a class with a forward of its own, have their effect on the loss."""
+    model, task = language_model()
+    criterion = CRITERION_REGISTRY["linear_cross_entropy"](task, sentence_avg=False, label_smoothing=smoothing)
+    projection = model.decoder.output_projection
+    weight = projection.weight.detach().clone()
+    projection.weight.data *= 3
+    (expected, *_), results = criterion(model, batch(), reduce=reduce), []
+    projection.weight.data.copy_(weight)
+    hook = projection.register_forward_hook(lambda _, __, output: 3 * output)
+    results.append(criterion(model, batch(), reduce=reduce)[0])
+    hook.remove()
+    projection.__class__ = Threefold
+    results.append(criterion(model, batch(), reduce=reduce)[0])
+    for loss in results:
+        assert loss.shape == expected.shape
+        assert_close(loss.float(), expected.float(), "float32")
+
+
+class Threefold(torch.nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 3 * super().forward(x)
+
+
 ACROSS_PROCESSES = """
 def check():
     from fairseq.criterions import CRITERION_REGISTRY

@@ -69,6 +69,13 @@ def test_values_and_gradients_are_those_of_stock(
         assert_close(found[name], value, "float32", name)
 
 
+def test_a_head_that_a_caller_has_hooked_is_called(language_data: Path, tmp_path: Path, on_cpu: None) -> None:
+    trainer = trainer_of(language_data, tmp_path)
+    batch = with_masked_positions(masked_batch(1), trainer.model, trainer.criterion, CPU)
+    trainer.model.encoder.output_projection.register_forward_hook(lambda _, __, logits: 0 * logits)
+    assert not any(value.any() for name, value in gradients(trainer, batch).items() if name.startswith("encoder"))
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("flags", [[], MIXTURE, ["--update-freq", "2"]], ids=["dense", "experts", "accumulated"])
 def test_updates_are_those_of_stock(

@@ -12,6 +12,7 @@ from omegaconf import II
 from torch import Tensor, nn
 
 from torchscale_fairseq.core.errors import InputError
+from torchscale_fairseq.core.layers.hooked import is_hooked
 from torchscale_fairseq.core.ops.linear_cross_entropy import linear_cross_entropy, summed_linear_cross_entropy
 from torchscale_fairseq.hooks.contracts import finds_unused_parameters, sides_of
 
@@ -29,6 +30,8 @@ class LinearCrossEntropyConfig(FairseqDataclass):
 @register_criterion("linear_cross_entropy", dataclass=LinearCrossEntropyConfig)
 class LinearCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
     """Asks the model for features and projects them itself, a chunk of tokens at a time.
+
+    An output projection with hooks, or with a forward of its own, is called for the whole batch instead.
 
     The model's decoder needs ``features_only`` and a linear ``output_projection``, like fairseq's Transformers.
     Logged are loss, nll_loss and ppl.
@@ -70,6 +73,11 @@ class LinearCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         projection = getattr(sides_of(model).get("decoder"), "output_projection", None)
         if not isinstance(projection, nn.Linear):
             raise InputError(self._unsuitable())
+        if is_hooked(projection) or type(projection).forward is not nn.Linear.forward:
+            logits = projection(net_output[0])
+            losses: list[Tensor] = super().compute_loss(model, (logits, *net_output[1:]), sample, reduce)
+            loss, nll_loss = losses if reduce else (part.squeeze(-1) for part in losses)
+            return loss, nll_loss
         features, target = net_output[0].flatten(0, 1), model.get_targets(sample, net_output).flatten()
         options = {"bias": projection.bias, "ignore_index": self.padding_idx, "label_smoothing": self.eps}
         if not reduce:

@@ -104,8 +104,9 @@ class ReadsMaskedPositions(Protocol):
     features (tokens, width) at them."""
 
     @property
-    def projection(self) -> tuple[Tensor, Tensor]:
-        """Weight (vocabulary, width) and bias (vocabulary,), which make logits of these features."""
+    def projection(self) -> tuple[Tensor, Tensor] | None:
+        """Weight (vocabulary, width) and bias (vocabulary,), which make logits of these features; None if
+        masked_positions cannot be used now."""
 
 
 @runtime_checkable

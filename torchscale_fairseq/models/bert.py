@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchscale_fairseq.core.config import EncoderConfig
 from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.layers.heads import POOLER_ACTIVATIONS, ClassificationHead, MaskedLanguageModelHead
+from torchscale_fairseq.core.layers.hooked import is_hooked
 from torchscale_fairseq.core.layers.norm import build_norm
 from torchscale_fairseq.core.option_error import not_among
 from torchscale_fairseq.core.parallel.sequence import SequenceSlice
@@ -142,10 +143,11 @@ class MaskedLanguageModel(Pretrained, FairseqEncoderModel):
         return features
 
     @property
-    def projection(self) -> tuple[Tensor, Tensor]:
-        """Weight (vocabulary, width) and bias (vocabulary,) that make logits of features at masked_positions."""
+    def projection(self) -> tuple[Tensor, Tensor] | None:
+        """Weight (vocabulary, width) and bias (vocabulary,) that make logits of features at masked_positions; None if a
+        caller has hooked the head, which has to be called then."""
         head = self.encoder.output_projection
-        return head.weight, head.bias
+        return None if is_hooked(head) else (head.weight, head.bias)
 
     @property
     def supported_targets(self) -> set[str]:

@@ -77,12 +77,13 @@ def loss_at_positions(stock: Callable[..., Any]) -> Callable[..., Any]:
 
     def forward(self: Any, model: Any, sample: dict[str, Any], reduce: bool = True) -> tuple[Tensor, Any, Any]:
         # --find-unused-parameters does not see what is used after the model's forward pass
-        if POSITIONS not in sample or finds_unused_parameters(model):
+        parts = None if POSITIONS not in sample or finds_unused_parameters(model) else model.projection
+        if parts is None:
             output: tuple[Tensor, Any, Any] = stock(self, model, sample, reduce)
             return output
         positions, count = sample[POSITIONS], sample[COUNT]
         features, _ = model(**sample["net_input"], masked_positions=positions)
-        weight, bias = model.projection
+        weight, bias = parts
         target = sample["target"].flatten().index_select(0, positions)
         loss, _ = summed_linear_cross_entropy(features, weight, target, bias=bias, ignore_index=self.padding_idx)
         numbers = {"ntokens": sample["ntokens"], "nsentences": sample["nsentences"], "sample_size": count}

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tests.core.models import decoder, retnet, tokens
 from tests.helpers import assert_close
+from torchscale_fairseq import ViT, ViTConfig
 from torchscale_fairseq.core.layers import bit_linear, feed_forward
 from torchscale_fairseq.core.layers.attention import MultiheadAttention
 from torchscale_fairseq.core.layers.bit_linear import BitKind, PackedBitLinear, at_once
@@ -105,6 +106,18 @@ def test_packed_layers(change: Callable[..., None], monkeypatch: pytest.MonkeyPa
     assert second.ternary(x) is not None
     change(second.weight)
     assert second.ternary(x) is None
+
+
+@CHANGES
+@pytest.mark.parametrize("name", ["", "patch_embed", "patch_embed.proj"])
+def test_patches_of_images(name: str, change: Callable[..., None]) -> None:
+    """They are put together, and the layers called with images."""
+    sizes: dict[str, Any] = {"encoder_layers": 1, "encoder_embed_dim": 8, "encoder_attention_heads": 2}
+    model = ViT(ViTConfig(img_size=4, patch_size=2, **sizes)).eval()
+    pixels = torch.randint(256, (2, 3, 4, 4), dtype=torch.uint8)
+    patches = pixels.unfold(2, 2, 2).unfold(3, 2, 2).permute(0, 2, 3, 1, 4, 5).flatten(1, 2)
+    change(model.get_submodule(name))
+    assert_close(model.forward_patches(patches), model(pixels / 127.5 - 1), "float32")
 
 
 @pytest.mark.parametrize("make", [decoder, retnet], ids=["attention", "retention"])

@@ -175,6 +175,15 @@ def test_modules_that_are_watched_run_as_usual() -> None:
     assert (run.as_usual, Graph.replays) == (SEEN + 2, 3)
 
 
+def test_models_of_watched_modules_are_not_recorded() -> None:
+    run = Run()
+    run.model.add_module("part", nn.ReLU())
+    run.model.get_submodule("part").register_forward_hook(lambda *_: None)
+    for _ in range(GOING):
+        run.step()
+    assert (run.as_usual, Graph.replays) == (GOING, 0)
+
+
 def test_a_loss_scale_is_part_of_a_recording() -> None:
     run = Run()
     run.optimizer.scaler = SimpleNamespace(loss_scale=128.0)

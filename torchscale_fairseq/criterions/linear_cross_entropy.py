@@ -12,7 +12,7 @@ from omegaconf import II
 from torch import Tensor, nn
 
 from torchscale_fairseq.core.errors import InputError
-from torchscale_fairseq.core.layers.hooked import is_hooked
+from torchscale_fairseq.core.layers.hooked import does_only
 from torchscale_fairseq.core.ops.linear_cross_entropy import linear_cross_entropy, summed_linear_cross_entropy
 from torchscale_fairseq.hooks.contracts import finds_unused_parameters, sides_of
 
@@ -73,7 +73,7 @@ class LinearCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         projection = getattr(sides_of(model).get("decoder"), "output_projection", None)
         if not isinstance(projection, nn.Linear):
             raise InputError(self._unsuitable())
-        if is_hooked(projection) or type(projection).forward is not nn.Linear.forward:
+        if not does_only(projection, nn.Linear):
             logits = projection(net_output[0])
             losses: list[Tensor] = super().compute_loss(model, (logits, *net_output[1:]), sample, reduce)
             loss, nll_loss = losses if reduce else (part.squeeze(-1) for part in losses)

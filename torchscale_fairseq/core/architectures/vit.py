@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import ViTConfig
+from ..layers.hooked import does_only, is_hooked
 from ..layers.vision_embedding import VisionEmbedding
-from ..ops.patch_embedding import Bands, embed_patches
+from ..ops.patch_embedding import Bands, embed_patches, whole_images
 from .encoder import Encoder
 from .longvit import resized_positions
 
@@ -67,6 +68,10 @@ class ViT(nn.Module):
             masked_patches: as for ``forward``.
         """
         projection = self.patch_embed.proj
+        if is_hooked(self) or is_hooked(self.patch_embed) or not does_only(projection, nn.Conv2d):
+            images = whole_images(patches, projection.weight.device).to(projection.weight.dtype) / 127.5 - 1.0
+            features: Tensor = self(images, masked_patches)
+            return features
         assert projection.bias is not None
         weight = projection.weight
         if isinstance(patches, Tensor):

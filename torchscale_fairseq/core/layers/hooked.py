@@ -24,6 +24,11 @@ def is_hooked(layer: nn.Module) -> bool:
     )
 
 
+def does_only(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a call of a layer does what the forward of a class does, and nothing else."""
+    return type(layer).forward is kind.forward and not is_hooked(layer)
+
+
 def is_plain_linear(layer: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether a layer multiplies by its weight, adds its bias if it has one, and does nothing else."""
     return (

@@ -30,6 +30,7 @@ from torchscale_fairseq.core.architectures.encoder import Encoder
 from torchscale_fairseq.core.architectures.vit import ViTClassifier
 from torchscale_fairseq.core.layers.dilated_attention import DilatedAttention
 from torchscale_fairseq.core.layers.experts import Experts
+from torchscale_fairseq.core.layers.hooked import is_hooked
 from torchscale_fairseq.hooks.contracts import ComputesAlike, sides_of
 from torchscale_fairseq.hooks.experts.equal_batches import reads_counts
 from torchscale_fairseq.hooks.training.documents import has_documents
@@ -193,14 +194,14 @@ class StepGraphs:
     ) -> Recording | None:
         """The recording of batches like this one, made now if it is time; None if the batch runs as usual."""
         bare = model if sums is None else sums.module
-        watched = bool(bare._forward_hooks)  # by NanDetector, which a replay would not call
+        watched = is_hooked(bare)  # by NanDetector, which a replay would not call
         if self._stopped or watched or not is_free_of_padding(sample) or has_documents(sample):
             return None
         self._params = self._params or list(model.parameters())
         key = self._key(sample, optimizer)
         self._batches += 1
         if key not in self._recordings:
-            if not self._has_room() or not self._recurs(key):
+            if not self._has_room() or not self._recurs(key) or any(map(is_hooked, bare.modules())):
                 return None
             recording = self._record(sample, train_step, sums)
             if recording is None:

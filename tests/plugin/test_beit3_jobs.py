@@ -175,6 +175,23 @@ def test_image_classification(tmp_path: Path) -> None:
     assert done.stdout.startswith("file\tclass\tblue\tgreen\tred\tyellow\n")
 
 
+@torch.no_grad()
+def test_features_of_a_classifier_of_images(tmp_path: Path) -> None:
+    """Those that its head scores, of pixels that are normalised as in training."""
+    data = make_folders(tmp_path / "data", train=2, valid=1)
+    save_untrained(words_of(data, "image_classification"), tmp_path)
+    hub = MODEL_REGISTRY["beit3_small"].from_pretrained(str(tmp_path))
+    image = data / "valid" / "red" / "0.png"
+    features = hub.extract_features(image)
+    classifier: Any = hub.model
+    scores = classifier.head(classifier.fc_norm(features[:, 1:].mean(1)))
+    assert_close(scores, classifier([hub._patches(image)]), "float32", "scores")
+    assert_close(hub.embed_images([image]), features[:, 0], "float32", "vectors")
+    words = ["--checkpoint", tmp_path / "checkpoint_best.pt", "--images", image, "--output", tmp_path / "vectors.npz"]
+    refused = run_tool("embed", *words)
+    assert re.search(r"with --task image_classification; this command is for a BEiT-3 that was", refused.last_line)
+
+
 def test_the_released_index_is_read(tmp_path: Path) -> None:
     (tmp_path / "1.png").touch()
     (tmp_path / "answer2label.txt").write_text('{"answer": "net", "label": 0}\n{"answer": "yes", "label": 1}\n')

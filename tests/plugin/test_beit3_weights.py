@@ -1,6 +1,7 @@
 """``--pretrained`` for BEiT-3: files of the released layout, made here."""
 
 import argparse
+import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torchscale_fairseq.checkpoints.reading import CheckpointError
 from torchscale_fairseq.data.problems import Problems
 from torchscale_fairseq.data.text.words import load_text_encoder, load_words
 from torchscale_fairseq.models._beit3_jobs import JOBS
-from torchscale_fairseq.models._beit3_weights import encoder_config
+from torchscale_fairseq.models._beit3_weights import NO_WORDS, encoder_config
 from torchscale_fairseq.models.beit3 import ImageTextModel
 from torchscale_fairseq.torchscale_api.architecture.config import EncoderConfig
 from torchscale_fairseq.torchscale_api.model.BEiT3 import BEiT3
@@ -164,3 +165,14 @@ def test_longer_texts_than_the_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"texts of (\d+) tokens, .* is 70; give --max-source-positions") as found:
         model_of("visual_reasoning", words=70).load_weights(path)
     model_of("visual_reasoning", words=int(str(found.value).split()[-1].rstrip("."))).load_weights(path)
+
+
+def test_classes_of_images_after_pretraining_on_shorter_texts(tmp_path: Path) -> None:
+    """No text is read, and the task has no --max-source-positions to give."""
+    pretraining = model_of("image_text", words=10)
+    torch.save({"model": pretraining.state_dict()}, tmp_path / "checkpoint_best.pt")
+    config = dataclasses.replace(pretraining.core.config, vocab_size=NO_WORDS, max_source_positions=70)
+    model: Any = JOBS["image_classification"].build(config, argparse.Namespace(num_classes=5))
+    model.load_weights(tmp_path / "checkpoint_best.pt")
+    assert torch.equal(model.beit3.vision_embed.cls_token, pretraining.core.vision_embed.cls_token)
+    assert torch.equal(model.beit3.text_embed.weight, pretraining.core.text_embed.weight[:NO_WORDS])

@@ -52,6 +52,13 @@ class JobModel(BaseFairseqModel):
         super().upgrade_state_dict_named(state_dict, name)
         adapt(state_dict, self, BODY)
 
+    def max_positions(self) -> None:
+        """The task checks lengths."""
+
+
+class ImageTextJob(JobModel):
+    """A model of a job that reads images with texts."""
+
     def extract_features(self, captions: Tensor | None = None, images: Tensor | None = None) -> Tensor:
         """Features (batch, tokens, width) of the class token, the patches and the words that there are, in this order.
 
@@ -70,11 +77,8 @@ class JobModel(BaseFairseqModel):
         """(batch, words) to the features (batch, width) of <s>."""
         return self.extract_features(tokens)[:, 0]
 
-    def max_positions(self) -> None:
-        """The task checks lengths."""
 
-
-class QuestionAnsweringModel(BEiT3ForQuestionAnswering, JobModel):
+class QuestionAnsweringModel(BEiT3ForQuestionAnswering, ImageTextJob):
     """Scores the answers of ``--task visual_question_answering``."""
 
     @classmethod
@@ -89,7 +93,7 @@ class QuestionAnsweringModel(BEiT3ForQuestionAnswering, JobModel):
         return BEiT3ForQuestionAnswering.forward(self, images, tokens, tokens.eq(self.pad))
 
 
-class VisualReasoningModel(BEiT3ForVisualReasoning, JobModel):
+class VisualReasoningModel(BEiT3ForVisualReasoning, ImageTextJob):
     """Scores false and true for ``--task visual_reasoning``."""
 
     def forward(self, images: Tensor, tokens: Tensor) -> Tensor:
@@ -97,7 +101,7 @@ class VisualReasoningModel(BEiT3ForVisualReasoning, JobModel):
         return BEiT3ForVisualReasoning.forward(self, images, tokens, tokens.eq(self.pad))
 
 
-class CaptioningModel(BEiT3ForCaptioning, JobModel):
+class CaptioningModel(BEiT3ForCaptioning, ImageTextJob):
     """Predicts masked words of captions for ``--task image_captioning``."""
 
     def forward(self, images: Tensor, tokens: Tensor, masked_tokens: Tensor | None = None) -> tuple[Tensor]:
@@ -106,7 +110,7 @@ class CaptioningModel(BEiT3ForCaptioning, JobModel):
         return (BEiT3ForCaptioning.forward(self, images, tokens, tokens.eq(self.pad), masked_tokens),)
 
 
-class RetrievalModel(BEiT3ForRetrieval, JobModel):
+class RetrievalModel(BEiT3ForRetrieval, ImageTextJob):
     """Embeds images and texts for ``--task image_text_retrieval``."""
 
     def embed_texts(self, tokens: Tensor, padding: Tensor | None = None) -> Tensor:
@@ -131,9 +135,25 @@ class ImageClassificationModel(BEiT3ForImageClassification, JobModel):
 
         Arguments are those of ``LongViT.forward_patches``.
         """
-        pixels = whole_images(patches, self.fc_norm.weight.device).to(self.fc_norm.weight.dtype) / 255.0
-        mean, std = (torch.tensor(x, dtype=pixels.dtype, device=pixels.device) for x in (IMAGENET_MEAN, IMAGENET_STD))
-        return BEiT3ForImageClassification.forward(self, (pixels - mean[:, None, None]) / std[:, None, None])
+        return BEiT3ForImageClassification.forward(self, self._pixels(patches))
+
+    def extract_features(self, patches: Any) -> Tensor:
+        """Features (batch, 1 + patches, width) of the class token and the patches; arguments as for ``forward``."""
+        return self.encode(self._pixels(patches), None)
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """Images (batch, channels, img_size, img_size), from -1 to 1, to the class token's features (batch, width)."""
+        return self.encode(_normalised((images.to(self.fc_norm.weight.dtype) + 1.0) / 2.0), None)[:, 0]
+
+    def _pixels(self, patches: Any) -> Tensor:
+        weight = self.fc_norm.weight
+        return _normalised(whole_images(patches, weight.device).to(weight.dtype) / 255.0)
+
+
+def _normalised(pixels: Tensor) -> Tensor:
+    """Red, green and blue from 0 to 1, as the released classifiers see them."""
+    mean, std = (torch.tensor(x, dtype=pixels.dtype, device=pixels.device) for x in (IMAGENET_MEAN, IMAGENET_STD))
+    return (pixels - mean[:, None, None]) / std[:, None, None]
 
 
 JOBS: Mapping[str, type[JobModel]] = {

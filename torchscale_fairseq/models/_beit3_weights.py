@@ -26,6 +26,8 @@ FIRST_PATCH = FIRST_POSITION + 1
 """The row of the first patch, after that of the class token."""
 OF_WORDS = ("text_embed.weight", f"{POSITIONS}B.weight")
 """Tables of the encoder with a row for each word, or for each place of one."""
+NO_WORDS = 2
+"""Rows of the table of words in models of images alone; that of padding is the second."""
 SEPARATE = "encoder.layers.0.self_attn.q_proj.A.weight"
 """Only models with attention of its own for each modality have this tensor."""
 
@@ -88,11 +90,15 @@ def _check_words(given: Mapping[str, Tensor], own: Mapping[str, Tensor], path: s
 
 def adapt(state_dict: dict[str, Any], model: nn.Module, body: str) -> None:
     """Let weights for another img_size, longer texts or more words be loaded: positions of patches are interpolated,
-    and rows that no word of this model uses are left out."""
+    and rows that no word of this model uses are left out. A model of images alone keeps its own positions of words if
+    the weights have fewer."""
     own = model.state_dict()
-    patches = f"{body}{POSITIONS}A.weight"
+    patches, places = (f"{body}{POSITIONS}{part}.weight" for part in "AB")
     if patches in state_dict:
         state_dict[patches] = _resized(state_dict[patches], own[patches].size(0) - FIRST_PATCH)
+    without_words = own[f"{body}text_embed.weight"].size(0) == NO_WORDS
+    if without_words and places in state_dict and len(state_dict[places]) < len(own[places]):
+        state_dict[places] = own[places]
     for name in (*(body + table for table in OF_WORDS), "mlm_head.weight", "mlm_head.bias"):
         if name in own and name in state_dict and state_dict[name].size(0) > own[name].size(0):
             logger.warning("%s: left out the rows after the first %s", name, f"{own[name].size(0):,}")

@@ -14,7 +14,7 @@ from torchscale_fairseq.core.layers.heads import MaskedLanguageModelHead
 from torchscale_fairseq.core.layers.norm import build_norm
 
 from ._beit3_jobs import JOBS
-from ._beit3_weights import adapt, encoder_config, load_weights
+from ._beit3_weights import NO_WORDS, adapt, encoder_config, load_weights
 from ._fits import IMAGE_TEXT as FITTING_TASKS
 from ._hubs import ImageHub, ImageTextHub
 from ._options import Preset
@@ -25,13 +25,11 @@ from ._released import PretrainedOptions
 
 FROM_TASK = ("img_size", "patch_size", "max_source_positions")
 BODY = "core."
-NO_WORDS = 2
-"""Rows of the table of words in models of images alone; that of padding is the second."""
 
 
 def hub_of(cfg: Any, task: Any, models: list[Any]) -> Any:
     """The interface that ``from_pretrained`` returns; arguments as for the hubs."""
-    hub = ImageHub if isinstance(models[0], JOBS["image_classification"]) else ImageTextHub
+    hub = ImageTextHub if hasattr(task, "text_encoder") else ImageHub
     return hub(cfg, task, models)
 
 

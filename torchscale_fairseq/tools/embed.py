@@ -71,5 +71,8 @@ def _load(options: argparse.Namespace) -> Any:
         str(options.checkpoint.parent), options.checkpoint.name, str(options.data) if options.data else None
     )
     if not isinstance(hub, ImageTextHub):
-        raise InputError(f"{options.checkpoint} is no model that embeds images and texts")
+        raise InputError(
+            f"{options.checkpoint} was trained with --task {hub.cfg.task._name}; this command is for a BEiT-3 that was "
+            "trained on images with texts (for models of images alone, see embed_images in docs/from_pretrained.md)"
+        )
     return hub.to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))

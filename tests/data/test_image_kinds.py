@@ -69,3 +69,22 @@ def test_numbers_of_unknown_range_are_refused(tmp_path: Path) -> None:
         Image.fromarray(GREY.astype(dtype)).save(tmp_path / name)
         with pytest.raises(DataError, match=r"whose largest value is not known; convert it to 8 or 16 bits"):
             load_image(tmp_path / name, SIDE)
+
+
+def test_other_channels_are_refused(tmp_path: Path) -> None:
+    """Nobody knows what the fourth of five shows."""
+    import pyvips
+
+    pixels = pyvips.Image.new_from_array(np.zeros((SIDE, SIDE, 5), np.uint8))
+    pixels.copy(interpretation="srgb").write_to_file(str(tmp_path / "five.tif"))
+    with pytest.raises(DataError, match=r"five\.tif is not .* it has 4 channels besides transparency; convert it"):
+        load_image(tmp_path / "five.tif", SIDE)
+
+
+def test_a_file_of_libvips_itself(tmp_path: Path) -> None:
+    """It does not say who has read it."""
+    import pyvips
+
+    pyvips.Image.new_from_array(SMOOTH).copy(interpretation="srgb").write_to_file(str(tmp_path / "own.v"))
+    found = ImagePatches(tmp_path / "own.v", SIDE, SIDE).read()[0]
+    assert np.array_equal(found.permute(1, 2, 0).numpy(), SMOOTH)

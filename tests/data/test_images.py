@@ -162,11 +162,9 @@ def test_slices_of_a_large_image(image: Path) -> None:
     test_slices_of_a_view(image)
 
 
-@pytest.mark.parametrize(("side", "scale"), [(400, 1), (201, 1), (200, 2), (101, 2), (100, 4), (50, 8), (20, 8)])
-def test_a_jpeg_file_is_decoded_at_reduced_scale(
-    side: int, scale: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The whole of 900 x 800 pixels, of which half the width and half the height are seen."""
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Shapes of images that are decoded whole."""
     shapes, cut = [], View.cut
 
     def watched(view: View, pixels: Tensor) -> Tensor:
@@ -174,9 +172,46 @@ def test_a_jpeg_file_is_decoded_at_reduced_scale(
         return cut(view, pixels)
 
     monkeypatch.setattr(View, "cut", watched)
+    return shapes
+
+
+@pytest.mark.parametrize(("side", "scale"), [(400, 1), (101, 1), (100, 2), (51, 2), (50, 4), (25, 8), (10, 8)])
+def test_a_jpeg_file_is_decoded_at_reduced_scale(
+    side: int, scale: int, tmp_path: Path, decoded: list[tuple[int, ...]]
+) -> None:
+    """The whole of 900 x 800 pixels, of which half the width and half the height are seen: with twice as many pixels a
+    side as the result, or more."""
     Image.fromarray(painted(800, 900, 3)).save(tmp_path / "large.jpg")
     ordinary.read_ordinary(tmp_path / "large.jpg", side, View(side=0.5))
-    assert shapes == [(3, 800 // scale, 900 // scale)]
+    assert decoded == [(3, 800 // scale, 900 // scale)]
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize(("side", "shape"), [(300, (320, 360)), (160, (320, 360)), (80, (160, 180)), (8, (16, 18))])
+def test_a_webp_file_is_decoded_at_any_scale(
+    side: int, shape: tuple[int, int], orientation: int, tmp_path: Path, decoded: list[tuple[int, ...]]
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(painted(320, 360, 3)).save(tmp_path / "large.webp", exif=exif)
+    ordinary.read_ordinary(tmp_path / "large.webp", side, View(side=0.5))
+    assert decoded == [(3, *(shape if orientation == 1 else reversed(shape)))]
+
+
+def test_a_drawing_is_drawn_at_the_right_scale(tmp_path: Path) -> None:
+    """Enlarged from its nominal pixels, it would have blurred edges."""
+    rectangle = "<svg xmlns='http://www.w3.org/2000/svg' width='8' height='8'><rect width='4' height='8'/></svg>"
+    (tmp_path / "drawing.svg").write_text(rectangle)
+    assert set(np.unique(read(tmp_path / "drawing.svg"))) == {0, 255}
+
+
+def test_a_pyramid_is_not_decoded_whole(tmp_path: Path) -> None:
+    import pyvips
+
+    whole = pyvips.Image.new_from_array(painted(SIDE, SIDE, 3))
+    for name, pyramid in (("plain.tif", False), ("pyramid.tif", True)):
+        whole.write_to_file(str(tmp_path / name), tile=True, tile_width=16, tile_height=16, pyramid=pyramid)
+        assert (ordinary.read_ordinary(tmp_path / name, SIDE, View()) is None) == pyramid
 
 
 def test_which_images_are_large(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:

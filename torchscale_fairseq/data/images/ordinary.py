@@ -13,10 +13,12 @@ from torchscale_fairseq.data.images.views import View
 
 LARGEST_SIDE = 1024
 """Pixels of a scaled image that is made here, at most."""
-MOST_PIXELS = 2**22
-"""A decoded file has no more; those of formats with levels of detail take longer whole than their right level does."""
+MOST_PIXELS = 2**21
+"""A decoded file has no more; libvips takes as long for more."""
 SHRINKS = (8, 4, 2)
 """Divisors by which a JPEG file can be scaled down while it is decoded."""
+DRAWINGS = ("svgload", "pdfload")
+"""libvips's readers of formats that have no pixels of their own."""
 
 
 def read_ordinary(path: ImageFile, size: int, view: View) -> Tensor | None:
@@ -28,8 +30,8 @@ def read_ordinary(path: ImageFile, size: int, view: View) -> Tensor | None:
         view: the part.
 
     Returns:
-        (3, size, size) of uint8. None for images that are too large, that libvips does not know, or whose pixels are
-        not 8 bits of grey or red, green and blue.
+        (3, size, size) of uint8. None for images that are too large, that libvips does not know or has at several
+        levels of detail, or whose pixels are not 8 bits of grey or red, green and blue.
 
     Raises:
         pyvips.Error: the file cannot be decoded.
@@ -50,22 +52,18 @@ def _scaled(pixels: Tensor, size: int) -> Tensor:
 
 
 def _open(path: ImageFile, width: float, height: float) -> Any:
-    """An upright image without transparency, as libvips's pipeline; a JPEG file at the smallest scale at which it has
-    ``width`` by ``height`` pixels. None if it is not ordinary."""
+    """An upright image without transparency, as libvips's pipeline, of ``width`` by ``height`` pixels or more if the
+    file has them. None if it is not ordinary."""
     vips = load_vips()
     try:
         image = _load(path)
     except vips.Error:
         return None
-    if image.format != "uchar" or image.interpretation not in ("srgb", "b-w"):
+    if image.format != "uchar" or image.interpretation not in ("srgb", "b-w") or _has_levels(image):
         return None
-    orientation = image.get("orientation") if image.get_typeof("orientation") else 1
-    if orientation > 4:
-        width, height = height, width
+    orientation = _field(image, "orientation", 1)
     options: dict[str, Any] = {} if orientation == 1 else {"access": "random"}
-    if image.get("vips-loader").startswith("jpegload"):
-        largest = min(image.width / width, image.height / height)
-        options |= next(({"shrink": shrink} for shrink in SHRINKS if shrink <= largest), {})
+    options |= _reduction(image, *((width, height) if orientation <= 4 else (height, width)))
     if options:
         image = _load(path, **options)
     if image.width * image.height > MOST_PIXELS:
@@ -74,7 +72,31 @@ def _open(path: ImageFile, width: float, height: float) -> Any:
         image = image.autorot()
     if image.hasalpha():
         image = image.flatten(background=WHITE)
-    return image if image.interpretation == "srgb" else image.colourspace("srgb")
+    image = image if image.interpretation == "srgb" else image.colourspace("srgb")
+    return image if image.bands == 3 else None
+
+
+def _has_levels(image: Any) -> bool:
+    """Whether libvips may find the image in its file at several scales, of which it decodes the right one faster and
+    better. Several images in a TIFF file may be a pyramid."""
+    loader = _field(image, "vips-loader", "")
+    return loader.startswith(DRAWINGS) or (loader.startswith("tiffload") and _field(image, "n-pages", 1) > 1)
+
+
+def _reduction(image: Any, width: float, height: float) -> dict[str, Any]:
+    """Options that scale a JPEG or WebP file down while it is decoded, to ``width`` by ``height`` pixels or more. JPEG
+    files keep twice as many a side: they can only be averaged in blocks, whose steps would show."""
+    loader, largest = _field(image, "vips-loader", ""), min(image.width / width, image.height / height)
+    if loader.startswith("webpload") and largest > 1:
+        return {"scale": 1 / largest}
+    if loader.startswith("jpegload"):
+        return next(({"shrink": shrink} for shrink in SHRINKS if 2 * shrink <= largest), {})
+    return {}
+
+
+def _field(image: Any, name: str, default: Any) -> Any:
+    """A field of an image, or the default where it has none: which fields there are depends on the format."""
+    return image.get(name) if image.get_typeof(name) else default
 
 
 def _load(path: ImageFile, **options: Any) -> Any:

@@ -63,7 +63,7 @@ def open_image(path: ImageFile, width: int, height: int | None = None) -> Any:
 
     Raises:
         pyvips.Error: the file is missing or is not an image that can be read; see ``errors_named``.
-        DataError: the range of its brightness is not known.
+        DataError: the range of its brightness is not known, or it has other channels than colours.
     """
     vips = load_vips()
     options = {"height": height or width, "size": "force", "fail_on": "error"}
@@ -83,7 +83,10 @@ def open_image(path: ImageFile, width: int, height: int | None = None) -> Any:
         image = vips.Image.thumbnail_buffer(_as_png(path), width, **options)
     if image.hasalpha():
         image = image.flatten(background=WHITE)
-    return image.colourspace("srgb").cast("uchar")
+    image = image.colourspace("srgb").cast("uchar")
+    if image.bands != 3:
+        raise _unreadable(path, f"it has {image.bands} channels besides transparency; convert it to RGB")
+    return image
 
 
 @contextlib.contextmanager

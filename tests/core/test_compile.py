@@ -283,15 +283,17 @@ def translate(model: EncoderDecoder, rows: int, batch: int, host_knows: bool = F
 
 @pytest.mark.skipif(not hasattr(torch.compiler, "is_exporting"), reason="torch 2.6 compiles what disabled code calls")
 def test_layers_of_all_kinds_stay_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On both sides, with and without experts, for batches with and without padding, in training and validation."""
+    """On both sides, with and without experts, for one sentence and more, with and without padding, in training and
+    validation."""
     torch._dynamo.reset()
     monkeypatch.setattr(torch._dynamo.config, "cache_size_limit", 8)  # torch's own
     monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
     stock = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda module, **o: stock(module, backend="eager", **o))
     model = encoder_decoder(compile=True, encoder_layers=2, decoder_layers=2, moe_freq=2, moe_expert_count=3)
-    for batch in range(4):
-        translate(model.train(), 3, batch)
+    shapes = [*((3, batch) for batch in range(4)), (1, 0), (1, 5)]
+    for shape in shapes:
+        translate(model.train(), *shape)
     with torch.no_grad():
-        for batch in range(4):
-            translate(model.eval(), 3, batch)
+        for shape in shapes:
+            translate(model.eval(), *shape)

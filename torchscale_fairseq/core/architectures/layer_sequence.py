@@ -18,9 +18,10 @@ ONE_REGION = 12
 its code; layers of one kind that are compiled one by one share theirs, and the first update of a deep model comes
 sooner."""
 
-PIECES = 16
-"""Most pieces of code that a function may come to before torch leaves it uncompiled: for layers of encoder and decoder,
-with and without experts, for batches with and without padding, in training and in validation."""
+PIECES = 40
+"""Most pieces of code that a function may come to before torch leaves it uncompiled. There are up to 34: for layers of
+encoder and decoder, with and without experts, in training and in validation, for batches with and without padding, and
+of one sentence, one token or more, as torch writes code of its own for sizes of 1."""
 
 
 class LayerSequence(nn.ModuleList):

@@ -81,6 +81,14 @@ def test_coloured_views(image: Path) -> None:
     assert np.abs(found - pixels.clip(0, 255)).max() <= 0.51
 
 
+def test_colours_are_exact_under_autocast(image: Path) -> None:
+    """Streamed images are read in the forward pass, and again in the backward pass, which knows no autocast."""
+    view = View(brightness=1.1, contrast=0.9, saturation=0.3)
+    with torch.autocast("cpu", torch.bfloat16):
+        in_forward = read(image, view=view)
+    assert np.array_equal(in_forward, read(image, view=view))
+
+
 @pytest.mark.parametrize("name", ["large.jpg", "large.webp", "large.tif", "pyramid.tif"])
 def test_large_files_are_scaled(name: str, tmp_path: Path) -> None:
     """Not square, from eight times the size: near to what Pillow makes of it."""

@@ -62,7 +62,9 @@ class View:
         if not self.has_other_colours:
             return pixels
         matrix, offset = self.colours()
-        mixed = torch.einsum("oc,...chw->...ohw", torch.tensor(matrix), pixels.float()).add_(offset).clamp_(0, 255)
+        with torch.autocast(pixels.device.type, enabled=False):
+            mixed = torch.einsum("oc,...chw->...ohw", torch.tensor(matrix), pixels.float())
+        mixed.add_(offset).clamp_(0, 255)
         return mixed if pixels.is_floating_point() else mixed.round_().to(pixels.dtype)
 
     def turned(self, pixels: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from fairseq.logging import metrics
 from torchscale_fairseq.core.errors import InputError, did_you_mean
 from torchscale_fairseq.hooks.contracts import MeasuresAfterValidation
 from torchscale_fairseq.hooks.runs.preemption import StopRequested
+from torchscale_fairseq.hooks.stock.batches import stop_reading
 
 THROUGHPUT = {"bsz", "wpb", "wps"}
 
@@ -47,10 +48,14 @@ def check_metric(trainer: Any) -> None:
 
 
 def figures_of_a_batch(trainer: Any) -> set[str]:
-    """The names of the figures that validation of the first batch gives; empty if it cannot be known."""
+    """The names of the figures that validation of the first batch gives; empty if it cannot be known.
+
+    The batch has a loader of its own, which ends here: validation reuses its loader, which must not be read by two.
+    """
     subset = trainer.cfg.dataset.valid_subset.split(",")[0]
-    batches = trainer.get_valid_iterator(subset).next_epoch_itr(shuffle=False, set_dataset_epoch=False)
-    sample = next(iter(batches), None)
+    source = trainer.get_valid_iterator(subset, disable_iterator_cache=True)
+    sample = next(iter(source.next_epoch_itr(shuffle=False, set_dataset_epoch=False)), None)
+    stop_reading()
     if sample is None:
         return set()
     with metrics.aggregate(new_root=True) as figures:

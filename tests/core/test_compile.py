@@ -15,7 +15,7 @@ from tests.helpers import assert_close
 from torchscale_fairseq import Decoder, DecoderConfig, Encoder, EncoderConfig, RetNetConfig, RetNetDecoder
 from torchscale_fairseq.core.architectures import layer_sequence
 from torchscale_fairseq.core.architectures.encoder_decoder import EncoderDecoder
-from torchscale_fairseq.core.architectures.layer_sequence import ONE_REGION
+from torchscale_fairseq.core.architectures.layer_sequence import ONE_REGION, PIECES
 from torchscale_fairseq.core.ops import retention_forms, xpos
 from torchscale_fairseq.core.ops.documents import Documents, note_documents
 from torchscale_fairseq.core.ops.masks import know_padding
@@ -281,19 +281,25 @@ def translate(model: EncoderDecoder, rows: int, batch: int, host_knows: bool = F
     return output
 
 
+@pytest.mark.parametrize(("limit", "expected"), [(2, 2), (8, PIECES), (100, 100)])
+def test_limits_that_callers_set_stand(limit: int, expected: int) -> None:
+    with torch._dynamo.config.patch(cache_size_limit=limit):
+        encoder_decoder(compile=True)
+        assert torch._dynamo.config.cache_size_limit == expected
+
+
 @pytest.mark.skipif(not hasattr(torch.compiler, "is_exporting"), reason="torch 2.6 compiles what disabled code calls")
 def test_layers_of_all_kinds_stay_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """On both sides, with and without experts, for one sentence and more, with and without padding, in training and
     validation."""
     torch._dynamo.reset()
-    monkeypatch.setattr(torch._dynamo.config, "cache_size_limit", 8)  # torch's own
-    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
     stock = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda module, **o: stock(module, backend="eager", **o))
-    model = encoder_decoder(compile=True, encoder_layers=2, decoder_layers=2, moe_freq=2, moe_expert_count=3)
     shapes = [*((3, batch) for batch in range(4)), (1, 0), (1, 5)]
-    for shape in shapes:
-        translate(model.train(), *shape)
-    with torch.no_grad():
+    with torch._dynamo.config.patch(cache_size_limit=8, fail_on_recompile_limit_hit=True):  # torch's own limit
+        model = encoder_decoder(compile=True, encoder_layers=2, decoder_layers=2, moe_freq=2, moe_expert_count=3)
         for shape in shapes:
-            translate(model.eval(), *shape)
+            translate(model.train(), *shape)
+        with torch.no_grad():
+            for shape in shapes:
+                translate(model.eval(), *shape)

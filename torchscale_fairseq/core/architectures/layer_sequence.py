@@ -22,6 +22,8 @@ PIECES = 40
 """Most pieces of code that a function may come to before torch leaves it uncompiled. There are up to 34: for layers of
 encoder and decoder, with and without experts, in training and in validation, for batches with and without padding, and
 of one sentence, one token or more, as torch writes code of its own for sizes of 1."""
+TORCHS_PIECES = 8
+"""torch's own limit."""
 
 
 class LayerSequence(nn.ModuleList):
@@ -76,7 +78,8 @@ class LayerSequence(nn.ModuleList):
         from torch._dynamo import config  # takes seconds to load
         from torch.fx.experimental import _config as symbols
 
-        config.cache_size_limit = max(config.cache_size_limit, PIECES)
+        if config.cache_size_limit >= TORCHS_PIECES:  # a lower limit is a caller's
+            config.cache_size_limit = max(config.cache_size_limit, PIECES)
         apart = any(isinstance(module, MixtureOfExperts | DilatedAttention) for module in self.modules())
         deep = len(self) > ONE_REGION and self._share_code()
         if uneven:

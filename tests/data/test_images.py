@@ -165,6 +165,12 @@ def test_both_ways_of_reading(
 
 
 @pytest.mark.usefixtures("large")
+def test_a_large_image_of_one_patch_is_turned(image: Path) -> None:
+    found = ImagePatches(image, SIDE, SIDE, View(rows_reversed=True, columns_reversed=True)).read()
+    assert np.array_equal(assembled(found), painted(SIDE, SIDE, 3)[::-1, ::-1])
+
+
+@pytest.mark.usefixtures("large")
 def test_slices_of_a_large_image(image: Path) -> None:
     """As of one that is decoded whole."""
     test_slices_of_a_view(image)

@@ -99,7 +99,7 @@ class ImagePatches:
             positions = positions[::-1]
         if self.view.columns_reversed:
             positions = positions[:, ::-1]
-        return np.ascontiguousarray(positions.T if self.view.transposed else positions)
+        return (positions.T if self.view.transposed else positions).copy()  # torch takes no negative strides
 
     def _open(self) -> Any:
         """The view before it is turned and coloured, as a pipeline that has computed nothing yet."""

@@ -1,5 +1,6 @@
 """RandAugment and random erasing: draws that depend on the seed alone, in the place of an image's patches."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -124,8 +125,32 @@ def test_split_images_are_refused(folders: Path, stand_in: None) -> None:
         task(folders, random_erasing=0.5).share_sequences(0, 2)
 
 
-def test_the_package_that_is_missing_is_named(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("version", "command"),
+    [
+        ("2.13.0+cpu", "torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"),
+        ("2.11.0+cu130", "torch==2.11.0 --index-url https://download.pytorch.org/whl/cu130"),
+        ("2.6.0", "torch==2.6.0"),
+    ],
+)
+def test_the_package_that_is_missing_is_named(
+    version: str, command: str, folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a command that keeps the torch that is there."""
     monkeypatch.setitem(sys.modules, "torchvision.transforms", None)
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    with pytest.raises(ModuleNotFoundError, match=r"need torchvision; .* torchscale-fairseq\[augmentation\]"):
+    monkeypatch.setattr(torch, "__version__", version)
+    with pytest.raises(ModuleNotFoundError, match=rf"need torchvision: pip install torchvision {re.escape(command)}$"):
+        task(folders, rand_augment=2)
+
+
+def test_a_package_for_another_torch_is_named(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its import fails as torchvision's does."""
+    (tmp_path / "torchvision").mkdir()
+    failure = 'raise RuntimeError("operator torchvision::nms does not exist")\n'
+    (tmp_path / "torchvision" / "__init__.py").write_text(failure)
+    for name in ("torchvision", "torchvision.transforms"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(InputError, match=r"installed was not \(operator torchvision::nms .*\): pip uninstall torchv"):
         task(folders, rand_augment=2)

@@ -194,7 +194,7 @@ class ImageTask(LabelledTask):
         """The transform of whole training images.
 
         Raises:
-            InputError: images are not read whole.
+            InputError: images are not read whole, or torchvision was built for another torch.
             ModuleNotFoundError: torchvision is not installed.
         """
         cfg = self.cfg

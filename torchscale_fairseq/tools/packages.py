@@ -52,6 +52,7 @@ OPTIONAL = [
     Package("comet", "unbabel-comet"),
     Package("PIL", "pillow"),
     Package("pyvips", "pyvips"),
+    Package("torchvision", "torchvision"),
     Package("h5py", "h5py"),
     Package("zarr", "zarr"),
     Package("openslide", "openslide-python"),

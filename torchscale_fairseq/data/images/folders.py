@@ -15,8 +15,8 @@ def read_classes(folder: Path) -> list[str]:
     classes = _subfolders(folder)
     if len(classes) < 2:
         raise DataError(
-            f"{folder} has {len(classes)} folder(s); it should have one for each of two or more classes, or, for "
-            "--criterion survival, a table that --labels names."
+            f"{folder} has {len(classes)} folder(s); it should have one for each of two or more classes, or shards "
+            "(*.tar without compression, *.parquet), or, for --criterion survival, a table that --labels names."
         )
     return classes
 
@@ -68,5 +68,8 @@ def read_unlabelled(folder: Path) -> list[Path]:
 
 def _subfolders(folder: Path) -> list[str]:
     if not folder.is_dir():
-        raise DataError(f"{folder} does not exist; it should have a folder of images for each class.")
+        raise DataError(
+            f"{folder} does not exist; it should have a folder of images for each class or shards (*.tar, *.parquet), "
+            f"or {folder}.jsonl should name images and labels."
+        )
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")

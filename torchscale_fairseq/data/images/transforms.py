@@ -8,16 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.ops.patch_embedding import whole_images
 from torchscale_fairseq.data.images.patches import as_patches
 
 GREY = 127
 """Value of erased pixels: the middle of the range, which models see as 0."""
 LARGEST_MAGNITUDE = 30
-NEEDED = (
-    "--rand-augment and --random-erasing need torchvision; install the version for your torch with "
-    "pip install torchscale-fairseq[augmentation]."
-)
+BUILDS = "https://download.pytorch.org/whl"
+"""Where torch's makers keep torchvision for each build of torch, by the part of its version after the plus."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +65,23 @@ def load_transforms() -> Any:
 
     Raises:
         ModuleNotFoundError: torchvision is not installed.
+        InputError: it was built for another torch.
     """
     try:
         from torchvision.transforms import v2
     except ModuleNotFoundError:
-        raise ModuleNotFoundError(NEEDED, name="torchvision") from None
+        needed = f"--rand-augment and --random-erasing need torchvision: {_installation()}"
+        raise ModuleNotFoundError(needed, name="torchvision") from None
+    except (ImportError, RuntimeError) as error:
+        raise InputError(
+            f"--rand-augment and --random-erasing need a torchvision that was built for torch {torch.__version__}, and "
+            f"the one that is installed was not ({error}): pip uninstall torchvision, then {_installation()}"
+        ) from error
     return v2
+
+
+def _installation() -> str:
+    """A command for the torchvision of this torch, which pip would replace if it were not named."""
+    version, _, build = torch.__version__.partition("+")
+    index = f" --index-url {BUILDS}/{build}" if build else ""
+    return f"pip install torchvision torch=={version}{index}"

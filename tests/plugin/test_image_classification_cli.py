@@ -137,6 +137,8 @@ def test_probabilities_of_files(folders: Path, straight: tuple[Path, Finished], 
     done = classify(checkpoint, tmp_path / "text.png", folders / "valid" / "blue")
     assert done.returncode == 1 and done.stdout.splitlines() == [header, *lines[:2]]
     assert done.last_line.endswith("classify-images: 1 of 3 files could not be read; the others stand in the table")
+    alone = classify(checkpoint, tmp_path / "text.png")
+    assert alone.last_line.endswith("classify-images: 1 of 1 files could not be read")
     assert re.search(r"classify-images: .*text\.png is not an image that can be read", done.stderr)
 
 

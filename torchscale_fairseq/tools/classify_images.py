@@ -127,7 +127,8 @@ def run(options: argparse.Namespace) -> None:
     failed = print_table(classifier, images, options.program)
     _write_more(classifier, images, options)
     if failed:
-        raise InputError(f"{failed} of {len(images)} files could not be read; the others stand in the table")
+        others = "; the others stand in the table" if failed < len(images) else ""
+        raise InputError(f"{failed} of {len(images)} files could not be read{others}")
 
 
 def _write_more(classifier: Classifier, files: list[Path], options: argparse.Namespace) -> None:

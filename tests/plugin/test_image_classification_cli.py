@@ -151,6 +151,18 @@ def test_figures_of_two_processes_are_those_of_one(folders: Path, tmp_path: Path
     assert_printed_alike(validated(done.output, *FIGURES), validated(alone.output, *FIGURES))
 
 
+def test_processes_log_what_one_does(folders: Path, tmp_path: Path) -> None:
+    """Twelve images in three batches of at most five: the second process has none in every other update. A validation,
+    whose figures are gathered, comes between updates, whose figures are summed."""
+    flags = ["--batch-size", "5", "--validate-interval-updates", "1"]
+    alone = train(folders, tmp_path / "one", *flags, "--update-freq", "2", updates=4).check()
+    both = train(folders, tmp_path / "two", *flags, updates=4, processes=2).check()
+    assert min(printed(both.output, "bsz", "train_inner")) <= 5
+    assert_logged_alike(both.output, alone.output, ["loss", "accuracy", "bsz"], "train_inner")
+    assert_logged_alike(both.output, alone.output, FIGURES, "valid on 'valid' subset")
+    assert_logged_alike(both.output, alone.output, ["loss", "accuracy"], "| train | epoch")
+
+
 @pytest.mark.parametrize("size", [pytest.param("32", marks=pytest.mark.slow), "40"])
 def test_processes_that_share_images_train_what_one_does(size: str, folders: Path, tmp_path: Path) -> None:
     """16 patches are shared out evenly, 25 are not; in the second case they are read in the forward pass."""

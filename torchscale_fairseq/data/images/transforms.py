@@ -15,8 +15,6 @@ from torchscale_fairseq.data.images.patches import as_patches
 GREY = 127
 """Value of erased pixels: the middle of the range, which models see as 0."""
 LARGEST_MAGNITUDE = 30
-BUILDS = "https://download.pytorch.org/whl"
-"""Where torch's makers keep torchvision for each build of torch, by the part of its version after the plus."""
 
 
 @dataclass(frozen=True)
@@ -83,5 +81,5 @@ def load_transforms() -> Any:
 def _installation() -> str:
     """A command for the torchvision of this torch, which pip would replace if it were not named."""
     version, _, build = torch.__version__.partition("+")
-    index = f" --index-url {BUILDS}/{build}" if build else ""
-    return f"pip install torchvision torch=={version}{index}"
+    source = f" (with the --index-url that your {build} build of torch came from)" if build else ""
+    return f"pip install torchvision torch=={version}{source}"

@@ -186,7 +186,7 @@ def test_fine_tunes_for_other_classes_and_sizes(folders: Path, straight: tuple[P
     )
     tuned = ["--finetune-from-model", str(before), "--img-size", "48", "--lr", "1e-9"]
     done = train(data, tmp_path / "tuned", *tuned, updates=1).check()
-    assert done.output.count("left as initialised, since the checkpoint is for other classes: head.") == 2
+    assert done.output.count("left as initialised, since the checkpoint has none for these classes: head.") == 2
     old, new = weights(straight[0]), weights(tmp_path / "tuned")
     assert new["model.pos_embed"].shape == (1, 36, 16)
     torch.testing.assert_close(new["model.patch_embed.proj.weight"], old["model.patch_embed.proj.weight"])

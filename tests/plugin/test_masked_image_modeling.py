@@ -91,7 +91,7 @@ def test_fine_tunes_in_the_folder_of_the_run(data: Path, straight: tuple[Path, F
     done = train(data, straight[0] / "classes", *CLASSES, "--pretrained", str(before), updates=1).check()
     assert "the checkpoint is of --task masked_image_modeling, and this run has --task image_c" in refused.last_line
     assert f"began from {before}" in done.output
-    assert done.output.count("left as initialised, since the checkpoint has none: head.") == 2
+    assert done.output.count("left as initialised, since the checkpoint has none for these classes: head.") == 2
     assert "have no place in this model: model.patch_embed.mask_token, patch_norm.weight" in done.output
     old, new = weights(straight[0]), weights(straight[0] / "classes")
     assert [name for name in new if name not in old] == ["fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias"]

@@ -75,8 +75,7 @@ class Classifier(Pretrained, BaseFairseqModel):
         """Put this model's own head in a state dict that has none of its shape."""
         for key, value in self.head.state_dict(prefix="head.").items():
             if key not in state_dict or state_dict[key].shape != value.shape:
-                reason = "is for other classes" if key in state_dict else "has none"
-                logger.warning("left as initialised, since the checkpoint %s: %s", reason, key)
+                logger.warning("left as initialised, since the checkpoint has none for these classes: %s", key)
                 state_dict[key] = value
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> None:

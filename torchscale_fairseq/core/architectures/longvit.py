@@ -59,6 +59,8 @@ class LongViT(nn.Module):
     def forward_patches(self, patches: Tensor | Sequence[Bands], sequence_slice: SequenceSlice | None = None) -> Tensor:
         """Images of img_size whose patches are read some at a time; see ``ops.patch_embedding``.
 
+        The embedding of patches is not called, so that hooks of it have no effect.
+
         Args:
             patches: (batch, patches, channels, patch_size, patch_size) of uint8, or parts of each image in turn.
             sequence_slice: the patches are this process's slice of longer rows.

@@ -15,6 +15,7 @@ from torchscale_fairseq.data.images import ordinary
 from torchscale_fairseq.data.images.dataset import ImageDataset
 from torchscale_fairseq.data.images.folders import read_classes, read_folders
 from torchscale_fairseq.data.images.patches import ImagePatches
+from torchscale_fairseq.data.images.stored import StoredImage
 from torchscale_fairseq.data.images.views import Augmentation, View
 from torchscale_fairseq.data.problems import DataError
 
@@ -198,6 +199,22 @@ def test_a_jpeg_file_is_decoded_at_reduced_scale(
     Image.fromarray(painted(800, 900, 3)).save(tmp_path / "large.jpg")
     ordinary.read_ordinary(tmp_path / "large.jpg", side, View(side=0.5))
     assert decoded == [(3, 800 // scale, 900 // scale)]
+
+
+def test_an_archived_image_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a reduced scale, for which it is opened twice."""
+    Image.fromarray(painted(800, 900, 3)).save(tmp_path / "large.jpg")
+    contents, read_content = [], StoredImage.read
+
+    def watched(image: StoredImage) -> bytes:
+        contents.append(read_content(image))
+        return contents[-1]
+
+    monkeypatch.setattr(StoredImage, "read", watched)
+    stored = StoredImage(tmp_path / "large.jpg", "large.jpg", 0, (tmp_path / "large.jpg").stat().st_size)
+    found = ordinary.read_ordinary(stored, 100, View(side=0.5))
+    assert found is not None and torch.equal(found, ordinary.read_ordinary(tmp_path / "large.jpg", 100, View(side=0.5)))
+    assert len(contents) == 1
 
 
 @pytest.mark.parametrize("orientation", [1, 6])

@@ -7,6 +7,11 @@ WHITE = 255
 """Behind what is transparent."""
 
 
+def on_white(image: Any) -> Any:
+    """An image without transparency."""
+    return image.flatten(background=WHITE) if image.hasalpha() else image
+
+
 def load_vips() -> Any:
     """libvips, without its cache of results, which would keep files half read, and without its log: what it reports of
     a file is in the exception, too.

@@ -1,5 +1,7 @@
 """Images of ordinary size, decoded whole and scaled by torch: half the work of a pipeline of libvips."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -7,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchscale_fairseq.data.images.libvips import WHITE, load_vips
+from torchscale_fairseq.data.images.libvips import load_vips, on_white
 from torchscale_fairseq.data.images.stored import ImageFile, StoredImage
 from torchscale_fairseq.data.images.views import View
 
 LARGEST_SIDE = 1024
 """Pixels of a scaled image that is made here, at most."""
 MOST_PIXELS = 2**21
-"""A decoded file has no more; libvips takes as long for more."""
+"""Most pixels of a decoded file; libvips's pipeline takes no longer for more."""
 SHRINKS = (8, 4, 2)
 """Divisors by which a JPEG file can be scaled down while it is decoded."""
 DRAWINGS = ("svgload", "pdfload")
@@ -55,8 +57,9 @@ def _open(path: ImageFile, width: float, height: float) -> Any:
     """An upright image without transparency, as libvips's pipeline, of ``width`` by ``height`` pixels or more if the
     file has them. None if it is not ordinary."""
     vips = load_vips()
+    load = _loader(path)
     try:
-        image = _load(path)
+        image = load()
     except vips.Error:
         return None
     if image.format != "uchar" or image.interpretation not in ("srgb", "b-w") or _has_levels(image):
@@ -65,13 +68,12 @@ def _open(path: ImageFile, width: float, height: float) -> Any:
     options: dict[str, Any] = {} if orientation == 1 else {"access": "random"}
     options |= _reduction(image, *((width, height) if orientation <= 4 else (height, width)))
     if options:
-        image = _load(path, **options)
+        image = load(**options)
     if image.width * image.height > MOST_PIXELS:
         return None
     if orientation != 1:
         image = image.autorot()
-    if image.hasalpha():
-        image = image.flatten(background=WHITE)
+    image = on_white(image)
     image = image if image.interpretation == "srgb" else image.colourspace("srgb")
     return image if image.bands == 3 else None
 
@@ -99,9 +101,9 @@ def _field(image: Any, name: str, default: Any) -> Any:
     return image.get(name) if image.get_typeof(name) else default
 
 
-def _load(path: ImageFile, **options: Any) -> Any:
-    given = {"access": "sequential", "fail_on": "error", **options}
-    image = load_vips().Image
+def _loader(path: ImageFile) -> Callable[..., Any]:
+    """Opens a file each time it is called, with other options; what lies in an archive is read once."""
+    image, options = load_vips().Image, {"access": "sequential", "fail_on": "error"}
     if isinstance(path, StoredImage):
-        return image.new_from_buffer(path.read(), "", **given)
-    return image.new_from_file(str(path), **given)
+        return partial(image.new_from_buffer, path.read(), "", **options)
+    return partial(image.new_from_file, str(path), **options)

@@ -19,8 +19,8 @@ from torchscale_fairseq.data.images.views import View
 class ImagePatches:
     """The patches of an image, which is scaled to a square, or some of them. Each iteration reads the file anew.
 
-    A large image is read from top to bottom: neither the file's image nor the scaled one is ever whole in memory.
-    ``open_image`` says how files of all kinds are read, ``read_ordinary`` which images are not large.
+    ``read_ordinary`` says which images are decoded whole. Any other is read from top to bottom: neither the file's
+    image nor the scaled one is ever whole in memory. ``open_image`` says how files of all kinds are read.
 
     Args:
         path: of the file, or of an image in a shard.
@@ -39,7 +39,7 @@ class ImagePatches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Positions counted from ``start``, (patches,), and patches (patches, 3, patch_size, patch_size) of uint8: all
-        at once, or a row of a large file's image at a time.
+        of an ordinary image at once, a row of any other at a time.
 
         Raises:
             DataError: the file is missing or is not an image that can be read.
@@ -63,7 +63,7 @@ class ImagePatches:
         return result
 
     def _ordinary(self) -> Tensor | None:
-        """All patches of an image that is not large; None if it is."""
+        """The patches of an ordinary image; None for any other."""
         image = read_ordinary(self.path, self.img_size, self.view)
         if image is None:
             return None
@@ -71,7 +71,7 @@ class ImagePatches:
         return patches[self.start : self._stop]
 
     def _rows(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Positions and patches of a large image, as ``__iter__`` gives them, a row of the file's image at a time."""
+        """Positions and patches, as ``__iter__`` gives them, a row of the file's image at a time."""
         positions = self._positions()
         wanted = (positions >= self.start) & (positions < self._stop)
         columns = np.flatnonzero(wanted.any(0))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchscale_fairseq.data.images.libvips import WHITE, load_vips
+from torchscale_fairseq.data.images.libvips import load_vips, on_white
 from torchscale_fairseq.data.images.ordinary import read_ordinary
 from torchscale_fairseq.data.images.stored import ImageFile, StoredImage
 from torchscale_fairseq.data.images.views import View
@@ -81,9 +81,7 @@ def open_image(path: ImageFile, width: int, height: int | None = None) -> Any:
         if not any(message in str(error) for message in NO_LOADER):
             raise
         image = vips.Image.thumbnail_buffer(_as_png(path), width, **options)
-    if image.hasalpha():
-        image = image.flatten(background=WHITE)
-    image = image.colourspace("srgb").cast("uchar")
+    image = on_white(image).colourspace("srgb").cast("uchar")
     if image.bands != 3:
         raise _unreadable(path, f"it has {image.bands} channels besides transparency; convert it to RGB")
     return image

@@ -3,11 +3,14 @@
 import os
 import shutil
 import socket
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.distributed import short_training
 from tests.distributed.process_pair import TWO_PROCESSES
 from tests.fairseq_cli import (
     ENVIRONMENT,
@@ -18,6 +21,7 @@ from tests.fairseq_cli import (
     run_beside_fairseq,
     run_fairseq,
     run_program,
+    tiny_language_data,
 )
 from torchscale_fairseq.checkpoints.reading import load_checkpoint
 
@@ -120,6 +124,25 @@ def test_workers_import_nothing_anew(train: list[str], tmp_path: Path) -> None:
     done = run_program(["fairseq-train", *words], environment=environment).check()
     assert "training on 2 devices" in done.output
     assert done.stdout.count("an interpreter") == 2
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        pytest.param(["fairseq-train"], marks=pytest.mark.slow),
+        [sys.executable, "-m", "fairseq_cli.train"],
+        pytest.param([sys.executable, find_spec("fairseq_cli.train").origin], marks=pytest.mark.slow),
+    ],
+    ids=["script", "module", "file"],
+)
+def test_processes_of_a_command_train_with_this_package(program: list[str], tmp_path: Path) -> None:
+    """In processes that fairseq-train starts, the module of the program has another name, and two namespaces."""
+    words = [*short_training.words(tiny_language_data(tmp_path), tmp_path), "--max-update", "2", "--no-save"]
+    words += ["--distributed-world-size", "2", "--disable-validation", "--user-dir", USER_DIR]
+    output = run_program([*program, *words]).check().output
+    lines = [line for line in output.splitlines() if "train_inner" in line]
+    assert len(lines) == 2
+    assert all("tps_device" in line for line in lines), lines
 
 
 def compare(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:

@@ -1,6 +1,7 @@
 """Errors that the user can mend end in one sentence on stderr, without a traceback."""
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,12 @@ def test_ctrl_c_says_whether_a_checkpoint_is_kept(
 def test_process_that_a_command_starts_leaves_its_sentence(tmp_path: Path) -> None:
     done = run_beside_fairseq(NOTING.format(path=str(tmp_path / "note")), plugin=True).check()
     assert done.stdout.split() == ["first", "first"]
+
+
+def test_command_that_is_run_as_a_module(tmp_path: Path) -> None:
+    words = training(tmp_path / "nowhere", tmp_path, "--user-dir", USER_DIR)
+    done = run_program([sys.executable, "-m", "fairseq_cli.train", *words])
+    assert (done.returncode, done.stderr) == (1, f"train.py: the data folder {tmp_path / 'nowhere'} does not exist\n")
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from fairseq.optim.fp16_optimizer import _FP16OptimizerMixin
 from fairseq.tasks import FairseqTask
 from fairseq.tasks.language_modeling import LanguageModelingTask
 
-from torchscale_fairseq.hooks import task_patches
+from torchscale_fairseq.hooks import running, task_patches
 from torchscale_fairseq.hooks.errors import reporting
 from torchscale_fairseq.hooks.experts import gradient_clipping
 from torchscale_fairseq.hooks.experts import training as experts
@@ -31,7 +31,7 @@ from torchscale_fairseq.hooks.generation import alignment, evaluation, lengths
 from torchscale_fairseq.hooks.generation import repairs as generation
 from torchscale_fairseq.hooks.monitoring import configuration_log
 from torchscale_fairseq.hooks.options import fitting, refused, unknown, whole_help
-from torchscale_fairseq.hooks.patching import Patch, Setting, running
+from torchscale_fairseq.hooks.patching import Patch, Setting
 from torchscale_fairseq.hooks.runs import finished, launch, preemption
 from torchscale_fairseq.hooks.sharding import building
 from torchscale_fairseq.hooks.stock import (
@@ -56,7 +56,7 @@ def apply() -> None:
 
 
 def _in_training() -> bool:
-    return running("train") is not None
+    return running.command("train") is not None
 
 
 PATCHES: tuple[Patch | Setting, ...] = (

@@ -2,11 +2,12 @@
 
 import functools
 import inspect
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FunctionType, ModuleType
 from typing import Any
+
+from torchscale_fairseq.hooks import running
 
 _REPLACED = "_torchscale_fairseq_replaced"
 
@@ -39,7 +40,7 @@ class Patch:
 
     def apply(self) -> None:
         """Put the replacement in place. Does nothing the second time."""
-        owner = running(self.owner) if isinstance(self.owner, str) else self.owner
+        owner = running.command(self.owner) if isinstance(self.owner, str) else self.owner
         if owner is not None and self.when():
             replace(owner, self.name, self.wrapper)
 
@@ -85,10 +86,9 @@ def replace(owner: ModuleType | type, name: str, wrapper: Callable[[Any], Any]) 
     if isinstance(owner, type):
         setattr(owner, name, replaced)
         return
-    for holder in list(sys.modules.values()):
-        belongs = getattr(holder, "__name__", "").split(".")[0] in {"fairseq", "fairseq_cli", "__main__"}
-        if belongs and vars(holder).get(name) is stock:
-            setattr(holder, name, replaced)
+    for namespace in running.namespaces():
+        if namespace.get(name) is stock:
+            namespace[name] = replaced
 
 
 def _wrapped(stock: Any, wrapper: Callable[[Any], Any]) -> Any:
@@ -116,13 +116,3 @@ def replaced_by(stock: Any) -> frozenset[str]:
 def name_of(wrapper: Callable[..., Any]) -> str:
     """The name of a function, also where some of its arguments are given already."""
     return str((wrapper.func if isinstance(wrapper, functools.partial) else wrapper).__name__)
-
-
-def running(command: str) -> ModuleType | None:
-    """The module of a fairseq command, such as ``"train"``, if this process runs it, as a console script or by
-    ``python -m``."""
-    name = f"fairseq_cli.{command}"
-    main = sys.modules.get("__main__")
-    if main is not None and getattr(getattr(main, "__spec__", None), "name", None) == name:
-        return main
-    return sys.modules.get(name)

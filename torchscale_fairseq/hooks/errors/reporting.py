@@ -23,6 +23,7 @@ from torchscale_fairseq.core.errors import InputError
 from torchscale_fairseq.core.option_error import OptionError
 from torchscale_fairseq.hooks.errors import noting, stock_errors
 from torchscale_fairseq.hooks.options import surfaces
+from torchscale_fairseq.hooks.running import module_name, package_of
 
 
 def report_errors_of_this_process() -> None:
@@ -36,7 +37,7 @@ def within_a_command() -> bool:
     """Whether this is called from one of fairseq's commands."""
     frame: Any = sys._getframe()
     while frame is not None:
-        if frame.f_globals.get("__name__", "").startswith("fairseq_cli."):
+        if package_of(frame.f_globals) == "fairseq_cli":
             return True
         frame = frame.f_back
     return False
@@ -69,7 +70,7 @@ def interruption(error: BaseException) -> str:
     """The sentence after Ctrl-C; in training it says which checkpoint is kept."""
     frames = stock_errors.frames_of(error)
     configs = [frame.f_locals["cfg"] for frame in frames if "checkpoint" in frame.f_locals.get("cfg", ())]
-    if not configs or not any(frame.f_globals.get("__name__") == "fairseq_cli.train" for frame in frames):
+    if not configs or not any(module_name(frame.f_globals) == "fairseq_cli.train" for frame in frames):
         return "interrupted by Ctrl-C"
     last = Path(configs[0].checkpoint.save_dir) / "checkpoint_last.pt"
     if last.exists():

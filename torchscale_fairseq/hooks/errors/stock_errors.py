@@ -23,6 +23,7 @@ from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, Omega
 from torchscale_fairseq.core.errors import InputError, did_you_mean
 from torchscale_fairseq.core.reporting import TRACEBACK
 from torchscale_fairseq.hooks.options.surfaces import flag_of
+from torchscale_fairseq.hooks.running import module_name, package_of
 
 Locals = Mapping[str, Any]
 
@@ -60,7 +61,7 @@ def sentence_of(error: BaseException) -> str | None:
     for known in KNOWN:
         if isinstance(error, known.kind) and str(error).startswith(known.begins):
             for frame in frames_of(error):
-                here = re.fullmatch(known.where, f"{frame.f_globals.get('__name__')}.{frame.f_code.co_name}")
+                here = re.fullmatch(known.where, f"{module_name(frame.f_globals)}.{frame.f_code.co_name}")
                 sentence = known.explain(error, frame.f_locals) if here else None
                 if sentence is not None:
                     return sentence
@@ -75,7 +76,7 @@ def _on_purpose(error: BaseException) -> bool:
         return False
     while trace.tb_next is not None:
         trace = trace.tb_next
-    package = trace.tb_frame.f_globals.get("__name__", "").split(".")[0]
+    package = package_of(trace.tb_frame.f_globals)
     if isinstance(error, AssertionError):
         return package in ("fairseq", "fairseq_cli")
     line = linecache.getline(trace.tb_frame.f_code.co_filename, trace.tb_lineno).strip()

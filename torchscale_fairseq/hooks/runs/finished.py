@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from torchscale_fairseq.hooks.patching import running
+from torchscale_fairseq.hooks import running
 
 logger = logging.getLogger(__name__)
 
@@ -67,13 +67,13 @@ def end_of(trainer: Any, epoch: int) -> str | None:
 def early_stop_counts() -> dict[str, Any]:
     """The ``best`` validation and the number of validations since (``num_runs``), as fairseq-train counts them for
     ``--patience``; empty before the first validation."""
-    train = running("train")
+    train = running.command("train")
     counts = {} if train is None else vars(train.should_stop_early)
     return {name: counts[name] for name in ("best", "num_runs") if name in counts}
 
 
 def restore_early_stop(extra_state: dict[str, Any]) -> None:
     """Resume the counts of a checkpoint, where stock starts from zero."""
-    train = running("train")
+    train = running.command("train")
     if train is not None:
         vars(train.should_stop_early).update(extra_state.get(EARLY_STOP, {}))

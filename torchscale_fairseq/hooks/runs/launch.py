@@ -60,7 +60,7 @@ def start_workers_as_one_process_does() -> None:
     They inherit the method ``spawn`` from torch. By it, a worker imports torch, fairseq and this package anew, and the
     next worker waits for that, in every epoch.
     """
-    if running("train") is not None:
+    if running.command("train") is not None:
         forget_inherited_start_method()
 
 

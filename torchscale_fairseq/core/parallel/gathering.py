@@ -9,7 +9,7 @@ Axes: (tokens) of this process; (all tokens) of all processes, in the order of t
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,9 +103,10 @@ def _larger(x: Tensor, others: list[Tensor], split: list[int]) -> list[Tensor]:
 @compiled_kernel(_larger)
 def gather_equal(x: Tensor, others: list[Tensor], split: list[int]) -> list[Tensor]:
     """Rows (tokens, ...) of all processes: (all tokens, ...) for each tensor, in one order in all processes."""
-    results = _larger(x, others, split)
-    for part, result in zip((x, *others), results, strict=True):
-        _all_gather(result, part, group=exchange_group(ExpertSplit(*split)))
+    results, group = _larger(x, others, split), exchange_group(ExpertSplit(*split))
+    with _as_one(len(results), group):
+        for part, result in zip((x, *others), results, strict=True):
+            _all_gather(result, part, group=group)
     return results
 
 
@@ -116,10 +117,18 @@ def _smaller(x: Tensor, others: list[Tensor], split: list[int]) -> list[Tensor]:
 @compiled_kernel(_smaller)
 def sum_equal(x: Tensor, others: list[Tensor], split: list[int]) -> list[Tensor]:
     """Sums over processes of the rows (all tokens, ...) that are this process's: (tokens, ...) for each tensor."""
-    results = _smaller(x, others, split)
-    for part, result in zip((x, *others), results, strict=True):
-        _reduce_scatter(result, part, group=exchange_group(ExpertSplit(*split)))
+    results, group = _smaller(x, others, split), exchange_group(ExpertSplit(*split))
+    with _as_one(len(results), group):
+        for part, result in zip((x, *others), results, strict=True):
+            _reduce_scatter(result, part, group=group)
     return results
+
+
+def _as_one(operations: int, group: Any) -> AbstractContextManager[Any]:
+    """Within the block, so many operations of one kind are started as one kernel, if the processes communicate by NCCL.
+    One after the other, two small ones after a large one take 30 us more on an H200."""
+    together = operations > 1 and dist.get_backend(group) == "nccl"
+    return dist._coalescing_manager(group) if together else nullcontext()
 
 
 class _GatherTokens(torch.autograd.Function):

@@ -148,8 +148,9 @@ def main(words: list[str]) -> int:
             print(f"throughput.py: fairseq-train {shlex.join(train)}", file=sys.stderr, flush=True)
             ours = measure_ours(train, options.logs / f"{case.name}.log")
             if options.profile:
-                profile = [sys.executable, str(HERE / "training_profile.py"), "--", *train]
-                subprocess.run(profile, check=True)
+                launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(case.gpus)]
+                profile = [*(launcher if case.gpus > 1 else []), str(HERE / "training_profile.py"), "--", *train]
+                subprocess.run([sys.executable, *profile], check=True)
         plain = measure_plain(case, options) if case.is_plain and not options.ours_alone else None
         rows.append(row(case, ours, plain, options.vocab_size))
         print(rows[-1], file=sys.stderr, flush=True)

@@ -92,7 +92,8 @@ def _ms(microseconds: float, updates: int) -> str:
 
 
 def profiled(train_step: Callable[..., Any], first: int, updates: int) -> Callable[..., Any]:
-    """A Trainer's ``train_step`` that profiles this many updates from the ``first`` on, prints the summary and ends."""
+    """A Trainer's ``train_step`` that profiles this many updates from the ``first`` on, prints the summary of the first
+    process and ends."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     activities += [torch.profiler.ProfilerActivity.CUDA] * torch.cuda.is_available()
     profiler = torch.profiler.profile(activities=activities)
@@ -111,7 +112,8 @@ def profiled(train_step: Callable[..., Any], first: int, updates: int) -> Callab
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "trace.json"
                 profiler.export_chrome_trace(str(path))
-                print(summary(json.loads(path.read_text())["traceEvents"], updates), flush=True)
+                if trainer.data_parallel_rank == 0:
+                    print(summary(json.loads(path.read_text())["traceEvents"], updates), flush=True)
             raise SystemExit
         return result
 

@@ -28,8 +28,6 @@ LATE = ("no_c10d", "legacy_ddp")
 EXTERNAL = "external" in signature(torch.cuda.Event.__new__).parameters
 """Whether this torch records events that a stream outside of a recording can wait for (2.9). If not, the sums of a
 replay begin at its end."""
-MOST_BUCKETS = 16
-"""Into which a large model's gradients are divided. Each takes about 40 us of an H200 beside its sum."""
 SENT_AT_ONCE = 250 * 2**20
 """Bytes of weights that are sent together, as by torch's DistributedDataParallel."""
 
@@ -57,8 +55,7 @@ def sum_gradients(cfg: Any, model: nn.Module, process_group: Any) -> ModuleProxy
     """
     options = cfg.distributed_training
     early = options.ddp_backend in EARLY
-    whole = sum(_bytes_of(p) for p in _summed(model))
-    most = max(options.bucket_cap_mb * 2**20, whole / MOST_BUCKETS) if early else math.inf
+    most = options.bucket_cap_mb * 2**20 if early else math.inf
     return ModuleProxyWrapper(GradientSums(model, process_group, early=early, bucket_bytes=most))
 
 
@@ -74,7 +71,7 @@ class _Bucket:
 
     @property
     def bytes(self) -> int:
-        return sum(map(_bytes_of, self.params))
+        return sum(p.numel() * p.element_size() for p in self.params)
 
 
 class GradientSums(LegacyDistributedDataParallel):
@@ -96,7 +93,8 @@ class GradientSums(LegacyDistributedDataParallel):
         super().__init__(module, process_group)
         if early:
             _sync_module_states(module, process_group, SENT_AT_ONCE, 0, expert_names(module))
-        self._buckets = list(_buckets(reversed(_summed(module)), bucket_bytes))
+        learning = [p for p in module.parameters() if p.requires_grad and not is_expert(p)]
+        self._buckets = list(_buckets(reversed(learning), bucket_bytes))
         self._works: list[Any] = []
         """The sums that have begun, of one bucket after the other."""
         self._marks: list[Any] | None = None
@@ -224,20 +222,11 @@ def mark_recording(device: torch.device) -> Any:
     return event
 
 
-def _summed(model: nn.Module) -> list[nn.Parameter]:
-    """Parameters whose gradients are averaged."""
-    return [p for p in model.parameters() if p.requires_grad and not is_expert(p)]
-
-
-def _bytes_of(param: nn.Parameter) -> int:
-    return param.numel() * param.element_size()
-
-
 def _buckets(params: Iterable[nn.Parameter], most: float) -> Iterator[_Bucket]:
     """Parameters in runs of one type with at most this number of bytes, unless one alone has more."""
     bucket = _Bucket()
     for p in params:
-        full = bucket.bytes + _bytes_of(p) > most
+        full = bucket.bytes + p.numel() * p.element_size() > most
         if bucket.params and (full or p.dtype != bucket.params[0].dtype):
             yield bucket
             bucket = _Bucket()

@@ -125,7 +125,7 @@ def sum_equal(x: Tensor, others: list[Tensor], split: list[int]) -> list[Tensor]
 
 
 def _as_one(operations: int, group: Any) -> AbstractContextManager[Any]:
-    """Within the block, so many operations of one kind are started as one kernel, if the processes communicate by NCCL.
+    """Within the block, several operations of one kind are started as one kernel, if the processes communicate by NCCL.
     One after the other, two small ones after a large one take 30 us more on an H200."""
     together = operations > 1 and dist.get_backend(group) == "nccl"
     return dist._coalescing_manager(group) if together else nullcontext()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from torchscale_fairseq.data.images.jpeg import decode_jpeg, shrink_of
 from torchscale_fairseq.data.images.libvips import load_vips, on_white
 from torchscale_fairseq.data.images.stored import ImageFile, StoredImage
 from torchscale_fairseq.data.images.views import View
@@ -17,8 +19,6 @@ LARGEST_SIDE = 1024
 """Pixels of a scaled image that is made here, at most."""
 MOST_PIXELS = 2**21
 """Most pixels of a decoded file; libvips's pipeline takes no longer for more."""
-SHRINKS = (8, 4, 2)
-"""Divisors by which a JPEG file can be scaled down while it is decoded."""
 DRAWINGS = ("svgload", "pdfload")
 """libvips's readers of formats that have no pixels of their own."""
 
@@ -38,12 +38,14 @@ def read_ordinary(path: ImageFile, size: int, view: View) -> Tensor | None:
     Raises:
         pyvips.Error: the file cannot be decoded.
     """
-    image = _open(path, size / view.width, size / view.height) if size <= LARGEST_SIDE else None
-    if image is None:
+    if size > LARGEST_SIDE:
         return None
-    content = load_vips().Region.new(image).fetch(0, 0, image.width, image.height)
-    pixels = torch.from_numpy(np.frombuffer(content, np.uint8)).view(image.height, image.width, 3)
-    return _scaled(view.cut(pixels.permute(2, 0, 1)), size)
+    source = path.read() if isinstance(path, StoredImage) else path
+    wanted = size / view.width, size / view.height
+    pixels = decode_jpeg(source, *wanted, MOST_PIXELS)
+    if pixels is None:
+        pixels = _decode(source, *wanted)
+    return None if pixels is None else _scaled(view.cut(pixels.permute(2, 0, 1)), size)
 
 
 def _scaled(pixels: Tensor, size: int) -> Tensor:
@@ -53,11 +55,20 @@ def _scaled(pixels: Tensor, size: int) -> Tensor:
     return F.interpolate(pixels[None], (size, size), mode="bicubic", antialias=True, align_corners=False)[0]
 
 
-def _open(path: ImageFile, width: float, height: float) -> Any:
+def _decode(source: Path | bytes, width: float, height: float) -> Tensor | None:
+    """The image that ``_open`` opens, (height, width, 3) of uint8."""
+    image = _open(source, width, height)
+    if image is None:
+        return None
+    content = load_vips().Region.new(image).fetch(0, 0, image.width, image.height)
+    return torch.from_numpy(np.frombuffer(content, np.uint8)).view(image.height, image.width, 3)
+
+
+def _open(source: Path | bytes, width: float, height: float) -> Any:
     """An upright image without transparency, as libvips's pipeline, of ``width`` by ``height`` pixels or more if the
     file has them. None if it is not ordinary."""
     vips = load_vips()
-    load = _loader(path)
+    load = _loader(source)
     try:
         image = load()
     except vips.Error:
@@ -86,14 +97,12 @@ def _has_levels(image: Any) -> bool:
 
 
 def _reduction(image: Any, width: float, height: float) -> dict[str, Any]:
-    """Options that scale a JPEG or WebP file down while it is decoded, to ``width`` by ``height`` pixels or more. JPEG
-    files keep twice as many a side: they can only be averaged in blocks, whose steps would show."""
+    """Options that scale a JPEG or WebP file down while it is decoded, to ``width`` by ``height`` pixels or more."""
     loader, largest = _field(image, "vips-loader", ""), min(image.width / width, image.height / height)
     if loader.startswith("webpload") and largest > 1:
         return {"scale": 1 / largest}
-    if loader.startswith("jpegload"):
-        return next(({"shrink": shrink} for shrink in SHRINKS if 2 * shrink <= largest), {})
-    return {}
+    shrink = shrink_of(largest) if loader.startswith("jpegload") else 1
+    return {"shrink": shrink} if shrink > 1 else {}
 
 
 def _field(image: Any, name: str, default: Any) -> Any:
@@ -101,9 +110,9 @@ def _field(image: Any, name: str, default: Any) -> Any:
     return image.get(name) if image.get_typeof(name) else default
 
 
-def _loader(path: ImageFile) -> Callable[..., Any]:
-    """Opens a file each time it is called, with other options; what lies in an archive is read once."""
+def _loader(source: Path | bytes) -> Callable[..., Any]:
+    """Opens a file, or its content, each time it is called, with other options."""
     image, options = load_vips().Image, {"access": "sequential", "fail_on": "error"}
-    if isinstance(path, StoredImage):
-        return partial(image.new_from_buffer, path.read(), "", **options)
-    return partial(image.new_from_file, str(path), **options)
+    if isinstance(source, bytes):
+        return partial(image.new_from_buffer, source, "", **options)
+    return partial(image.new_from_file, str(source), **options)

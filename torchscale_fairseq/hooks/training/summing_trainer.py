@@ -15,6 +15,7 @@ from torchscale_fairseq.hooks.monitoring.update_statistics import (
 )
 from torchscale_fairseq.hooks.training.deferring_trainer import DeferringTrainer
 from torchscale_fairseq.hooks.training.late_sums import LateSums, add_up, divisor, sum_late
+from torchscale_fairseq.hooks.training.missing_batches import own_figures, own_last
 from torchscale_fairseq.hooks.training.norm_checks import UncheckedNorm, Unread
 
 
@@ -72,7 +73,7 @@ class SummingTrainer(DeferringTrainer):
         """Stock's. The first update of a run is logged at once. One of several processes that runs out of memory there
         does not try to go on, as it does not know which figures the others sum."""
         unprepared = self.data_parallel_world_size > 1 and self._alike is None
-        output = super().train_step(samples, raise_oom or unprepared)
+        output = super().train_step(own_last(samples), raise_oom or unprepared)
         if not self._meters_run and self._unlogged is not None and not self.check_last_update():
             return None
         return output
@@ -101,6 +102,7 @@ class SummingTrainer(DeferringTrainer):
         """Stock's, with ``own_numbers``. In an update whose sums are read later: the number of batches without memory
         is this process's, and the training time that of the update before; fairseq reads neither in an update."""
         own, self._summed = self.own_numbers(), None
+        logging_outputs = own_figures(logging_outputs)
         if self._model.training and logging_outputs:
             self._alike = logging_outputs[0], extra[0]
         elif self._model.training and self._alike is not None:

@@ -35,6 +35,7 @@ from torchscale_fairseq.hooks.stock import precision
 from torchscale_fairseq.hooks.training.adapters import check_adapters
 from torchscale_fairseq.hooks.training.gradient_sums import sum_gradients
 from torchscale_fairseq.hooks.training.layer_decay import check_layer_decay, scale_steps
+from torchscale_fairseq.hooks.training.missing_batches import leave_out_stand_ins
 from torchscale_fairseq.hooks.training.packed_sentences import check_packed_sentences
 from torchscale_fairseq.hooks.training.saving_trainer import SavingTrainer
 from torchscale_fairseq.hooks.training.step_graphs import StepGraphs, can_record
@@ -44,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 
 class Trainer(SavingTrainer):
-    """fairseq's Trainer plus five bug fixes (docs/stock_repairs.md), expert and sequence parallelism
+    """fairseq's Trainer with its faults mended (docs/stock_repairs.md), expert and sequence parallelism
     (docs/distributed.md), throughput and norm logging, and graceful shutdown on SIGTERM and SIGUSR1
     (docs/launching.md)."""
 
@@ -81,6 +82,8 @@ class Trainer(SavingTrainer):
             usual = partial(graphs, recordable=False)
         if compares_batches(cfg, model, self.device):
             task.train_step = EqualBatches(usual, task.train_step)
+        if self.data_parallel_world_size > 1:
+            task.train_step = leave_out_stand_ins(task.train_step)
         keep_layers_whole(model)
         self._claim_save_dir()
         self.finished = False

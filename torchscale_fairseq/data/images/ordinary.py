@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchscale_fairseq.data.images.jpeg import decode_jpeg, shrink_of
+from torchscale_fairseq.data.images.jpeg import decode_jpeg
 from torchscale_fairseq.data.images.libvips import load_vips, on_white
 from torchscale_fairseq.data.images.stored import ImageFile, StoredImage
 from torchscale_fairseq.data.images.views import View
@@ -19,6 +19,8 @@ LARGEST_SIDE = 1024
 """Pixels of a scaled image that is made here, at most."""
 MOST_PIXELS = 2**21
 """Most pixels of a decoded file; libvips's pipeline takes no longer for more."""
+SHRINKS = (8, 4, 2)
+"""Divisors by which a JPEG file can be scaled down while it is decoded."""
 DRAWINGS = ("svgload", "pdfload")
 """libvips's readers of formats that have no pixels of their own."""
 
@@ -42,7 +44,8 @@ def read_ordinary(path: ImageFile, size: int, view: View) -> Tensor | None:
         return None
     source = path.read() if isinstance(path, StoredImage) else path
     wanted = size / view.width, size / view.height
-    pixels = decode_jpeg(source, *wanted, MOST_PIXELS)
+    reducible = 2 * SHRINKS[-1]
+    pixels = decode_jpeg(source, reducible * wanted[0], reducible * wanted[1], MOST_PIXELS)
     if pixels is None:
         pixels = _decode(source, *wanted)
     return None if pixels is None else _scaled(view.cut(pixels.permute(2, 0, 1)), size)
@@ -97,12 +100,14 @@ def _has_levels(image: Any) -> bool:
 
 
 def _reduction(image: Any, width: float, height: float) -> dict[str, Any]:
-    """Options that scale a JPEG or WebP file down while it is decoded, to ``width`` by ``height`` pixels or more."""
+    """Options that scale a JPEG or WebP file down while it is decoded, to ``width`` by ``height`` pixels or more. JPEG
+    files keep twice as many a side: they can only be averaged in blocks, whose steps would show."""
     loader, largest = _field(image, "vips-loader", ""), min(image.width / width, image.height / height)
     if loader.startswith("webpload") and largest > 1:
         return {"scale": 1 / largest}
-    shrink = shrink_of(largest) if loader.startswith("jpegload") else 1
-    return {"shrink": shrink} if shrink > 1 else {}
+    if loader.startswith("jpegload"):
+        return next(({"shrink": shrink} for shrink in SHRINKS if 2 * shrink <= largest), {})
+    return {}
 
 
 def _field(image: Any, name: str, default: Any) -> Any:

@@ -5,7 +5,7 @@ import warnings
 
 def hide_warnings_nobody_can_act_on() -> None:
     """Each command prints a dozen warnings about how fairseq calls Hydra, torch's autocast and data loaders.
-    They concern fairseq's authors alone, and are left out."""
+    They concern fairseq's authors alone, and are left out, as are Pillow's of photographs with damaged EXIF."""
     for message in (
         r"hydra\.experimental\..* is no longer experimental",
         r"\nThe version_base parameter is not specified",
@@ -18,3 +18,4 @@ def hide_warnings_nobody_can_act_on() -> None:
         warnings.filterwarnings("ignore", message=message, category=UserWarning)
     for message in (r"`torch\.cuda\.amp\..*` is deprecated", r"`broadcast_buffers` is deprecated"):
         warnings.filterwarnings("ignore", message=message, category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")

@@ -136,13 +136,23 @@ def test_workers_import_nothing_anew(train: list[str], tmp_path: Path) -> None:
     ids=["script", "module", "file"],
 )
 def test_processes_of_a_command_train_with_this_package(program: list[str], tmp_path: Path) -> None:
-    """In processes that fairseq-train starts, the module of the program has another name, and two namespaces."""
-    words = [*short_training.words(tiny_language_data(tmp_path), tmp_path), "--max-update", "2", "--no-save"]
-    words += ["--distributed-world-size", "2", "--disable-validation", "--user-dir", USER_DIR]
-    output = run_program([*program, *words]).check().output
-    lines = [line for line in output.splitlines() if "train_inner" in line]
+    """In processes that fairseq-train starts, the module of the program has another name, and two namespaces. The
+    Trainer is replaced in all of them, and functions of the command."""
+    words = [*short_training.words(tiny_language_data(tmp_path), tmp_path), "--max-update", "2", "--disable-validation"]
+    words += ["--distributed-world-size", "2", "--user-dir", USER_DIR]
+    lines = [line for line in run_program([*program, *words]).check().output.splitlines() if "train_inner" in line]
     assert len(lines) == 2
     assert all("tps_device" in line for line in lines), lines
+    assert "--max-update (2) is reached after 2 updates" in run_program([*program, *words]).check().output
+
+
+@pytest.mark.slow
+def test_a_profiled_command_trains_with_this_package(tmp_path: Path) -> None:
+    """The program is the profiler, and no module has the command's names."""
+    words = [*short_training.words(tiny_language_data(tmp_path), tmp_path), "--max-update", "1", "--no-save"]
+    profiler = [sys.executable, "-m", "cProfile", "-o", tmp_path / "profile", "-m", "fairseq_cli.train"]
+    done = run_program([*profiler, *words, "--disable-validation", "--user-dir", USER_DIR]).check()
+    assert "tps_device" in done.output
 
 
 def compare(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:

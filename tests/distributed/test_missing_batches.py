@@ -22,7 +22,7 @@ FairseqTask.logging_outputs_can_be_summed = lambda *_: False
 """Figures of batches are sent to all processes one by one."""
 
 
-@pytest.mark.parametrize("before", ["", GATHERED], ids=["summed", "gathered"])
+@pytest.mark.parametrize("before", ["", pytest.param(GATHERED, marks=pytest.mark.slow)], ids=["summed", "gathered"])
 def test_all_batches_of_an_update_count(before: str, tmp_path: Path) -> None:
     """Nine batches in one update: five of the first process, four of the second."""
     data = tiny_language_data(tmp_path)

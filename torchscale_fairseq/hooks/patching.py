@@ -68,27 +68,30 @@ class Setting:
         self.change()
 
 
-def replace(owner: ModuleType | type, name: str, wrapper: Callable[[Any], Any]) -> None:
+def replace(owner: ModuleType | type | dict[str, Any], name: str, wrapper: Callable[[Any], Any]) -> None:
     """Put ``wrapper(stock)`` in place of ``owner.name`` and, if the owner is a module, of every reference to it that a
-    module of fairseq (or the script being run) holds under that name. Does nothing if ``wrapper`` returns what it was
-    given, or the second time for the same ``wrapper``.
+    module of fairseq (or the program being run) holds. Does nothing if ``wrapper`` returns what it was given, or the
+    second time for the same ``wrapper``, or if a module has no such name.
 
     Args:
-        owner: module or class.
+        owner: module, a module's globals, or class.
         name: of a function, class or method. A class method or static method stays one, and of a property the getter
             is replaced; an attribute that a class lacks is added.
         wrapper: gets the plain function or class, or None for an attribute that is not there.
     """
-    stock = inspect.getattr_static(owner, name, None)
-    replaced = _wrapped(stock, wrapper)
+    if isinstance(owner, type):
+        stock = inspect.getattr_static(owner, name, None)
+        replaced = _wrapped(stock, wrapper)
+        if replaced is not stock:
+            setattr(owner, name, replaced)
+        return
+    stock = (owner if isinstance(owner, dict) else vars(owner)).get(name)
+    replaced = None if stock is None else _wrapped(stock, wrapper)
     if replaced is stock:
         return
-    if isinstance(owner, type):
-        setattr(owner, name, replaced)
-        return
     for namespace in running.namespaces():
-        if namespace.get(name) is stock:
-            namespace[name] = replaced
+        for known_as in [key for key, value in namespace.items() if value is stock]:
+            namespace[known_as] = replaced
 
 
 def _wrapped(stock: Any, wrapper: Callable[[Any], Any]) -> Any:

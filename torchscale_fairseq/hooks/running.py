@@ -2,13 +2,14 @@
 
 Python calls the module of a program ``__main__``. A process that multiprocessing starts, as fairseq-train does for each
 GPU, runs the program's module once more, as ``__mp_main__``, and copies the names in it into a new module. The
-functions go on to look names up in the first.
+functions go on to look names up in the first. Profilers and other programs that run a program have a ``__main__`` of
+their own, so that only the functions that run know the command's.
 """
 
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import FrameType, FunctionType
 from typing import Any
 
 PROGRAMS = ("__main__", "__mp_main__")
@@ -26,8 +27,10 @@ def module_name(namespace: Mapping[str, Any]) -> str:
     spec = namespace.get("__spec__")
     if spec is not None:
         return str(spec.name)
-    path = Path(namespace.get("__file__") or name)  # python fairseq_cli/train.py
-    return ".".join((*path.parts[:-1], path.stem)[-2:])
+    if getattr(namespace.get("cli_main"), "__module__", None) not in PROGRAMS:
+        return name  # a program that at most calls a command
+    path = Path(namespace.get("__file__") or name).resolve()  # python fairseq_cli/train.py
+    return f"{path.parent.name}.{path.stem}"
 
 
 def package_of(namespace: Mapping[str, Any]) -> str:
@@ -35,21 +38,32 @@ def package_of(namespace: Mapping[str, Any]) -> str:
     return module_name(namespace).split(".")[0]
 
 
-def command(name: str) -> ModuleType | None:
-    """The module of a fairseq command, such as ``"train"``, if this process runs it."""
+def command(name: str) -> dict[str, Any] | None:
+    """The globals of a fairseq command, such as ``"train"``, if this process runs it."""
     wanted = f"fairseq_cli.{name}"
-    main = sys.modules.get("__main__")
-    if main is not None and module_name(vars(main)) == wanted:
-        return main
-    return sys.modules.get(wanted)
+    for namespace in _programs():
+        if module_name(namespace) == wanted:
+            return namespace
+    module = sys.modules.get(wanted)
+    return None if module is None else vars(module)
 
 
 def namespaces() -> Iterator[dict[str, Any]]:
     """Where functions of fairseq, and of the program, look names up."""
+    yield from _programs()
     for module in list(sys.modules.values()):
-        namespace = getattr(module, "__dict__", {})
-        if namespace.get("__name__") in PROGRAMS or package_of(namespace) in ("fairseq", "fairseq_cli"):
-            yield namespace
-    copied = vars(sys.modules["__mp_main__"]).values() if "__mp_main__" in sys.modules else ()
-    of_functions = [value.__globals__ for value in copied if isinstance(value, FunctionType)]
-    yield from {id(names): names for names in of_functions if names.get("__name__") in PROGRAMS}.values()
+        namespace = getattr(module, "__dict__", None)
+        names = namespace if isinstance(namespace, dict) else {}  # some packages put other things there than modules
+        if str(names.get("__name__")).split(".")[0] in ("fairseq", "fairseq_cli"):
+            yield names
+
+
+def _programs() -> list[dict[str, Any]]:
+    """Globals of the program: its module's, those of functions in it, and those of functions that run."""
+    found = [vars(sys.modules[name]) for name in PROGRAMS if name in sys.modules]
+    found += [value.__globals__ for names in list(found) for value in names.values() if isinstance(value, FunctionType)]
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        found.append(frame.f_globals)
+        frame = frame.f_back
+    return list({id(names): names for names in found if names.get("__name__") in PROGRAMS}.values())

@@ -68,7 +68,7 @@ def early_stop_counts() -> dict[str, Any]:
     """The ``best`` validation and the number of validations since (``num_runs``), as fairseq-train counts them for
     ``--patience``; empty before the first validation."""
     train = running.command("train")
-    counts = {} if train is None else vars(train.should_stop_early)
+    counts = {} if train is None else vars(train["should_stop_early"])
     return {name: counts[name] for name in ("best", "num_runs") if name in counts}
 
 
@@ -76,4 +76,4 @@ def restore_early_stop(extra_state: dict[str, Any]) -> None:
     """Resume the counts of a checkpoint, where stock starts from zero."""
     train = running.command("train")
     if train is not None:
-        vars(train.should_stop_early).update(extra_state.get(EARLY_STOP, {}))
+        vars(train["should_stop_early"]).update(extra_state.get(EARLY_STOP, {}))

@@ -15,7 +15,7 @@ import torch
 from fairseq.distributed import utils as distributed_utils
 from torch.multiprocessing.spawn import spawn
 
-from torchscale_fairseq.hooks.patching import running
+from torchscale_fairseq.hooks import running
 from torchscale_fairseq.hooks.runs import preemption
 
 logger = logging.getLogger(__name__)

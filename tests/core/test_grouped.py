@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from tests.helpers import assert_close, triple
 from torchscale_fairseq.core.ops import grouped_products
@@ -65,6 +66,19 @@ def test_norm_equals_torch(kind: str) -> None:
     for found in (on_cpu, on_gpu):
         for actual, wanted in zip(found, expected, strict=True):
             assert_close(actual, wanted, "float64")
+
+
+def test_hooks_of_weights_are_called_where_a_layer_is_recomputed() -> None:
+    """By such hooks, gradients of experts become those of a mean over processes."""
+    x, weight, bias = inputs(torch.float32, bias=True)
+    assert x is not None and weight is not None and bias is not None
+    wanted = torch.autograd.grad(grouped_linear(x, weight, bias, SEGMENTS).sum(), [weight, bias])
+    for parameter in (weight, bias):
+        parameter.register_hook(lambda gradient: gradient / 2)
+    checkpoint(lambda rows: grouped_linear(rows, weight, bias, SEGMENTS), x, use_reentrant=False).sum().backward()
+    for parameter, gradient in zip((weight, bias), wanted, strict=True):
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad, gradient / 2)
 
 
 def test_autocast_reaches_the_groups() -> None:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .saved_parameters import as_result
 from .segments import Segments
 
 TRITON = importlib.util.find_spec("triton") is not None
@@ -39,7 +40,7 @@ def grouped_gelu_norm(
     x: Tensor, bias: Tensor, weight: Tensor, norm_bias: Tensor, eps: float, segments: Segments
 ) -> Tensor:
     """``gelu_norm`` of rows (rows, width) that have a kernel, with the parameters (groups, width) of their groups."""
-    parameters = bias, weight, norm_bias
+    parameters = [as_result(parameter) for parameter in (bias, weight, norm_bias)]
     y: Tensor = bias_gelu_norm(x.contiguous(), *parameters, eps, segments.ends, segments.group)[0]
     return y
 

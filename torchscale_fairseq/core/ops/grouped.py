@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from .gelu_norm import TRITON
 from .grouped_products import Products, grouped_mm, products_for, sums_by_product
+from .saved_parameters import as_result
 from .segments import Segments
 
 if TRITON:
@@ -27,6 +28,7 @@ def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None, segments: Seg
     Returns:
         (rows, out).
     """
+    weight, bias = as_result(weight), None if bias is None else as_result(bias)
     if segments.rows is not None:
         y: Tensor = _OnDevice.apply(  # type: ignore[no-untyped-call]
             x.contiguous(), weight, bias, segments.ends, segments.group
@@ -46,6 +48,7 @@ def grouped_norm(x: Tensor, weight: Tensor, bias: Tensor | None, segments: Segme
     shape = weight.shape[1:]
     if x.is_cuda:  # few kernels in place of several per group
         normed = F.rms_norm(x, shape, None, eps) if bias is None else F.layer_norm(x, shape, eps=eps)
+        weight, bias = as_result(weight), None if bias is None else as_result(bias)
         result: Tensor = _GroupedAffine.apply(normed, weight, bias, segments)  # type: ignore[no-untyped-call]
         return result
     biases = [None] * len(segments.sizes) if bias is None else bias.unbind(0)

@@ -51,11 +51,9 @@ def command(name: str) -> dict[str, Any] | None:
 def namespaces() -> Iterator[dict[str, Any]]:
     """Where functions of fairseq, and of the program, look names up."""
     yield from _programs()
-    for module in list(sys.modules.values()):
-        namespace = getattr(module, "__dict__", None)
-        names = namespace if isinstance(namespace, dict) else {}  # some packages put other things there than modules
-        if str(names.get("__name__")).split(".")[0] in ("fairseq", "fairseq_cli"):
-            yield names
+    for name, module in list(sys.modules.items()):
+        if name.split(".")[0] in ("fairseq", "fairseq_cli") and module is not None:
+            yield vars(module)
 
 
 def _programs() -> list[dict[str, Any]]:

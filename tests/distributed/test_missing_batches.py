@@ -35,8 +35,36 @@ def test_all_batches_of_an_update_count(before: str, tmp_path: Path) -> None:
     assert found["wpb"] == expected["wpb"] and found["bsz"] == expected["bsz"]
 
 
-def figures(output: str) -> dict[str, float]:
-    """Of the first update."""
-    line = re.search(r"\| train_inner \| (\{.*\})", output)
-    assert line is not None, output
-    return {name: float(value) for name, value in json.loads(line[1]).items()}
+WITHOUT_MEMORY = """
+import os, torch
+from torchscale_fairseq import plugin
+plugin.register()
+from fairseq.tasks.fairseq_task import FairseqTask
+from torchscale_fairseq.hooks.training import step_graphs, trainer
+trainer.can_record = lambda *_: True
+step_graphs.StepGraphs._recording_of = lambda *_: None
+step, batches = FairseqTask.train_step, []
+def train_step(*arguments, **keywords):
+    batches.append(1)
+    if os.environ["RANK"] == "1" and len(batches) > 6:
+        raise torch.OutOfMemoryError("out of memory")
+    return step(*arguments, **keywords)
+FairseqTask.train_step = train_step
+"""
+"""The second process has memory for its first update of five batches, and for the stand-in of the next. Gradients are
+summed as on a GPU, where a process that lacks memory takes part."""
+
+
+def test_a_stand_in_does_not_count_if_all_other_batches_run_out_of_memory(tmp_path: Path) -> None:
+    """The second update is that of the five batches of four rows that the first process has."""
+    given = [*words(tiny_language_data(tmp_path), tmp_path / "two"), *ONE_UPDATE, "--update-freq", "5", "--no-save"]
+    given += ["--max-update", "2", "--log-interval", "1"]
+    done = run_processes(2, "train", given, before=WITHOUT_MEMORY, timeout=60)
+    assert figures(done.check().output, 1)["bsz"] == 20
+
+
+def figures(output: str, update: int = 0) -> dict[str, float]:
+    """Of an update, counted from 0."""
+    lines = re.findall(r"\| train_inner \| (\{.*\})", output)
+    assert len(lines) > update, output
+    return {name: float(value) for name, value in json.loads(lines[update]).items()}

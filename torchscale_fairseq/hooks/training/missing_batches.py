@@ -30,5 +30,5 @@ def leave_out_stand_ins(train_step: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def own_figures(logging_outputs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The figures of a process's own batches, or those of all stand-ins if it has none."""
-    return [figures for figures in logging_outputs if not isinstance(figures, StandIn)] or list(logging_outputs)
+    """The figures of a process's own batches. None are left if all were stand-ins, or ran out of memory."""
+    return [figures for figures in logging_outputs if not isinstance(figures, StandIn)]

@@ -102,7 +102,8 @@ class SummingTrainer(DeferringTrainer):
         """Stock's, with ``own_numbers``. In an update whose sums are read later: the number of batches without memory
         is this process's, and the training time that of the update before; fairseq reads neither in an update."""
         own, self._summed = self.own_numbers(), None
-        logging_outputs = own_figures(logging_outputs)
+        counted = own_figures(logging_outputs)
+        logging_outputs, ignore = counted or logging_outputs, ignore or not counted
         if self._model.training and logging_outputs:
             self._alike = logging_outputs[0], extra[0]
         elif self._model.training and self._alike is not None:

@@ -33,7 +33,7 @@ class EmulatedGraph:
         print("replayed", flush=True)
         for function, args, kwargs, results in self.calls:
             again = function(*args, **kwargs)
-            if function.namespace == "c10d":
+            if function.namespace in ("c10d", "_c10d_functional"):
                 _finish(again)
             for result, value in zip(pytree.tree_leaves(results), pytree.tree_leaves(again), strict=True):
                 if isinstance(result, Tensor) and result.data_ptr() != value.data_ptr():
@@ -45,9 +45,11 @@ class EmulatedGraph:
 
 def _finish(results: Any) -> None:
     """Wait for what processes exchange, of which an operation returned results."""
-    for work in pytree.tree_leaves(results):
-        if isinstance(work, torch.ScriptObject):
-            work.wait()  # type: ignore[attr-defined]
+    for result in pytree.tree_leaves(results):
+        if isinstance(result, torch.ScriptObject):
+            result.wait()  # type: ignore[attr-defined]
+        elif isinstance(result, Tensor):
+            torch.ops._c10d_functional.wait_tensor(result)
 
 
 class Capture(TorchDispatchMode):

@@ -39,6 +39,27 @@ def batches(dtype, length=7):
 """
 
 
+ORDER = """
+from torch.profiler import ProfilerActivity, profile
+
+NAMES = {
+    "_c10d_functional::all_gather_into_tensor": "gather",
+    "_c10d_functional::reduce_scatter_tensor": "sum",
+    "_c10d_functional::wait_tensor": "wait",
+    "aten::mm": "router",
+    "aten::addmm": "router",
+    "aten::square": "report",
+}
+
+def order(call):
+    # the operations of a call, and its result
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        result = call()
+    events = sorted(found.events(), key=lambda event: event.time_range.start)
+    return [NAMES[event.name] for event in events if event.name in NAMES], result
+"""
+
+
 @pytest.mark.parametrize("processes", [2, 4])
 def test_equals_all_experts_in_one_process(processes: int) -> None:
     """Outputs, reports and all gradients, with one expert per process and more, with capacities and without."""
@@ -98,10 +119,7 @@ def test_compiled_code_is_for_one_way() -> None:
     code = """
 import pytest
 from tests.expert_rows_on_cpu import keep_counts_on_device
-from torchscale_fairseq.core.parallel import gathering
 
-gathered, gather = [], gathering._all_gather
-gathering._all_gather = lambda *arguments, **more: gathered.append(1) or gather(*arguments, **more)
 keep_counts_on_device(lambda *member: pytest.MonkeyPatch().setattr(*member, raising=False))
 x, weight = batches(torch.float64)
 for fullgraph, ways in (True, [True]), (False, [True, False, True]):
@@ -110,13 +128,97 @@ for fullgraph, ways in (True, [True]), (False, [True, False, True]):
     layer.compile(fullgraph=fullgraph, backend="aot_eager")
     for equal in ways:
         layer.zero_grad()
-        gathered.clear()
         with equal_batches(equal):
-            found = results(layer, x[rank], weight[rank])
-        assert bool(gathered) is equal
+            operations, found = order(lambda: results(layer, x[rank], weight[rank]))
+        assert ("gather" in operations) is equal
         assert_close(found[0], expected[0], "float64", "output")
         assert_close(found[2], expected[2], "float64", "gradient of tokens")
         for name, gradient in expected[3].items():
             assert_close(found[3][name], gradient, "float64", name)
+"""
+    run_gloo(2, LAYER + ORDER + code).check()
+
+
+def test_rows_are_on_their_way_while_the_router_computes() -> None:
+    """Tokens while they are routed, outputs while that is reported, and the gradient of tokens after that of gates,
+    while the router's are computed."""
+    code = """
+from tests.expert_rows_on_cpu import keep_counts_on_device
+
+keep_counts_on_device()
+layer = share_of(mixture(4)).train()
+x, weight = batches(torch.float64)
+with equal_batches():
+    found, _ = order(lambda: results(layer, x[rank], weight[rank]))
+forward = ["gather", "router", "wait", "gather", "wait", "sum", "report", "wait"]
+assert found == [*forward, "gather", "wait", "sum", "wait", "sum", "router", "router", "wait"], found
+"""
+    run_gloo(2, LAYER + ORDER + code).check()
+
+
+def test_whatever_begins_is_waited_for() -> None:
+    """Also if layers are computed again for the backward pass, or tokens need no gradient. A batch that fails has no
+    part in the next."""
+    code = """
+from torch.utils.checkpoint import checkpoint
+from tests.expert_rows_on_cpu import keep_counts_on_device
+
+keep_counts_on_device()
+layer = share_of(mixture(4)).train()
+x, weight = batches(torch.float64)
+
+def recomputed(tokens):
+    return checkpoint(layer, tokens, use_reentrant=False)
+
+def fails(tokens):
+    raise ValueError("this batch")
+
+def update(call, tokens):
+    layer.zero_grad()
+    y, report = call(tokens)
+    (y * weight[rank]).sum().add(report.balance_loss).backward()
+    return y.detach(), layer.gate.wg.weight.grad
+
+def compare(found, expected):
+    for ours, theirs, name in zip(found, expected, ("output", "gradient of the router")):
+        assert_close(ours, theirs, "float64", name)
+
+tokens = x[rank].clone().requires_grad_()
+with equal_batches():
+    expected = update(layer, tokens)
+    for call, given in [(layer, tokens), (layer, tokens.detach()), (recomputed, tokens)]:
+        found, computed = order(lambda: update(call, given))
+        assert found.count("gather") + found.count("sum") == found.count("wait"), found
+        compare(computed, expected)
+    with torch.no_grad():
+        found, (output, _) = order(lambda: layer(tokens))
+    assert found.count("gather") + found.count("sum") == found.count("wait"), found
+    assert_close(output, expected[0], "float64", "output")
+    router, layer.gate.forward = layer.gate.forward, fails
+    try:
+        layer(tokens)
+    except ValueError:
+        layer.gate.forward = router
+    compare(update(layer, tokens), expected)
+"""
+    run_gloo(2, LAYER + ORDER + code).check()
+
+
+def test_gates_of_every_type_are_gathered() -> None:
+    """An odd number of them."""
+    code = """
+from torchscale_fairseq.core.ops.routing import route
+from torchscale_fairseq.core.parallel.gathering import begin_gather, gather_choices
+from torchscale_fairseq.core.parallel.groups import ExpertSplit
+
+split = ExpertSplit(4, rank=rank, size=2)
+for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+    for k in (1, 3):
+        routings = [route(torch.randn(5, 4, generator=torch.Generator().manual_seed(seed)).to(dtype), top_k=k)
+                    for seed in range(2)]
+        tokens = begin_gather(torch.full((5, 2), rank, dtype=dtype), split)
+        everyones, choices = gather_choices(tokens, routings[rank], split)
+        assert everyones[:, 0].tolist() == [0] * 5 + [1] * 5
+        assert torch.equal(choices.gate, torch.cat([routing.gate for routing in routings]))
 """
     run_gloo(2, LAYER + code).check()

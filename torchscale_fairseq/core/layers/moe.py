@@ -15,7 +15,7 @@ from ..ops.masks import is_traced
 from ..ops.routing import Choices, Routing, balance_loss, capacity_of, route, statistics, z_loss
 from ..ops.segments import Segments
 from ..parallel.dispatch import Dispatcher, LocalDispatcher, dispatcher_for
-from ..parallel.gathering import gather_choices, gathers, sum_for_owners
+from ..parallel.gathering import begin_gather, begin_sum, finish_sum, gather_choices, gathers
 from .experts import Experts
 
 
@@ -103,12 +103,24 @@ class MixtureOfExperts(nn.Module):
         return output.transpose(0, 1) if self.time_first else output, report
 
     def _mix(self, tokens: Tensor, padding: Tensor | None) -> tuple[Tensor, RoutingReport]:
-        routing, report = self._route(tokens, padding)
+        if gathers(self.experts.split):
+            return self._mix_everyones(tokens, padding)
+        routing, scores = self._route(tokens, padding)
+        return self._mix_choices(tokens, routing, self.dispatcher), _report(routing, *scores)
+
+    def _mix_everyones(self, tokens: Tensor, padding: Tensor | None) -> tuple[Tensor, RoutingReport]:
+        """``_mix`` where the processes gather tokens. They are on their way while this one routes, and outputs while it
+        reports."""
         split = self.experts.split
-        if not gathers(split):
-            return self._mix_choices(tokens, routing, self.dispatcher), report
-        everyones, choices = gather_choices(tokens, routing, split)
-        return sum_for_owners(self._mix_choices(everyones, choices, LocalDispatcher()), split), report
+        sent = begin_gather(tokens, split)
+        routing, scores = self._route(tokens, padding)
+        everyones, choices = gather_choices(sent, routing, split)
+        shares = begin_sum(self._mix_choices(everyones, choices, LocalDispatcher()), split)
+        try:
+            report = _report(routing, *scores)
+        finally:  # checkpointing ends a recomputation in the midst of it, once it has what it needs
+            output = finish_sum(shares, split)
+        return output, report
 
     def _mix_choices(self, tokens: Tensor, choices: Choices, dispatcher: Dispatcher) -> Tensor:
         """The experts' weighted outputs, (tokens, width), as far as the dispatcher reaches experts."""
@@ -138,7 +150,8 @@ class MixtureOfExperts(nn.Module):
             log_choice("experts", "rows counted on the host", (("the kernel path", refusal),))
         return refusal is None and len(tokens) > 0
 
-    def _route(self, tokens: Tensor, padding: Tensor | None) -> tuple[Routing, RoutingReport]:
+    def _route(self, tokens: Tensor, padding: Tensor | None) -> tuple[Routing, tuple[Tensor, Tensor | None]]:
+        """The routing, and the router's scores."""
         options = self.options
         scores, balance_scores = self.gate(tokens)
         if options.use_fp32:
@@ -152,5 +165,9 @@ class MixtureOfExperts(nn.Module):
             prioritized=options.prioritized,
             padding=padding,
         )
-        balance = None if balance_scores is None else balance_scores.to(scores.dtype).softmax(-1)
-        return routing, RoutingReport(balance_loss(routing, balance), z_loss(scores), statistics(routing))
+        return routing, (scores, balance_scores)
+
+
+def _report(routing: Routing, scores: Tensor, balance_scores: Tensor | None) -> RoutingReport:
+    balance = None if balance_scores is None else balance_scores.to(scores.dtype).softmax(-1)
+    return RoutingReport(balance_loss(routing, balance), z_loss(scores), statistics(routing))

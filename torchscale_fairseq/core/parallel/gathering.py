@@ -5,19 +5,21 @@ sizes are known before, so that nothing waits for the device and a CUDA graph ca
 of one size in all processes, of which somebody who compared them has to tell (``equal_batches``). Others are served by
 ``dispatch.AllToAllDispatcher``.
 
+Rows are on their way while the device computes what does not need them: tokens while they are routed, outputs while
+the routing is reported, and the gradients of both while those of router and report are computed.
+
 Axes: (tokens) of this process; (all tokens) of all processes, in the order of their ranks; (k) choices of a token.
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
+import torch.distributed._functional_collectives  # tells compiled code of the operations' results
 from torch import Tensor
 
-from ..ops.compiled_kernel import compiled_kernel
 from ..ops.merged_choices import MergedChoices, merge_choices
 from ..ops.routing import Routing
 from .groups import ExpertSplit, exchange_group
@@ -27,9 +29,8 @@ MOST_PROCESSES = 4
 without a capacity, each makes room for the choices of all processes."""
 
 
-# the first names are those of newer versions of torch, which warn of the others
-_all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+_collectives: Any = torch.ops._c10d_functional
+"""Operations that begin, and one that waits: torch.compile keeps their order, and memory that they read or write."""
 
 
 @dataclass
@@ -61,11 +62,28 @@ def gathers(split: ExpertSplit) -> bool:
     return _batches.equal and can_gather(split)
 
 
-def gather_choices(tokens: Tensor, routing: Routing, split: ExpertSplit) -> tuple[Tensor, MergedChoices]:
+@dataclass(frozen=True)
+class Begun:
+    """Rows on their way between processes."""
+
+    sent: Tensor
+    """These rows. Autograd begins to send back their gradient where they arrive, and waits for it here."""
+    arriving: Tensor
+    """Not to be read yet."""
+
+
+def begin_gather(tokens: Tensor, split: ExpertSplit) -> Begun:
+    """Begin to gather tokens, (tokens, width), equally many in each process. All processes call it together, and then
+    ``gather_choices``."""
+    sent = _begin(tokens)
+    return Begun(sent, _gather(sent.detach(), *_group(split)))
+
+
+def gather_choices(tokens: Begun, routing: Routing, split: ExpertSplit) -> tuple[Tensor, MergedChoices]:
     """All tokens, and which of their choices this process's experts serve. All processes call it together.
 
     Args:
-        tokens: (tokens, width), of this process; equally many in each.
+        tokens: that ``begin_gather`` sent.
         routing: of these tokens.
         split: of the experts.
 
@@ -73,10 +91,10 @@ def gather_choices(tokens: Tensor, routing: Routing, split: ExpertSplit) -> tupl
         (all tokens, width), and their choices among the local experts.
     """
     numbers = torch.cat((routing.row.flatten(), routing.load.int()))
-    everyones, gate, numbers = _GatherTokens.apply(  # type: ignore[no-untyped-call]
-        tokens.contiguous(), routing.gate.contiguous(), numbers, _numbers(split)
+    everyones, gate, numbers = _Gather.apply(  # type: ignore[no-untyped-call]
+        tokens.sent, tokens.arriving, routing.gate, numbers, *_group(split)
     )
-    row, load = numbers.view(split.size, -1).split((routing.gate.numel(), split.count), 1)
+    row, load = numbers.split((routing.gate.numel(), split.count), 1)
     most = len(everyones) * min(routing.gate.size(1), split.local)
     if routing.capacity is not None:
         most = min(most, split.size * split.local * routing.capacity)
@@ -84,77 +102,105 @@ def gather_choices(tokens: Tensor, routing: Routing, split: ExpertSplit) -> tupl
     return everyones, merge_choices(row.unflatten(1, routing.gate.shape).contiguous(), load, gate, local, most)
 
 
-def sum_for_owners(outputs: Tensor, split: ExpertSplit) -> Tensor:
-    """From this process's share of all tokens' outputs, (all tokens, width), to the sum of all processes' shares of its
-    own tokens' outputs, (tokens, width). All processes call it together."""
-    result: Tensor = _SumForOwners.apply(outputs.contiguous(), _numbers(split))  # type: ignore[no-untyped-call]
+def begin_sum(outputs: Tensor, split: ExpertSplit) -> Begun:
+    """Begin to add this process's share of all tokens' outputs, (all tokens, width), to those of the others. All
+    processes call it together, and then ``finish_sum``."""
+    sent = _begin(outputs)
+    return Begun(sent, _sum(sent.detach(), *_group(split)))
+
+
+def finish_sum(shares: Begun, split: ExpertSplit) -> Tensor:
+    """The sum of all processes' shares of this process's own tokens' outputs, (tokens, width)."""
+    result: Tensor = _Sum.apply(shares.sent, shares.arriving, *_group(split))  # type: ignore[no-untyped-call]
     return result
 
 
-def _numbers(split: ExpertSplit) -> list[int]:
-    """A split as an argument of operators."""
-    return [split.count, split.rank, split.size, split.replicas]
+def _group(split: ExpertSplit) -> tuple[int, str]:
+    """The processes that exchange rows, as operations take them."""
+    return split.size, _group_name(split.count, split.rank, split.size, split.replicas)
 
 
-def _larger(x: Tensor, others: list[Tensor], split: list[int]) -> list[Tensor]:
-    return [part.new_empty(split[2] * len(part), *part.shape[1:]) for part in (x, *others)]
+def _group_name(*split: int) -> str:
+    return exchange_group(ExpertSplit(*split)).group_name
 
 
-@compiled_kernel(_larger)
-def gather_equal(x: Tensor, others: list[Tensor], split: list[int]) -> list[Tensor]:
-    """Rows (tokens, ...) of all processes: (all tokens, ...) for each tensor, in one order in all processes."""
-    results, group = _larger(x, others, split), exchange_group(ExpertSplit(*split))
-    with _as_one(len(results), group):
-        for part, result in zip((x, *others), results, strict=True):
-            _all_gather(result, part, group=group)
-    return results
+# as torch.compiler.assume_constant_result does, which imports torch's compiler, in seconds; it takes no dataclass
+_group_name._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _smaller(x: Tensor, others: list[Tensor], split: list[int]) -> list[Tensor]:
-    return [part.new_empty(len(part) // split[2], *part.shape[1:]) for part in (x, *others)]
+def _begin(rows: Tensor) -> Tensor:
+    result: Tensor = _AwaitGradient.apply(rows.contiguous())  # type: ignore[no-untyped-call]
+    return result
 
 
-@compiled_kernel(_smaller)
-def sum_equal(x: Tensor, others: list[Tensor], split: list[int]) -> list[Tensor]:
-    """Sums over processes of the rows (all tokens, ...) that are this process's: (tokens, ...) for each tensor."""
-    results, group = _smaller(x, others, split), exchange_group(ExpertSplit(*split))
-    with _as_one(len(results), group):
-        for part, result in zip((x, *others), results, strict=True):
-            _reduce_scatter(result, part, group=group)
-    return results
+def _gather(rows: Tensor, processes: int, group: str) -> Tensor:
+    """Rows of all processes, (all tokens, ...), on their way."""
+    result: Tensor = _collectives.all_gather_into_tensor(rows, processes, group)
+    return result
 
 
-def _as_one(operations: int, group: Any) -> AbstractContextManager[Any]:
-    """Within the block, several operations of one kind are started as one kernel, if the processes communicate by NCCL.
-    One after the other, two small ones after a large one take 30 us more on an H200."""
-    together = operations > 1 and dist.get_backend(group) == "nccl"
-    return dist._coalescing_manager(group) if together else nullcontext()
+def _sum(rows: Tensor, processes: int, group: str) -> Tensor:
+    """Sums over processes of the rows that are this process's, (tokens, ...), on their way."""
+    result: Tensor = _collectives.reduce_scatter_tensor(rows, "sum", processes, group)
+    return result
 
 
-class _GatherTokens(torch.autograd.Function):
-    """Tensors that are gathered together; the last one holds integers."""
+def _wait(rows: Tensor) -> Tensor:
+    """Rows that have arrived. On a GPU, the stream waits, not the host."""
+    result: Tensor = _collectives.wait_tensor(rows)
+    return result
+
+
+class _AwaitGradient(torch.autograd.Function):
+    """Rows as they are. Made before what computes meanwhile, so that the gradient is awaited after its gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        return rows.view_as(rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _wait(gradient)
+
+
+class _Gather(torch.autograd.Function):
+    """Waits for tokens, and gathers gates (tokens, k) and integers (numbers,) to (all tokens, k) and (processes,
+    numbers). On the way back, the gates' gradient goes first, since the router needs it while that of the tokens is on
+    its way."""
 
     @staticmethod
     def forward(
-        ctx: Any, tokens: Tensor, gate: Tensor, numbers: Tensor, split: list[int]
+        ctx: Any, sent: Tensor, arriving: Tensor, gate: Tensor, numbers: Tensor, processes: int, group: str
     ) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.split = split
-        everyones, gates, all_numbers = gather_equal(tokens, [gate, numbers], split)
+        ctx.group = processes, group
+        tokens = _wait(arriving)
+        bits = gate.to(torch.promote_types(gate.dtype, torch.float32)).flatten()
+        mine = torch.cat((bits.view(torch.int32), numbers))  # as one tensor, which takes one kernel
+        everyones = _wait(_gather(mine, processes, group)).view(processes, -1)
+        gates, all_numbers = everyones.split((len(mine) - len(numbers), len(numbers)), 1)
         ctx.mark_non_differentiable(all_numbers)
-        return everyones, gates, all_numbers
+        gates = gates.flatten().view(bits.dtype).view(-1, gate.size(1))
+        # torch 2.11 compiles no gradient of what integers are seen as
+        return tokens, gates.to(gate.dtype, copy=True), all_numbers
 
     @staticmethod
-    def backward(ctx: Any, into_tokens: Tensor, into_gate: Tensor, _: Any) -> tuple[Tensor, Tensor, None, None]:
-        tokens, gate = sum_equal(into_tokens.contiguous(), [into_gate.contiguous()], ctx.split)
-        return tokens, gate, None, None
+    def backward(
+        ctx: Any, into_tokens: Tensor, into_gate: Tensor, _: Any
+    ) -> tuple[Tensor | None, None, Tensor, None, None, None]:
+        gate = _wait(_sum(into_gate.contiguous(), *ctx.group))
+        # begun only for one who waits
+        tokens = _sum(into_tokens.contiguous(), *ctx.group) if ctx.needs_input_grad[0] else None
+        return tokens, None, gate, None, None, None
 
 
-class _SumForOwners(torch.autograd.Function):
+class _Sum(torch.autograd.Function):
+    """Waits for sums."""
+
     @staticmethod
-    def forward(ctx: Any, outputs: Tensor, split: list[int]) -> Tensor:
-        ctx.split = split
-        return sum_equal(outputs, [], split)[0]
+    def forward(ctx: Any, sent: Tensor, arriving: Tensor, processes: int, group: str) -> Tensor:
+        ctx.group = processes, group
+        return _wait(arriving)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gather_equal(gradient.contiguous(), [], ctx.split)[0], None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        return _gather(gradient.contiguous(), *ctx.group), None, None, None

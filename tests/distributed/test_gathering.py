@@ -156,6 +156,38 @@ assert found == [*forward, "gather", "wait", "sum", "wait", "sum", "router", "ro
     run_gloo(2, LAYER + ORDER + code).check()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("time_first", [False, True])
+def test_compiled_code_keeps_the_order(time_first: bool) -> None:
+    code = (
+        f"""
+from tests.expert_rows_on_cpu import keep_counts_on_device
+from torchscale_fairseq.core.architectures.layer_sequence import LayerSequence
+
+keep_counts_on_device()
+torch._inductor.config.cpp.simdlen = 1  # torch 2.6 cannot write vectors
+layer = share_of(mixture(4)).train()
+layer.time_first = {time_first}
+"""
+        + """
+x, weight = batches(torch.float64, 100)
+with equal_batches():
+    expected = results(layer, x[rank], weight[rank])
+    LayerSequence([layer]).compile_layers(together=False)
+    for _ in range(2):
+        layer.zero_grad()  # new gradients, not added to those above
+        found, computed = order(lambda: results(layer, x[rank], weight[rank]))
+forward = ["gather", "router", "wait", "gather", "wait", "sum", "wait"]
+assert found == [*forward, "gather", "wait", "sum", "wait", "sum", "router", "wait", "router"], found
+assert_close(computed[0], expected[0], "float64", "output")
+assert_close(computed[2], expected[2], "float64", "gradient of tokens")
+for name, gradient in expected[3].items():
+    assert_close(computed[3][name], gradient, "float64", name)
+"""
+    )
+    run_gloo(2, LAYER + ORDER + code, timeout=500).check()
+
+
 def test_whatever_begins_is_waited_for() -> None:
     """Also if layers are computed again for the backward pass, or tokens need no gradient. A batch that fails has no
     part in the next."""

@@ -12,11 +12,16 @@ from ..layers.dilated_attention import DilatedAttention
 from ..layers.hooked import call_uncompiled
 from ..layers.moe import MixtureOfExperts, RoutingReport
 from ..layers.residual import Residual
+from ..parallel.gathering import can_gather
 
 ONE_REGION = 12
 """Most layers that are compiled as one region. Each layer of a region adds to the time that torch takes to write
 its code; layers of one kind that are compiled one by one share theirs, and the first update of a deep model comes
 sooner."""
+
+IN_ORDER = {"reorder_for_peak_memory": False}
+"""Options of torch for layers that begin to exchange tokens, do other work and then wait for them. To save memory,
+torch would move that work before the beginning or behind the end."""
 
 PIECES = 40
 """Most pieces of code that a function may come to before torch leaves it uncompiled. There are up to 34: for layers of
@@ -24,6 +29,12 @@ encoder and decoder, with and without experts, in training and in validation, fo
 of one sentence, one token or more, as torch writes code of its own for sizes of 1."""
 TORCHS_PIECES = 8
 """torch's own limit."""
+
+
+def _options(module: nn.Module) -> dict[str, bool] | None:
+    """Options for compiling a layer or a region."""
+    exchanges = (isinstance(part, MixtureOfExperts) and can_gather(part.experts.split) for part in module.modules())
+    return IN_ORDER if any(exchanges) else None
 
 
 class LayerSequence(nn.ModuleList):
@@ -85,7 +96,7 @@ class LayerSequence(nn.ModuleList):
         if uneven:
             symbols.use_duck_shape = False  # or sizes that are equal in the first batch by chance would have to stay so
         for module in [self] if together and not apart and not deep else self:
-            module.compile(dynamic=True if uneven else None)
+            module.compile(dynamic=True if uneven else None, options=_options(module))
 
     def _share_code(self) -> bool:
         """Whether code that is compiled for one layer serves the others."""

@@ -19,10 +19,6 @@ ONE_REGION = 12
 its code; layers of one kind that are compiled one by one share theirs, and the first update of a deep model comes
 sooner."""
 
-IN_ORDER = {"reorder_for_peak_memory": False}
-"""Options of torch for layers that begin to exchange tokens, do other work and then wait for them. To save memory,
-torch would move that work before the beginning or behind the end."""
-
 PIECES = 40
 """Most pieces of code that a function may come to before torch leaves it uncompiled. There are up to 34: for layers of
 encoder and decoder, with and without experts, in training and in validation, for batches with and without padding, and
@@ -31,10 +27,13 @@ TORCHS_PIECES = 8
 """torch's own limit."""
 
 
-def _options(module: nn.Module) -> dict[str, bool] | None:
+def _options(module: nn.Module) -> dict[str, Any] | None:
     """Options for compiling a layer or a region."""
-    exchanges = (isinstance(part, MixtureOfExperts) and can_gather(part.experts.split) for part in module.modules())
-    return IN_ORDER if any(exchanges) else None
+    if not any(isinstance(part, MixtureOfExperts) and can_gather(part.experts.split) for part in module.modules()):
+        return None
+    from ..parallel.exchange_order import ordered
+
+    return ordered()
 
 
 class LayerSequence(nn.ModuleList):

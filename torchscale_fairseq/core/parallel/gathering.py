@@ -165,8 +165,7 @@ class _AwaitGradient(torch.autograd.Function):
 
 class _Gather(torch.autograd.Function):
     """Waits for tokens, and gathers gates (tokens, k) and integers (numbers,) to (all tokens, k) and (processes,
-    numbers). On the way back, the gates' gradient goes first, since the router needs it while that of the tokens is on
-    its way."""
+    numbers). On the way back, the gradients of both begin before either is waited for."""
 
     @staticmethod
     def forward(
@@ -187,9 +186,9 @@ class _Gather(torch.autograd.Function):
     def backward(
         ctx: Any, into_tokens: Tensor, into_gate: Tensor, _: Any
     ) -> tuple[Tensor | None, None, Tensor, None, None, None]:
-        gate = _wait(_sum(into_gate.contiguous(), *ctx.group))
         # begun only for one who waits
         tokens = _sum(into_tokens.contiguous(), *ctx.group) if ctx.needs_input_grad[0] else None
+        gate = _wait(_sum(into_gate.contiguous(), *ctx.group))
         return tokens, None, gate, None, None, None
 
 

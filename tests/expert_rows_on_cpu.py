@@ -36,19 +36,19 @@ def take(tokens: Tensor, choice: Tensor, k: int) -> Tensor:
     return torch.where(choice.unsqueeze(1) >= 0, taken, 0)
 
 
-@operator(lambda rows, row, gate: rows.new_empty(len(row), rows.size(1)))
-def add(rows: Tensor, row: Tensor, gate: Tensor | None) -> Tensor:
+@operator(lambda rows, row, gate, factor: rows.new_empty(len(row), rows.size(1)))
+def add(rows: Tensor, row: Tensor, gate: Tensor | None, factor: float) -> Tensor:
     found = torch.where(row.unsqueeze(2) >= 0, rows[row.clamp(min=0).long()], 0)
-    return (found if gate is None else found * gate.unsqueeze(2)).sum(1, dtype=rows.dtype)
+    return (found if gate is None else found * gate.unsqueeze(2)).sum(1, dtype=rows.dtype) * factor
 
 
-@operator(lambda gradient, rows, gate, choice: (torch.empty_like(rows), torch.empty_like(gate)))
-def add_backward(gradient: Tensor, rows: Tensor, gate: Tensor, choice: Tensor) -> tuple[Tensor, Tensor]:
+@operator(lambda gradient, rows, gate, choice, factor: (torch.empty_like(rows), torch.empty_like(gate)))
+def add_backward(gradient: Tensor, rows: Tensor, gate: Tensor, choice: Tensor, factor: float) -> tuple[Tensor, Tensor]:
     is_taken, at = choice >= 0, choice.clamp(min=0).long()
     given = torch.where(is_taken.unsqueeze(1), gradient[at // gate.size(1)], 0)
     along = torch.where(is_taken, (given * rows).nan_to_num().sum(1), 0)
     into_gate = torch.zeros_like(gate).flatten().index_add(0, at, along)
-    return given * gate.flatten()[at].unsqueeze(1), into_gate.view_as(gate)
+    return given * (gate.flatten()[at] * factor).unsqueeze(1), into_gate.view_as(gate)
 
 
 def inside(ends: Tensor, rows: int) -> Tensor:
@@ -78,7 +78,7 @@ def group_sums(rows: Tensor, ends: Tensor) -> Tensor:
 
 def grouped_norm(x: Tensor, weight: Tensor, bias: Tensor | None, segments: Segments, *, eps: float) -> Tensor:
     normed: Tensor = F.layer_norm(x, weight.shape[1:], eps=eps)
-    result: Tensor = grouped._GroupedAffine.apply(normed, weight, bias, segments)
+    result: Tensor = grouped._GroupedAffine.apply(normed, *grouped._parameters(weight, bias, segments), segments)
     return result
 
 

@@ -384,9 +384,9 @@ def observed(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[Any
     with monkeypatch.context() as patch:
         patch.setattr(factory, "split_experts", lambda count: ExpertSplit(count, size=2))
         shared = mixture_of(encoder(**given)).experts
-    shared(
-        torch.ones(shared.split.local, 24), Segments(torch.ones(shared.split.local, dtype=torch.long))
-    ).sum().backward()
+    segments = Segments(torch.ones(shared.split.local, dtype=torch.long))
+    segments.gradient_divisor = shared.gradient_divisor
+    shared(torch.ones(shared.split.local, 24), segments).sum().backward()
     return [*seen, shared.fc2.bias.grad.tolist()]
 
 

@@ -67,14 +67,11 @@ class Experts(nn.Module):
         self.gate = linear(split, embed_dim, ffn_dim, bias=False) if gated else None
         self.ffn_layernorm = None if norm is None else GroupedNorm(split, norm, ffn_dim, eps)
         self.fc2 = linear(split, ffn_dim, embed_dim, bias=not gated)
-        self.gradient_divisor = divisor = math.sqrt(split.processes) if gradient_root else split.processes
-        """Divisor of the sum of gradients over processes; sharded experts (``parallel.fully_sharded``) lose the hooks
-        that divide by it."""
+        self.gradient_divisor = math.sqrt(split.processes) if gradient_root else float(split.processes)
+        """Divisor of the sum of gradients over processes, by which whoever calls the experts divides."""
         gradients = ExpertGradients(split, norm_weight)
         for parameter in self.parameters():
             mark_expert(parameter, gradients)
-            if divisor != 1:
-                parameter.register_hook(lambda gradient: gradient / divisor)
         self.register_state_dict_post_hook(_to_names_of_experts)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_from_names_of_experts)  # type: ignore[no-untyped-call]
 

@@ -126,8 +126,9 @@ class MixtureOfExperts(nn.Module):
         """The experts' weighted outputs, (tokens, width), as far as the dispatcher reaches experts."""
         if self._stays_on_device(tokens, dispatcher):
             places = Places.of(choices)
-            outputs = self.experts(take_rows(tokens, places), Segments(choices.load, choices.most))
-            return mix_rows(outputs, choices.gate, places)
+            rows = take_rows(tokens, places, self.experts.gradient_divisor)
+            outputs = self.experts(rows, Segments(choices.load, choices.most))
+            return mix_rows(outputs, choices.gate, places, self.experts.gradient_divisor)
         if not torch.compiler.is_compiling() or is_traced():
             return self._mix_by_counts(tokens, choices, dispatcher)
         # counts that the host reads differ in each batch, and compiled code would be written anew for them
@@ -139,6 +140,7 @@ class MixtureOfExperts(nn.Module):
     def _mix_by_counts(self, tokens: Tensor, choices: Choices, dispatcher: Dispatcher) -> Tensor:
         """``_mix_choices`` with the numbers of the experts' rows on the host."""
         dispatched = dispatcher.dispatch(tokens[choices.token], choices.load)
+        dispatched.segments.gradient_divisor = self.experts.gradient_divisor
         outputs = dispatcher.collect(self.experts(dispatched.rows, dispatched.segments), dispatched)
         weighted = outputs * choices.weight.to(outputs.dtype).unsqueeze(1)
         return torch.zeros_like(tokens, dtype=outputs.dtype).index_add(0, choices.token, weighted)

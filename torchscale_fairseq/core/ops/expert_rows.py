@@ -36,18 +36,36 @@ class Places:
         return cls(row, choice[: choices.most])
 
 
-def take_rows(tokens: Tensor, places: Places) -> Tensor:
-    """(tokens, width) to (rows, width), the token of each row; zeros in rows without one."""
-    result: Tensor = _Take.apply(tokens.contiguous(), places.row, places.choice)  # type: ignore[no-untyped-call]
+def take_rows(tokens: Tensor, places: Places, gradient_divisor: float = 1) -> Tensor:
+    """Take tokens to their experts.
+
+    Args:
+        tokens: (tokens, width).
+        places: where their choices stand.
+        gradient_divisor: that of ``mix_rows``. The gradient of tokens is multiplied by it, and so none of theirs.
+
+    Returns:
+        (rows, width), the token of each row; zeros in rows without one.
+    """
+    arguments = tokens.contiguous(), places.row, places.choice, gradient_divisor
+    result: Tensor = _Take.apply(*arguments)  # type: ignore[no-untyped-call]
     return result
 
 
-def mix_rows(rows: Tensor, gate: Tensor, places: Places) -> Tensor:
-    """(rows, width) to (tokens, width), the sum of each token's rows with the weights gate (tokens, k).
+def mix_rows(rows: Tensor, gate: Tensor, places: Places, gradient_divisor: float = 1) -> Tensor:
+    """Take rows back to their tokens. Sums are taken in float32.
 
-    Rows without a choice may hold anything. Sums are taken in float32.
+    Args:
+        rows: (rows, width). Those without a choice may hold anything.
+        gate: (tokens, k), the weights of a token's rows.
+        places: where choices stand.
+        gradient_divisor: the gradient of rows is divided by it, and so are those of all parameters between
+            ``take_rows`` and here.
+
+    Returns:
+        (tokens, width), the weighted sum of each token's rows.
     """
-    arguments = rows.contiguous(), gate.contiguous(), places.row, places.choice
+    arguments = rows.contiguous(), gate.contiguous(), places.row, places.choice, gradient_divisor
     result: Tensor = _Mix.apply(*arguments)  # type: ignore[no-untyped-call]
     return result
 
@@ -67,24 +85,28 @@ def rows_refusal(dtype: torch.dtype, device: torch.device) -> str | None:
 
 class _Take(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tokens: Tensor, row: Tensor, choice: Tensor) -> Tensor:
+    def forward(ctx: Any, tokens: Tensor, row: Tensor, choice: Tensor, gradient_divisor: float) -> Tensor:
         ctx.save_for_backward(row)
+        ctx.factor = gradient_divisor
         return kernels.take(tokens, choice, row.size(1))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         (row,) = ctx.saved_tensors
-        return kernels.add(gradient.contiguous(), row, None), None, None
+        return kernels.add(gradient.contiguous(), row, None, ctx.factor), None, None, None
 
 
 class _Mix(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, gate: Tensor, row: Tensor, choice: Tensor) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, gate: Tensor, row: Tensor, choice: Tensor, gradient_divisor: float) -> Tensor:
         ctx.save_for_backward(rows, gate, choice)
-        return kernels.add(rows, row, gate)
+        ctx.factor = 1 / gradient_divisor
+        return kernels.add(rows, row, gate, 1.0)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        return *kernels.add_backward(gradient.contiguous(), *ctx.saved_tensors), None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        rows, gate, choice = ctx.saved_tensors
+        into_rows, into_gate = kernels.add_backward(gradient.contiguous(), rows, gate, choice, ctx.factor)
+        return into_rows, into_gate, None, None, None

@@ -24,43 +24,47 @@ def take(tokens: Tensor, choice: Tensor, k: int) -> Tensor:
     return rows
 
 
-def _like_tokens(rows: Tensor, row: Tensor, gate: Tensor | None) -> Tensor:
+def _like_tokens(rows: Tensor, row: Tensor, gate: Tensor | None, factor: float) -> Tensor:
     return rows.new_empty(len(row), rows.size(1))
 
 
 @compiled_kernel(_like_tokens)
-def add(rows: Tensor, row: Tensor, gate: Tensor | None) -> Tensor:
-    """(rows, width) to (tokens, width), the sum of each token's rows, in float32.
+def add(rows: Tensor, row: Tensor, gate: Tensor | None, factor: float) -> Tensor:
+    """(rows, width) to (tokens, width), a multiple of the sum of each token's rows, in float32.
 
     Args:
         rows: to be added.
         row: (tokens, k), those of each token; -1 for none.
         gate: (tokens, k), their weights; None for 1.
+        factor: of each sum.
     """
     count, width = len(row), rows.size(1)
     result = rows.new_empty(count, width)
     weights, k = row if gate is None else gate, row.size(1)
-    _add[_grid(count, width)](rows, weights, row, result, count, width, k, gate is not None, ROWS, COLUMNS)
+    _add[_grid(count, width)](rows, weights, row, result, factor, count, width, k, gate is not None, ROWS, COLUMNS)
     return result
 
 
-def _like_rows_and_gate(gradient: Tensor, rows: Tensor, gate: Tensor, choice: Tensor) -> tuple[Tensor, Tensor]:
+def _like_rows_and_gate(
+    gradient: Tensor, rows: Tensor, gate: Tensor, choice: Tensor, factor: float
+) -> tuple[Tensor, Tensor]:
     return torch.empty_like(rows), torch.empty_like(gate)
 
 
 @compiled_kernel(_like_rows_and_gate)
-def add_backward(gradient: Tensor, rows: Tensor, gate: Tensor, choice: Tensor) -> tuple[Tensor, Tensor]:
+def add_backward(gradient: Tensor, rows: Tensor, gate: Tensor, choice: Tensor, factor: float) -> tuple[Tensor, Tensor]:
     """Gradients of ``add`` for rows, zero where there is no choice, and for gate, zero for choices without a row.
 
     Args:
         gradient: (tokens, width), of its result.
         rows, gate: its arguments.
         choice: (rows,), the choice of each row; -1 for none.
+        factor: of the gradient for rows.
     """
     into_rows, into_gate = torch.empty_like(rows), torch.zeros_like(gate)
     count, width = rows.shape
     _add_backward[(triton.cdiv(count, ROWS),)](
-        gradient, rows, gate, choice, into_rows, into_gate, count, width, gate.size(1), ROWS=ROWS, COLUMNS=COLUMNS
+        gradient, rows, gate, choice, into_rows, into_gate, factor, count, width, gate.size(1), ROWS, COLUMNS
     )
     return into_rows, into_gate
 
@@ -88,6 +92,7 @@ def _add(  # type: ignore[no-untyped-def]
     gate,
     row,
     result,
+    factor,
     count,
     width,
     K: tl.constexpr,
@@ -107,7 +112,7 @@ def _add(  # type: ignore[no-untyped-def]
         total += x
     tl.store(
         result + token[:, None] * width + column,
-        total.to(result.dtype.element_ty),
+        (total * factor).to(result.dtype.element_ty),
         mask=(token < count)[:, None] & inside,
     )
 
@@ -120,6 +125,7 @@ def _add_backward(  # type: ignore[no-untyped-def]
     choice,
     into_rows,
     into_gate,
+    factor,
     count,
     width,
     K: tl.constexpr,
@@ -139,7 +145,7 @@ def _add_backward(  # type: ignore[no-untyped-def]
         along += tl.sum(dy * x, 1)
         tl.store(
             into_rows + row[:, None] * width + column,
-            (dy * weight[:, None]).to(into_rows.dtype.element_ty),
+            (dy * (weight * factor)[:, None]).to(into_rows.dtype.element_ty),
             mask=(row < count)[:, None] & (column < width)[None, :],
         )
     tl.store(into_gate + taken, along.to(into_gate.dtype.element_ty), mask=is_taken)

@@ -28,7 +28,7 @@ def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None, segments: Seg
     Returns:
         (rows, out).
     """
-    weight, bias = as_result(weight), None if bias is None else as_result(bias)
+    weight, bias = _parameters(weight, bias, segments)
     if segments.rows is not None:
         y: Tensor = _OnDevice.apply(  # type: ignore[no-untyped-call]
             x.contiguous(), weight, bias, segments.ends, segments.group
@@ -46,9 +46,9 @@ def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None, segments: Seg
 def grouped_norm(x: Tensor, weight: Tensor, bias: Tensor | None, segments: Segments, *, eps: float) -> Tensor:
     """LayerNorm, or without bias RMSNorm, of (rows, width) with weight and bias (groups, width)."""
     shape = weight.shape[1:]
+    weight, bias = _parameters(weight, bias, segments)
     if x.is_cuda:  # few kernels in place of several per group
         normed = F.rms_norm(x, shape, None, eps) if bias is None else F.layer_norm(x, shape, eps=eps)
-        weight, bias = as_result(weight), None if bias is None else as_result(bias)
         result: Tensor = _GroupedAffine.apply(normed, weight, bias, segments)  # type: ignore[no-untyped-call]
         return result
     biases = [None] * len(segments.sizes) if bias is None else bias.unbind(0)
@@ -58,6 +58,11 @@ def grouped_norm(x: Tensor, weight: Tensor, bias: Tensor | None, segments: Segme
             for rows, w, b in zip(segments.split(x), weight.unbind(0), biases, strict=True)
         ]
     )
+
+
+def _parameters(weight: Tensor, bias: Tensor | None, segments: Segments) -> tuple[Tensor, Tensor | None]:
+    divisor = segments.gradient_divisor
+    return as_result(weight, divisor), None if bias is None else as_result(bias, divisor)
 
 
 class _GroupedLinear(torch.autograd.Function):

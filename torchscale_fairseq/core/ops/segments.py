@@ -19,6 +19,9 @@ class Segments:
         sizes: the counts, if the host has them.
     """
 
+    gradient_divisor: float = 1
+    """Whoever multiplies rows by parameters of their groups divides the gradients of these parameters by it."""
+
     def __init__(self, counts: Tensor, rows: int | None = None, *, sizes: list[int] | None = None):
         self.counts, self.rows = counts, rows
         if sizes is not None:

@@ -23,7 +23,7 @@ class DeferProducts(CustomGraphPass):
 
     def __call__(self, graph: Graph) -> None:
         needed: set[Node] = set()
-        """By something that is exchanged later."""
+        """Nodes with an influence on rows that are exchanged."""
         for node in reversed(graph.nodes):
             if node.target in BEGINNINGS or not needed.isdisjoint(node.users):
                 needed.add(node)
@@ -33,13 +33,16 @@ class DeferProducts(CustomGraphPass):
                 for product in deferred:
                     node.prepend(product)
                 deferred = {}
-            elif node.op == "call_function" and node not in needed:
-                if node.target in PRODUCTS or not deferred.keys().isdisjoint(node.all_input_nodes):
-                    deferred[node] = None
+            elif node.op == "call_function" and node not in needed and _is_later(node, deferred):
+                deferred[node] = None
 
     def uuid(self) -> Any:
-        """Of this file, for torch's caches of compiled code."""
+        """Contents of this file, by which torch's caches of compiled code know the order."""
         return Path(__file__).read_bytes()
+
+
+def _is_later(node: Node, deferred: dict[Node, None]) -> bool:
+    return node.target in PRODUCTS or any(part in deferred for part in node.all_input_nodes)
 
 
 def ordered() -> dict[str, Any]:

@@ -110,7 +110,7 @@ def shard_model(model: nn.Module, options: ShardingOptions) -> None:
         draw_deferred(experts.parameters(), options.device)
         fully_shard(experts, mesh=mesh_of_experts, shard_placement_fn=_evenly(mesh_of_experts.size()), **common)
         for parameter in experts.parameters():
-            parameter.gradient_factor = split.replicas / experts.gradient_divisor  # type: ignore[attr-defined]
+            parameter.gradient_factor = split.replicas  # type: ignore[attr-defined]
     common["ignored_params"] = {p for p in model.parameters() if p.dim() == 0}
     for layer in _layers(model):
         draw_deferred(layer.parameters(), options.device)

@@ -3,18 +3,23 @@
 import os
 import signal
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 from unittest import mock
 
 import torch
 import torch.distributed as dist
+from fairseq import utils
 from fairseq.data.iterators import GroupedIterator
 from fairseq.logging import metrics
 
 from tests.distributed.reads import Reads
 from tests.distributed.updates import make_trainer
-from torchscale_fairseq.hooks.training import deferring_trainer
+from tests.plugin.halves import update_halves
+from torchscale_fairseq.hooks.experts import gradient_clipping
+from torchscale_fairseq.hooks.training import deferring_trainer, mixed_precision, summing_trainer
 from torchscale_fairseq.hooks.training.summing_trainer import log_before_an_epoch_ends
+from torchscale_fairseq.optim import fused_adam_torch
 
 CLOCKS = ("ups", "wps", "train_wall", "tps_device", "tflops", "mfu")
 """Figures that depend on the time."""
@@ -86,6 +91,48 @@ def end_of_a_nan(words: Sequence[str]) -> tuple[int, str, float]:
         far = max(float((w.detach() - b).abs().max()) for w, b in zip(trainer.optimizer.params, before, strict=True))
         return trainer.get_num_updates(), str(error), far
     raise AssertionError("nobody saw the NaN")
+
+
+def steps_with_experts(words: Sequence[str], *, early: bool) -> tuple[list[str], list[float]]:
+    """In which order three updates measure experts, sum figures and clip; and their norms.
+
+    Args:
+        words: of fairseq-train, for a model with experts in half precision.
+        early: measure experts before figures are summed.
+    """
+    steps: list[str] = []
+    norms: list[float] = []
+
+    def noting(step: str, owner: Any, name: str) -> Any:
+        function = getattr(owner, name)
+
+        def noted(*arguments: Any, **options: Any) -> Any:
+            steps.append(step)
+            result = function(*arguments, **options)
+            if step == "clip":
+                norms.append(float(result))
+            return result
+
+        return mock.patch.object(owner, name, noted)
+
+    patches = [
+        mock.patch.object(fused_adam_torch, "DEVICES", ("cpu",)),
+        mock.patch.object(fused_adam_torch, "update_from_halves", update_halves),
+        noting("measure", mixed_precision, "squares_of_experts"),
+        noting("measure", gradient_clipping, "squares_of_experts"),
+        noting("sum", summing_trainer, "sum_late"),
+        noting("clip", utils, "clip_grad_norm_"),
+    ]
+    if not early:
+        patches.append(mock.patch.object(summing_trainer, "measure_experts_early", lambda _: None))
+    with ExitStack() as stack:
+        for patch in patches:
+            stack.enter_context(patch)
+        trainer, batches = trainer_and_batches(words)
+        for samples in batches[:3]:
+            update(trainer, samples)
+            steps.append("end")
+    return steps, norms
 
 
 def averages_of_an_epoch(words: Sequence[str]) -> tuple[int, list[float]]:

@@ -6,7 +6,7 @@ pytest.importorskip("fairseq")
 
 from tests.distributed.fully_sharded import SHARDED
 from tests.fairseq_cli import FEW_UPDATES, run_gloo, tiny_language_data
-from tests.plugin.shrunk import shrunk
+from tests.plugin.shrunk import EXPERTS, shrunk
 from torchscale_fairseq.hooks.runs.preemption import ASKED
 
 LANGUAGE = ["--task", "language_modeling", "--tokens-per-sample", "8", "--max-target-positions", "30"]
@@ -53,6 +53,20 @@ from pytest import approx
 for kind, words in {cases!r}.items():
     for found, expected in zip(logged(words, late=True), logged(words, late=False), strict=True):
         assert found == approx(expected, rel=1e-6, abs=1e-6, nan_ok=True), kind
+""")
+
+
+def test_experts_are_measured_while_other_gradients_are_summed(cases: dict[str, list[str]]) -> None:
+    """In updates from gradients in half precision, of which the first is not known to be one. The norms stay."""
+    pytest.importorskip("triton")
+    words = [*cases["DDP in bfloat16"], *map(str, EXPERTS), "--criterion", "moe_cross_entropy"]
+    in_two_processes(f"""
+words = {words!r}
+(early, norms), (usual, expected) = (steps_with_experts(words, early=early) for early in (True, False))
+at_last, at_once = ["sum", "clip", "measure", "end"], ["measure", "sum", "clip", "end"]
+assert early == [*at_last, *at_once, *at_once], early
+assert usual == at_last * 3, usual
+assert norms == expected, (norms, expected)
 """)
 
 

@@ -20,9 +20,12 @@ from torchscale_fairseq.core.parallel.groups import ExpertSplit, replica_group
 
 
 def clip_with_experts(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """``fairseq.utils.clip_grad_norm_`` by kernels that take many gradients at a time; with experts by SparseClip."""
+    """``fairseq.utils.clip_grad_norm_`` by kernels that take many gradients at a time; with experts by SparseClip. It
+    also takes what ``squares_of_experts`` returned for the gradients."""
 
-    def clip_grad_norm_(params: Any, max_norm: float, aggregate_norm_fn: Any = None) -> Tensor:
+    def clip_grad_norm_(
+        params: Any, max_norm: float, aggregate_norm_fn: Any = None, *, of_experts: Tensor | None = None
+    ) -> Tensor:
         params = [params] if isinstance(params, Tensor) else list(params)
         experts = ExpertGradients.of(params)
         if any(LocalParameters.copies_of(p) is not None for p in params):
@@ -30,15 +33,19 @@ def clip_with_experts(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:
         if experts is None:
             return _clip_together(stock, params, max_norm, aggregate_norm_fn)
         dense = [p.grad.detach() for p in params if p.grad is not None and not is_expert(p)]
-        sparse = [p.grad.detach() for p in params if p.grad is not None and is_expert(p)]
-        device = params[0].device
-        of_experts = over_processes(sum_of_squares(sparse, device), experts.split)
-        norm = sparse_norm(sum_of_squares(dense, device), of_experts, weight=experts.norm_weight)
+        of_experts = squares_of_experts(params) if of_experts is None else of_experts
+        total = over_processes(of_experts, experts.split)
+        norm = sparse_norm(sum_of_squares(dense, params[0].device), total, weight=experts.norm_weight)
         if max_norm > 0:
             clip_grads_with_norm_(params, max_norm, norm)
         return norm.float()
 
     return clip_grad_norm_
+
+
+def squares_of_experts(params: list[Tensor]) -> Tensor:
+    """The sum over the gradients of this process's experts among parameters."""
+    return sum_of_squares([p.grad.detach() for p in params if p.grad is not None and is_expert(p)], params[0].device)
 
 
 @torch.no_grad()

@@ -13,7 +13,12 @@ import torch
 from fairseq import utils
 from torch import Tensor
 
+from torchscale_fairseq.core.parallel.expert_parameters import ExpertGradients
 from torchscale_fairseq.hooks.contracts import UpdatesHalves
+from torchscale_fairseq.hooks.experts.gradient_clipping import squares_of_experts
+
+EARLY = "_squares_of_experts"
+"""Attribute of an optimizer: those of gradients, between ``measure_experts_early`` and ``clip_grad_norm``."""
 
 
 def copy_gradients(stock: Callable[..., None]) -> Callable[..., None]:
@@ -54,17 +59,34 @@ def measure_halves(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """``FP16Optimizer.clip_grad_norm``, which measures the gradients of the float32 copies."""
 
     def clip_grad_norm(self: Any, max_norm: float, aggregate_norm_fn: Any = None) -> Tensor:
+        early = {"of_experts": self.__dict__.pop(EARLY)} if EARLY in self.__dict__ else {}
         self._sync_fp16_grads_to_fp32()
         if not _are_updated(self):
             return stock(self, max_norm, aggregate_norm_fn)
         fp32_optimizer = self.fp32_optimizer
-        self.fp32_optimizer = SimpleNamespace(clip_grad_norm=partial(utils.clip_grad_norm_, self.fp16_params))
+        self.fp32_optimizer = SimpleNamespace(clip_grad_norm=partial(utils.clip_grad_norm_, self.fp16_params, **early))
         try:
             return stock(self, max_norm, aggregate_norm_fn)
         finally:
             self.fp32_optimizer = fp32_optimizer
 
     return clip_grad_norm
+
+
+def measure_experts_early(optimizer: Any) -> None:
+    """Measure the gradients of experts for ``clip_grad_norm``. Called before the device waits until all other gradients
+    have been summed over processes, it gives the device something to do meanwhile.
+
+    Args:
+        optimizer: fairseq's. Nothing is measured if its last update was not made from gradients in half precision,
+            which fairseq leaves as they are until it clips, or if gradients of experts are summed as well.
+    """
+    optimizer.__dict__.pop(EARLY, None)
+    if not hasattr(optimizer, "fp16_params") or not _are_updated(optimizer):
+        return
+    experts = ExpertGradients.of(optimizer.fp16_params)
+    if experts is not None and experts.split.replicas == 1:
+        setattr(optimizer, EARLY, squares_of_experts(optimizer.fp16_params))
 
 
 def forget_gradients(stock: Callable[..., None]) -> Callable[..., None]:

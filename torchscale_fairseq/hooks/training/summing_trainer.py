@@ -16,6 +16,7 @@ from torchscale_fairseq.hooks.monitoring.update_statistics import (
 from torchscale_fairseq.hooks.training.deferring_trainer import DeferringTrainer
 from torchscale_fairseq.hooks.training.late_sums import LateSums, add_up, divisor, sum_late
 from torchscale_fairseq.hooks.training.missing_batches import own_figures, own_last
+from torchscale_fairseq.hooks.training.mixed_precision import measure_experts_early
 from torchscale_fairseq.hooks.training.norm_checks import UncheckedNorm, Unread
 
 
@@ -113,6 +114,7 @@ class SummingTrainer(DeferringTrainer):
             outputs, sums = super()._aggregate_logging_outputs(logging_outputs, *extra, *own, ignore=ignore)
             self.take_sums(sums[len(extra) :])
             return outputs, sums[: len(extra)]
+        measure_experts_early(self.optimizer)  # the sums below, too, are after those of gradients
         sample_size, ooms, train_time = extra
         figures = add_up(logging_outputs, ignore=ignore)
         values = [sample_size, train_time, *own, *figures.values()]

@@ -8,14 +8,18 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._dynamo import config as dynamo_options
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental import _config as shape_options
 
+from tests.core.mixtures import WIDTH, mixture
 from tests.core.models import SIZES, VOCABULARY, encoder_decoder, randomize, tokens
+from tests.expert_rows_on_cpu import keep_counts_on_device
 from tests.helpers import assert_close
 from torchscale_fairseq import Decoder, DecoderConfig, Encoder, EncoderConfig, RetNetConfig, RetNetDecoder
 from torchscale_fairseq.core.architectures import layer_sequence
 from torchscale_fairseq.core.architectures.encoder_decoder import EncoderDecoder
-from torchscale_fairseq.core.architectures.layer_sequence import ONE_REGION, PIECES
+from torchscale_fairseq.core.architectures.layer_sequence import ONE_REGION, PIECES, LayerSequence
 from torchscale_fairseq.core.ops import retention_forms, xpos
 from torchscale_fairseq.core.ops.documents import Documents, note_documents
 from torchscale_fairseq.core.ops.masks import know_padding
@@ -303,3 +307,23 @@ def test_layers_of_all_kinds_stay_compiled(monkeypatch: pytest.MonkeyPatch) -> N
         with torch.no_grad():
             for shape in shapes:
                 translate(model.eval(), *shape)
+
+
+@pytest.mark.parametrize("capacity_factor", [None, 0.7])
+def test_experts_are_compiled_for_batches_of_many_shapes(
+    capacity_factor: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counts of rows stay on the device, so that a capacity decides about shapes."""
+    keep_counts_on_device(partial(monkeypatch.setattr, raising=False))
+    compiles = nn.Module.compile
+    monkeypatch.setattr(
+        nn.Module, "compile", lambda module, **options: compiles(module, **options, backend="aot_eager")
+    )
+    plain, compiled = (mixture(4, capacity_factor=capacity_factor).train() for _ in range(2))
+    compiled.load_state_dict(plain.state_dict())
+    # torch's own values
+    with dynamo_options.patch(specialize_float=False), shape_options.patch(use_duck_shape=True):  # type: ignore[attr-defined]
+        LayerSequence([compiled]).compile_layers(together=False, uneven=True)
+        for length in (7, 9):
+            x = torch.randn(3, length, WIDTH, dtype=torch.float64)
+            same_values_and_gradients(plain, compiled, lambda layer: layer(x)[0])  # noqa: B023

@@ -94,6 +94,7 @@ class LayerSequence(nn.ModuleList):
         deep = len(self) > ONE_REGION and self._share_code()
         if uneven:
             symbols.use_duck_shape = False  # or sizes that are equal in the first batch by chance would have to stay so
+            config.specialize_float = True  # or torch fails where a capacity factor decides about shapes
         for module in [self] if together and not apart and not deep else self:
             module.compile(dynamic=True if uneven else None, options=_options(module))
 

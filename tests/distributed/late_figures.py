@@ -2,8 +2,8 @@
 
 import os
 import signal
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
@@ -16,6 +16,7 @@ from fairseq.logging import metrics
 from tests.distributed.reads import Reads
 from tests.distributed.updates import make_trainer
 from tests.plugin.halves import update_halves
+from torchscale_fairseq.core.parallel.expert_parameters import is_expert
 from torchscale_fairseq.hooks.experts import gradient_clipping
 from torchscale_fairseq.hooks.training import deferring_trainer, mixed_precision, summing_trainer
 from torchscale_fairseq.hooks.training.summing_trainer import log_before_an_epoch_ends
@@ -116,8 +117,7 @@ def steps_with_experts(words: Sequence[str], *, early: bool) -> tuple[list[str],
         return mock.patch.object(owner, name, noted)
 
     patches = [
-        mock.patch.object(fused_adam_torch, "DEVICES", ("cpu",)),
-        mock.patch.object(fused_adam_torch, "update_from_halves", update_halves),
+        from_halves(),
         noting("measure", mixed_precision, "squares_of_experts"),
         noting("measure", gradient_clipping, "squares_of_experts"),
         noting("sum", summing_trainer, "sum_late"),
@@ -133,6 +133,47 @@ def steps_with_experts(words: Sequence[str], *, early: bool) -> tuple[list[str],
             update(trainer, samples)
             steps.append("end")
     return steps, norms
+
+
+@contextmanager
+def from_halves() -> Iterator[None]:
+    """Let the optimizer read gradients in half precision, as on a GPU."""
+    with (
+        mock.patch.object(fused_adam_torch, "DEVICES", ("cpu",)),
+        mock.patch.object(fused_adam_torch, "update_from_halves", update_halves),
+    ):
+        yield
+
+
+def end_of_an_infinite_expert(words: Sequence[str]) -> tuple[int, str]:
+    """Four updates, in the third of which one process has an infinite gradient of experts. Returns how many count, and
+    the error that ends them, if one does; then all weights are finite.
+
+    Args:
+        words: of fairseq-train, for a model with experts in half precision.
+    """
+    error = ""
+    with from_halves():
+        trainer, batches = trainer_and_batches(words)
+        experts = [p for p in trainer.optimizer.fp16_params if is_expert(p)]
+        spoiled = [sample["id"].tolist() for sample in batches[2]]
+        stock = trainer.task.train_step
+
+        def train_step(sample: Any, *arguments: Any, **options: Any) -> Any:
+            result = stock(sample, *arguments, **options)
+            if sample["id"].tolist() in spoiled and dist.get_rank() == 1:
+                experts[0].grad.view(-1)[0] = float("inf")
+            return result
+
+        trainer.task.train_step = train_step
+        try:
+            for samples in batches[:4]:
+                update(trainer, samples)
+            trainer.check_last_update()
+        except FloatingPointError as found:
+            error = str(found)
+    assert all(weight.isfinite().all() for weight in trainer.optimizer.fp16_params)
+    return trainer.get_num_updates(), error
 
 
 def averages_of_an_epoch(words: Sequence[str]) -> tuple[int, list[float]]:

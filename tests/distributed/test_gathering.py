@@ -82,7 +82,7 @@ for experts, options in [(8, {}), (4, {"capacity_factor": None}), (4, {"top_k": 
     for name, gradient in gradients.items():
         wholes = whole.get_parameter(name).grad  # added up over all batches
         if name.startswith("experts."):
-            wholes = wholes[split.first : split.first + split.local] / processes  # by Experts' hooks
+            wholes = wholes[split.first : split.first + split.local] / processes
         else:
             dist.all_reduce(gradient)
         assert_close(gradient, wholes, "float64", name)

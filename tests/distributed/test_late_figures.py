@@ -13,6 +13,7 @@ LANGUAGE = ["--task", "language_modeling", "--tokens-per-sample", "8", "--max-ta
 COMMON = [*FEW_UPDATES, "--cpu", "--dropout", "0", "--batch-size", "2", "--clip-norm", "0.5", "--num-workers", "0"]
 COMMON += ["--no-save", "--max-update", "100", "--log-interval", "100", "--optimizer", "fused_adam_torch"]
 PER_SENTENCE = ["--sentence-avg"]
+WITH_EXPERTS = [*map(str, EXPERTS), "--criterion", "moe_cross_entropy"]
 KINDS = {
     "DDP": [],
     "DDP in bfloat16": ["--bf16", "--criterion", "linear_cross_entropy"],
@@ -59,14 +60,25 @@ for kind, words in {cases!r}.items():
 def test_experts_are_measured_while_other_gradients_are_summed(cases: dict[str, list[str]]) -> None:
     """In updates from gradients in half precision, of which the first is not known to be one. The norms stay."""
     pytest.importorskip("triton")
-    words = [*cases["DDP in bfloat16"], *map(str, EXPERTS), "--criterion", "moe_cross_entropy"]
     in_two_processes(f"""
-words = {words!r}
+words = {[*cases["DDP in bfloat16"], *WITH_EXPERTS]!r}
 (early, norms), (usual, expected) = (steps_with_experts(words, early=early) for early in (True, False))
 at_last, at_once = ["sum", "clip", "measure", "end"], ["measure", "sum", "clip", "end"]
 assert early == [*at_last, *at_once, *at_once], early
 assert usual == at_last * 3, usual
 assert norms == expected, (norms, expected)
+""")
+
+
+def test_an_infinite_gradient_of_experts_is_no_part_of_other_updates(cases: dict[str, list[str]]) -> None:
+    """The norm of an update that is made again is its own: --fp16 skips it, --bf16 ends before it."""
+    pytest.importorskip("triton")
+    skips, ends = (cases[f"DDP in {dtype}"] + WITH_EXPERTS for dtype in ("float16", "bfloat16"))
+    in_two_processes(f"""
+skipped = end_of_an_infinite_expert({skips!r})
+assert skipped == (3, ""), skipped
+updates, error = end_of_an_infinite_expert({ends!r})
+assert updates == 2 and "gradients are inconsistent" in error, (updates, error)
 """)
 
 

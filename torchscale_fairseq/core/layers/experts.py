@@ -67,13 +67,17 @@ class Experts(nn.Module):
         self.gate = linear(split, embed_dim, ffn_dim, bias=False) if gated else None
         self.ffn_layernorm = None if norm is None else GroupedNorm(split, norm, ffn_dim, eps)
         self.fc2 = linear(split, ffn_dim, embed_dim, bias=not gated)
-        self.gradient_divisor = math.sqrt(split.processes) if gradient_root else float(split.processes)
-        """Divisor of the sum of gradients over processes, by which whoever calls the experts divides."""
+        self.gradient_root = gradient_root
         gradients = ExpertGradients(split, norm_weight)
         for parameter in self.parameters():
             mark_expert(parameter, gradients)
         self.register_state_dict_post_hook(_to_names_of_experts)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_from_names_of_experts)  # type: ignore[no-untyped-call]
+
+    @property
+    def gradient_divisor(self) -> float:
+        """Divisor of the sum of gradients over processes, by which whoever calls the experts divides."""
+        return math.sqrt(self.split.processes) if self.gradient_root else float(self.split.processes)
 
     def rows_refusal(self) -> str | None:
         """Why these experts need the counts of their rows on the host; None if kernels leave them on the device."""

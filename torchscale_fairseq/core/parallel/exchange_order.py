@@ -19,7 +19,8 @@ PRODUCTS = {
 
 
 class DeferProducts(CustomGraphPass):
-    """Defers each matrix product that no exchange needs, and what depends on it, until just before the next wait."""
+    """Defers each matrix product that no exchange needs, and what depends on it, until just before the next wait, or
+    the next operation that changes memory."""
 
     def __call__(self, graph: Graph) -> None:
         needed: set[Node] = set()
@@ -29,7 +30,7 @@ class DeferProducts(CustomGraphPass):
                 needed.add(node)
         deferred: dict[Node, None] = {}
         for node in list(graph.nodes):
-            if node.target == WAIT:
+            if node.target == WAIT or _changes_memory(node):
                 for product in deferred:
                     node.prepend(product)
                 deferred = {}
@@ -39,6 +40,10 @@ class DeferProducts(CustomGraphPass):
     def uuid(self) -> Any:
         """Contents of this file, by which torch's caches of compiled code know the order."""
         return Path(__file__).read_bytes()
+
+
+def _changes_memory(node: Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _is_later(node: Node, deferred: dict[Node, None]) -> bool:

@@ -168,7 +168,7 @@ class HoldsExperts(Protocol):
     """A module with some of the experts of a layer, and all that belongs to these (``layers.experts.Experts``)."""
 
     split: ExpertSplit
-    gradient_divisor: float
+    gradient_root: bool
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """As of any module."""

@@ -67,7 +67,8 @@ class Begun:
     """Rows on their way between processes."""
 
     sent: Tensor
-    """These rows. Autograd begins to send back their gradient where they arrive, and waits for it here."""
+    """These rows. Autograd begins to send back their gradient where they arrive, and waits for it here;
+    ``torch.autograd.detect_anomaly`` would read it before."""
     arriving: Tensor
     """Not to be read yet."""
 
@@ -186,7 +187,7 @@ class _Gather(torch.autograd.Function):
     def backward(
         ctx: Any, into_tokens: Tensor, into_gate: Tensor, _: Any
     ) -> tuple[Tensor | None, None, Tensor, None, None, None]:
-        # begun only for one who waits
+        # begun if the tokens can have a gradient, for which they wait
         tokens = _sum(into_tokens.contiguous(), *ctx.group) if ctx.needs_input_grad[0] else None
         gate = _wait(_sum(into_gate.contiguous(), *ctx.group))
         return tokens, None, gate, None, None, None

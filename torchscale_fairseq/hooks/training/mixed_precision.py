@@ -18,7 +18,7 @@ from torchscale_fairseq.hooks.contracts import UpdatesHalves
 from torchscale_fairseq.hooks.experts.gradient_clipping import squares_of_experts
 
 EARLY = "_squares_of_experts"
-"""Attribute of an optimizer: those of gradients, between ``measure_experts_early`` and ``clip_grad_norm``."""
+"""Attribute of an optimizer: those of its gradients, from ``measure_experts_early`` until it clips or forgets them."""
 
 
 def copy_gradients(stock: Callable[..., None]) -> Callable[..., None]:
@@ -95,6 +95,7 @@ def forget_gradients(stock: Callable[..., None]) -> Callable[..., None]:
     def zero_grad(self: Any) -> None:
         for p in self.fp16_params:
             p.grad = None
+        self.__dict__.pop(EARLY, None)
         self._needs_sync = True
         self._multiply_factor = 1.0 if self.scaler is None else 1.0 / float(self.scaler.loss_scale)
 

@@ -36,13 +36,13 @@ class Places:
         return cls(row, choice[: choices.most])
 
 
-def take_rows(tokens: Tensor, places: Places, gradient_divisor: float = 1) -> Tensor:
+def take_rows(tokens: Tensor, places: Places, gradient_divisor: float) -> Tensor:
     """Take tokens to their experts.
 
     Args:
         tokens: (tokens, width).
         places: where their choices stand.
-        gradient_divisor: that of ``mix_rows``. The gradient of tokens is multiplied by it, and so none of theirs.
+        gradient_divisor: that of ``mix_rows``, by which the gradient of tokens is multiplied again.
 
     Returns:
         (rows, width), the token of each row; zeros in rows without one.
@@ -52,7 +52,7 @@ def take_rows(tokens: Tensor, places: Places, gradient_divisor: float = 1) -> Te
     return result
 
 
-def mix_rows(rows: Tensor, gate: Tensor, places: Places, gradient_divisor: float = 1) -> Tensor:
+def mix_rows(rows: Tensor, gate: Tensor, places: Places, gradient_divisor: float) -> Tensor:
     """Take rows back to their tokens. Sums are taken in float32.
 
     Args:
